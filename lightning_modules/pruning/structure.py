@@ -1,0 +1,112 @@
+"""The structure of a model as plain data: which positions of which tensors live and die together.
+
+A *unit* is the smallest thing kept or removed. The *table* gives, for every axis of every parameter and buffer
+that holds prunable units, the unit id at each position (-1 = fixed). A *group* is the units that share the same
+axes with the same multiplicity, so that sizes and costs are functions of the number of units kept per group.
+Ids are those of the dense model for ever: the structure of a pruned model is the same groups with shorter rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Keep = npt.NDArray[np.bool_]
+"""One boolean per unit of the dense model, True = keep; shape (n_units,)."""
+Counts = npt.NDArray[np.int64]
+"""Units kept per group; shape (n_groups,)."""
+Axis = tuple[str, int]
+"""(name of a parameter or buffer, dimension)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of a group: `out` produces the units (weight rows, bias, norm), `in` consumes them."""
+
+    tensor: str
+    dim: int
+    role: Literal["out", "in"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units `start ... start + size - 1`, all with the same members.
+
+    `mask_exact` says that zeroing a unit on both sides gives the output of removing it: no reduction over the
+    pruned axis (softmax, LayerNorm, mean) stands between producer and consumer.
+    """
+
+    name: str
+    start: int
+    size: int
+    members: tuple[Member, ...]
+    mask_exact: bool
+    kind: Literal["channel", "head", "conv_group", "neuron"] = "channel"
+
+    @property
+    def units(self) -> slice:
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer (or group) that stays whole, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """`constant` times the product over factors of (fixed + units kept): MACs of a node, or elements of a tensor.
+
+    Each factor is the unit id per position of one axis, -1 for a fixed position.
+    """
+
+    name: str
+    constant: int
+    factors: tuple[npt.NDArray[np.int32], ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be pruned in one model at one input shape.
+
+    `table` holds int32 rows, only for axes with at least one prunable unit. `macs` are the conv, linear and matmul
+    nodes of the traced graph at batch 1; `params` is one product per parameter (a shared one counted once).
+    """
+
+    groups: tuple[Group, ...]
+    table: Mapping[Axis, npt.NDArray[np.int32]]
+    macs: tuple[Product, ...]
+    params: tuple[Product, ...]
+    skipped: tuple[Skipped, ...]
+    layers: int
+    prunable_layers: int
+    source: Literal["export", "torch_pruning"] = "export"
+
+    @property
+    def n_units(self) -> int:
+        return sum(group.size for group in self.groups)
+
+    @property
+    def sizes(self) -> Counts:
+        return np.array([group.size for group in self.groups], dtype=np.int64)
+
+    def counts(self, keep: Keep) -> Counts:
+        """Units kept per group; shape (n_groups,)."""
+        starts = np.array([group.start for group in self.groups], dtype=np.intp)
+        return np.add.reduceat(keep.astype(np.int64), starts)
+
+    def full(self) -> Keep:
+        """Keep everything; shape (n_units,)."""
+        return np.ones(self.n_units, dtype=np.bool_)
+
+    def restrict(self, keep: Keep) -> Structure:
+        """The structure of the model that removal with `keep` gives: same ids, rows without the removed positions."""
+        rows = {axis: row[(row < 0) | keep[row]] for axis, row in self.table.items()}
+        return replace(self, table=rows)
