@@ -1,0 +1,206 @@
+"""The whole configuration as one frozen, validated value: what every job is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.recipe import Recipe, digest, nearest
+
+
+def _recipe(value: Any) -> Recipe:
+    if isinstance(value, Recipe):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"needs a mapping with `_target_`, the dotted path of a callable; got {value!r}")
+    try:
+        return Recipe.from_json(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+AnyRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
+Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=False)
+
+
+class StudySettings(Part):
+    """`name` is the folder under `out`; `storage` null means a journal file in that folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    n_trials: Positive
+    out: Path = Path("runs")
+    baselines: Path = Path("baselines")
+    storage: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name
+
+
+class SearchSettings(Part):
+    """`chain` holds FLOPs ratios, large to small: the ladder that the study begins with."""
+
+    lineage: bool = True
+    chain: tuple[Ratio, ...] = ()
+    equal_loss_chain: bool = True
+
+    @model_validator(mode="after")
+    def _descending(self) -> SearchSettings:
+        if list(self.chain) != sorted(set(self.chain), reverse=True) or (self.chain and self.chain[0] >= 1.0):
+            raise ValueError(f"search.chain must fall strictly, from below 1; got {list(self.chain)}")
+        return self
+
+
+class MethodSettings(Part):
+    """How units are scored and which threshold rule the plain spaces use."""
+
+    name: str
+    criterion: AnyRecipe
+    rule: Literal["quantile", "mean", "median", "absolute"] = "mean"
+    calibration_batches: Positive = 4
+
+
+class ObjectiveSettings(Part):
+    """`quality` is a metric of the task; `costs` are all to be small. Bounds are on ratios to the dense model."""
+
+    quality: str = "accuracy"
+    costs: Annotated[tuple[Literal["flops", "params", "size_mb", "latency_ms"], ...], Field(min_length=1)] = (
+        "flops",
+    )
+    max_flops_ratio: Ratio | None = None
+    max_params_ratio: Ratio | None = None
+    reference_quality: float = 0.5
+    reference_flops_ratio: Ratio = 1.0
+    least_flops_ratio: Ratio = 1 / 32
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ObjectiveSettings:
+        if len(set(self.costs)) != len(self.costs):
+            raise ValueError(f"objectives.costs must differ from one another; got {list(self.costs)}")
+        return self
+
+
+class OptimizerSettings(Part):
+    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine to zero."""
+
+    optimizer: AnyRecipe
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class TrainSettings(OptimizerSettings):
+    epochs: Count
+    checkpoint: Path | None = None
+
+
+class DistillationSettings(Part):
+    temperature: Annotated[float, Field(gt=0.0)] = 3.0
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+
+
+class FinetuneSettings(OptimizerSettings):
+    """A trial is finetuned for `units` units of `unit_steps` optimizer steps; each unit ends at a rung."""
+
+    unit_steps: Positive
+    units: Positive
+    recalibration_batches: Count = 4
+    distillation: DistillationSettings | None = DistillationSettings()
+
+
+class ProfileSettings(Part):
+    """The pruning ratios at which each group is tried, on `batches` training batches."""
+
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.5,)
+    batches: Positive = 2
+    recalibration_batches: Count = 2
+
+
+class ConfirmSettings(Part):
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
+    units: Positive = 2
+    max_models: Positive = 8
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.0
+    baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+
+
+class PhaseSettings(Part):
+    train: TrainSettings
+    finetune: FinetuneSettings
+    profile: ProfileSettings = ProfileSettings()
+    confirm: ConfirmSettings = ConfirmSettings()
+
+
+class Settings(Part):
+    model: AnyRecipe
+    data: AnyRecipe
+    task: AnyRecipe
+    method: MethodSettings
+    space: AnyRecipe
+    sampler: AnyRecipe
+    stopping: AnyRecipe
+    objectives: ObjectiveSettings
+    phases: PhaseSettings
+    tracking: AnyRecipe
+    job: AnyRecipe
+    study: StudySettings
+    search: SearchSettings = SearchSettings()
+    seed: Count = 0
+    device: str = "auto"
+    threads: Positive | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same search: everything a trial's result depends on, nothing about how many."""
+        whole = self.model_dump(mode="json", exclude={"study", "tracking", "job", "device", "threads"})
+        whole["phases"].pop("confirm")
+        parts = ("model", "data", "task", "space", "sampler", "stopping")
+        return {**whole, **{part: getattr(self, part).to_json() for part in parts}, "method": self._method()}
+
+    def _method(self) -> dict[str, Any]:
+        return {**self.method.model_dump(exclude={"criterion"}), "criterion": self.method.criterion.to_json()}
+
+    def dense_digest(self) -> str:
+        """The name of the dense baseline: model, data, task, how it was trained, and the seed."""
+        train = self.phases.train
+        recipe = {
+            "optimizer": train.optimizer,
+            "warmup": train.warmup,
+            "clip": train.clip_norm,
+            "epochs": train.epochs,
+        }
+        checkpoint = None if train.checkpoint is None else str(train.checkpoint)
+        return digest([self.model, self.data, self.task, recipe, checkpoint, self.seed])
+
+
+def load(config: Mapping[str, Any]) -> Settings:
+    """Settings of a composed config. Errors: ConfigError with every wrong key, its value and the nearest names."""
+    try:
+        return Settings.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_message(problem) for problem in error.errors())) from error
+
+
+def _message(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where} is not a setting{nearest(str(problem['loc'][-1]), _known(problem['loc'][:-1]))}"
+    text = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    shown = "" if isinstance(value, Mapping | BaseModel) else f"; got {value!r}"
+    return f"{where}: {text}{shown}" if where else text
+
+
+def _known(path: tuple[Any, ...]) -> list[str]:
+    part: Any = Settings
+    for name in path:
+        part = part.model_fields[name].annotation
+    return list(part.model_fields)
