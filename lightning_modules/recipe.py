@@ -52,9 +52,7 @@ class Recipe:
 def parse(value: Any) -> Any:
     """Plain config data with every mapping that has a `_target_` turned into a recipe, at any depth."""
     if isinstance(value, Mapping):
-        return (
-            Recipe.from_json(value) if TARGET in value else {key: parse(item) for key, item in value.items()}
-        )
+        return Recipe.from_json(value) if TARGET in value else {key: parse(item) for key, item in value.items()}
     return [parse(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -78,15 +76,11 @@ def locate(path: str) -> Any:
             break
         except ModuleNotFoundError as error:
             if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
-                raise ConfigError(
-                    f"`{path}` needs the package '{error.name}'; install it with pip"
-                ) from error
+                raise ConfigError(f"`{path}` needs the package '{error.name}'; install it with pip") from error
             module, _, head = module.rpartition(".")
             rest = f"{head}.{rest}"
     else:
-        raise ConfigError(
-            f"`{TARGET}` must be the dotted path of something importable; no module holds '{path}'"
-        )
+        raise ConfigError(f"`{TARGET}` must be the dotted path of something importable; no module holds '{path}'")
     for part in rest.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"'{path}': {module} has no '{part}'{nearest(part, dir(found))}")

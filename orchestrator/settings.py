@@ -74,9 +74,7 @@ class ObjectiveSettings(Part):
     """`quality` is a metric of the task; `costs` are all to be small. Bounds are on ratios to the dense model."""
 
     quality: str = "accuracy"
-    costs: Annotated[tuple[Literal["flops", "params", "size_mb", "latency_ms"], ...], Field(min_length=1)] = (
-        "flops",
-    )
+    costs: Annotated[tuple[Literal["flops", "params", "size_mb", "latency_ms"], ...], Field(min_length=1)] = ("flops",)
     max_flops_ratio: Ratio | None = None
     max_params_ratio: Ratio | None = None
     reference_quality: float = 0.5

@@ -43,9 +43,7 @@ def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) 
     try:
         import timm as library
     except ImportError as error:
-        raise ConfigError(
-            "model=timm needs timm; install it with pip install 'pruning-orchestrator[timm]'"
-        ) from error
+        raise ConfigError("model=timm needs timm; install it with pip install 'pruning-orchestrator[timm]'") from error
     known = library.list_models()
     if name.split(".")[0] not in known:
         raise ConfigError(f"model.name must be a timm model; got '{name}'{nearest(name, known)}")
@@ -55,9 +53,7 @@ def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) 
 
 def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
     """The same model with its last linear layer of `num_classes` outputs; untouched when it has them already."""
-    name, last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][
-        -1
-    ]
+    name, last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     if last.out_features != num_classes:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Linear(last.in_features, num_classes))

@@ -33,9 +33,7 @@ class Plan:
         if self.schedule not in SCHEDULES:
             raise PlanError(f"plan.schedule must be one of {sorted(SCHEDULES)}; got '{self.schedule}'")
         if self.steps < 1 or self.units < 1:
-            raise PlanError(
-                f"plan.steps and plan.units must be at least 1; got {self.steps} and {self.units}"
-            )
+            raise PlanError(f"plan.steps and plan.units must be at least 1; got {self.steps} and {self.units}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,9 +20,7 @@ Scores = npt.NDArray[np.float64]
 """Higher = keep; shape (n_units,); only the units a model still has are looked at."""
 
 
-def counts(
-    structure: Structure, scores: Scores, alive: Keep, thresholds: Mapping[str, float], rule: Rule
-) -> Counts:
+def counts(structure: Structure, scores: Scores, alive: Keep, thresholds: Mapping[str, float], rule: Rule) -> Counts:
     """Units that each group keeps; shape (n_groups,).
 
     `rule` is the unit of the thresholds: `absolute` scores, multiples of the `mean` or `median` score of the group's
@@ -43,9 +41,7 @@ def counts(
         if rule == "quantile":
             kept[index] = min(len(living), group.size - round(threshold * group.size))
         else:
-            scale = {"absolute": 1.0, "mean": float(np.mean(living)), "median": float(np.median(living))}[
-                rule
-            ]
+            scale = {"absolute": 1.0, "mean": float(np.mean(living)), "median": float(np.median(living))}[rule]
             kept[index] = np.sum(living >= threshold * scale) if threshold > 0.0 else len(living)
         if kept[index] < 1:
             raise PlanError(

@@ -30,9 +30,7 @@ class Magnitude:
         if self.p <= 0.0:
             raise ConfigError(f"method.criterion.p must be above 0 (1, 2 or inf are usual); got {self.p}")
         if self.combine not in _COMBINE:
-            raise ConfigError(
-                f"method.criterion.combine must be one of {list(_COMBINE)}; got '{self.combine}'"
-            )
+            raise ConfigError(f"method.criterion.combine must be one of {list(_COMBINE)}; got '{self.combine}'")
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors = dict(model.named_parameters())
