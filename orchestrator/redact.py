@@ -1,0 +1,49 @@
+"""Takes secrets out of whatever is shown, logged or written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+
+# Names that end so: `access_token`, but not `tokenizer` or `max_tokens`.
+_SECRET_NAME = (
+    r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
+)
+# A password may itself hold '@' or ':', so everything up to the last '@' before the path belongs to the login.
+_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<login>[^\s/?#'\"<>]+)@")
+_QUERY = re.compile(rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE)
+_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """`text` with passwords and tokens in URLs as `***`; the user's name stays: `user:***@host`."""
+    return _QUERY.sub(rf"\g<name>{HIDDEN}", _LOGIN.sub(_hide_login, text))
+
+
+def redact_tree(tree: Any) -> Any:
+    """A copy of nested mappings, lists and tuples, redacted, also any string under a key named like a secret.
+
+    Values that are no strings or containers are handed through as they are.
+    """
+    if isinstance(tree, str):
+        return redact(tree)
+    if isinstance(tree, Mapping):
+        return {key: _redact_entry(key, value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(redact_tree(item) for item in tree)
+    return tree
+
+
+def _redact_entry(key: object, value: Any) -> Any:
+    if isinstance(value, str) and value and isinstance(key, str) and _KEY.fullmatch(key):
+        return HIDDEN
+    return redact_tree(value)
+
+
+def _hide_login(match: re.Match[str]) -> str:
+    user, colon, _ = match["login"].partition(":")
+    # A login without a colon is a bare token on most services (`https://TOKEN@host`).
+    return f"{match['scheme']}{user}:{HIDDEN}@" if colon else f"{match['scheme']}{HIDDEN}@"

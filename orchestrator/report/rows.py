@@ -1,0 +1,121 @@
+"""The rows of trials.csv, front.csv and baselines.csv, and their way to disk and back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lightning_modules.errors import DataError
+from orchestrator.files import write_atomic
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial: `quality` on validation data, `flops` = 2 x MACs, ratios against the dense model, wall-clock seconds.
+
+    `parent` is the number of the trial whose weights it inherited, None for the dense model. `kind` says how the
+    plan was made (an allocation of the chain, or the sampler), `reason` why it did not complete.
+    """
+
+    number: int
+    state: str
+    rung: int
+    parent: int | None
+    quality: float | None
+    flops: int | None
+    flops_ratio: float | None
+    params: int | None
+    params_ratio: float | None
+    seconds: float
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings."""
+
+    trial: int
+    test_mean: float
+    test_std: float
+    seeds: int
+    flops: int
+    flops_ratio: float
+    params: int
+    params_ratio: float
+    latency_ms: float
+    path: str
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """One baseline at the cost of the front model `trial`; else as in `FrontRow`."""
+
+    baseline: str
+    trial: int
+    test_mean: float
+    test_std: float
+    seeds: int
+    flops: int
+    flops_ratio: float
+    params: int
+    params_ratio: float
+    latency_ms: float
+    path: str
+
+
+Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)
+
+
+def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
+    """Writes the header also when there are no rows; None is an empty cell, floats keep every digit."""
+    names = [field.name for field in fields(row_type)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    write_atomic(path, text.getvalue())
+
+
+def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
+    """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
+    hints = get_type_hints(row_type)
+    names = [field.name for field in fields(row_type)]
+    with open(path, newline="", encoding="utf-8") as stream:
+        reader = csv.reader(stream)
+        header = next(reader, [])
+        if header != names:
+            raise DataError(
+                f"{path} must have the columns {names}; it has {header}; it was written by another version "
+                "or changed by hand: move it away and run the job again"
+            )
+        rows = []
+        for cells in reader:
+            where = f"{path} line {reader.line_num}"
+            if len(cells) != len(names):
+                raise DataError(f"{where} must have {len(names)} cells; it has {len(cells)}; mend or remove it")
+            values = {n: _value(cell, hints[n], where, n) for n, cell in zip(names, cells, strict=True)}
+            rows.append(row_type(**values))
+    return rows
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _value(cell: str, hint: Any, where: str, column: str) -> Any:
+    optional = get_origin(hint) in (Union, types.UnionType)
+    if optional and cell == "":
+        return None
+    kind = next(a for a in get_args(hint) if a is not type(None)) if optional else hint
+    try:
+        return kind(cell)
+    except ValueError as error:
+        raise DataError(f"{where}: {column} must be {kind.__name__}; got '{cell}'; mend or remove the line") from error
