@@ -1,0 +1,8 @@
+"""Data modules: each a LightningDataModule with `num_classes`, `input_shape` and the five loaders of contract.py."""
+
+from lightning_modules.data.arrays import digits, fashion_mnist
+from lightning_modules.data.contract import Data
+from lightning_modules.data.folder import ImageFolder
+from lightning_modules.data.in_memory import Batches, InMemory
+
+__all__ = ["Batches", "Data", "ImageFolder", "InMemory", "digits", "fashion_mnist"]

@@ -16,7 +16,7 @@ Rule = Literal["quantile", "mean", "median", "absolute"]
 class Plan:
     """One threshold per group under `rule` (see thresholds.py), and how to get there.
 
-    `steps` pruning steps along `schedule`, `units` units of finetuning after each of them; `parent` is the number of the
+    `steps` pruning steps along `schedule`, `units` units of finetuning after each; `parent` is the number of the
     finished trial whose weights are inherited, None for the dense model; `criterion` is its recipe as JSON.
     """
 

@@ -1,0 +1,83 @@
+"""Image sets that are read at once: scikit-learn's digits (embedded), Fashion-MNIST from its idx files."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from lightning_modules.data.in_memory import InMemory, Split
+from lightning_modules.errors import DataError
+
+
+def digits(
+    size: int = 8,
+    channels: int = 1,
+    batch_size: int = 64,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.3,
+    seed: int = 0,
+) -> InMemory:
+    """1,797 hand-written digits of 8 x 8 pixels, resized to `size`, the grey value in each of `channels`."""
+
+    def read() -> tuple[Split, Split]:
+        bunch = load_digits()
+        images = _shaped(torch.from_numpy(bunch.images).float() / 16.0, size, channels)
+        targets = torch.from_numpy(bunch.target).long()
+        train, test = train_test_split(
+            np.arange(len(targets)), test_size=test_fraction, random_state=seed, stratify=targets
+        )
+        return (images[train], targets[train]), (images[test], targets[test])
+
+    return InMemory(read, batch_size=batch_size, val_fraction=val_fraction, seed=seed)
+
+
+def fashion_mnist(
+    folder: str = "/usr/share/datasets/fashion-mnist",
+    size: int = 28,
+    channels: int = 1,
+    batch_size: int = 64,
+    val_fraction: float = 0.1,
+    train_images: int | None = None,
+    seed: int = 0,
+) -> InMemory:
+    """Fashion-MNIST (Xiao et al. 2017) from its four idx.gz files; `train_images` takes that many of the 60,000."""
+
+    def read() -> tuple[Split, Split]:
+        train = _idx_split(Path(folder), "train", size, channels)
+        take = slice(None) if train_images is None else slice(train_images)
+        return (train[0][take], train[1][take]), _idx_split(Path(folder), "t10k", size, channels)
+
+    return InMemory(read, batch_size=batch_size, val_fraction=val_fraction, seed=seed)
+
+
+def _idx_split(folder: Path, part: str, size: int, channels: int) -> Split:
+    images = _idx(folder / f"{part}-images-idx3-ubyte.gz")
+    targets = _idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    return _shaped(torch.from_numpy(images).float() / 255.0, size, channels), torch.from_numpy(targets).long()
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An unsigned-byte idx file: 4 bytes of magic (the last is the rank), a big-endian int32 per dimension, the data."""
+    if not path.exists():
+        raise DataError(f"data.folder must hold {path.name}; {path} does not exist (Debian: dataset-fashion-mnist)")
+    raw = gzip.decompress(path.read_bytes())
+    rank = raw[3]
+    shape = np.frombuffer(raw, ">i4", rank, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
+
+
+def _shaped(images: Tensor, size: int, channels: int) -> Tensor:
+    """(n, h, w) grey images as (n, channels, size, size); shrinking averages, growing is bilinear."""
+    images = images.unsqueeze(1)
+    if size < images.shape[-1]:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    elif size > images.shape[-1]:
+        images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+    return images.repeat(1, channels, 1, 1)

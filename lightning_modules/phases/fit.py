@@ -1,0 +1,131 @@
+"""Training and evaluation by Lightning: one way for the dense model, for finetuning and for confirmation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_modules.recipe import Recipe
+
+OnUnit = Callable[[int, dict[str, float]], bool]
+"""From (units done, validation metrics) to whether to go on."""
+
+
+class DivergedError(Exception):
+    """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """An optimizer recipe; the rate rises linearly over the `warmup` fraction of all steps, then falls as a cosine."""
+
+    optimizer: Recipe
+    warmup: float = 0.1
+    clip_norm: float | None = None
+
+    def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
+        optimizer = self.optimizer.build([p for p in module.parameters() if p.requires_grad])
+        rise = max(1, round(self.warmup * steps))
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)
+            return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    task: LightningModule,
+    batches: Iterable[Any],
+    optimization: Optimization,
+    *,
+    units: int,
+    unit_steps: int,
+    device: torch.device,
+    val: Iterable[Any] | None = None,
+    on_unit: OnUnit | None = None,
+) -> int:
+    """Train for `units` x `unit_steps` optimizer steps; after each unit validate and ask `on_unit` whether to go on.
+
+    Returns the units done. The caller seeds torch's RNG. Errors: DivergedError on a loss that is not finite.
+    """
+    watch = _Units(unit_steps, on_unit)
+    steps = units * unit_steps
+    # as LightningCLI does: the schedule belongs to the phase, not to the task
+    task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
+    validated = val is not None and on_unit is not None
+    with _quiet():
+        trainer = Trainer(
+            max_steps=steps,
+            gradient_clip_val=optimization.clip_norm,
+            callbacks=[watch],
+            val_check_interval=unit_steps if validated else None,
+            check_val_every_n_epoch=None if validated else 1,
+            limit_val_batches=None if validated else 0,
+            **_plain(device),
+        )
+        trainer.fit(task, batches, val if validated else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return watch.units if validated else units
+
+
+def evaluate(task: LightningModule, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
+    """Metrics of the task over all batches, by name."""
+    with _quiet():
+        return dict(Trainer(**_plain(device)).validate(task, batches, verbose=False)[0])
+
+
+class _Units(Callback):
+    def __init__(self, unit_steps: int, on_unit: OnUnit | None) -> None:
+        self.unit_steps, self.on_unit, self.units = unit_steps, on_unit, 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        # one look per unit, not per step: reading the loss waits for an accelerator
+        if trainer.global_step % self.unit_steps == 0 and not math.isfinite(float(outputs["loss"])):
+            raise DivergedError(f"the training loss became {float(outputs['loss'])} at step {trainer.global_step}")
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.units += 1
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self.on_unit is not None and not self.on_unit(self.units, metrics):
+            trainer.should_stop = True
+
+
+def _plain(device: torch.device) -> dict[str, Any]:
+    """A Trainer that writes nothing and prints nothing: records and progress are the orchestrator's."""
+    return {
+        "accelerator": "cpu" if device.type == "cpu" else "gpu" if device.type == "cuda" else device.type,
+        "devices": 1 if device.index is None else [device.index],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,  # tensors made in it could not be trained afterwards
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's remarks on loader workers and log intervals do not apply to in-memory batches."""
+    log = logging.getLogger("pytorch_lightning")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*(does not have many workers|isinstance\(treespec).*")
+        try:
+            yield
+        finally:
+            log.setLevel(before)

@@ -1,0 +1,31 @@
+"""Recalibration: refresh the statistics of batch norms on training data, without gradients (EagleEye, Li et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Any], count: int, device: torch.device) -> None:
+    """Running mean and variance become the plain average over `count` batches; nothing else of the model changes."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms or count == 0:
+        return
+    momenta, modes = [norm.momentum for norm in norms], {module: module.training for module in model.modules()}
+    model.to(device).eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for batch in islice(batches, count):
+        model(batch[0].to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode
