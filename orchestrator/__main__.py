@@ -1,0 +1,204 @@
+"""The command line: `python -m orchestrator +experiment=NAME key=value ...`, one job from one composed configuration.
+
+Exit codes: 0 done; 1 a bug, with its traceback; 2 something the user can mend, said in one message; 130 after
+Ctrl-C and 143 after SIGTERM, with how to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.recipe import nearest
+from orchestrator.files import write_atomic
+from orchestrator.redact import redact, redact_tree
+
+CONFIG_NAME = "config"
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM, as an exception, so that every `finally` runs.
+
+    Not a KeyboardInterrupt: Lightning turns that one into exit code 1. Not an Exception: nothing that deals with a
+    failed trial may take it for one.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
+    """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that came with this."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    folder = conf_folder() if conf is None else conf
+    # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    argv, sys.argv = sys.argv, ["orchestrator", *words]
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    codes: list[int] = []
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
+    except Stopped as stopped:
+        return _say_how_to_go_on(words, stopped.signum)
+    except KeyboardInterrupt:
+        return _say_how_to_go_on(words, signal.SIGINT)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        _say(_composition_message(error, words, folder))
+        return 2
+    finally:
+        sys.argv = argv
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # A bug says more about the whole than a mistake in one of several runs.
+    return 1 if 1 in codes else max(codes, default=0)
+
+
+def conf_folder() -> Path:
+    """The configuration tree: inside the package when installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "conf"
+    return installed if installed.is_dir() else here.parent / "conf"
+
+
+def run(config: DictConfig) -> None:
+    """Hands the job one validated value; everything below knows no Hydra. Errors: UserError."""
+    from orchestrator import settings as schema
+
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must have a value; give it as {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {_first_line(error)}; see --cfg job") from error
+    if not isinstance(container, dict):
+        raise ConfigError(f"the configuration must be a mapping; it is {container!r}; see --cfg job")
+    settings = schema.load({str(key): value for key, value in container.items()})
+    settings.job.build(settings)
+
+
+def _job(codes: list[int]) -> Callable[[DictConfig], None]:
+    """What Hydra runs, once or in turn; each run adds its exit code.
+
+    No error goes on to Hydra, which would print the overrides, with their secrets, and leave out the other runs.
+    """
+
+    def job(config: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _announce_run()
+            _hide_secrets_of_multirun()
+        try:
+            run(config)
+        except UserError as error:
+            _say(str(error))
+            codes.append(2)
+        except Exception as error:
+            _say("".join(traceback.format_exception(error)).rstrip())
+            codes.append(1)
+
+    return job
+
+
+def _announce_run() -> None:
+    config = HydraConfig.get()
+    overrides = [re.sub(r"\\(.)", r"\1", word) for word in config.overrides.task]
+    _say(f"run {config.job.num}: {shlex.join(overrides)}")
+
+
+def _hide_secrets_of_multirun() -> None:
+    """Hydra writes multirun.yaml as it was given, before the first job of a multirun."""
+    path = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+    if path.is_file():
+        content = redact_tree(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+        write_atomic(path, OmegaConf.to_yaml(content))
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    # A second signal ends the process at once: whoever sends it does not want to wait for the cleaning up.
+    signal.signal(signum, signal.SIG_DFL)
+    raise Stopped(signum)
+
+
+def _say_how_to_go_on(words: Sequence[str], signum: int) -> int:
+    command = shlex.join(["python", "-m", "orchestrator", *words])
+    _say(f"stopped; what was finished is kept; to go on, give the same command again: {command}")
+    return 128 + signum
+
+
+def _say(message: str) -> None:
+    print(redact(message), file=sys.stderr, flush=True)
+
+
+def _composition_message(error: Exception, words: Sequence[str], folder: Path) -> str:
+    """Rule, value and remedy of what went wrong before there was a configuration."""
+    if isinstance(error, OverrideParseException):
+        return f"an override is key=value; '{error.override}' cannot be read: {_first_line(error)}; quote the value"
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).strip("/").rpartition("/")
+        names = sorted(error.options)
+        return f"{group} has no '{name}'{nearest(name, names)}; available: {', '.join(names)}"
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith(("+", "~")))]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        for override in parsed:
+            if f"'{override.key_or_group}'" in str(error):
+                return _override_message(error, override, loader, [other for other in parsed if other != override])
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
+def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, others: Sequence[Override]) -> str:
+    name = wrong.key_or_group
+    options = loader.get_group_options(name, ObjectType.CONFIG)
+    if options and not wrong.is_add():
+        return f"{name} must be chosen with a plus sign: +{name}={wrong.value()}; available: {', '.join(options)}"
+    # Hydra settles the groups before the values, so these compose even when other values are wrong as well.
+    choices = [
+        str(other.input_line)
+        for other in others
+        if other.key_or_group == "hydra.searchpath" or loader.get_group_options(other.key_or_group)
+    ]
+    tree = OmegaConf.to_container(hydra.compose(CONFIG_NAME, choices), resolve=False)
+    keys = _dotted(tree) if isinstance(tree, Mapping) else []
+    if name in keys:
+        return f"{wrong.input_line} does not fit: {_first_line(error)}"
+    known = sorted({*keys, *loader.list_groups("")})
+    return f"the configuration has no '{name}'{nearest(name, known)}; --cfg job shows all keys, --help all groups"
+
+
+def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += _dotted(value, f"{prefix}{key}.")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
