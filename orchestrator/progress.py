@@ -1,0 +1,165 @@
+"""What a person sees during a run: a live display on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+from orchestrator.clock import PhaseClock
+from orchestrator.report.quantities import duration, percent
+from orchestrator.report.rows import TrialRow
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+_TICK_SECONDS = 5.0  # at least this long between two ticks of one phase where each would be a line for ever
+_FRONT_LINES = 10
+
+
+class Progress:
+    """Phase, trials, validation front so far, time left; and where the time went (`seconds` per timed phase).
+
+    A context manager; outside the `with` block it prints plain lines. Belongs to one thread. `terminal` None asks
+    `stream` (stderr by default); `now` gives seconds on a monotonic scale.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty() if terminal is None else terminal
+        self._now = now
+        self._clock = PhaseClock(now)
+        self._live: Live | None = None
+        self._started = now()
+        self._phase = ""
+        self._tick = ""
+        self._ticked_at = float("-inf")
+        self._front: Sequence[TrialRow] = ()
+        self._done = 0
+        self._total = 0
+        self._ends_at: float | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds per name given to `timed`, inner phases taken out of outer ones."""
+        return self._clock.seconds
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        with self._clock.timed(name):
+            yield
+
+    def phase(self, name: str, detail: str = "") -> None:
+        """A new phase begins."""
+        self._phase, self._tick = f"{name}: {detail}" if detail else name, ""
+        self._ticked_at = float("-inf")
+        self._say(f"[{duration(self._now() - self._started)}] {self._phase}")
+
+    def trial(self, row: TrialRow, front: Sequence[TrialRow], done: int, total: int) -> None:
+        """A trial came to its end; `front` holds the completed trials none of the others dominates, on validation."""
+        self._front, self._done, self._total = front, done, total
+        self._say(self._trial_line(row))
+
+    def tick(self, text: str) -> None:
+        """Something moved inside the phase; only the last of many ticks within five seconds is sure to be seen."""
+        self._tick = text
+        if self._live is None and self._now() - self._ticked_at >= _TICK_SECONDS:
+            self._ticked_at = self._now()
+            self._say(f"  {text}")
+
+    def eta(self, seconds: float) -> None:
+        """The run is expected to end in so many seconds; shown with what comes next."""
+        self._ends_at = self._now() + seconds
+
+    def __enter__(self) -> Self:
+        if self._terminal:
+            from rich.console import Console
+            from rich.live import Live
+
+            # Two frames a second: the display takes its time from the training.
+            self._live = Live(
+                get_renderable=self._picture,
+                console=Console(file=self._stream, highlight=False, force_terminal=True),
+                refresh_per_second=2,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _say(self, line: str) -> None:
+        if self._live is not None:
+            self._live.console.print(line, markup=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def _trial_line(self, row: TrialRow) -> str:
+        parts = [f"trial {row.number} {row.state}"]
+        if row.reason:
+            parts.append(row.reason)
+        if row.quality is not None:
+            parts.append(f"quality {row.quality:.4f}")
+        if row.flops_ratio is not None:
+            parts.append(f"{percent(row.flops_ratio)} of the FLOPs")
+        if row.parent is not None:
+            parts.append(f"from trial {row.parent}")
+        parts += [duration(row.seconds), f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
+        return ", ".join([*parts, *self._time_left()])
+
+    def _time_left(self) -> list[str]:
+        if self._ends_at is None:
+            return []
+        return [f"about {duration(max(0.0, self._ends_at - self._now()))} left"]
+
+    def _picture(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        facts = [f"{self._done}/{self._total} trials"] if self._total else []
+        facts += [duration(self._now() - self._started), *self._time_left()]
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(self._phase, style="bold"),
+            ProgressBar(total=max(1, self._total), completed=self._done, width=30),
+            Text(", ".join(facts)),
+        )
+        parts: list[RenderableType] = [head]
+        if self._tick:
+            parts.append(Text(self._tick, style="dim"))
+        if self._front:
+            parts.append(_front_so_far(self._front))
+        return Group(*parts)
+
+
+def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
+    from rich.table import Table
+
+    ordered = sorted(front, key=lambda row: -(row.flops_ratio or 0.0))
+    # A long front is thinned evenly, its two ends kept.
+    step = max(1.0, (len(ordered) - 1) / (_FRONT_LINES - 1))
+    table = Table(title="validation front so far", title_justify="left", box=None)
+    for header in ("trial", "FLOPs", "quality"):
+        table.add_column(header, justify="right")
+    for place in range(min(len(ordered), _FRONT_LINES)):
+        row = ordered[round(place * step)]
+        quality = "" if row.quality is None else f"{row.quality:.4f}"
+        table.add_row(str(row.number), percent(row.flops_ratio or 0.0), quality)
+    return table

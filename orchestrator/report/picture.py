@@ -1,0 +1,205 @@
+"""The picture of a study: quality against FLOPs."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.files import write_atomic
+from orchestrator.report.quantities import flops
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito: told apart also by colour-blind readers; marker shapes say the same once more for grey prints.
+_FRONT = "#0072B2"
+_DENSE = "#000000"
+_TRIAL = "#7F7F7F"
+_BASELINES = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+_BELOW_SPAN = 0.35  # of the confirmed models' span of quality, left below them for trials and baselines
+
+
+def pareto(
+    path: str | Path,
+    trials: Sequence[TrialRow],
+    front: Sequence[FrontRow],
+    baselines: Sequence[BaselineRow],
+    *,
+    quality: str,
+    dense: FrontRow | None,
+    title: str,
+) -> None:
+    """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on validation data.
+
+    `quality` is the metric's name, up is better. Points below the part that matters sit on the lower edge as arrows.
+    """
+    # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    measured = [row for row in trials if row.quality is not None and math.isfinite(row.quality) and row.flops_ratio]
+    floor, top = _quality_limits(measured, front, baselines, dense)
+    _draw_trials(axes, measured, floor)
+    _draw_baselines(axes, baselines, floor)
+    _draw_front(axes, front)
+    if dense is not None:
+        _draw_dense(axes, dense)
+    axes.set_ylim(floor, top)
+    ratios = [row.flops_ratio for row in front] + [row.flops_ratio for row in baselines]
+    _dress(axes, [*ratios, *(row.flops_ratio for row in measured if row.flops_ratio)], quality, title, dense)
+    _legend(figure, axes)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_atomic(path, picture.getvalue())
+
+
+def _quality_limits(
+    trials: Sequence[TrialRow], front: Sequence[FrontRow], baselines: Sequence[BaselineRow], dense: FrontRow | None
+) -> tuple[float, float]:
+    """The axis follows the confirmed models: one trial at chance level must not flatten the rest."""
+    confirmed = [*front, *([dense] if dense else [])]
+    low = [row.test_mean - row.test_std for row in confirmed]
+    high = [row.test_mean + row.test_std for row in confirmed]
+    everything = [row.quality for row in trials if row.quality is not None] + [row.test_mean for row in baselines]
+    if not confirmed:
+        low, high = everything or [0.0], everything or [1.0]
+    span = max(max(high) - min(low), 0.02 * abs(max(high)), 1e-6)
+    bottom = max(min([*low, *everything]), min(low) - _BELOW_SPAN * span)
+    top = max([*high, *(value for value in everything if value < max(high) + _BELOW_SPAN * span)])
+    return bottom - 0.07 * span, top + 0.10 * span
+
+
+def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
+    shown = [row for row in trials if row.quality is not None and row.quality >= floor]
+    finished = [row for row in shown if row.state == "completed"]
+    stopped = [row for row in shown if row.state != "completed"]
+    for rows, face, label in ((finished, _TRIAL, "trials, completed"), (stopped, "none", "trials, stopped early")):
+        if rows:
+            axes.scatter(
+                [row.flops_ratio or math.nan for row in rows],
+                [row.quality or 0.0 for row in rows],
+                s=20,
+                facecolors=face,
+                edgecolors=_TRIAL,
+                linewidths=0.9,
+                alpha=0.55,
+                label=f"{label} (validation)",
+                zorder=2,
+            )
+    below = [row.flops_ratio or math.nan for row in trials if row.quality is not None and row.quality < floor]
+    _draw_below(axes, below, _TRIAL)
+
+
+def _draw_baselines(axes: Axes, baselines: Sequence[BaselineRow], floor: float) -> None:
+    for index, name in enumerate(dict.fromkeys(row.baseline for row in baselines)):
+        colour, marker = _BASELINES[index % len(_BASELINES)]
+        rows = sorted((row for row in baselines if row.baseline == name), key=lambda row: row.flops_ratio)
+        axes.errorbar(
+            [row.flops_ratio for row in rows],
+            [row.test_mean for row in rows],
+            yerr=[row.test_std for row in rows],
+            color=colour,
+            marker=marker,
+            markersize=6,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            linestyle=(0, (2, 2)),
+            linewidth=1.0,
+            elinewidth=1.0,
+            capsize=2.5,
+            label=f"{name} baseline (test data)",
+            zorder=3,
+        )
+        _draw_below(axes, [row.flops_ratio for row in rows if row.test_mean < floor], colour)
+
+
+def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
+    if flops_ratios:
+        edge = axes.get_xaxis_transform()  # x in data, y in parts of the axis
+        axes.scatter(
+            flops_ratios, [0.015] * len(flops_ratios), marker="v", s=22, color=colour, transform=edge, zorder=4
+        )
+
+
+def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
+    if not front:
+        return
+    rows = sorted(front, key=lambda row: row.flops_ratio)
+    seeds = sorted({row.seeds for row in rows})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+    axes.errorbar(
+        [row.flops_ratio for row in rows],
+        [row.test_mean for row in rows],
+        yerr=[row.test_std for row in rows],
+        color=_FRONT,
+        marker="o",
+        markersize=7.5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        linewidth=2.0,
+        elinewidth=1.4,
+        capsize=3.5,
+        label=f"front (test data, {counted} seeds)",
+        zorder=5,
+    )
+
+
+def _draw_dense(axes: Axes, dense: FrontRow) -> None:
+    axes.axhline(dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1)
+    axes.errorbar(
+        [dense.flops_ratio],
+        [dense.test_mean],
+        yerr=[dense.test_std],
+        color=_DENSE,
+        marker="*",
+        markersize=14,
+        linestyle="none",
+        capsize=3.5,
+        label="dense model (test data)",
+        zorder=6,
+    )
+
+
+def _dress(axes: Axes, ratios: Iterable[float], quality: str, title: str, dense: FrontRow | None) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    lowest = min([*ratios, 0.5])
+    ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0) if t >= lowest / 2]
+    axes.set_xscale("log")
+    axes.set_xlim(lowest / 1.25, 1.15)
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= lowest / 1.25]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    whole = f"; 100 % = {flops(dense.flops)}" if dense is not None else ""
+    axes.set_xlabel(f"FLOPs left, share of the dense model (log scale{whole})")
+    axes.set_ylabel(quality)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Under the axes, where it covers no point; the front first, the trials last."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(
+        range(len(labels)), key=lambda i: (not labels[i].startswith("front"), labels[i].startswith("trials"))
+    )
+    if order:
+        figure.legend(
+            [handles[i] for i in order],
+            [labels[i] for i in order],
+            loc="outside lower center",
+            ncols=3,
+            fontsize=8.5,
+            frameon=False,
+        )

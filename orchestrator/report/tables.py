@@ -1,0 +1,86 @@
+"""What a person sees at the end: the front with its baselines, and the summary of the run."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from orchestrator.report.quantities import count, mean_and_spread, percent
+from orchestrator.report.rows import BaselineRow, FrontRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROOMY_WIDTH = 130  # columns
+_PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
+
+
+def front_table(
+    front: Sequence[FrontRow], baselines: Sequence[BaselineRow], *, quality: str, dense: FrontRow | None
+) -> Table:
+    """One line per confirmed model, large to small, beside it the baselines matched to it (`BaselineRow.trial`).
+
+    All qualities are on test data; 'against dense' is the difference of the means.
+    """
+    from rich.table import Table
+
+    names = list(dict.fromkeys(row.baseline for row in baselines))
+    matched = {(row.baseline, row.trial): row for row in baselines}
+    table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
+    for header in ("trial", "FLOPs", "left", "params", "ms"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for header in (quality, "against dense", *names):
+        table.add_column(header, justify="right")
+    if dense is not None:
+        table.add_row("dense", *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std))
+    for row in sorted(front, key=lambda member: -member.flops):
+        table.add_row(
+            str(row.trial),
+            *_costs(row),
+            mean_and_spread(row.test_mean, row.test_std),
+            "" if dense is None else f"{row.test_mean - dense.test_mean:+.4f}",
+            *(_baseline_cell(matched.get((name, row.trial))) for name in names),
+        )
+    return table
+
+
+def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
+    """Two columns, (what, value), in the order given."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in lines:
+        table.add_row(what, value)
+    return table
+
+
+def show(table: Table, stream: TextIO | None = None) -> None:
+    """Prints for the terminal `stream` is (stdout by default), or else as plain lines that paste into Markdown."""
+    from rich import box
+    from rich.console import Console
+
+    target = sys.stdout if stream is None else stream
+    if target.isatty():
+        console = Console(file=target, highlight=False)
+        table.box = box.SIMPLE_HEAD if console.width >= _ROOMY_WIDTH else None
+        table.padding = (0, 1, 0, 0)  # without lines the front with three baselines fits 80 columns
+        console.print(table)
+    else:
+        table.box = box.MARKDOWN
+        console = Console(file=io.StringIO(), highlight=False, color_system=None, width=_PLAIN_WIDTH)
+        with console.capture() as captured:
+            console.print(table)
+        target.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    target.flush()
+
+
+def _costs(row: FrontRow) -> tuple[str, str, str, str]:
+    return count(row.flops), percent(row.flops_ratio), percent(row.params_ratio), f"{row.latency_ms:.2f}"
+
+
+def _baseline_cell(row: BaselineRow | None) -> str:
+    return "" if row is None else mean_and_spread(row.test_mean, row.test_std)
