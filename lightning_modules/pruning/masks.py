@@ -1,0 +1,37 @@
+"""Masks: units set to zero in place, on the side that produces them and on the side that consumes them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_modules.errors import PlanError
+from lightning_modules.pruning.structure import Keep, Structure
+
+
+def zero(model: nn.Module, structure: Structure, keep: Keep) -> None:
+    """Zero, in place, every slice of the units not kept; `structure` is that of `model`.
+
+    Errors: PlanError if `keep` is not over the units of the dense model.
+    """
+    if keep.shape != (structure.n_units,):
+        raise PlanError(
+            f"keep must be one boolean per unit of the dense model, shape ({structure.n_units},); got {keep.shape}"
+        )
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for (name, dim), row in structure.table.items():
+            dropped = np.flatnonzero((row >= 0) & ~keep[row])
+            if len(dropped):
+                tensor = tensors[name]
+                tensor.index_fill_(dim, torch.from_numpy(dropped).to(tensor.device), 0)
+
+
+def masked(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
+    """A copy of `model` with the dropped units at zero; where groups are `mask_exact` it computes what removal gives."""
+    twin = copy.deepcopy(model)
+    zero(twin, structure, keep)
+    return twin

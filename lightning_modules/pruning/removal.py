@@ -1,0 +1,119 @@
+"""Physical shrinking: one selection per (tensor, dimension), then a copy of the modules around the new tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.errors import PlanError
+from lightning_modules.pruning.repair import repair
+from lightning_modules.pruning.structure import Keep, Structure
+
+
+def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
+    """A smaller copy of `model`; `structure` is that of `model`, `keep` is over the units of the dense model.
+
+    Values are bit-identical to those kept, in fresh contiguous tensors; `model` is left as it was.
+    Errors: PlanError if `keep` has another shape, empties a group, or `structure` is that of another model.
+    """
+    return rebuild(model, slices(model, structure, keep))
+
+
+def check(structure: Structure, keep: Keep) -> None:
+    """Errors: PlanError as in `remove`, and for a plan that removes nothing."""
+    _validate(structure, keep)
+    if keep.all():
+        raise PlanError(
+            f"a plan removes at least one unit; this one keeps all {len(keep)}; raise a threshold or skip the plan"
+        )
+
+
+def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tensor]:
+    """Every parameter and buffer of the smaller model, by name (a shared one by its first name).
+
+    Errors: as in `remove`.
+    """
+    _validate(structure, keep)
+    tensors = _named(model)
+    cuts: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, dim), row in structure.table.items():
+        if name not in tensors or tensors[name].shape[dim] != len(row):
+            found = list(tensors[name].shape) if name in tensors else "nothing"
+            raise PlanError(
+                f"the structure must be that of the model: it has {len(row)} positions on axis {dim} of {name}, the "
+                f"model {found}; for a pruned model pass structure.restrict(its keep)"
+            )
+        kept = (row < 0) | keep[row]
+        if not kept.all():
+            cuts.setdefault(name, []).append((dim, torch.from_numpy(np.flatnonzero(kept))))
+    with torch.no_grad():
+        return {name: _select(tensor, cuts.get(name, [])) for name, tensor in tensors.items()}
+
+
+def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the modules of `model` around `tensors`, which may have other sizes; attributes are mended.
+
+    The copy takes over `tensors` without copying them; those it does not name are cloned from `model`. Parameters
+    keep `requires_grad`, shared ones stay shared; gradients are not copied.
+    Errors: PlanError for a name the model does not have or a tensor with another number of dimensions.
+    """
+    aliases: dict[int, list[str]] = {}
+    originals: dict[int, Tensor] = {}
+    for name, tensor in _named(model, duplicates=True).items():
+        aliases.setdefault(id(tensor), []).append(name)
+        originals[id(tensor)] = tensor
+    unknown = set(tensors) - {n for names in aliases.values() for n in names}
+    if unknown:
+        raise PlanError(
+            f"tensors must have names of the model; it has no {sorted(unknown)[:5]}; rebuild from the same dense model"
+        )
+    memo: dict[int, object] = {}
+    for key, old in originals.items():
+        new = next((tensors[name] for name in aliases[key] if name in tensors), None)
+        if new is None:
+            new = _select(old.detach(), [])
+        elif new.dim() != old.dim():
+            raise PlanError(
+                f"{aliases[key][0]} must have {old.dim()} dimensions, not {new.dim()}; "
+                "rebuild from the same dense model"
+            )
+        memo[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    smaller = copy.deepcopy(model, memo)
+    repair(smaller)
+    return smaller
+
+
+def _named(model: nn.Module, duplicates: bool = False) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=not duplicates))
+    return {**named, **dict(model.named_buffers(remove_duplicate=not duplicates))}
+
+
+def _select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    """The kept positions in a fresh tensor with default strides.
+
+    `contiguous()` would keep the channels-last strides of a weight with one input channel, which then spread.
+    """
+    for dim, index in cuts[:-1]:
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    if not cuts:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    dim, index = cuts[-1]
+    shape = list(tensor.shape)
+    shape[dim] = len(index)
+    out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    return torch.index_select(tensor, dim, index.to(tensor.device), out=out)
+
+
+def _validate(structure: Structure, keep: Keep) -> None:
+    if keep.shape != (structure.n_units,) or keep.dtype != np.bool_:
+        raise PlanError(
+            f"keep must be one boolean per unit of the dense model, shape ({structure.n_units},); "
+            f"got {keep.dtype} of shape {keep.shape}"
+        )
+    empty = [g.name for g in structure.groups if not keep[g.units].any()]
+    if empty:
+        raise PlanError(f"every group keeps at least one unit; {empty[:5]} would be empty; lower their thresholds")
