@@ -1,0 +1,33 @@
+"""No tracking: the files under the study's folder are the only record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.tracking import Point, StudyEnd, TrialState
+
+
+class NoTracker:
+    """A `Tracker` that keeps nothing."""
+
+    seconds = 0.0
+
+    def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
+        pass
+
+    def trial(
+        self,
+        number: int,
+        *,
+        state: TrialState,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        curves: Sequence[Point],
+        artifacts: Mapping[str, str],
+    ) -> None:
+        pass
+
+    def close_study(self, metrics: Mapping[str, float], artifacts: Sequence[Path], end: StudyEnd = "finished") -> None:
+        pass
