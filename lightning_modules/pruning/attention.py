@@ -14,7 +14,7 @@ class SlimAttention(nn.MultiheadAttention):
     heads as are left.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -64,7 +64,7 @@ class SlimAttention(nn.MultiheadAttention):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, tokens, heads x width) to (batch, heads, tokens, width)."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
 
 def slim(attention: nn.MultiheadAttention) -> None:

@@ -31,7 +31,7 @@ def zero(model: nn.Module, structure: Structure, keep: Keep) -> None:
 
 
 def masked(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
-    """A copy of `model` with the dropped units at zero; where groups are `mask_exact` it computes what removal gives."""
+    """A copy of `model` with the dropped units at zero; it computes what removal gives if all are `mask_exact`."""
     twin = copy.deepcopy(model)
     zero(twin, structure, keep)
     return twin

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_modules.pruning.discovery.assemble import assemble
-from lightning_modules.pruning.discovery.tracer import trace_model, undisturbed
+from lightning_modules.errors import DiscoveryError
+from lightning_modules.pruning.discovery.fallback import dependency_trace
+from lightning_modules.pruning.discovery.limits import limited
+from lightning_modules.pruning.discovery.tracer import first_sample, trace_model, undisturbed
+from lightning_modules.pruning.discovery.verify import verify
 from lightning_modules.pruning.structure import Structure
 
 __all__ = ["discover"]
@@ -14,6 +17,32 @@ __all__ = ["discover"]
 def discover(
     model: nn.Module, example_inputs: tuple[Tensor, ...], seconds: float = 30.0, memory_gb: float = 4.0
 ) -> Structure:
+    """Every group of units that can be removed from `model` at the shapes of `example_inputs` (batch first).
+
+    Works on copies: the model, its flags and the global random state stay as they are. Models that
+    `torch.export` refuses go through torch-pruning's graph (`source` says which). Every group was tried.
+    Errors: DiscoveryError if neither works, or beyond `seconds` or `memory_gb` of growth.
+    """
     with undisturbed():
+        return limited(lambda: _discover(model, example_inputs), seconds, memory_gb)
+
+
+def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+    inputs = first_sample(example_inputs)
+    try:
         trace = trace_model(model, example_inputs)
-        return assemble(trace)
+    except Exception as export_error:  # torch.export raises what the model's code and torch's own internals raise.
+        try:
+            trace = dependency_trace(model, inputs)
+        except Exception as graph_error:
+            raise DiscoveryError(
+                "a model must export with torch.export or trace with torch-pruning; neither works. torch.export: "
+                f"{_short(export_error)}. torch-pruning: {_short(graph_error)}. Remove data-dependent Python "
+                "branches from forward, or pass a submodule without them"
+            ) from graph_error
+    return verify(trace, inputs)
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -48,6 +48,7 @@ def assemble(trace: Trace) -> Structure:
         skipped=_skipped(trace, roots, units, reasons),
         layers=len(trace.weights),
         prunable_layers=sum(name in prunable for name in trace.weights),
+        source=trace.source,
     )
 
 

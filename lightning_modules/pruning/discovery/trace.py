@@ -30,7 +30,8 @@ class RawProduct:
 class Trace:
     """The state of one walk; `tensors` maps placeholders to names of parameters and buffers.
 
-    `origins` adds the pieces that the program cuts from them (query, key and value of one packed weight).
+    `origins` adds the pieces that the program cuts from them (query, key and value of one packed weight), `names`
+    maps every name to the first of the same tensor, `trained` says that a walk in train mode was needed too.
     """
 
     model: nn.Module
@@ -44,7 +45,10 @@ class Trace:
     weights: dict[str, None] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
     notes: dict[Skipped, None] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     transient: frozenset[str] = frozenset()
+    trained: bool = False
+    source: Literal["export", "torch_pruning"] = "export"
 
     def axis(self, tensor: str, dim: int, size: int) -> Ids:
         """The ids of one axis of a parameter or buffer, created when first asked for; shape (size,)."""

@@ -41,7 +41,7 @@ def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     Errors: whatever `torch.export` raises.
     """
     twin = copy.deepcopy(model).eval()
-    trace = Trace(twin, transient=_transient(twin))
+    trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin))
     _walk(trace, torch.export.export(twin, first_sample(example_inputs)))
     unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
     if unseen:
@@ -51,6 +51,7 @@ def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
         twin.train()
         _walk(trace, torch.export.export(twin, _pair(example_inputs)))
         trace.products[:] = products
+        trace.trained = True
         twin.eval()
     return trace
 
@@ -84,13 +85,12 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _walk(trace: Trace, program: ExportedProgram) -> None:
-    names = canonical_names(trace.model)
     targets = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = targets[node.name]
-            if spec.target in names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                trace.tensors[node] = trace.origins[node] = names[spec.target]
+            if spec.target in trace.names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                trace.tensors[node] = trace.origins[node] = trace.names[spec.target]
             else:
                 reason = INPUT if spec.kind == InputKind.USER_INPUT else "it meets a constant tensor"
                 fixed: Dims = ["", *[reason] * (len(shape(node)) - 1)]

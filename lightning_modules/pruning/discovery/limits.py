@@ -1,0 +1,84 @@
+"""Limits of time and memory for a call that has none of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from lightning_modules.errors import DiscoveryError
+
+T = TypeVar("T")
+
+
+class _Stop(BaseException):
+    """Raised inside the limited call; no `except Exception` of a library can swallow it."""
+
+
+def limited(call: Callable[[], T], seconds: float, memory_gb: float, period: float = 0.05) -> T:
+    """The result of `call`, run in this thread and interrupted when it takes too long or too much memory.
+
+    Memory is the growth of the resident set of the whole process. A single long call into native code ends first.
+    Errors: DiscoveryError naming the limit.
+    """
+    breach: list[str] = []
+    done = threading.Event()
+    watchdog = threading.Thread(
+        target=_watch, args=(threading.get_ident(), done, breach, seconds, memory_gb, period), daemon=True
+    )
+    result: list[T] = []
+    try:
+        watchdog.start()
+        result.append(call())
+    except _Stop:
+        pass
+    finally:
+        _settle(done, watchdog)
+    if breach and not result:
+        raise DiscoveryError(breach[0])
+    return result[0]
+
+
+def _watch(
+    caller: int, done: threading.Event, breach: list[str], seconds: float, memory_gb: float, period: float
+) -> None:
+    start, before = time.monotonic(), _resident_gb()
+    while not done.wait(period):
+        taken, grown = time.monotonic() - start, _resident_gb() - before
+        if taken > seconds:
+            breach.append(f"finding the structure must end within {seconds:g} s and took longer; raise `seconds`")
+        elif grown > memory_gb:
+            breach.append(
+                f"finding the structure must take at most {memory_gb:g} GB and took {grown:.1f} GB; raise `memory_gb`"
+            )
+        if breach:
+            # Again every second, in case a bare `except:` in between swallowed it.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(caller), ctypes.py_object(_Stop))
+            if done.wait(1.0):
+                return
+
+
+def _settle(done: threading.Event, watchdog: threading.Thread) -> None:
+    """End the watchdog, then take back an exception that was set but not yet raised."""
+    while True:
+        try:
+            done.set()
+            if watchdog.ident is not None:
+                watchdog.join()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
+            return
+        except _Stop:
+            continue
+
+
+def _resident_gb() -> float:
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
