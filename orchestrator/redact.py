@@ -12,8 +12,13 @@ HIDDEN = "***"
 _SECRET_NAME = (
     r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
 )
-# A password may itself hold '@' or ':', so everything up to the last '@' before the path belongs to the login.
-_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<login>[^\s/?#'\"<>]+)@")
+# A password may itself hold '@' or ':', so everything up to the last '@' belongs to the login; one for a database may
+# hold '/' too, which in a web address begins the path.
+_LOGIN = re.compile(
+    r"(?P<scheme>https?://)(?P<login>[^\s/?#'\"<>]+)@"
+    r"|(?P<other_scheme>(?!https?:)\b[a-z][a-z0-9+.-]*://)(?P<other_login>[^\s:/'\"<>]+(?::[^\s'\"<>]*)?)@",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE)
 _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 
@@ -44,6 +49,7 @@ def _redact_entry(key: object, value: Any) -> Any:
 
 
 def _hide_login(match: re.Match[str]) -> str:
-    user, colon, _ = match["login"].partition(":")
+    scheme = match["scheme"] or match["other_scheme"]
+    user, colon, _ = (match["login"] or match["other_login"]).partition(":")
     # A login without a colon is a bare token on most services (`https://TOKEN@host`).
-    return f"{match['scheme']}{user}:{HIDDEN}@" if colon else f"{match['scheme']}{HIDDEN}@"
+    return f"{scheme}{user}:{HIDDEN}@" if colon else f"{scheme}{HIDDEN}@"

@@ -1,0 +1,98 @@
+"""Plain lines where there is no terminal, a live display where there is one."""
+
+import io
+
+import pytest
+
+from orchestrator.progress import Progress
+from orchestrator.report.quantities import count, duration, flops, percent
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.tables import front_table, show, summary_table
+
+
+class Hand:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+ROW = TrialRow(3, "stopped", 1, 2, 0.91234, 10, 0.25, 5, 0.5, 12.0, "sampler", "below the rung")
+
+
+def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
+    stream, hand = io.StringIO(), Hand()
+    with Progress(stream, now=hand) as progress:
+        progress.phase("chain", "8 targets")
+        progress.eta(90)
+        for step in range(100):
+            progress.tick(f"step {step}")
+            hand.time += 0.125
+        progress.trial(ROW, [ROW], 1, 24)
+    assert stream.getvalue().splitlines() == [
+        "[0 s] chain: 8 targets",
+        "  step 0",
+        "  step 40",
+        "  step 80",
+        "trial 3 stopped, below the rung, quality 0.9123, 25.0 % of the FLOPs, from trial 2, 12 s, 1/24 done, "
+        "front of 1, about 1 min 18 s left",
+    ]
+
+
+def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
+    stream, hand = io.StringIO(), Hand()
+    front = [TrialRow(n, "completed", 1, None, 0.5, 1, n / 20, 1, 1.0, 1.0, "", "") for n in range(1, 21)]
+    with Progress(stream, terminal=True, now=hand) as progress:
+        progress.eta(60)
+        progress.trial(ROW, front, 4, 24)
+        progress.phase("search")
+        progress.tick("step [3]")
+    text = stream.getvalue()
+    for part in ("search", "4/24 trials", "validation front so far", "100.0 %", "5.0 %", "1 min 00 s left", "step [3]"):
+        assert part in text
+
+
+def test_seconds_per_phase_come_with_it() -> None:
+    hand = Hand()
+    progress = Progress(io.StringIO(), now=hand)
+    with progress.timed("finetune"):
+        hand.time += 3
+    assert progress.seconds == {"finetune": 3.0}
+
+
+def test_tables_show_each_model_beside_its_baselines() -> None:
+    front = [FrontRow(3, 0.9, 0.01, 2, 2_610_000_000, 0.25, 100, 0.5, 1.0, "")]
+    dense = FrontRow(-1, 0.95, 0.0, 2, 10_440_000_000, 1.0, 200, 1.0, 4.0, "")
+    baselines = [BaselineRow("uniform", 3, 0.88, 0.02, 2, 2_600_000_000, 0.249, 90, 0.45, 1.0, "")]
+    stream = io.StringIO()
+    show(front_table(front, baselines, quality="accuracy", dense=dense), stream)
+    show(summary_table("Summary", [("orchestration", percent(0.031))]), stream)
+    lines = stream.getvalue().splitlines()
+    assert any(
+        all(part in line for part in ("  3 |", "2.61 G", "25.0 %", "0.9000 ± 0.0100", "-0.0500", "0.8800 ± 0.0200"))
+        for line in lines
+    )
+    assert any("dense" in line and "10.4 G" in line for line in lines)
+    assert "| orchestration | 3.1 % |" in lines
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (flops(2_610_000_000), "2.61 GFLOPs"),
+        (flops(999_900_000), "1000 MFLOPs"),
+        (count(950), "950"),
+        (count(23_508_032), "23.5 M"),
+        (percent(0.0512), "5.1 %"),
+        (duration(8.2), "8 s"),
+        (duration(95), "1 min 35 s"),
+        (duration(4000), "1 h 06 min"),
+        (duration(-1), "0 s"),
+    ],
+)
+def test_quantities(shown: str, expected: str) -> None:
+    assert shown == expected
