@@ -28,6 +28,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import nearest
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return _say_how_to_go_on(words, stopped.signum)
     except KeyboardInterrupt:
         return _say_how_to_go_on(words, signal.SIGINT)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         _say(_composition_message(error, words, folder))
         return 2
     finally:
@@ -154,6 +155,8 @@ def _composition_message(error: Exception, words: Sequence[str], folder: Path) -
     """Rule, value and remedy of what went wrong before there was a configuration."""
     if isinstance(error, OverrideParseException):
         return f"an override is key=value; '{error.override}' cannot be read: {_first_line(error)}; quote the value"
+    if isinstance(error, YAMLError):
+        return f"a configuration file must be YAML; one cannot be read: {_one_line(error)}; mend it there"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).strip("/").rpartition("/")
         names = sorted(error.options)
@@ -165,7 +168,7 @@ def _composition_message(error: Exception, words: Sequence[str], folder: Path) -
         for override in parsed:
             if f"'{override.key_or_group}'" in str(error):
                 return _override_message(error, override, loader, [other for other in parsed if other != override])
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    return _one_line(error)
 
 
 def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, others: Sequence[Override]) -> str:
@@ -194,6 +197,10 @@ def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             found += _dotted(value, f"{prefix}{key}.")
     return found
+
+
+def _one_line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

@@ -17,12 +17,8 @@ from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.payload import batches, payload, safe_keys
 
-# What MLflow itself is late with, at import and at each request.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+# MLflow's own use of SQLAlchemy, said once when its tables are first mapped.
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload:DeprecationWarning")
 
 STATES: tuple[TrialState, ...] = ("completed", "stopped", "failed", "rejected")
 

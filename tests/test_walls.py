@@ -1,0 +1,63 @@
+"""Who may import whom, and how large a file may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path for top in ("orchestrator", "lightning_modules") for path in (ROOT / top).rglob("*.py"))
+LONGEST = 300
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "base"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all modules a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; name the whole path"
+            yield node.module or ""
+
+
+def importers(*packages: str) -> list[str]:
+    found = [path for path in SOURCES if any(name.split(".")[0] in packages for name in imports(path))]
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(SOURCES) > 20
+
+
+def test_hydra_stays_in_the_entry() -> None:
+    assert importers("hydra", "omegaconf") == ["orchestrator/__main__.py"]
+
+
+@pytest.mark.parametrize(
+    ("package", "folder"), [("optuna", "orchestrator/search/"), ("mlflow", "orchestrator/tracking/")]
+)
+def test_a_large_dependency_stays_in_its_folder(package: str, folder: str) -> None:
+    assert [path for path in importers(package) if not path.startswith(folder)] == []
+
+
+def test_torch_pruning_stays_in_one_file() -> None:
+    assert len(importers("torch_pruning")) <= 1
+
+
+def test_the_torch_side_does_not_know_the_orchestrator() -> None:
+    outer = importers("orchestrator", "optuna", "mlflow", "hydra", "omegaconf")
+    assert [path for path in outer if path.startswith("lightning_modules/")] == []
+
+
+def test_the_pruning_core_does_not_know_lightning() -> None:
+    users = importers("pytorch_lightning", "lightning")
+    assert [path for path in users if path.startswith("lightning_modules/pruning/")] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_file_is_short_and_named_for_what_it_holds(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, f"{path} has {lines} lines; split it by concept"
+    assert not FORBIDDEN_NAMES & {path.stem, *path.relative_to(ROOT).parts}
