@@ -47,18 +47,37 @@ class StudySettings(Part):
         return self.out / self.name
 
 
-class SearchSettings(Part):
-    """`chain` holds FLOPs ratios, large to small: the ladder that the study begins with."""
+class ChainSettings(Part):
+    """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
-    lineage: bool = True
-    chain: tuple[Ratio, ...] = ()
-    equal_loss_chain: bool = True
+    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss.
+    """
+
+    rungs: Count = 8
+    largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
+    smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
 
     @model_validator(mode="after")
-    def _descending(self) -> SearchSettings:
-        if list(self.chain) != sorted(set(self.chain), reverse=True) or (self.chain and self.chain[0] >= 1.0):
-            raise ValueError(f"search.chain must fall strictly, from below 1; got {list(self.chain)}")
+    def _falls(self) -> ChainSettings:
+        if self.smallest >= self.largest:
+            raise ValueError(f"chain.smallest must be below chain.largest; got {self.smallest} and {self.largest}")
         return self
+
+    def targets(self, budget: float | None) -> list[float]:
+        """FLOPs ratios, large to small; under a `budget` the ladder begins at the budget itself."""
+        top = self.largest if budget is None else min(self.largest, budget)
+        if self.rungs == 0 or top <= self.smallest:
+            return [top] if self.rungs else []
+        step = (self.smallest / top) ** (1 / max(1, self.rungs - 1))
+        return [top * step**rung for rung in range(self.rungs)]
+
+
+class SearchSettings(Part):
+    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model."""
+
+    lineage: bool = True
+    chain: ChainSettings = ChainSettings()
 
 
 class MethodSettings(Part):
@@ -127,6 +146,7 @@ class ConfirmSettings(Part):
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
     units: Positive = 2
     max_models: Positive = 8
+    max_baseline_models: Positive = 4
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
 
@@ -136,6 +156,9 @@ class PhaseSettings(Part):
     finetune: FinetuneSettings
     profile: ProfileSettings = ProfileSettings()
     confirm: ConfirmSettings = ConfirmSettings()
+
+
+RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
 
 
 class Settings(Part):
@@ -156,15 +179,27 @@ class Settings(Part):
     device: str = "auto"
     threads: Positive | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """The configuration as plain data: what it was composed of, with every default written out."""
+        recipes = {name: getattr(self, name).to_json() for name in RECIPES}
+        phases = self.phases.model_dump(mode="json")
+        for phase in ("train", "finetune"):
+            phases[phase]["optimizer"] = getattr(self.phases, phase).optimizer.to_json()
+        method = {**self.method.model_dump(mode="json"), "criterion": self.method.criterion.to_json()}
+        rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
+        return {**recipes, "method": method, "phases": phases, **rest}
+
+    def model_name(self) -> str:
+        """The name given to the model's builder, or the last part of its path."""
+        return str(self.model.arguments.get("name", self.model.target.rpartition(".")[2]))
+
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same search: everything a trial's result depends on, nothing about how many."""
-        whole = self.model_dump(mode="json", exclude={"study", "tracking", "job", "device", "threads"})
+        whole = self.plain()
+        for name in ("study", "tracking", "job", "device", "threads"):
+            whole.pop(name)
         whole["phases"].pop("confirm")
-        parts = ("model", "data", "task", "space", "sampler", "stopping")
-        return {**whole, **{part: getattr(self, part).to_json() for part in parts}, "method": self._method()}
-
-    def _method(self) -> dict[str, Any]:
-        return {**self.method.model_dump(exclude={"criterion"}), "criterion": self.method.criterion.to_json()}
+        return whole
 
     def dense_digest(self) -> str:
         """The name of the dense baseline: model, data, task, how it was trained, and the seed."""

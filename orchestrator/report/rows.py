@@ -54,10 +54,10 @@ class FrontRow:
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """One baseline at the cost of the front model `trial`; else as in `FrontRow`."""
+    """One baseline at the cost of the front model `trial` (None for the dense model); else as in `FrontRow`."""
 
     baseline: str
-    trial: int
+    trial: int | None
     test_mean: float
     test_std: float
     seeds: int

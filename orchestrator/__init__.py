@@ -1,0 +1,24 @@
+"""Searches how to prune a PyTorch model and hands back the Pareto front of smaller models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["inspect", "load_pruned", "load_settings", "search"]
+
+_WHERE = {
+    "inspect": ("orchestrator.jobs.inspect", "inspect"),
+    "load_pruned": ("orchestrator.load", "load_pruned"),
+    "load_settings": ("orchestrator.settings", "load"),
+    "search": ("orchestrator.jobs.search", "search"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for only then: `--help` must not pay for torch."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    module, attribute = _WHERE[name]
+    return getattr(import_module(module), attribute)

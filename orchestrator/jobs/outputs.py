@@ -1,0 +1,106 @@
+"""What a search leaves in `runs/<study.name>/`, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+from orchestrator.redact import redact_tree
+from orchestrator.report.picture import pareto
+from orchestrator.report.quantities import duration, percent
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv, write_csv
+from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.settings import Settings
+
+CONFIG, TRIALS, FRONT, BASELINES, PICTURE, SUMMARY = (
+    "config.yaml",
+    "trials.csv",
+    "front.csv",
+    "baselines.csv",
+    "pareto.png",
+    "summary.json",
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Rows as in the files; `dense` is the dense model finetuned as long as the front's, `summary` is summary.json."""
+
+    folder: Path
+    quality: str
+    trials: Sequence[TrialRow]
+    front: Sequence[FrontRow]
+    baselines: Sequence[BaselineRow]
+    dense: BaselineRow
+    summary: Mapping[str, Any]
+
+    def files(self) -> list[Path]:
+        """The tables, the picture and the summary."""
+        return [self.folder / name for name in (CONFIG, TRIALS, FRONT, BASELINES, PICTURE, SUMMARY)]
+
+    def write(self, settings: Settings) -> None:
+        """All files of the contract; the summary last: where it stands, the others are whole."""
+        plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
+        write_atomic(self.folder / CONFIG, plain)
+        write_csv(self.folder / TRIALS, self.trials, TrialRow)
+        write_csv(self.folder / FRONT, self.front, FrontRow)
+        write_csv(self.folder / BASELINES, [self.dense, *self.baselines], BaselineRow)
+        pareto(
+            self.folder / PICTURE,
+            self.trials,
+            self.front,
+            self.baselines,
+            quality=self.quality,
+            dense=_as_front(self.dense),
+            title=settings.study.name,
+        )
+        write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
+
+    def show(self, headline: str) -> None:
+        """The front beside its baselines, then where things are and where the time went."""
+        show(front_table(self.front, self.baselines, quality=self.quality, dense=_as_front(self.dense)))
+        lines = [
+            ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
+            ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
+            ("time", duration(self.summary["seconds"])),
+            *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),
+            (
+                "orchestration",
+                f"{percent(self.summary['orchestration_share'])} of the time: all but training and evaluation",
+            ),
+            ("tracking", f"{percent(self.summary['tracking_share'])} of the time"),
+            ("tables", ", ".join(str(self.folder / name) for name in (FRONT, BASELINES, TRIALS))),
+            ("picture", str(self.folder / PICTURE)),
+            ("models", f"{self.folder / 'models'}/<trial>; orchestrator.load_pruned(path) gives the nn.Module"),
+        ]
+        show(summary_table(f"{self.folder.name}: {headline}", lines))
+
+
+def finished_before(settings: Settings) -> Outputs | None:
+    """The outputs of a study that has all the trials asked for, confirmed in the same way; None when there is work."""
+    folder = settings.study.folder
+    if not (folder / SUMMARY).exists():
+        return None
+    summary = json.loads((folder / SUMMARY).read_text())
+    if summary["key"] != key(settings) or summary["trials"] < settings.study.n_trials:
+        return None
+    dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
+    trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)
+    return Outputs(folder, settings.objectives.quality, trials, front, baselines, dense, summary)
+
+
+def key(settings: Settings) -> str:
+    """Names the search together with its confirmation."""
+    return digest([settings.identity(), settings.phases.confirm.model_dump(mode="json")])
+
+
+def _as_front(row: BaselineRow) -> FrontRow:
+    values = {name: value for name, value in vars(row).items() if name != "baseline"}
+    return FrontRow(**{**values, "trial": -1})

@@ -1,0 +1,82 @@
+"""What tracking is told: the same columns on every trial, so that studies compare in one table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from orchestrator.redact import redact_tree
+from orchestrator.search.problem import Problem
+from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE
+from orchestrator.settings import Settings
+from orchestrator.tracking import Point, Tracker
+
+
+def columns(settings: Settings) -> dict[str, str]:
+    """Repeated on the study and on each of its trials: MLflow's table does not inherit."""
+    return {
+        "model": settings.model_name(),
+        "data": settings.data.target.rpartition(".")[2],
+        "method": settings.method.name,
+        "criterion": settings.method.criterion.target.rpartition(".")[2],
+        "seed": str(settings.seed),
+    }
+
+
+def record_study(tracker: Tracker, settings: Settings, study: optuna.Study) -> None:
+    """Open the record before anything expensive: a server that cannot be reached is known at once."""
+    params = _flat(redact_tree(settings.plain()))
+    tracker.open_study(settings.study.name, {**columns(settings), "study_id": study.user_attrs["id"]}, params)
+
+
+def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial) -> None:
+    """One ended trial: parameters, costs, quality, curves by unit, plan and per-group table."""
+    known = trial.user_attrs
+    measured = known.get(MEASURED, {})
+    quality = settings.objectives.quality
+    rungs = known.get(RUNGS, ())
+    metrics: dict[str, float] = {f"val_{name}": value for name, value in measured.get("metrics", {}).items()}
+    metrics |= {name: float(value) for name, value in measured.get("costs", {}).items()}
+    metrics |= {f"{name}_ratio": value for name, value in measured.get("ratios", {}).items()}
+    if rungs:
+        metrics["quality"] = rungs[-1][2][quality]
+    parent = measured.get("parent")
+    tracker.trial(
+        trial.number,
+        state=known[STATE],
+        params={**columns(settings), **trial.params, "parent": "dense" if parent is None else parent},
+        tags={**columns(settings), "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
+        metrics={**metrics, "seconds": known[SECONDS], "rung": float(rungs[-1][0] if rungs else 0)},
+        curves=[Point(f"finetune/{name}", unit, value) for unit, _, found in rungs for name, value in found.items()],
+        artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
+    )
+
+
+def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[str, str]:
+    found = {"traceback.txt": trace} if trace else {}
+    if measured:
+        table = [
+            {
+                "group": group.name,
+                "units": group.size,
+                "kept": measured["kept"][group.name],
+                "pruning_ratio": 1.0 - measured["kept"][group.name] / group.size,
+                "threshold": measured["plan"]["thresholds"].get(group.name, 0.0),
+            }
+            for group in problem.structure.groups
+        ]
+        found |= {"plan.json": json.dumps(measured["plan"], indent=1), "groups.json": json.dumps(table, indent=1)}
+    return found
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found

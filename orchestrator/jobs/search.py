@@ -1,0 +1,173 @@
+"""The main job: from settings to a confirmed, exported, logged front of smaller models."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from lightning_modules.errors import UserError
+from orchestrator.clock import orchestration_share
+from orchestrator.files import require_writable
+from orchestrator.jobs.outputs import Outputs, finished_before, key
+from orchestrator.jobs.records import record_study, record_trial
+from orchestrator.progress import Progress
+from orchestrator.report.rows import FrontRow, TrialRow
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.final import confirm_front, run_baselines
+from orchestrator.search.front import hypervolume
+from orchestrator.search.prepare import prepare, terrain_of
+from orchestrator.search.problem import Problem, quality_direction
+from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.sensitivity import profile
+from orchestrator.search.study import Rules, done, enqueue_chain, open_study, take_over_interrupted
+from orchestrator.search.study import search as run_trials
+from orchestrator.settings import Settings
+from orchestrator.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the configuration names and this job calls."""
+
+    criterion: Any
+    space: Any
+    tracker: Tracker
+    study: optuna.Study
+
+
+def search(settings: Settings) -> Outputs:
+    """Search, confirm, export, log; what is there already is not done again. See `Outputs` for what is returned.
+
+    Errors: UserError, before anything expensive, for whatever the configuration has wrong.
+    """
+    require_writable(settings.study.folder)
+    if (before := finished_before(settings)) is not None:
+        before.show("this study is complete; more trials: study.n_trials=...")
+        return before
+    begin = time.perf_counter()
+    with Progress() as progress:
+        direction = quality_direction(settings)
+        data = settings.data.build()
+        data.setup()
+        parts = _parts(settings, direction)
+        record_study(parts.tracker, settings, parts.study)
+        try:
+            problem = prepare(settings, data, progress)
+            outputs = _search(problem, parts, progress, begin)
+        except BaseException as error:
+            parts.tracker.close_study({}, [], "failed" if isinstance(error, Exception) else "interrupted")
+            raise
+        summary = outputs.summary
+        parts.tracker.close_study(
+            {name: value for name, value in summary.items() if isinstance(value, int | float)}, outputs.files()
+        )
+    outputs.show("done")
+    return outputs
+
+
+def _parts(settings: Settings, direction: str) -> Parts:
+    directions = [direction, *["minimize"] * len(settings.objectives.costs)]
+    criterion, space, tracker = settings.method.criterion.build(), settings.space.build(), settings.tracking.build()
+    study = open_study(settings, directions)
+    if "id" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
+    return Parts(criterion, space, tracker, study)
+
+
+def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
+    settings, study = problem.settings, parts.study
+    quality = settings.objectives.quality
+    sensitivity = None
+    if parts.space.needs_profile:
+        progress.phase("sensitivity", f"{len(problem.structure.groups)} groups, each pruned alone")
+        sensitivity = profile(problem, parts.criterion, lambda done, of: progress.tick(f"{done} of {of} groups"))
+    terrain = terrain_of(problem, sensitivity)
+    evaluator = Evaluator(problem, parts.criterion, settings.study.folder / "trials")
+    chain = settings.search.chain
+    enqueue_chain(study, parts.space, terrain, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
+    if taken := take_over_interrupted(study):
+        progress.tick(f"{taken} interrupted trials begin again")
+    n_trials = settings.study.n_trials
+    progress.phase("search", f"{n_trials} trials, {done(study)} done before")
+
+    def on_trial(trial: FrozenTrial) -> None:
+        found = rows(study, quality)
+        record_trial(parts.tracker, settings, problem, trial)
+        progress.eta(_seconds_left(problem, progress, found, n_trials))
+        progress.trial(trial_row(trial, quality), front(found, problem.sign), len(found), n_trials)
+
+    rules = Rules(
+        quality,
+        problem.sign,
+        problem.dense[quality],
+        settings.objectives.costs,
+        settings.stopping.build(),
+        settings.sampler,
+        settings.seed,
+    )
+    run_trials(study, parts.space, terrain, evaluator, rules, n_trials, on_trial)
+    found = rows(study, quality)
+    _require_completed(found)
+    members, dense = confirm_front(problem, evaluator, found, progress)
+    baselines = run_baselines(problem, parts.criterion, members, study, progress)
+    outputs = Outputs(
+        settings.study.folder,
+        quality,
+        found,
+        members,
+        baselines,
+        dense,
+        _summary(settings, found, members, progress, parts.tracker.seconds, time.perf_counter() - begin),
+    )
+    outputs.write(settings)
+    return outputs
+
+
+def _summary(
+    settings: Settings,
+    found: list[TrialRow],
+    members: list[FrontRow],
+    progress: Progress,
+    tracked: float,
+    total: float,
+) -> dict[str, Any]:
+    bounds = settings.objectives
+    quality, ratios = [row.test_mean for row in members], [row.flops_ratio for row in members]
+    return {
+        "key": key(settings),
+        "trials": len(found),
+        "states": dict(Counter(row.state for row in found)),
+        "hypervolume": hypervolume(quality, ratios, bounds.reference_quality, bounds.least_flops_ratio),
+        "reference": {"quality": bounds.reference_quality, "flops_ratio": [bounds.least_flops_ratio, 1.0]},
+        "seconds": total,
+        "phases": dict(progress.seconds),
+        "orchestration_share": orchestration_share(progress.seconds, total),
+        "tracking_share": tracked / total,
+    }
+
+
+def _seconds_left(problem: Problem, progress: Progress, found: list[TrialRow], n_trials: int) -> float:
+    """Remaining units of finetuning at the mean price of those done so far, dearer ones not told apart."""
+    how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
+    trained = [row for row in found if row.rung]
+    if not trained:
+        return 0.0
+    per_unit = sum(row.seconds for row in trained) / sum(row.rung for row in trained)
+    confirmed = how.max_models * len(how.seeds) * how.units
+    ladders = len(how.baselines) * how.max_baseline_models * (len(how.seeds) * how.units + finetune.units)
+    return per_unit * ((n_trials - len(found)) * finetune.units + confirmed + ladders)
+
+
+def _require_completed(found: list[TrialRow]) -> None:
+    """Errors: UserError with the most common reason when no trial came through."""
+    if any(row.state == "completed" for row in found):
+        return
+    reasons = [row.reason for row in found if row.reason]
+    most = max(set(reasons), key=reasons.count) if reasons else "none gave a reason"
+    raise UserError(f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} times)")

@@ -1,0 +1,32 @@
+"""A pruned model from its folder, in any process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from lightning_modules.errors import DataError
+from lightning_modules.pruning.removal import rebuild
+from lightning_modules.recipe import Recipe
+from orchestrator.search.finished import WEIGHTS, read_plan
+
+
+def load_pruned(path: str | Path) -> nn.Module:
+    """The module in eval mode on the CPU, from `plan.json` and `weights.safetensors` in `path`.
+
+    The plan names the callable that builds the dense architecture, and it is called: load only plans you trust like
+    code. Errors: DataError for a folder that is not whole, or weights that are not those of the architecture.
+    """
+    folder = Path(path)
+    document = read_plan(folder)
+    try:
+        weights = load((folder / WEIGHTS).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"a pruned model needs its {WEIGHTS}; {folder}: {error}") from error
+    skeleton: nn.Module = Recipe.from_json(document["model"]).build()
+    if set(weights) != set(skeleton.state_dict()):
+        raise DataError(f"the weights in {folder} are not those of {document['model']}")
+    return rebuild(skeleton, weights).eval()

@@ -1,0 +1,96 @@
+"""How a FLOPs target is shared out among the groups: by equal ratios, by equal loss, or anything between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_modules.pruning.structure import Counts
+
+Ratios = npt.NDArray[np.float64]
+"""Pruning ratio per group: the fraction of its dense units removed; shape (n_groups,)."""
+Macs = Callable[[Counts], int]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """`loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of group g removed.
+
+    Shapes (n_ratios,) and (n_groups, n_ratios); ratios rise.
+    """
+
+    ratios: tuple[float, ...]
+    loss: npt.NDArray[np.float64]
+
+    def ratios_at(self, level: float, most: float = 0.98) -> Ratios:
+        """The ratio at which each group reaches loss `level`, on a power law through its measured points.
+
+        Between and beyond the points loss = a x ratio^p; p is fitted from two or more points, 2 with one.
+        """
+        x = np.log(np.asarray(self.ratios))
+        y = np.log(np.maximum(np.maximum.accumulate(self.loss, axis=1), 1e-9))
+        power = np.full(len(y), 2.0)
+        if len(x) > 1:
+            power = np.clip(((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum(), 0.5, 6.0)
+        scale = y.mean(1) - power * x.mean()
+        # in logarithms: flat groups have levels far beyond what a float's exponential holds
+        return np.exp(np.minimum((np.log(level) - scale) / power, np.log(most)))
+
+
+def counts_of(sizes: Counts, ratios: Ratios) -> Counts:
+    """Whole units kept, at least one per group."""
+    return np.clip(np.rint(sizes * (1.0 - ratios)), 1, sizes).astype(np.int64)
+
+
+def uniform_ratio(sizes: Counts, macs: Macs, target: int) -> float:
+    """The smallest pruning ratio that, taken by all groups, stays within `target` MACs."""
+    return lowest_level(lambda ratio: counts_of(sizes, np.full(len(sizes), ratio)), macs, target, 0.0, 1.0)
+
+
+def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity) -> Ratios:
+    """Ratios at which every group alone would cost the same divergence, within `target` MACs."""
+
+    def counts(level: float) -> Counts:
+        return counts_of(sizes, sensitivity.ratios_at(np.exp(level)))
+
+    return 1.0 - counts(lowest_level(counts, macs, target, -40.0, 40.0)) / sizes
+
+
+def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios) -> Counts:
+    """Keep the same multiple of every group's `share` (fractions of its units, at most all of them)."""
+
+    def counts(level: float) -> Counts:
+        return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)))
+
+    return counts(lowest_level(counts, macs, target, -8.0, 8.0))
+
+
+def allocate(
+    sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity | None, blend: float, offsets: Ratios | None = None
+) -> Counts:
+    """Units kept per group, the most that stay within `target` MACs.
+
+    `blend` goes from uniform (0) to equal loss (1); `offsets` are octaves: group g keeps 2^offset as much as its share.
+    """
+    even = scaled(sizes, macs, target, np.ones(len(sizes)))
+    if blend == 0.0 and (offsets is None or not offsets.any()):
+        return even
+    ratios = 1.0 - even / sizes
+    if blend > 0.0 and sensitivity is not None:
+        ratios = (1.0 - blend) * ratios + blend * equal_loss(sizes, macs, target, sensitivity)
+    share = (1.0 - ratios) * (1.0 if offsets is None else np.exp2(offsets))
+    return scaled(sizes, macs, target, share)
+
+
+def lowest_level(counts: Callable[[float], Counts], macs: Macs, target: int, low: float, high: float) -> float:
+    """The lowest level within `target` MACs, by bisection; counts fall as the level rises; `high` where none is."""
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if macs(counts(middle)) <= target:
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,121 @@
+"""The dense baseline: trained or loaded once, kept under the hash of what made it, shared by all studies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
+from torch import Tensor, nn
+
+from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.phases.fit import OnUnit, evaluate, fit
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+from orchestrator.search.finished import tensors
+from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
+from orchestrator.settings import Settings
+
+
+def build_model(settings: Settings, data: Any) -> nn.Module:
+    """The model as configured, untrained or with its checkpoint, and checked against the data.
+
+    Errors: DataError for a checkpoint that is missing or does not fit; ConfigError for a model that cannot be built or
+    does not take the data.
+    """
+    seed_everything(settings.seed)
+    model: nn.Module = settings.model.build()
+    if settings.phases.train.checkpoint is not None:
+        checkpoint = settings.phases.train.checkpoint
+        _fill(model, _read(checkpoint), str(checkpoint))
+    model.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(model(example_input(data)).shape)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the model must take the data's inputs of shape {tuple(data.input_shape)}; {settings.model.target} says: {error}"
+        ) from error
+    if shape != (1, data.num_classes):
+        raise ConfigError(
+            f"the model's output must be (batch, {data.num_classes}) for this data; it is {shape}: set model.num_classes"
+        )
+    return model.train()
+
+
+def train_dense(
+    settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
+) -> tuple[nn.Module, dict[str, float]]:
+    """The model of `build_model` trained, with its validation metrics; read back where the same recipe was run before."""
+    checkpoint = settings.phases.train.checkpoint
+    folder = settings.study.baselines / _name(settings, checkpoint)
+    if (folder / "dense.json").exists():
+        weights = load((folder / "weights.safetensors").read_bytes())
+        _fill(model, weights, str(folder))
+        return model.to(device).eval(), json.loads((folder / "dense.json").read_text())["validation"]
+    with timed("dense training"):
+        _train(settings, model, data, device, on_epoch)
+    with timed("evaluation"):
+        metrics = evaluate(
+            settings.task.build(model=model, num_classes=data.num_classes), data.val_dataloader(), device
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "weights.safetensors", save(tensors(model)))
+    record = {"model": settings.model.to_json(), "data": settings.data.to_json(), "validation": metrics}
+    write_atomic(folder / "dense.json", json.dumps(record, indent=1))
+    return model.to(device).eval(), metrics
+
+
+def _train(settings: Settings, model: nn.Module, data: Any, device: torch.device, on_epoch: OnUnit) -> None:
+    how = settings.phases.train
+    if how.epochs == 0:
+        return
+    batches = data.train_batches(settings.seed)
+    task = settings.task.build(model=model, num_classes=data.num_classes)
+    fit(
+        task,
+        batches,
+        optimization(how),
+        units=how.epochs,
+        unit_steps=len(batches),
+        device=device,
+        val=data.val_dataloader(),
+        on_unit=on_epoch,
+    )
+
+
+def _name(settings: Settings, checkpoint: Path | None) -> str:
+    """The recipe's hash; a checkpoint counts by its content, so that a new file under an old name is a new baseline."""
+    if checkpoint is None:
+        return settings.dense_digest()
+    return digest([settings.dense_digest(), hashlib.sha256(checkpoint.read_bytes()).hexdigest()])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it can run code."""
+    if not path.exists():
+        raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise DataError(f"phases.train.checkpoint must hold tensors only; {path}: {error}") from error
+    except Exception as error:  # torch's unpickler raises its own kinds for refused content
+        raise DataError(f"{path} holds more than tensors and was refused; save model.state_dict()") from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{path} must hold a state dict (name -> tensor); save model.state_dict()")
+    return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise DataError(f"the weights of {where} do not fit the model: {' '.join(lines[1:4]).strip()}") from error

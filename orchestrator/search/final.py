@@ -1,0 +1,146 @@
+"""The last steps of a study: confirm the front, export its models, run the baselines beside it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from safetensors.torch import load_file
+from torch import nn
+
+from lightning_modules.pruning.criteria import Criterion
+from lightning_modules.pruning.removal import rebuild
+from orchestrator.progress import Progress
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.search.confirm import Confirmed, confirm, confirmed_before
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.finished import WEIGHTS, read_plan, save_plan
+from orchestrator.search.front import non_dominated, spread_out
+from orchestrator.search.ladders import Rung, climb
+from orchestrator.search.problem import Problem
+from orchestrator.search.results import candidates
+from orchestrator.search.study import MEASURED
+
+
+def confirm_front(
+    problem: Problem, evaluator: Evaluator, found: list[TrialRow], progress: Progress
+) -> tuple[list[FrontRow], BaselineRow]:
+    """Front rows, large to small, and the dense model finetuned as long as they are.
+
+    Candidates come from the search's front on validation data, within the tolerance; after full finetuning those that
+    another one dominates on validation data (mean over the seeds) leave. Test data decides nothing.
+    """
+    settings = problem.settings
+    how, quality = settings.phases.confirm, settings.objectives.quality
+    chosen = candidates(found, problem.sign, how.tolerance, how.max_models)
+    progress.phase("confirm", f"{len(chosen)} models, {len(how.seeds)} seeds each, then test data")
+    confirmed: list[tuple[TrialRow, Confirmed]] = []
+    for row in chosen:
+        source = evaluator.models / str(row.number)
+        document = read_plan(source)
+        model = rebuild(problem.model, load_file(source / WEIGHTS)).to(problem.device)
+        result, best = confirm(
+            problem,
+            f"trial-{row.number}",
+            model,
+            (document["macs"], document["params"]),
+            settings.study.folder / "confirm",
+            document["plan"],
+            progress.tick,
+        )
+        if best is not None:
+            _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds)
+        confirmed.append((row, result))
+    points = np.array([[problem.sign * c.validated(quality), c.macs] for _, c in confirmed])
+    kept = non_dominated(points, how.tolerance)
+    members = [
+        _front_row(problem, row.number, result, str(settings.study.folder / "models" / str(row.number)))
+        for (row, result), keep in zip(confirmed, kept, strict=True)
+        if keep
+    ]
+    return members, _dense(problem, progress)
+
+
+def run_baselines(
+    problem: Problem, criterion: Criterion, front: list[FrontRow], study: optuna.Study, progress: Progress
+) -> list[BaselineRow]:
+    """Ladders matched to some of the front's models in MACs and in units of finetuning, confirmed like them."""
+    how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
+    matched = [front[i] for i in spread_out([float(row.flops) for row in front], how.max_baseline_models)]
+    rungs = [Rung(row.trial, row.flops // 2, _units(study, row.trial)) for row in matched]
+    found = []
+    for name in how.baselines:
+        progress.phase(f"baseline {name}", f"{len(rungs)} models at the front's FLOPs")
+        found += _ladder(problem, criterion, name, rungs, folder, progress)
+    return found
+
+
+def _ladder(
+    problem: Problem, criterion: Criterion, name: Any, rungs: list[Rung], folder: Path, progress: Progress
+) -> list[BaselineRow]:
+    source = [name, [[rung.trial, rung.macs, rung.units] for rung in rungs], problem.settings.method.criterion]
+    before = [confirmed_before(problem, f"{name}-{rung.trial}", folder, source) for rung in rungs]
+    if all(before):
+        return [_baseline_row(problem, name, rung.trial, row) for rung, row in zip(rungs, before, strict=True) if row]
+    found = []
+    for rung, model, kept in climb(problem, criterion, name, rungs):
+        costs = (problem.cost.macs(kept), problem.cost.params(kept))
+        result, _ = confirm(problem, f"{name}-{rung.trial}", model, costs, folder, source, progress.tick)
+        found.append(_baseline_row(problem, name, rung.trial, result))
+    return found
+
+
+def _dense(problem: Problem, progress: Progress) -> BaselineRow:
+    costs = (problem.dense_macs, problem.dense_params)
+    model: nn.Module = copy.deepcopy(problem.model)
+    folder = problem.settings.study.folder / "confirm"
+    source = [problem.settings.dense_digest()]
+    result, _ = confirm(problem, "dense", model.requires_grad_(True), costs, folder, source, progress.tick)
+    return _baseline_row(problem, "dense", None, result)
+
+
+def _front_row(problem: Problem, trial: int, result: Confirmed, path: str) -> FrontRow:
+    quality = problem.settings.objectives.quality
+    return FrontRow(
+        trial=trial,
+        test_mean=result.mean(quality),
+        test_std=result.std(quality),
+        seeds=len(result.test),
+        flops=2 * result.macs,
+        flops_ratio=result.macs / problem.dense_macs,
+        params=result.params,
+        params_ratio=result.params / problem.dense_params,
+        latency_ms=result.latency_ms,
+        path=path,
+    )
+
+
+def _baseline_row(problem: Problem, name: str, trial: int | None, result: Confirmed) -> BaselineRow:
+    row = vars(_front_row(problem, 0, result, ""))
+    return BaselineRow(**{**row, "baseline": name, "trial": trial})
+
+
+def _export(
+    folder: Path, document: dict[str, Any], result: Confirmed, model: nn.Module, seeds: tuple[int, ...]
+) -> None:
+    """The confirmed weights of the seed that validated best, with what every seed measured."""
+    by_seed = {
+        str(seed): {"validation": v, "test": t}
+        for seed, v, t in zip(seeds, result.validation, result.test, strict=True)
+    }
+    save_plan(folder, {**document, "confirmed": by_seed, "confirmed_seed": seeds[result.best]}, model)
+
+
+def _units(study: optuna.Study, number: int) -> int:
+    """Units of finetuning in a trial's weights, those of its ancestors included."""
+    trials = study.get_trials(deepcopy=False)
+    total, at = 0, number
+    while True:
+        measured = trials[at].user_attrs[MEASURED]
+        total += measured["plan"]["steps"] * measured["plan"]["units"]
+        if measured["parent"] is None:
+            return total
+        at = measured["parent"]

@@ -1,0 +1,98 @@
+"""Finished plans on disk: `models/<trial>/plan.json` and `weights.safetensors`, from which others may inherit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lightning_modules.errors import DataError
+from lightning_modules.pruning.structure import Counts, Keep, Structure
+from orchestrator.files import write_atomic
+
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished trial as others see it; `kept` has shape (n_groups,), `keep` (n_units,), both in dense units."""
+
+    number: int
+    macs: int
+    kept: Counts
+    keep: Keep
+    ancestors: tuple[int, ...]
+
+
+def nearest_parent(finished: list[Finished], kept: Counts) -> Finished | None:
+    """The cheapest finished plan that has at least `kept` units in every group and more in one; None: the dense model.
+
+    Ties in cost go to the later trial, whose weights have been trained for longer.
+    """
+    fits = [plan for plan in finished if (plan.kept >= kept).all() and (plan.kept > kept).any()]
+    return min(fits, key=lambda plan: (plan.macs, -plan.number), default=None)
+
+
+def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
+    """Weights first: a folder with a plan is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / WEIGHTS, save(tensors(model)))
+    write_atomic(folder / PLAN, json.dumps(document, indent=1))
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored twice)."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Errors: DataError where the folder holds no whole plan."""
+    try:
+        found: dict[str, Any] = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"a pruned model is a folder with {PLAN} and {WEIGHTS}; {folder}: {error}") from error
+    return found
+
+
+def load_finished(folder: Path, structure: Structure) -> Finished:
+    """Errors: DataError where the stored units are not those of this model."""
+    document = read_plan(folder)
+    try:
+        keep = keep_from_json(document["keep"], structure)
+        return Finished(
+            int(document["trial"]), int(document["macs"]), structure.counts(keep), keep, tuple(document["ancestors"])
+        )
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise DataError(
+            f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"
+        ) from error
+
+
+def keep_to_json(structure: Structure, keep: Keep) -> dict[str, list[list[int]]]:
+    """Kept units per group as runs [first, last + 1), counted within the group."""
+    return {group.name: _runs(keep[group.units]) for group in structure.groups}
+
+
+def keep_from_json(runs: Mapping[str, list[list[int]]], structure: Structure) -> Keep:
+    keep = np.zeros(structure.n_units, dtype=np.bool_)
+    if set(runs) != {group.name for group in structure.groups}:
+        raise ValueError("its groups are not the model's")
+    for group in structure.groups:
+        for first, end in runs[group.name]:
+            if not 0 <= first < end <= group.size:
+                raise ValueError(f"units {first} to {end} of group '{group.name}' with {group.size}")
+            keep[group.start + first : group.start + end] = True
+    return keep
+
+
+def _runs(kept: npt.NDArray[np.bool_]) -> list[list[int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], kept.astype(np.int8), [0]))))
+    runs: list[list[int]] = edges.reshape(-1, 2).tolist()
+    return runs

@@ -1,0 +1,60 @@
+"""The front: which results no other one makes needless. Dominance and volume by moocore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+
+Points = npt.NDArray[np.float64]
+"""Shape (n, 1 + n_costs): quality first (larger is better, whatever the metric), then costs, smaller is better."""
+
+
+def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:
+    """True for points that no other one dominates: no worse everywhere and better somewhere; shape (n,).
+
+    With a `tolerance` a rival must be better in quality by more than that, so that models which the validation data
+    cannot tell apart all stay. Of equal points the first stays.
+    """
+    if not len(points):
+        return np.zeros(0, dtype=np.bool_)
+    if tolerance == 0.0:
+        signed = points * np.array([-1.0] + [1.0] * (points.shape[1] - 1))
+        kept: npt.NDArray[np.bool_] = moocore.is_nondominated(signed, keep_weakly=False)
+        return kept
+    quality, costs = points[:, 0], points[:, 1:]
+    cheaper = (costs[:, None, :] <= costs[None, :, :]).all(2)
+    clearly_better = quality[:, None] > quality[None, :] + tolerance
+    same = (points[:, None, :] == points[None, :, :]).all(2) & np.tri(len(points), k=-1, dtype=np.bool_).T
+    return ~((cheaper & clearly_better) | same).any(0)
+
+
+def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], reference: float, least: float) -> float:
+    """Area between the front and the reference quality over log FLOPs, from the dense cost down to `least`; in [0, 1].
+
+    The axis is log(ratio) / log(least), clipped to [0, 1], so that a model at `least` of the dense FLOPs with quality
+    `reference + 1` would fill one unit.
+    """
+    points = [
+        (-q, 1.0 - min(1.0, max(0.0, math.log(r) / math.log(least))))
+        for q, r in zip(quality, flops_ratio, strict=True)
+        if q > reference
+    ]
+    return float(moocore.hypervolume(np.array(points), ref=np.array([-reference, 1.0]))) if points else 0.0
+
+
+def spread_out(flops: Sequence[float], most: int) -> list[int]:
+    """Indices of at most `most` values, the cheapest and the dearest among them, spread evenly over log FLOPs."""
+    order = sorted(range(len(flops)), key=lambda i: flops[i])
+    if len(order) <= most:
+        return order
+    logs = np.log([flops[i] for i in order])
+    wanted = np.linspace(logs[0], logs[-1], most)
+    chosen: list[int] = []
+    for value in wanted:
+        free = [k for k in range(len(order)) if k not in chosen]
+        chosen.append(min(free, key=lambda k: abs(logs[k] - value)))
+    return [order[k] for k in sorted(chosen)]

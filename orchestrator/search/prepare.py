@@ -1,0 +1,93 @@
+"""From settings to the problem of a study: everything that is made once, cheap checks before expensive work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Structure
+from orchestrator.progress import Progress
+from orchestrator.search.allocation import Sensitivity
+from orchestrator.search.dense import build_model, train_dense
+from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.space import Terrain
+from orchestrator.settings import Settings
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Errors: ConfigError for a device that torch does not know or this machine does not have."""
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device must be auto, cpu, cuda or cuda:N of this machine; got '{settings.device}'"
+        ) from error
+    return device
+
+
+def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
+    """Find the structure, check budgets against it, then train or read the dense baseline."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = device_of(settings)
+    progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
+    model = build_model(settings, data)
+    with progress.timed("structure"):
+        structure = discover(model, (example_input(data),))
+    cost = Cost(structure)
+    check_budgets(settings, structure, cost)
+    progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
+
+    def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
+        quality = metrics[settings.objectives.quality]
+        progress.tick(f"epoch {epoch}: validation {settings.objectives.quality} {quality:.4f}")
+        return True
+
+    model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch)
+    distillation = None
+    if (how := settings.phases.finetune.distillation) is not None and how.weight > 0.0:
+        with progress.timed("evaluation"):
+            cached = dense_outputs(model, data.ordered_batches(), device)
+        distillation = Distillation(teacher(model, cached), how.temperature, how.weight)
+    return Problem(settings, model, data, structure, cost, metrics, distillation, device, progress.timed)
+
+
+def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
+    """Errors: ConfigError when nothing can be pruned, or when even one unit per group is over a budget."""
+    if not structure.groups:
+        reasons = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5])
+        raise ConfigError(f"the model must have something to prune; every layer is skipped ({reasons})")
+    least = np.ones(len(structure.groups), dtype=np.int64)
+    bounds = settings.objectives
+    for name, bound, count in (
+        ("flops", bounds.max_flops_ratio, cost.macs),
+        ("params", bounds.max_params_ratio, cost.params),
+    ):
+        ratio = count(least) / count(structure.sizes)
+        if bound is not None and ratio > bound:
+            raise ConfigError(
+                f"objectives.max_{name}_ratio must be at least {ratio:.4f}, what one unit per group costs; got {bound:g}"
+            )
+
+
+def terrain_of(problem: Problem, sensitivity: Sensitivity | None = None) -> Terrain:
+    settings = problem.settings
+    return Terrain(
+        problem.structure,
+        problem.cost.macs,
+        problem.dense_macs,
+        settings.method.rule,
+        settings.phases.finetune.units,
+        sensitivity,
+        settings.objectives.max_flops_ratio or 1.0,
+    )

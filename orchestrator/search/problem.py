@@ -1,0 +1,133 @@
+"""The problem of a study, made once: the dense model, its structure and costs, its data and outputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.phases.distillation import Distillation
+from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
+from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.criteria import Calibration, Criterion
+from lightning_modules.pruning.structure import Counts, Structure
+from lightning_modules.pruning.thresholds import Scores
+from lightning_modules.recipe import locate, nearest
+from orchestrator.settings import OptimizerSettings, Settings
+
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Charges the time inside a `with` block to a phase by name."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`dense` holds the dense model's validation metrics; `teacher` is set where finetuning distils."""
+
+    settings: Settings
+    model: nn.Module
+    data: Any
+    structure: Structure
+    cost: Cost
+    dense: dict[str, float]
+    distillation: Distillation | None
+    device: torch.device
+    timed: Timed
+
+    @property
+    def sign(self) -> float:
+        """1 where more of the quality metric is better, -1 where less is."""
+        return 1.0 if quality_direction(self.settings) == "maximize" else -1.0
+
+    @property
+    def dense_macs(self) -> int:
+        return self.cost.macs(self.structure.sizes)
+
+    @property
+    def dense_params(self) -> int:
+        return self.cost.params(self.structure.sizes)
+
+    def ratios(self, kept: Counts) -> dict[str, float]:
+        """`flops` and `params` of a plan against the dense model's."""
+        return {"flops": self.cost.macs(kept) / self.dense_macs, "params": self.cost.params(kept) / self.dense_params}
+
+    def task(self, model: nn.Module) -> LightningModule:
+        task: LightningModule = self.settings.task.build(model=model, num_classes=self.data.num_classes)
+        return task
+
+    def score(self, criterion: Criterion, model: nn.Module, structure: Structure, seed: int) -> Scores:
+        """Scores of the living units of `model` on training data; see `Criterion`."""
+        batches: Iterable[Any] = islice(self.data.train_batches(seed), self.settings.method.calibration_batches)
+        loss = self.task(model).loss
+        return criterion(model, structure, Calibration(batches, loss, seed))  # type: ignore[arg-type]
+
+    def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
+        recalibrate(model, self.data.train_batches(seed), count, self.device)
+
+    def finetune(self, model: nn.Module, units: int, seed: int, on_unit: OnUnit | None = None) -> None:
+        """`units` units as the configuration describes them; reproducible from `seed` on one CPU."""
+        how = self.settings.phases.finetune
+        task = self.task(model)
+        task.distillation = self.distillation  # type: ignore[assignment]
+        seed_everything(seed)
+        with self.timed("finetune"):
+            fit(
+                task,
+                self.data.train_batches(seed),
+                optimization(how),
+                units=units,
+                unit_steps=how.unit_steps,
+                device=self.device,
+                val=self.data.val_dataloader(),
+                on_unit=on_unit,
+            )
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        with self.timed("evaluation"):
+            return evaluate(self.task(model), self.data.val_dataloader(), self.device)
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on test data: for confirmed models only."""
+        with self.timed("evaluation"):
+            return evaluate(self.task(model), self.data.test_dataloader(), self.device)
+
+
+def quality_direction(settings: Settings) -> str:
+    """`maximize` or `minimize`. Errors: ConfigError for a metric that the task does not have."""
+    directions: dict[str, str] = locate(settings.task.target).directions
+    name = settings.objectives.quality
+    if name not in directions:
+        raise ConfigError(
+            f"objectives.quality must be one of {list(directions)}; got '{name}'{nearest(name, list(directions))}"
+        )
+    return directions[name]
+
+
+def optimization(how: OptimizerSettings) -> Optimization:
+    return Optimization(how.optimizer, how.warmup, how.clip_norm)
+
+
+def seed_everything(seed: int) -> None:
+    """Torch, numpy and Python: augmentation may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers (study seed, trial, step), well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def example_input(data: Any) -> Tensor:
+    """One sample of the right shape to trace with, shape (1, ...)."""
+    return torch.zeros(1, *data.input_shape)

@@ -1,0 +1,57 @@
+"""What a study has found so far, as rows: trials, their front, and who is to be confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial
+
+from orchestrator.report.rows import TrialRow
+from orchestrator.search.front import non_dominated, spread_out
+from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE
+
+
+def trial_row(trial: FrozenTrial, quality: str) -> TrialRow:
+    """One row of trials.csv; `quality` is the metric's name."""
+    known = trial.user_attrs
+    measured = known.get(MEASURED, {})
+    rungs = known.get(RUNGS, ())
+    costs, ratios = measured.get("costs", {}), measured.get("ratios", {})
+    return TrialRow(
+        number=trial.number,
+        state=known.get(STATE, "running"),
+        rung=rungs[-1][0] if rungs else 0,
+        parent=measured.get("parent"),
+        quality=rungs[-1][2][quality] if rungs else None,
+        flops=int(costs["flops"]) if costs else None,
+        flops_ratio=ratios.get("flops"),
+        params=int(costs["params"]) if costs else None,
+        params_ratio=ratios.get("params"),
+        seconds=known.get(SECONDS, 0.0),
+        kind=known.get(KIND, "search"),
+        reason=known.get(REASON, ""),
+    )
+
+
+def rows(study: optuna.Study, quality: str) -> list[TrialRow]:
+    """All trials that ended by themselves, by number."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return [trial_row(trial, quality) for trial in ended if trial.user_attrs.get(STATE) != "interrupted"]
+
+
+def front(found: Sequence[TrialRow], sign: float, tolerance: float = 0.0) -> list[TrialRow]:
+    """Completed trials that no other dominates in (quality, FLOPs) on validation data, large to small."""
+    completed = [row for row in found if row.state == "completed" and row.quality is not None and row.flops is not None]
+    points = np.array([[sign * row.quality, row.flops] for row in completed]).reshape(-1, 2)  # type: ignore[operator]
+    kept = non_dominated(points, tolerance)
+    chosen = [row for row, keep in zip(completed, kept, strict=True) if keep]
+    return sorted(chosen, key=lambda row: -(row.flops or 0))
+
+
+def candidates(found: Sequence[TrialRow], sign: float, tolerance: float, most: int) -> list[TrialRow]:
+    """At most `most` members of the front, spread over log FLOPs, large to small."""
+    members = front(found, sign, tolerance)
+    chosen = spread_out([float(row.flops or 1) for row in members], most)
+    return sorted((members[i] for i in chosen), key=lambda row: -(row.flops or 0))

@@ -1,0 +1,76 @@
+"""The sensitivity profile: what each group costs alone, measured once per model and method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.pruning.criteria import Criterion
+from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.thresholds import choose
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+from orchestrator.search.allocation import Sensitivity
+from orchestrator.search.problem import Problem, seed_of
+
+
+def profile(problem: Problem, criterion: Criterion, tick: Callable[[int, int], None]) -> Sensitivity:
+    """KL(dense || pruned) per group and ratio on training data after recalibration; read back where it was measured.
+
+    `tick` is told (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
+    """
+    settings = problem.settings
+    how = settings.phases.profile
+    sizes = [[group.name, group.size] for group in problem.structure.groups]
+    key = digest([settings.dense_digest(), settings.method.criterion, how.model_dump(mode="json"), sizes])
+    path = settings.study.baselines / f"sensitivity-{key}.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        return Sensitivity(tuple(stored["ratios"]), np.array(stored["loss"]))
+    with problem.timed("profile"):
+        found = _measure(problem, criterion, tick)
+    _write(path, found, [group.name for group in problem.structure.groups])
+    return found
+
+
+def _measure(problem: Problem, criterion: Criterion, tick: Callable[[int, int], None]) -> Sensitivity:
+    how, structure = problem.settings.phases.profile, problem.structure
+    seed = seed_of(problem.settings.seed, 1)
+    batches: list[Any] = list(islice(problem.data.train_batches(seed), max(how.batches, how.recalibration_batches)))
+    shown = [batch[0].to(problem.device) for batch in batches[: how.batches]]
+    dense = _log_probabilities(problem.model, shown)
+    scores = problem.score(criterion, problem.model, structure, seed)
+    full = structure.full()
+    loss = np.zeros((len(structure.groups), len(how.ratios)))
+    for index, group in enumerate(structure.groups):
+        for place, ratio in enumerate(sorted(how.ratios)):
+            kept = structure.sizes
+            kept[index] = max(1, round(group.size * (1.0 - ratio)))
+            if kept[index] == group.size:
+                continue
+            model = remove(problem.model, structure, choose(structure, scores, full, kept))
+            recalibrate(model, batches, how.recalibration_batches, problem.device)
+            pruned = _log_probabilities(model, shown)
+            loss[index, place] = float(F.kl_div(pruned, dense, reduction="batchmean", log_target=True))
+        tick(index + 1, len(structure.groups))
+    return Sensitivity(tuple(sorted(how.ratios)), loss)
+
+
+@torch.no_grad()
+def _log_probabilities(model: nn.Module, inputs: list[Tensor]) -> Tensor:
+    model.eval()
+    return torch.cat([F.log_softmax(model(x), 1) for x in inputs])
+
+
+def _write(path: Path, found: Sensitivity, groups: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"groups": groups, "ratios": found.ratios, "loss": found.loss.tolist()}, indent=1))

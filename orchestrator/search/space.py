@@ -1,0 +1,168 @@
+"""Spaces: what Optuna may vary, and the plan that its parameters stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.plan import Rule
+from lightning_modules.pruning.schedules import SCHEDULES
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import quantiles
+from orchestrator.search.allocation import Macs, Sensitivity, allocate, uniform_ratio
+from orchestrator.search.measurement import Proposal
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """What a space may know of the model: its groups, its costs, its sensitivity, and the method's threshold rule."""
+
+    structure: Structure
+    macs: Macs
+    dense_macs: int
+    rule: Rule
+    units: int
+    sensitivity: Sensitivity | None = None
+    max_flops_ratio: float = 1.0
+
+
+class Space(Protocol):
+    """`chain` gives the parameters of one rung of the opening ladder, within the same distributions."""
+
+    needs_profile: bool
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]: ...
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params: ...
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal: ...
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The schedule as search dimensions: number and shape of pruning steps, units of finetuning after each."""
+
+    steps: Sequence[int] = (1, 2)
+    shapes: Sequence[str] = ("linear", "cubic")
+    units: Sequence[int] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.shapes) - set(SCHEDULES)):
+            raise ConfigError(f"space.shapes must be among {sorted(SCHEDULES)}; got {unknown}")
+        for name, (low, high) in {
+            "steps": (self.steps[0], self.steps[-1]),
+            "units": (self.units[0], self.units[-1]),
+        }.items():
+            if not 1 <= low <= high:
+                raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {
+            "schedule.steps": IntDistribution(self.steps[0], self.steps[-1]),
+            "schedule.shape": CategoricalDistribution(tuple(self.shapes)),
+            "finetune.units": IntDistribution(self.units[0], self.units[-1]),
+        }
+
+    def first(self, units: int) -> Params:
+        """What the opening ladder does: one step, `units` units where the dimension admits them."""
+        return {
+            "schedule.steps": self.steps[0],
+            "schedule.shape": self.shapes[0],
+            "finetune.units": min(max(units, self.units[0]), self.units[-1]),
+        }
+
+
+def _proposal(thresholds: Mapping[str, float], rule: Rule, params: Params) -> Proposal:
+    return Proposal(thresholds, rule, params["schedule.shape"], params["schedule.steps"], params["finetune.units"])
+
+
+@dataclass(frozen=True)
+class Allocation(Recovery):
+    """A FLOPs target, a blend of uniform and equal-loss allocation, and an offset in octaves per group around it."""
+
+    least_flops_ratio: float = 0.05
+    most_flops_ratio: float = 0.8
+    offset: float = 0.5
+    needs_profile: bool = True
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        most = min(self.most_flops_ratio, terrain.max_flops_ratio)
+        found: dict[str, BaseDistribution] = {
+            "flops_ratio": FloatDistribution(min(self.least_flops_ratio, most), most, log=True),
+            "equal_loss": FloatDistribution(0.0, 1.0),
+        }
+        if self.offset > 0.0:
+            for group in terrain.structure.groups:
+                found[f"offset.{group.name}"] = FloatDistribution(-self.offset, self.offset)
+        return {**found, **Recovery.distributions(self)}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        offsets = {f"offset.{group.name}": 0.0 for group in terrain.structure.groups} if self.offset > 0.0 else {}
+        return {"flops_ratio": flops_ratio, "equal_loss": equal_loss, **offsets, **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        groups = terrain.structure.groups
+        offsets = np.array([params.get(f"offset.{group.name}", 0.0) for group in groups])
+        target = int(params["flops_ratio"] * terrain.dense_macs)
+        sizes, blend = terrain.structure.sizes, params["equal_loss"]
+        kept = allocate(sizes, terrain.macs, target, terrain.sensitivity, blend, offsets)
+        return _proposal(quantiles(terrain.structure, kept), "quantile", params)
+
+
+@dataclass(frozen=True)
+class PerGroup(Recovery):
+    """One independent threshold per group, in the unit of the method's rule."""
+
+    low: float = 0.0
+    high: float = 0.95
+    needs_profile: bool = False
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        thresholds: dict[str, BaseDistribution] = {
+            f"threshold.{group.name}": FloatDistribution(self.low, self.high) for group in terrain.structure.groups
+        }
+        return {**thresholds, **Recovery.distributions(self)}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        """Rungs are exact under the quantile rule only: what another rule removes is known after scoring."""
+        level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
+        thresholds = {f"threshold.{group.name}": level for group in terrain.structure.groups}
+        return {**thresholds, **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        thresholds = {group.name: params[f"threshold.{group.name}"] for group in terrain.structure.groups}
+        return _proposal(thresholds, terrain.rule, params)
+
+
+@dataclass(frozen=True)
+class Uniform(Recovery):
+    """One threshold for all groups, in the unit of the method's rule."""
+
+    low: float = 0.0
+    high: float = 0.95
+    needs_profile: bool = False
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        return {"threshold": FloatDistribution(self.low, self.high), **Recovery.distributions(self)}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        return {"threshold": _uniform_threshold(terrain, flops_ratio, self.low, self.high), **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        thresholds = {group.name: params["threshold"] for group in terrain.structure.groups}
+        return _proposal(thresholds, terrain.rule, params)
+
+
+def _uniform_threshold(terrain: Terrain, flops_ratio: float, low: float, high: float) -> float:
+    """The quantile that meets the target; under another rule the same share of the range, as a first guess."""
+    ratio = uniform_ratio(terrain.structure.sizes, terrain.macs, int(flops_ratio * terrain.dense_macs))
+    if terrain.rule != "quantile":
+        return low + ratio * (high - low)
+    return min(max(ratio, low), high)

@@ -1,0 +1,257 @@
+"""One study: what Optuna is asked, what is told to it, and when the search is done.
+
+Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial is told as PRUNED
+without values. A sampler is made anew for each trial, seeded by the study's seed and the trial's number: a resumed
+study then proposes what an undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.recipe import Recipe, locate
+from orchestrator.redact import redact
+from orchestrator.search.measurement import Evaluate, Measurement
+from orchestrator.search.problem import seed_of
+from orchestrator.search.space import Space, Terrain
+from orchestrator.search.stopping import Standing, Stopping
+from orchestrator.settings import Settings
+
+KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
+    "kind",
+    "reason",
+    "state",
+    "rungs",
+    "measured",
+    "seconds",
+    "trace",
+)
+IDENTITY, CHAINED = "identity", "chained"
+
+OnTrial = Callable[[FrozenTrial], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the loop needs beside the study: how a metric counts, and when a trial is stopped."""
+
+    quality: str
+    sign: float
+    dense_quality: float
+    costs: tuple[str, ...]
+    stopping: Stopping
+    sampler: Recipe
+    seed: int
+
+
+def open_study(settings: Settings, directions: Sequence[str]) -> optuna.Study:
+    """The study of this name, new or as it was left.
+
+    Errors: ConfigError when the stored study was made by another search: the difference is shown, nothing is mixed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    study = optuna.create_study(
+        study_name=settings.study.name,
+        storage=_storage(settings),
+        directions=list(directions),
+        load_if_exists=True,
+        sampler=optuna.samplers.RandomSampler(settings.seed),
+    )
+    identity = json.loads(json.dumps(settings.identity()))
+    stored = study.user_attrs.get(IDENTITY)
+    if stored is None:
+        study.set_user_attr(IDENTITY, identity)
+    elif changes := differences(stored, identity):
+        raise ConfigError(
+            f"study '{settings.study.name}' belongs to another search: {'; '.join(changes)}. "
+            "Give study.name another value, or the old values"
+        )
+    return study
+
+
+def _storage(settings: Settings) -> BaseStorage | str:
+    if settings.study.storage is not None:
+        return settings.study.storage
+    path = settings.study.folder / "study.journal"
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`path: old -> new` for every leaf of two trees of plain data that differs, secrets hidden."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if old == new else [redact(f"{path} was {old!r}, now {new!r}")]
+
+
+def enqueue_chain(
+    study: optuna.Study, space: Space, terrain: Terrain, targets: Sequence[float], blends: Sequence[float]
+) -> None:
+    """The opening ladder, rung by rung from large to small, once in a study's life."""
+    if study.user_attrs.get(CHAINED):
+        return
+    names = {
+        blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
+    }
+    for target in targets:
+        for blend in blends if space.needs_profile else blends[:1]:
+            params = space.chain(terrain, target, blend)
+            kind = f"chain {names[blend]}" if space.needs_profile else "chain"
+            study.enqueue_trial(params, user_attrs={KIND: kind})
+    study.set_user_attr(CHAINED, True)
+
+
+def done(study: optuna.Study) -> int:
+    """Trials that count towards the number asked for: all that ended by themselves."""
+    return sum(
+        trial.state.is_finished() and trial.user_attrs.get(STATE) != "interrupted"
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def take_over_interrupted(study: optuna.Study) -> int:
+    """Trials that a killed run left open are closed as interrupted, and their parameters tried again first."""
+    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in left:
+        _interrupt(study, trial.number, trial.params, trial.user_attrs.get(KIND, "search"))
+    return len(left)
+
+
+def _interrupt(study: optuna.Study, number: int, params: dict[str, Any], kind: str) -> None:
+    open_trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    open_trial.set_user_attr(STATE, "interrupted")
+    study.tell(number, state=TrialState.FAIL)
+    if params:
+        study.enqueue_trial(params, user_attrs={KIND: kind})
+
+
+def search(
+    study: optuna.Study,
+    space: Space,
+    terrain: Terrain,
+    evaluate: Evaluate,
+    rules: Rules,
+    n_trials: int,
+    on_trial: OnTrial,
+) -> None:
+    """Run trials until `n_trials` have ended; `on_trial` sees each of them as it was stored.
+
+    A trial that fails is recorded with its reason, and the study goes on; errors that are the user's or a signal end
+    the study with the open trial marked as interrupted.
+    """
+    distributions = space.distributions(terrain)
+    while done(study) < n_trials:
+        number = len(study.get_trials(deepcopy=False))
+        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number))
+        trial = study.ask(distributions)
+        trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
+        try:
+            run_trial(study, trial, space, terrain, evaluate, rules)
+        except BaseException:
+            _interrupt(study, trial.number, trial.params, trial.user_attrs[KIND])
+            raise
+        on_trial(study.get_trials(deepcopy=False)[trial.number])
+
+
+def run_trial(
+    study: optuna.Study, trial: optuna.Trial, space: Space, terrain: Terrain, evaluate: Evaluate, rules: Rules
+) -> None:
+    """One trial from its parameters to what is told."""
+    begin = time.perf_counter()
+    rungs: list[tuple[int, float, dict[str, float]]] = []
+
+    def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
+        rungs.append((rung, flops_ratio, dict(metrics)))
+        trial.set_user_attr(RUNGS, rungs)
+        if trial.user_attrs[KIND] != "search":
+            return None
+        mine = _standing(trial.number, rung, flops_ratio, metrics, rules)
+        return rules.stopping(mine, _peers(study, trial.number, rules))
+
+    try:
+        measured = evaluate(space.propose(terrain, trial.params), trial.number, report)
+        values = _values(measured, rules)
+    except UserError as error:
+        _fail(study, trial, str(error), "", begin)
+    except Exception as error:
+        _fail(study, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
+    else:
+        trial.set_user_attr(MEASURED, _stored(measured))
+        _close(trial, measured.state, measured.reason, begin)
+        if measured.state == "completed":
+            study.tell(trial, values)
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+
+
+def _values(measured: Measurement, rules: Rules) -> list[float]:
+    if measured.state != "completed":
+        return []
+    values = [measured.metrics[rules.quality], *(measured.costs[name] for name in rules.costs)]
+    if not all(abs(value) < float("inf") for value in values):
+        raise ValueError(
+            f"objectives must be finite; got {dict(zip((rules.quality, *rules.costs), values, strict=True))}"
+        )
+    return values
+
+
+def _fail(study: optuna.Study, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
+    trial.set_user_attr(TRACE, redact(trace))
+    _close(trial, "failed", redact(reason), begin)
+    study.tell(trial, state=TrialState.FAIL)
+
+
+def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
+    trial.set_user_attr(SECONDS, time.perf_counter() - begin)
+    trial.set_user_attr(REASON, reason)
+    trial.set_user_attr(STATE, state)
+
+
+def _stored(measured: Measurement) -> dict[str, Any]:
+    return {
+        "parent": measured.parent,
+        "costs": dict(measured.costs),
+        "ratios": dict(measured.ratios),
+        "kept": dict(measured.kept),
+        "metrics": dict(measured.metrics),
+        "plan": dict(measured.plan),
+    }
+
+
+def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:
+    drop = rules.sign * (rules.dense_quality - metrics[rules.quality])
+    return Standing(number, rung, flops_ratio, metrics["loss"], drop)
+
+
+def _peers(study: optuna.Study, number: int, rules: Rules) -> list[Standing]:
+    return [
+        _standing(other.number, rung, flops_ratio, metrics, rules)
+        for other in study.get_trials(deepcopy=False)
+        if other.number != number
+        for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
+    ]
+
+
+def sampler(recipe: Recipe, seed: int) -> optuna.samplers.BaseSampler:
+    """Any sampler by its dotted path, seeded where it takes a seed. Errors: ConfigError for what is not a sampler."""
+    accepts = inspect.signature(locate(recipe.target)).parameters
+    built = recipe.build(seed=seed) if "seed" in accepts else recipe.build()
+    if not isinstance(built, optuna.samplers.BaseSampler):
+        raise ConfigError(f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}")
+    return built
