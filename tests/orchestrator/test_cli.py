@@ -1,6 +1,7 @@
 """The command line: what is said, on which stream, with which exit code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -231,3 +232,36 @@ sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
     assert out == "cleaned up\n"
     assert err.splitlines()[-1].endswith("give the same command again: python -m orchestrator study.n_trials=4")
     assert "Traceback" not in err
+
+
+def choices() -> list[str]:
+    """Every file of the real tree as the override that chooses it."""
+    found = []
+    for path in sorted(conf_folder().glob("*/*.yaml")):
+        group, name = path.parent.name, path.stem
+        if group != "hydra":
+            found.append(f"+experiment={name}" if group == "experiment" else f"{group}={name}")
+    return found
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_choice_of_the_real_tree_composes_into_valid_settings(
+    choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a choice leaves open (a folder, a model's name) is asked for by its key, and given."""
+    monkeypatch.chdir(tmp_path)
+    real = schema.load
+    loaded: list[Any] = []
+
+    def load(config: dict[str, Any]) -> Any:
+        loaded.append(real(config))
+        return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None))
+
+    monkeypatch.setattr(schema, "load", load)
+    words = [choice]
+    while main(words) == 2:
+        asked = re.fullmatch(r"(\S+) must have a value; give it as \1=\.\.\.\n", capsys.readouterr().err)
+        assert asked is not None
+        assert len(words) < 5
+        words.append(f"{asked[1]}=given")
+    assert isinstance(loaded[0], schema.Settings)
