@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class SlimAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose heads x head_dim need not be embed_dim; same tensors, same names.
+    """`nn.MultiheadAttention` whose heads x head_dim, inputs and outputs may all differ; same tensors, same names.
 
     Made from a pruned `nn.MultiheadAttention` by `slim`, never constructed. A mask per head must have as many
     heads as are left.
@@ -70,7 +70,7 @@ class SlimAttention(nn.MultiheadAttention):
 def slim(attention: nn.MultiheadAttention) -> None:
     """Mend, in place, attention whose tensors were cut: heads from the projections, width from the output.
 
-    The fast path of `nn.TransformerEncoderLayer` assumes heads x head_dim = embed_dim; it is switched off where
+    The fast path of `nn.TransformerEncoderLayer` assumes that they are equal; it is switched off where
     that no longer holds.
     """
     packed = attention.in_proj_weight is not None
@@ -80,7 +80,7 @@ def slim(attention: nn.MultiheadAttention) -> None:
     attention.embed_dim = attention.out_proj.weight.shape[0]
     attention.kdim = query.shape[1] if packed else attention.k_proj_weight.shape[1]
     attention.vdim = query.shape[1] if packed else attention.v_proj_weight.shape[1]
-    if rows != attention.embed_dim:
+    if not rows == attention.embed_dim == query.shape[1]:
         attention.__class__ = SlimAttention
         attention._qkv_same_embed_dim = False
 

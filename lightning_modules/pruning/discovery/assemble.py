@@ -78,16 +78,17 @@ def _groups(
         role: Literal["out", "in"] = "in" if (tensor, dim) in trace.consumers else "out"
         for unit in np.unique(row[row >= 0]).tolist():
             members[unit].append(Member(tensor, dim, role))
+    order = {axis: i for i, axis in enumerate(trace.producers)}
     groups, taken = [], Counter[str]()
     for roots in clusters:
         start, index = units[roots[0]], np.array(roots)
-        first = next(m for m in members[start] if (m.tensor, m.dim) in trace.producers)
-        kind: Kind = trace.producers[first.tensor, first.dim]
+        axis = min(((m.tensor, m.dim) for m in members[start]), key=lambda a: order.get(a, len(order)))
+        kind: Kind = trace.producers[axis]
         if marks["head"][index].any():
             kind = "head"
         elif marks["conv_group"][index].any():
             kind = "conv_group"
-        name = first.tensor.rpartition(".")[0] or first.tensor
+        name = axis[0].rpartition(".")[0] or axis[0]
         taken[name] += 1
         if taken[name] > 1:
             name = f"{name}-{taken[name]}"

@@ -180,18 +180,18 @@ def embedding(trace: Trace, node: Node) -> Dims:
 
 def recurrent(trace: Trace, node: Node) -> list[Dims]:
     """LSTM, GRU and RNN stay whole: one `hidden_size` serves every layer and direction of the module."""
-    where, constant = trace.where(node), 0
+    path = trace.owner(node)[0] or node.name
+    reason, constant = f"the recurrent layer {path} keeps its sizes", 0
     for argument in node.all_input_nodes:
         for label in trace.dims(argument):
-            trace.freeze(label, f"recurrent layer at {where} keeps its sizes")
+            trace.freeze(label, reason)
         if argument in trace.tensors and len(shape(argument)) == 2:
             name = trace.tensors[argument]
             trace.weights.setdefault(name)
             trace.producers.setdefault((name, 0), "neuron")
             constant += math.prod(shape(argument))
     steps = shape(node.args[0])[:-1]
-    trace.multiply(trace.owner(node)[0] or node.name, steps, [""] * len(steps), constant)
-    reason = f"recurrent layer at {where} keeps its sizes"
+    trace.multiply(path, steps, [""] * len(steps), constant)
     return [[reason] * value.dim() for value in node.meta["val"]]
 
 

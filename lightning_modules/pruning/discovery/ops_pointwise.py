@@ -28,8 +28,9 @@ def broadcast(trace: Trace, values: Sequence[tuple[Dims, list[int]]], where: str
 def pointwise(trace: Trace, node: Node) -> Dims:
     """All tensor arguments broadcast; dividing by a pruned channel is not the same as dividing by its zeros."""
     tensors = [argument for argument in node.all_input_nodes if argument.meta.get("val") is not None]
-    if op_name(node) in DIVISIONS:
-        for label in trace.dims(tensors[-1]):
+    divisor = node.args[1] if op_name(node) in DIVISIONS else node.args[0] if op_name(node) in POLES else None
+    if isinstance(divisor, Node):
+        for label in trace.dims(divisor):
             trace.inexact(label)
     return broadcast(trace, [(trace.dims(t), shape(t)) for t in tensors], trace.where(node))
 
@@ -121,10 +122,12 @@ def softmax(trace: Trace, node: Node) -> Dims:
 def reduction(trace: Trace, node: Node) -> Dims | list[Dims]:
     """Sum, mean, max, norm ...: the reduced axes disappear (or stay with size 1)."""
     a = bind(node)
+    if isinstance(a.get("other"), Node):  # The larger of two tensors, element by element.
+        return pointwise(trace, node)
     x, dim = trace.dims(a["self"]), a.get("dim")
     every = range(len(x)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     over = {d % len(x) for d in every} if x else set()
-    for d in over:
+    for d in over if node.users else ():  # Attention averages weights that nobody reads.
         trace.inexact(x[d])
     keep = bool(a.get("keepdim"))
     out: Dims = ["" if d in over else x[d] for d in range(len(x)) if keep or d not in over]
@@ -153,11 +156,13 @@ def glu(trace: Trace, node: Node) -> Dims:
     return x
 
 
-DIVISIONS = frozenset(("div", "div_", "true_divide", "floor_divide", "reciprocal", "rsqrt", "log", "log_", "log2"))
+DIVISIONS = frozenset(("div", "div_", "divide", "true_divide", "floor_divide", "remainder", "fmod"))
+POLES = frozenset(("reciprocal", "rsqrt", "log", "log_", "log2", "log10"))
 _SAME = (
     "dropout dropout_ feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous to alias "
     "detach detach_ lift_fresh lift_fresh_copy _to_copy type_as float double requires_grad_ hardswish hardswish_ "
-    "relu6 relu6_ selu selu_ rrelu hardtanh hardtanh_ log_sigmoid logsigmoid mish silu softplus"
+    "relu6 relu6_ selu selu_ rrelu hardtanh hardtanh_ log_sigmoid logsigmoid mish silu softplus "
+    "zeros_like ones_like full_like empty_like rand_like randn_like bernoulli bernoulli_"
 )
 _POOL = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -166,10 +171,7 @@ _POOL = (
     "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa"
 )
 _REDUCE = "mean sum amax amin max min prod var std var_mean linalg_vector_norm norm logsumexp argmax argmin any all"
-_FILL = (
-    "zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full new_empty empty empty_like arange "
-    "scalar_tensor rand randn rand_like randn_like tril triu eye linspace"
-)
+_FILL = "zeros ones full new_zeros new_ones new_full new_empty empty arange scalar_tensor rand randn eye linspace"
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_FILL.split(), fill),

@@ -131,6 +131,17 @@ def expand(trace: Trace, node: Node) -> Dims:
     return ["" if d < lead or before[d - lead] != after[d] else x[d - lead] for d in range(len(after))]
 
 
+def expand_as(trace: Trace, node: Node) -> Dims:
+    """Axes of size 1 take the sizes, and therefore the units, of the other tensor."""
+    source, other = node.args[:2]
+    assert isinstance(source, Node)
+    assert isinstance(other, Node)
+    x, like = trace.dims(source), trace.dims(other)
+    lead = len(like) - len(x)
+    wide = [d < lead or shape(source)[d - lead] == 1 for d in range(len(like))]
+    return [like[d] if wide[d] else x[d - lead] for d in range(len(like))]
+
+
 def repeat(trace: Trace, node: Node) -> Dims:
     """Copies along an axis repeat its ids."""
     a = bind(node)
@@ -291,7 +302,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("slice", "narrow"), cut),
     **dict.fromkeys(("index", "index_select"), pick),
     **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"), pad),
-    **dict.fromkeys(("expand", "expand_as"), expand),
+    "expand": expand,
+    "expand_as": expand_as,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "movedim": movedim,
     "repeat": repeat,

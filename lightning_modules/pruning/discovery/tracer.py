@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,18 +43,25 @@ def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     """
     twin = copy.deepcopy(model).eval()
     trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin))
-    _walk(trace, torch.export.export(twin, first_sample(example_inputs)))
+    _walk(trace, _export(twin, first_sample(example_inputs)))
     unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
     if unseen:
         products = list(trace.products)
         trace.values.clear()
         trace.tensors.clear()
         twin.train()
-        _walk(trace, torch.export.export(twin, _pair(example_inputs)))
+        _walk(trace, _export(twin, _pair(example_inputs)))
         trace.products[:] = products
         trace.trained = True
         twin.eval()
     return trace
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    with warnings.catch_warnings():
+        # A recurrent layer lists its own weights anew at each call; they are parameters all the same.
+        warnings.filterwarnings("ignore", message="The tensor attributes .* were assigned during export")
+        return torch.export.export(model, inputs)
 
 
 def first_sample(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -132,8 +140,9 @@ def _by_tag(node: Node) -> Rule | None:
 
 def _unknown(trace: Trace, node: Node) -> None:
     """Freeze every axis the op touches and name the op."""
-    if not any(shape(source) for source in node.all_input_nodes):
-        return
+    value = node.meta.get("val")
+    if value is None or not any(shape(source) for source in node.all_input_nodes):
+        return  # An assertion, or arithmetic on sizes.
     reason = f"it passes through {trace.where(node)}, an op without a rule"
     touched = False
     for source in node.all_input_nodes:
@@ -142,7 +151,6 @@ def _unknown(trace: Trace, node: Node) -> None:
             trace.freeze(label, reason)
     if touched:
         trace.notes.setdefault(Skipped(trace.owner(node)[0] or node.name, reason))
-    value = node.meta.get("val")
     parts = value if isinstance(value, tuple | list) else [value]
     labelled: list[Dims] = [[reason] * part.dim() if isinstance(part, Tensor) else [] for part in parts]
     trace.values[node] = labelled if isinstance(value, tuple | list) else labelled[0]

@@ -108,24 +108,25 @@ class _Trial:
     def _run(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad():
             torch.manual_seed(0)
-            outputs = pytree.tree_leaves(model.eval()(*self._inputs))
+            outputs = _tensors(model.eval()(*self._inputs))
+            self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
                 twin = copy.deepcopy(model).train()
-                outputs += pytree.tree_leaves(twin(*(torch.cat([x, x]) for x in self._inputs)))
-        return [output for output in outputs if isinstance(output, Tensor)]
+                outputs += _tensors(twin(*(torch.cat([x, x]) for x in self._inputs)))
+        return outputs
 
     def _against(self, outputs: list[Tensor], reference: list[Tensor], values: bool) -> str | None:
         before, after = [list(t.shape) for t in reference], [list(t.shape) for t in outputs]
         if before != after:
             return f"removing units changes the model's output from shape {before} to {after}"
-        for output, expected in zip(outputs, reference, strict=True):
+        for i, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
             if not output.is_floating_point():
                 continue
             if not output.isfinite().all():
                 return "removing units makes the model's output infinite or not a number"
             scale = expected.abs().max().item() if expected.numel() else 0.0
-            if values and scale > 0 and not self._trained:
+            if values and scale > 0 and i < self._compared:
                 apart = (output - expected).abs().max().item() / scale
                 if not apart <= TOLERANCE[self._dtype]:
                     return f"removed and masked units differ by {apart:.1e} of the model's output"
@@ -159,6 +160,10 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Indices and flags stay as the example has them."""
     return torch.randn(x.shape, generator=generator).to(x.device, dtype) if x.is_floating_point() else x
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    return [output for output in pytree.tree_leaves(outputs) if isinstance(output, Tensor)]
 
 
 def _first_line(error: Exception) -> str:
