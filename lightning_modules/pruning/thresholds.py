@@ -59,7 +59,8 @@ def quantiles(structure: Structure, kept: Counts) -> dict[str, float]:
 def at_step(before: Counts, final: Counts, schedule: str, step: int, steps: int) -> Counts:
     """Units kept per group after pruning step `step` (1-based) of `steps`: whole units, exact at the end."""
     fraction = SCHEDULES[schedule](step / steps)
-    return before - np.rint((before - final) * fraction).astype(np.int64)
+    removed: Counts = np.rint((before - final) * fraction).astype(np.int64)
+    return before - removed
 
 
 def choose(structure: Structure, scores: Scores, alive: Keep, kept: Counts) -> Keep:

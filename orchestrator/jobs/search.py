@@ -25,7 +25,7 @@ from orchestrator.search.prepare import prepare, terrain_of
 from orchestrator.search.problem import Problem, quality_direction
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.sensitivity import profile
-from orchestrator.search.study import Rules, done, enqueue_chain, open_study, take_over_interrupted
+from orchestrator.search.study import Direction, Rules, done, enqueue_chain, open_study, take_over_interrupted
 from orchestrator.search.study import search as run_trials
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
@@ -71,8 +71,9 @@ def search(settings: Settings) -> Outputs:
     return outputs
 
 
-def _parts(settings: Settings, direction: str) -> Parts:
-    directions = [direction, *["minimize"] * len(settings.objectives.costs)]
+def _parts(settings: Settings, direction: Direction) -> Parts:
+    directions: list[Direction] = [direction]
+    directions += ["minimize"] * len(settings.objectives.costs)
     criterion, space, tracker = settings.method.criterion.build(), settings.space.build(), settings.tracking.build()
     study = open_study(settings, directions)
     if "id" not in study.user_attrs:

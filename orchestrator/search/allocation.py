@@ -37,7 +37,8 @@ class Sensitivity:
             power = np.clip(((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum(), 0.5, 6.0)
         scale = y.mean(1) - power * x.mean()
         # in logarithms: flat groups have levels far beyond what a float's exponential holds
-        return np.exp(np.minimum((np.log(level) - scale) / power, np.log(most)))
+        ratios: Ratios = np.exp(np.minimum((np.log(level) - scale) / power, np.log(most)))
+        return ratios
 
 
 def counts_of(sizes: Counts, ratios: Ratios) -> Counts:

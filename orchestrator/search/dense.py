@@ -38,11 +38,11 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
             shape = tuple(model(example_input(data)).shape)
     except RuntimeError as error:
         raise ConfigError(
-            f"the model must take the data's inputs of shape {tuple(data.input_shape)}; {settings.model.target} says: {error}"
+            f"the model must take the data's inputs {tuple(data.input_shape)}; {settings.model.target}: {error}"
         ) from error
     if shape != (1, data.num_classes):
         raise ConfigError(
-            f"the model's output must be (batch, {data.num_classes}) for this data; it is {shape}: set model.num_classes"
+            f"the model's output must be (batch, {data.num_classes}) for this data; it is {shape}; see num_classes"
         )
     return model.train()
 
@@ -50,7 +50,7 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
 def train_dense(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
 ) -> tuple[nn.Module, dict[str, float]]:
-    """The model of `build_model` trained, with its validation metrics; read back where the same recipe was run before."""
+    """The model trained, with its validation metrics; read back where the same recipe was run before."""
     checkpoint = settings.phases.train.checkpoint
     folder = settings.study.baselines / _name(settings, checkpoint)
     if (folder / "dense.json").exists():
@@ -101,7 +101,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            whole: dict[str, Tensor] = load_file(path)
+            return whole
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise DataError(f"phases.train.checkpoint must hold tensors only; {path}: {error}") from error

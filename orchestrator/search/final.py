@@ -137,7 +137,8 @@ def _export(
 def _units(study: optuna.Study, number: int) -> int:
     """Units of finetuning in a trial's weights, those of its ancestors included."""
     trials = study.get_trials(deepcopy=False)
-    total, at = 0, number
+    total: int = 0
+    at: int = number
     while True:
         measured = trials[at].user_attrs[MEASURED]
         total += measured["plan"]["steps"] * measured["plan"]["units"]

@@ -29,7 +29,8 @@ def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool
     cheaper = (costs[:, None, :] <= costs[None, :, :]).all(2)
     clearly_better = quality[:, None] > quality[None, :] + tolerance
     same = (points[:, None, :] == points[None, :, :]).all(2) & np.tri(len(points), k=-1, dtype=np.bool_).T
-    return ~((cheaper & clearly_better) | same).any(0)
+    beaten: npt.NDArray[np.bool_] = ((cheaper & clearly_better) | same).any(0)
+    return ~beaten
 
 
 def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], reference: float, least: float) -> float:

@@ -27,7 +27,7 @@ PLACES = {"uniform": 0, "random": 1, "global": 2}
 
 @dataclass(frozen=True)
 class Rung:
-    """Match `macs` for front trial `trial`, which has been finetuned for `units` units in all, its ancestors' included."""
+    """Match `macs` for front trial `trial`, finetuned for `units` units in all, its ancestors' included."""
 
     trial: int
     macs: int
@@ -60,7 +60,7 @@ def climb(
 
 
 def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int) -> Counts:
-    """Units kept per group when all are ranked in one list, scores as multiples of their group's mean; at least one each."""
+    """Units kept per group when all are ranked in one list by multiples of their group's mean score; at least one."""
     relative = [scores[group.units][alive[group.units]] for group in structure.groups]
     relative = [living / living.mean() if living.mean() > 0 else living for living in relative]
 

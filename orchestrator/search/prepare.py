@@ -76,7 +76,7 @@ def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
         ratio = count(least) / count(structure.sizes)
         if bound is not None and ratio > bound:
             raise ConfigError(
-                f"objectives.max_{name}_ratio must be at least {ratio:.4f}, what one unit per group costs; got {bound:g}"
+                f"objectives.max_{name}_ratio must be at least {ratio:.4f} (one unit per group); got {bound:g}"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,9 +101,9 @@ class Problem:
             return evaluate(self.task(model), self.data.test_dataloader(), self.device)
 
 
-def quality_direction(settings: Settings) -> str:
+def quality_direction(settings: Settings) -> Literal["maximize", "minimize"]:
     """`maximize` or `minimize`. Errors: ConfigError for a metric that the task does not have."""
-    directions: dict[str, str] = locate(settings.task.target).directions
+    directions: dict[str, Literal["maximize", "minimize"]] = locate(settings.task.target).directions
     name = settings.objectives.quality
     if name not in directions:
         raise ConfigError(

@@ -63,7 +63,7 @@ class Recovery:
             if not 1 <= low <= high:
                 raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
 
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def recovery(self) -> dict[str, BaseDistribution]:
         return {
             "schedule.steps": IntDistribution(self.steps[0], self.steps[-1]),
             "schedule.shape": CategoricalDistribution(tuple(self.shapes)),
@@ -101,7 +101,7 @@ class Allocation(Recovery):
         if self.offset > 0.0:
             for group in terrain.structure.groups:
                 found[f"offset.{group.name}"] = FloatDistribution(-self.offset, self.offset)
-        return {**found, **Recovery.distributions(self)}
+        return {**found, **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
         offsets = {f"offset.{group.name}": 0.0 for group in terrain.structure.groups} if self.offset > 0.0 else {}
@@ -128,7 +128,7 @@ class PerGroup(Recovery):
         thresholds: dict[str, BaseDistribution] = {
             f"threshold.{group.name}": FloatDistribution(self.low, self.high) for group in terrain.structure.groups
         }
-        return {**thresholds, **Recovery.distributions(self)}
+        return {**thresholds, **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
         """Rungs are exact under the quantile rule only: what another rule removes is known after scoring."""
@@ -150,7 +150,7 @@ class Uniform(Recovery):
     needs_profile: bool = False
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        return {"threshold": FloatDistribution(self.low, self.high), **Recovery.distributions(self)}
+        return {"threshold": FloatDistribution(self.low, self.high), **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
         return {"threshold": _uniform_threshold(terrain, flops_ratio, self.low, self.high), **self.first(terrain.units)}

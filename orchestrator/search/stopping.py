@@ -77,4 +77,4 @@ class Band:
         better = sum(peer.loss < mine.loss for peer in band)
         if better < self.keep * (len(band) + 1):
             return None
-        return f"{better} of {len(band)} trials within {self.octaves:g} octaves of FLOPs had a lower loss at rung {mine.rung}"
+        return f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss at rung {mine.rung}"

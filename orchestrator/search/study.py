@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -41,6 +41,7 @@ KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
 )
 IDENTITY, CHAINED = "identity", "chained"
 
+Direction = Literal["maximize", "minimize"]
 OnTrial = Callable[[FrozenTrial], None]
 
 
@@ -57,7 +58,7 @@ class Rules:
     seed: int
 
 
-def open_study(settings: Settings, directions: Sequence[str]) -> optuna.Study:
+def open_study(settings: Settings, directions: Sequence[Direction]) -> optuna.Study:
     """The study of this name, new or as it was left.
 
     Errors: ConfigError when the stored study was made by another search: the difference is shown, nothing is mixed.

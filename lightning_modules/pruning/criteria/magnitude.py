@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,12 @@ from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
-_COMBINE = {"mean": np.mean, "sum": np.sum, "max": np.max, "first": lambda values, axis: values[0]}
+_COMBINE: dict[str, Callable[..., Scores]] = {
+    "mean": np.mean,
+    "sum": np.sum,
+    "max": np.max,
+    "first": lambda values, axis: values[0],
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""Look before paying: what would be pruned, what is skipped and why, how large the search is and how long it takes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
+from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Structure
+from orchestrator.report.quantities import count, duration, flops, percent
+from orchestrator.report.tables import show, summary_table
+from orchestrator.search.dense import build_model
+from orchestrator.search.prepare import check_budgets, device_of
+from orchestrator.search.problem import example_input, quality_direction
+from orchestrator.search.space import Terrain
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`seconds` is the expected duration of the whole job from a few timed steps of the dense model on this machine."""
+
+    structure: Structure
+    macs: int
+    params: int
+    prunable_macs_fraction: float
+    dimensions: int
+    seconds: dict[str, float]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+def inspect(settings: Settings) -> Inspection:
+    """Print and return what `job=search` would work on; nothing is trained, nothing is written.
+
+    Errors: UserError for whatever would stop the search before its first trial.
+    """
+    quality_direction(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    data = settings.data.build()
+    data.setup()
+    model = build_model(settings, data)
+    structure = discover(model, (example_input(data),))
+    cost = Cost(structure)
+    check_budgets(settings, structure, cost)
+    space = settings.space.build()
+    macs = cost.macs(structure.sizes)
+    terrain = Terrain(structure, cost.macs, macs, settings.method.rule, settings.phases.finetune.units)
+    found = Inspection(
+        structure,
+        macs,
+        cost.params(structure.sizes),
+        prunable_macs_fraction(structure),
+        len(space.distributions(terrain)),
+        _expected(settings, model, data, len(structure.groups), space.needs_profile),
+    )
+    _print(settings, found)
+    return found
+
+
+def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, profiled: bool) -> dict[str, float]:
+    """Seconds by phase: steps times the dense model's step, trials at the mean FLOPs ratio of the chain's range."""
+    how = settings.phases
+    step = _step_seconds(settings, copy.deepcopy(model), data)
+    chain = settings.search.chain
+    # the mean of a log-uniform ratio; narrow layers run below the speed of wide ones, so half as much again
+    ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
+    unit = how.finetune.unit_steps * step * min(1.0, 1.5 * ratio)
+    confirm = len(how.confirm.seeds) * how.confirm.units
+    forward = step / 3.0
+    return {
+        "dense training": how.train.epochs * len(data.train_batches(0)) * step,
+        "profile": groups * len(how.profile.ratios) * 2 * how.profile.batches * forward if profiled else 0.0,
+        "search": settings.study.n_trials * how.finetune.units * unit,
+        "confirmation": how.confirm.max_models * confirm * unit + confirm * how.finetune.unit_steps * step,
+        "baselines": len(how.confirm.baselines)
+        * how.confirm.max_baseline_models
+        * (confirm + how.finetune.units)
+        * unit,
+    }
+
+
+def _step_seconds(settings: Settings, model: nn.Module, data: Any) -> float:
+    """Median seconds of a training step of the dense model, after one to warm up."""
+    device = device_of(settings)
+    task = settings.task.build(model=model, num_classes=data.num_classes).to(device).train()
+    seconds = []
+    for batch in islice(data.train_batches(0), 4):
+        begin = time.perf_counter()
+        task.loss(model, [part.to(device) for part in batch]).backward()
+        seconds.append(time.perf_counter() - begin)
+    return sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
+
+
+def _print(settings: Settings, found: Inspection) -> None:
+    from rich.table import Table
+
+    groups = Table(title=f"{settings.model_name()}: groups of units that live and die together", title_justify="left")
+    for header in ("group", "units", "kind", "layers", "masked = removed"):
+        groups.add_column(header, justify="right" if header in ("units", "layers") else "left", no_wrap=True)
+    for group in found.structure.groups:
+        layers = {member.tensor.rpartition(".")[0] for member in group.members}
+        exact = "yes" if group.mask_exact else "no"
+        groups.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
+    show(groups)
+    structure = found.structure
+    skipped = Counter(skipped.reason for skipped in structure.skipped)
+    names = {reason: [s.name for s in structure.skipped if s.reason == reason] for reason in skipped}
+    show(
+        summary_table(
+            "what the search works on",
+            [
+                ("found by", structure.source),
+                ("groups, units", f"{len(structure.groups)}, {structure.n_units}"),
+                ("dense FLOPs", f"{flops(2 * found.macs)} ({count(found.macs)} MACs), batch 1"),
+                ("dense params", count(found.params)),
+                (
+                    "prunable",
+                    f"{structure.prunable_layers} of {structure.layers} layers, "
+                    f"{percent(found.prunable_macs_fraction)} of the MACs",
+                ),
+                *((f"skipped: {reason}", ", ".join(names[reason])) for reason in skipped),
+                ("search dimensions", f"{found.dimensions}, {settings.study.n_trials} trials"),
+                ("expected duration", duration(found.total_seconds)),
+                *((f"  {name}", duration(seconds)) for name, seconds in found.seconds.items()),
+            ],
+        )
+    )
