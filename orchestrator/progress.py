@@ -63,7 +63,7 @@ class Progress:
         """A new phase begins."""
         self._phase, self._tick = f"{name}: {detail}" if detail else name, ""
         self._ticked_at = float("-inf")
-        self._say(f"[{duration(self._now() - self._started)}] {self._phase}")
+        self._say(", ".join([f"[{duration(self._now() - self._started)}] {self._phase}", *self._time_left()]))
 
     def trial(self, row: TrialRow, front: Sequence[TrialRow], done: int, total: int) -> None:
         """A trial came to its end; `front` holds the completed trials none of the others dominates, on validation."""

@@ -32,6 +32,7 @@ def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
             progress.tick(f"step {step}")
             hand.time += 0.125
         progress.trial(ROW, [ROW], 1, 24)
+        progress.phase("confirm")
     assert stream.getvalue().splitlines() == [
         "[0 s] chain: 8 targets",
         "  step 0",
@@ -39,6 +40,7 @@ def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
         "  step 80",
         "trial 3 stopped, below the rung, quality 0.9123, 25.0 % of the FLOPs, from trial 2, 12 s, 1/24 done, "
         "front of 1, about 1 min 18 s left",
+        "[12 s] confirm, about 1 min 18 s left",
     ]
 
 
