@@ -64,7 +64,7 @@ def _idx_split(folder: Path, part: str, size: int, channels: int) -> Split:
 
 
 def _idx(path: Path) -> np.ndarray:
-    """An unsigned-byte idx file: 4 bytes of magic (the last is the rank), a big-endian int32 per dimension, the data."""
+    """An unsigned-byte idx file: 4 bytes of magic (the last: the rank), a big-endian int32 per dimension, the data."""
     if not path.exists():
         raise DataError(f"data.folder must hold {path.name}; {path} does not exist (Debian: dataset-fashion-mnist)")
     raw = gzip.decompress(path.read_bytes())

@@ -64,7 +64,7 @@ def fit(
     # as LightningCLI does: the schedule belongs to the phase, not to the task
     task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
     validated = val is not None and on_unit is not None
-    task.train()  # Lightning keeps the mode it finds: in eval mode batch norms would not normalise, and training diverge
+    task.train()  # Lightning keeps the mode it finds, and in eval mode batch norms do not hold training together
     with _quiet():
         trainer = Trainer(
             max_steps=steps,

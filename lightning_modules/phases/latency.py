@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def latency_ms(model: nn.Module, example: Tensor, repeats: int = 20, warmup: int = 5) -> float:
-    """Median milliseconds of a forward pass of `example`, at its batch and dtype and torch's present threads, warmed up."""
+    """Median milliseconds of a forward pass, warmed up, at the example's batch and dtype and torch's threads."""
     model.eval()
     seconds = []
     for turn in range(warmup + repeats):

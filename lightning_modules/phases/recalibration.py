@@ -1,4 +1,4 @@
-"""Recalibration: refresh the statistics of batch norms on training data, without gradients (Li et al. 2020, EagleEye)."""
+"""Recalibration: refresh batch norms' statistics on training data, without gradients (Li et al. 2020, EagleEye)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,247 @@
+"""The main job on real data, small enough for the fast tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import orchestrator
+from lightning_modules.data.in_memory import InMemory
+from lightning_modules.errors import DataError
+from orchestrator.__main__ import main
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+from orchestrator.search.finished import read_plan
+
+SMALL = [
+    "+experiment=digits_small",
+    "model.width=8",
+    "phases.train.epochs=4",
+    "phases.finetune.unit_steps=8",
+    "phases.confirm.units=1",
+    "phases.confirm.max_models=3",
+    "phases.confirm.max_baseline_models=2",
+    "search.chain.rungs=3",
+    "threads=1",
+    "study.n_trials=6",
+]
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small study has been run once."""
+    folder = tmp_path_factory.mktemp("home")
+    with inside(folder):
+        assert main(SMALL) == 0
+    return folder
+
+
+@pytest.fixture
+def run(home: Path) -> Path:
+    return home / "runs" / "digits_small"
+
+
+def test_the_files_of_the_contract(run: Path) -> None:
+    trials = read_csv(run / "trials.csv", TrialRow)
+    front = read_csv(run / "front.csv", FrontRow)
+    baselines = read_csv(run / "baselines.csv", BaselineRow)
+    assert [row.number for row in trials] == list(range(6))
+    assert {row.baseline for row in baselines} == {"dense", "uniform", "random", "global"}
+    assert 1 <= len(front) <= 3
+    for row in front:
+        assert row.seeds == 2
+        assert row.flops == 2 * read_plan(Path(run / "models" / str(row.trial)))["macs"]
+        assert 0.0 < row.flops_ratio < 1.0
+        assert row.latency_ms > 0.0
+    assert (run / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["width"] == 8
+    assert config["phases"]["finetune"]["distillation"] == {"temperature": 3.0, "weight": 0.5}
+
+
+def test_baselines_stand_at_the_flops_of_the_front(run: Path) -> None:
+    front = {row.trial: row for row in read_csv(run / "front.csv", FrontRow)}
+    for row in read_csv(run / "baselines.csv", BaselineRow):
+        if row.trial is None:
+            assert (row.baseline, row.flops_ratio) == ("dense", 1.0)
+        else:
+            assert row.flops <= front[row.trial].flops
+            assert row.flops >= 0.7 * front[row.trial].flops
+
+
+def test_children_keep_units_of_their_parents_only(run: Path) -> None:
+    plans = {int(path.name): read_plan(path) for path in (run / "trials").iterdir()}
+    inherited = 0
+    for number, document in plans.items():
+        parent = document["plan"]["parent"]
+        assert document["ancestors"] == ([] if parent is None else [*plans[parent]["ancestors"], parent])
+        if parent is None:
+            continue
+        inherited += 1
+        assert document["macs"] < plans[parent]["macs"]
+        for group, runs in document["keep"].items():
+            mine = {unit for first, end in runs for unit in range(first, end)}
+            assert mine <= {unit for first, end in plans[parent]["keep"][group] for unit in range(first, end)}, number
+    assert inherited >= 2
+
+
+def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(run: Path, home: Path) -> None:
+    row = read_csv(run / "front.csv", FrontRow)[-1]
+    code = (
+        "import orchestrator, torch, json; from lightning_modules.data import digits; d = digits();"
+        f"m = orchestrator.load_pruned({row.path!r});"
+        "b = next(iter(d.test_dataloader()));"
+        "print(json.dumps(sum(float((m(x).argmax(1) == y).sum()) for x, y, _ in d.test_dataloader()) / 540))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
+    document = read_plan(home / row.path)
+    measured = document["confirmed"][str(document["confirmed_seed"])]["test"]["accuracy"]
+    assert json.loads(found.stdout) == pytest.approx(measured, abs=1e-6)
+
+
+def test_a_damaged_model_is_refused(run: Path, tmp_path: Path) -> None:
+    row = read_csv(run / "front.csv", FrontRow)[0]
+    shutil.copytree(run / "models" / str(row.trial), tmp_path / "m")
+    weights = tmp_path / "m" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"needs its weights.safetensors"):
+        orchestrator.load_pruned(tmp_path / "m")
+
+
+def test_the_second_run_trains_nothing_and_shows_the_front(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(home), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.jobs.search.prepare", None)
+        assert main(SMALL) == 0
+    shown = capsys.readouterr().out
+    assert "this study is complete" in shown
+    assert "front.csv" in shown
+
+
+def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_columns(home: Path, run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    trials = read_csv(run / "trials.csv", TrialRow)
+    assert len(children) == len(trials)
+    for child in children:
+        number = int(child.data.tags["trial_number"])
+        assert child.data.tags["state"] == trials[number].state
+        assert {"study", "model", "data", "method", "criterion", "seed"} <= set(child.data.tags)
+        assert child.data.metrics["flops_ratio"] == pytest.approx(trials[number].flops_ratio)
+        assert {"params_ratio", "quality"} <= set(child.data.metrics)
+        names = {found.path for found in client.list_artifacts(child.info.run_id)}
+        assert {"plan.json", "groups.json"} <= names
+        assert client.get_metric_history(child.info.run_id, "finetune/loss")
+    names = {found.path for found in client.list_artifacts(parent.info.run_id)}
+    assert {"pareto.png", "front.csv", "baselines.csv"} <= names
+
+
+def test_more_trials_continue_and_other_settings_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    with inside(tmp_path / "copy"):
+        before = read_csv("runs/digits_small/trials.csv", TrialRow)
+        assert main([*SMALL[:-1], "study.n_trials=7"]) == 0
+        after = read_csv("runs/digits_small/trials.csv", TrialRow)
+        capsys.readouterr()
+        assert main([*SMALL, "method=l1"]) == 2
+    assert after[:6] == before
+    assert len(after) == 7
+    assert "method.name was 'l2', now 'l1'" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(home: Path, run: Path, tmp_path: Path) -> None:
+    with inside(tmp_path):
+        assert main([*SMALL, "tracking=none"]) == 0
+    again = tmp_path / "runs" / "digits_small"
+    for path in sorted((run / "trials").glob("*/weights.safetensors")):
+        assert path.read_bytes() == (again / "trials" / path.parent.name / path.name).read_bytes()
+    for name in ("front.csv", "baselines.csv"):
+        kind = FrontRow if name == "front.csv" else BaselineRow
+        rows = [[{**vars(row), "latency_ms": 0} for row in read_csv(at / name, kind)] for at in (run, again)]
+        assert rows[0] == rows[1]
+
+
+def test_the_dense_baseline_is_shared_between_studies(home: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
+    with inside(home):
+        assert main([*SMALL, "study.name=other", "space=uniform", "method.rule=quantile"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Touched(Exception):
+        pass
+
+    def touch(self: InMemory) -> None:
+        raise Touched
+
+    monkeypatch.setattr(InMemory, "test_dataloader", touch)
+    with inside(tmp_path):
+        assert main([*SMALL, "study.n_trials=4", "tracking=none"]) == 1  # confirmation is where it ends
+    assert len(list((tmp_path / "runs" / "digits_small" / "trials").iterdir())) >= 3
+    assert not list((tmp_path / "runs" / "digits_small").glob("confirm/*"))
+
+
+def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        assert (
+            main(
+                [
+                    *SMALL,
+                    "search.lineage=false",
+                    "study.n_trials=4",
+                    "tracking=none",
+                    "space=per_group",
+                ]
+            )
+            == 0
+        )
+    trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
+    assert {row.parent for row in trials} == {None}
+
+
+def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
+    budget = ["objectives.max_flops_ratio=0.3", "method.rule=quantile", "space=per_group"]
+    with inside(tmp_path):
+        assert main([*SMALL, *budget, "tracking=none", "study.n_trials=8"]) == 0
+    trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
+    assert {row.state for row in trials} >= {"completed", "rejected"}
+    for row in trials:
+        assert row.flops_ratio is not None
+        assert (row.flops_ratio <= 0.3) == (row.state != "rejected")
+        if row.state == "rejected":
+            assert row.rung == 0
+            assert "is over objectives.max_flops_ratio 0.3" in row.reason
+
+
+def test_three_objectives_and_latency(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        common = [*SMALL, "study.n_trials=3", "tracking=none"]
+        assert main([*common, "study.name=three", "objectives=quality_flops_params"]) == 0
+        assert main([*common, "study.name=fast", "objectives=quality_latency"]) == 0
+    assert (tmp_path / "runs" / "three" / "front.csv").exists()
+    assert len(read_csv(tmp_path / "runs" / "fast" / "front.csv", FrontRow)) >= 1

@@ -1,0 +1,131 @@
+"""Training, recalibration, distillation and latency on a small network."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_modules.data import digits
+from lightning_modules.models import SmallResNet
+from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
+from lightning_modules.phases.fit import DivergedError, Optimization, evaluate, fit
+from lightning_modules.phases.latency import latency_ms
+from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.recipe import Recipe
+from lightning_modules.tasks import Classification
+
+CPU = torch.device("cpu")
+SGD = Optimization(Recipe("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}))
+
+
+def trained(units: int, seed: int = 0) -> SmallResNet:
+    torch.manual_seed(seed)
+    model = SmallResNet(10, width=8)
+    fit(Classification(model, 10), digits().train_batches(seed), SGD, units=units, unit_steps=10, device=CPU)
+    return model
+
+
+def test_training_learns_and_ends_each_unit_at_a_rung() -> None:
+    torch.manual_seed(0)
+    data, model = digits(), SmallResNet(10, width=8)
+    seen: list[tuple[int, float]] = []
+
+    def on_unit(unit: int, metrics: dict[str, float]) -> bool:
+        seen.append((unit, metrics["loss"]))
+        return True
+
+    task = Classification(model.eval(), 10)
+    units = fit(
+        task, data.train_batches(0), SGD, units=4, unit_steps=12, device=CPU, val=data.val_dataloader(), on_unit=on_unit
+    )
+    assert units == 4
+    assert [unit for unit, _ in seen] == [1, 2, 3, 4]
+    assert seen[-1][1] < 0.5 < seen[0][1] + 0.5
+    assert evaluate(task, data.test_dataloader(), CPU)["accuracy"] > 0.85
+
+
+def test_a_stopped_fit_ends_at_once() -> None:
+    data, model = digits(), SmallResNet(10, width=8)
+    units = fit(
+        Classification(model, 10),
+        data.train_batches(0),
+        SGD,
+        units=50,
+        unit_steps=3,
+        device=CPU,
+        val=data.val_dataloader(),
+        on_unit=lambda unit, metrics: unit < 2,
+    )
+    assert units == 2
+
+
+def test_training_is_reproducible() -> None:
+    first, second = trained(1), trained(1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_divergence_is_an_error() -> None:
+    wild = Optimization(Recipe("torch.optim.SGD", {"lr": 1e9}))
+    with pytest.raises(DivergedError, match="the training loss became"):
+        fit(
+            Classification(SmallResNet(10, width=8), 10),
+            digits().train_batches(0),
+            wild,
+            units=1,
+            unit_steps=8,
+            device=CPU,
+        )
+
+
+def test_an_evaluated_model_can_be_trained_again() -> None:
+    model = SmallResNet(10, width=8)
+    task = Classification(model, 10)
+    evaluate(task, digits().val_dataloader(), CPU)
+    assert fit(task, digits().train_batches(0), SGD, units=1, unit_steps=2, device=CPU) == 1
+
+
+def test_recalibration_gives_the_plain_average_and_keeps_modes() -> None:
+    model = SmallResNet(10, width=8).eval()
+    batches = list(digits().train_batches(0))[:3]
+    recalibrate(model, batches, 3, CPU)
+    with torch.no_grad():
+        means = torch.stack([model.conv1(batch[0]).mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(model.bn1.running_mean, means, rtol=1e-4, atol=1e-6)
+    assert model.bn1.momentum == 0.1
+    assert not any(module.training for module in model.modules())
+
+
+def test_cached_outputs_are_those_of_the_dense_model() -> None:
+    data, model = digits(), trained(1).eval()
+    cached = dense_outputs(model, data.ordered_batches(), CPU)
+    assert cached is not None
+    batch = next(iter(data.train_batches(3)))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(model, cached)(batch), model(batch[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher(model, None)(batch), model(batch[0]))
+    assert dense_outputs(model, [[batch[0], batch[1]]], CPU) is None
+
+
+def test_distillation_mixes_loss_and_divergence() -> None:
+    logits, wanted = torch.randn(4, 3), torch.randn(4, 3)
+    loss = torch.tensor(2.0)
+    mixed = Distillation(lambda batch: wanted, temperature=2.0, weight=0.25)(loss, logits, None)
+    p, q = F.softmax(wanted / 2, 1), F.softmax(logits / 2, 1)
+    expected = 0.75 * 2.0 + 0.25 * 4.0 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(mixed, expected)
+    same = Distillation(lambda batch: logits, weight=1.0)(loss, logits, None)
+    assert abs(float(same)) < 1e-6
+
+
+def test_latency_is_a_median_in_milliseconds() -> None:
+    class Slow(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.005)
+            return x
+
+    assert 5.0 <= latency_ms(Slow(), torch.zeros(1), repeats=3, warmup=1) < 50.0

@@ -1,0 +1,64 @@
+"""FLOPs targets shared out among groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_modules.models import SmallResNet
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.discovery import discover
+from orchestrator.search.allocation import Sensitivity, allocate, scaled, uniform_ratio
+
+STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+COST = Cost(STRUCTURE)
+SIZES = STRUCTURE.sizes
+DENSE = COST.macs(SIZES)
+FLAT = Sensitivity((0.5,), np.ones((len(SIZES), 1)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(target=st.floats(0.03, 0.95), blend=st.floats(0, 1), offsets=st.lists(st.floats(-1, 1), min_size=6, max_size=6))
+def test_the_target_is_met_and_no_group_is_empty(target: float, blend: float, offsets: list[float]) -> None:
+    kept = allocate(SIZES, COST.macs, int(target * DENSE), FLAT, blend, np.array(offsets))
+    assert COST.macs(kept) <= target * DENSE
+    assert (kept >= 1).all()
+    assert (kept <= SIZES).all()
+
+
+def test_equal_sensitivities_share_like_uniform() -> None:
+    target = DENSE // 3
+    assert abs(allocate(SIZES, COST.macs, target, FLAT, 1.0) - allocate(SIZES, COST.macs, target, None, 0.0)).max() <= 1
+
+
+def test_a_sensitive_group_keeps_more() -> None:
+    loss = np.ones((len(SIZES), 1))
+    loss[2] = 100.0
+    kept = allocate(SIZES, COST.macs, DENSE // 3, Sensitivity((0.5,), loss), 1.0)
+    shares = kept / SIZES
+    assert shares[2] == shares.max()
+    assert shares[2] > 1.5 * np.delete(shares, 2).max()
+
+
+def test_two_ratios_fit_the_power_of_the_curve() -> None:
+    curve = Sensitivity((0.25, 0.5), np.array([[0.25**3, 0.5**3]]))
+    assert curve.ratios_at(0.4**3)[0] == pytest.approx(0.4, rel=1e-6)
+
+
+def test_uniform_chains_are_nested() -> None:
+    before = SIZES
+    for target in np.geomspace(0.8, 0.03, 12):
+        kept = scaled(SIZES, COST.macs, int(target * DENSE), np.ones(len(SIZES)))
+        assert (kept <= before).all()
+        before = kept
+
+
+def test_the_uniform_ratio_is_the_smallest_that_fits() -> None:
+    target = DENSE // 4
+    ratio = uniform_ratio(SIZES, COST.macs, target)
+    over = np.clip(np.rint(SIZES * (1 - (ratio - 0.02))), 1, SIZES).astype(np.int64)
+    fits = np.clip(np.rint(SIZES * (1 - ratio)), 1, SIZES).astype(np.int64)
+    assert COST.macs(fits) <= target < COST.macs(over)

@@ -1,0 +1,53 @@
+"""Dominance and volume on points made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from orchestrator.search.front import hypervolume, non_dominated, spread_out
+
+
+def test_dominated_points_leave() -> None:
+    points = np.array([[0.9, 10.0], [0.8, 5.0], [0.8, 6.0], [0.7, 5.0], [0.95, 20.0]])
+    assert non_dominated(points).tolist() == [True, True, False, False, True]
+
+
+def test_of_equal_points_one_stays() -> None:
+    points = np.array([[0.9, 10.0], [0.9, 10.0]])
+    assert non_dominated(points).sum() == 1
+    assert non_dominated(points, tolerance=0.01).tolist() == [True, False]
+
+
+def test_a_tolerance_keeps_what_cannot_be_told_apart() -> None:
+    points = np.array([[0.990, 10.0], [0.994, 5.0], [0.980, 8.0]])
+    assert non_dominated(points).tolist() == [False, True, False]
+    assert non_dominated(points, tolerance=0.005).tolist() == [True, True, False]
+
+
+def test_three_objectives() -> None:
+    points = np.array([[0.9, 10.0, 1.0], [0.9, 10.0, 2.0], [0.8, 11.0, 0.5]])
+    assert non_dominated(points).tolist() == [True, False, True]
+
+
+def test_no_points_have_no_front() -> None:
+    assert non_dominated(np.zeros((0, 2))).tolist() == []
+
+
+def test_hypervolume_is_the_area_over_log_flops() -> None:
+    assert hypervolume([0.9], [1 / 32], 0.5, 1 / 32) == pytest.approx(0.4)
+    assert hypervolume([0.9], [math.sqrt(1 / 32)], 0.5, 1 / 32) == pytest.approx(0.2)
+    assert hypervolume([0.9, 0.7], [math.sqrt(1 / 32), 1 / 32], 0.5, 1 / 32) == pytest.approx(0.3)
+    assert hypervolume([0.9], [1 / 64], 0.5, 1 / 32) == pytest.approx(0.4)  # clipped
+    assert hypervolume([0.4], [0.1], 0.5, 1 / 32) == 0.0
+
+
+def test_spread_out_keeps_the_ends_and_repeats_nothing() -> None:
+    flops = [1.0, 2.0, 2.1, 2.2, 50.0, 100.0]
+    chosen = spread_out(flops, 4)
+    assert chosen[0] == 0
+    assert chosen[-1] == 5
+    assert len(set(chosen)) == 4
+    assert spread_out(flops, 9) == list(range(6))

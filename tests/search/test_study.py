@@ -1,0 +1,259 @@
+"""The search loop with a function in the place of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial
+
+from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.models import SmallResNet
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.discovery import discover
+from lightning_modules.recipe import Recipe
+from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.results import candidates, front, rows
+from orchestrator.search.space import Allocation, Terrain
+from orchestrator.search.stopping import Band, Never
+from orchestrator.search.study import (
+    KIND,
+    REASON,
+    STATE,
+    TRACE,
+    Rules,
+    differences,
+    done,
+    enqueue_chain,
+    open_study,
+    sampler,
+    search,
+    take_over_interrupted,
+)
+from orchestrator.settings import Settings, load
+
+STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+COST = Cost(STRUCTURE)
+DENSE = COST.macs(STRUCTURE.sizes)
+TERRAIN = Terrain(STRUCTURE, COST.macs, DENSE, "quantile", 2)
+SPACE = Allocation(offset=0.3)
+RULES = Rules(
+    "accuracy", 1.0, 0.95, ("flops",), Never(), Recipe("optuna.samplers.TPESampler", {"multivariate": True}), 0
+)
+
+
+def settings(tmp_path: Path, **changes: Any) -> Settings:
+    recipe = {"_target_": "builtins.dict"}
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
+    config: dict[str, Any] = {
+        **{name: recipe for name in ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")},
+        "method": {"name": "l2", "criterion": recipe},
+        "objectives": {},
+        "phases": {
+            "train": {"optimizer": sgd, "epochs": 1},
+            "finetune": {"optimizer": sgd, "unit_steps": 1, "units": 1},
+        },
+        "study": {"name": "s", "n_trials": 10, "out": str(tmp_path)},
+        **changes,
+    }
+    found = load(config)
+    found.study.folder.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
+    """Quality falls smoothly with the FLOPs removed; two rungs."""
+    kept = np.array([round(g.size * (1 - proposal.thresholds[g.name])) for g in STRUCTURE.groups])
+    ratio = COST.macs(kept) / DENSE
+    rungs, stop = [], None
+    for rung in (1, 2):
+        metrics = {"accuracy": 0.95 - 0.05 / rung * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) / rung}
+        rungs.append((rung, metrics))
+        stop = report(rung, ratio, metrics)
+        if stop:
+            break
+    costs = {"flops": 2.0 * COST.macs(kept), "params": float(COST.params(kept))}
+    groups = [group.name for group in STRUCTURE.groups]
+    return Measurement(
+        "stopped" if stop else "completed",
+        None,
+        costs,
+        {"flops": ratio, "params": 1.0},
+        dict(zip(groups, kept.tolist(), strict=True)),
+        tuple(rungs),
+        stop or "",
+    )
+
+
+def start(tmp_path: Path) -> optuna.Study:
+    study = open_study(settings(tmp_path), ["maximize", "minimize"])
+    enqueue_chain(study, SPACE, TERRAIN, [0.6, 0.3, 0.1], [0.0])
+    return study
+
+
+def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RULES) -> list[FrozenTrial]:
+    seen: list[FrozenTrial] = []
+    search(study, SPACE, TERRAIN, evaluate, rules, n, seen.append)
+    return seen
+
+
+def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    found = rows(study, "accuracy")
+    assert found == []
+    run(study, 6)
+    found = rows(study, "accuracy")
+    assert [row.kind for row in found] == ["chain uniform"] * 3 + ["search"] * 3
+    ratios = [row.flops_ratio or 0.0 for row in found[:3]]
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True))
+
+
+def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_path: Path) -> None:
+    def fails(proposal: Proposal, number: int, report: Report) -> Measurement:
+        if number == 1:
+            raise PlanError("a plan must remove at least one unit")
+        if number == 2:
+            raise RuntimeError("out of luck")
+        return pretend(proposal, number, report)
+
+    study = start(tmp_path)
+    run(study, 5, fails)
+    found = rows(study, "accuracy")
+    assert [row.state for row in found] == ["completed", "failed", "failed", "completed", "completed"]
+    assert found[1].reason == "a plan must remove at least one unit"
+    assert found[2].reason == "RuntimeError: out of luck"
+    assert found[1].quality is None
+    assert "out of luck" in study.get_trials()[2].user_attrs[TRACE]
+
+
+def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
+    def bad(proposal: Proposal, number: int, report: Report) -> Measurement:
+        return replace(pretend(proposal, number, report), rungs=((1, {"accuracy": float("nan"), "loss": 1.0}),))
+
+    study = start(tmp_path)
+    run(study, 1, bad)
+    row = rows(study, "accuracy")[0]
+    assert row.state == "failed"
+    assert "must be finite" in row.reason
+
+
+def test_a_rejected_plan_counts_and_has_no_score(tmp_path: Path) -> None:
+    def over(proposal: Proposal, number: int, report: Report) -> Measurement:
+        found = pretend(proposal, number, lambda *_: None)
+        return replace(found, state="rejected", rungs=(), reason="over") if number == 0 else found
+
+    study = start(tmp_path)
+    run(study, 2, over)
+    found = rows(study, "accuracy")
+    assert [row.state for row in found] == ["rejected", "completed"]
+    assert study.get_trials()[0].state == optuna.trial.TrialState.PRUNED
+    assert done(study) == 2
+
+
+def test_the_chain_is_never_stopped_but_the_search_is(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    run(study, 6, rules=replace(RULES, stopping=Band(max_drop=1e-6)))
+    assert [row.state for row in rows(study, "accuracy")] == ["completed"] * 3 + ["stopped"] * 3
+    stopped = study.get_trials()[4]
+    assert stopped.user_attrs[REASON].startswith("lost")
+    assert len(stopped.user_attrs["rungs"]) == 1
+
+
+def test_a_finished_study_is_extended_not_repeated(tmp_path: Path) -> None:
+    run(start(tmp_path), 4)
+    again = start(tmp_path)
+    assert done(again) == 4
+    assert run(again, 4) == []
+    assert [trial.number for trial in run(again, 6)] == [4, 5]
+
+
+def interrupted_at(number: int) -> Callable[..., Measurement]:
+    def evaluate(proposal: Proposal, trial: int, report: Report) -> Measurement:
+        if trial == number:
+            raise KeyboardInterrupt
+        return pretend(proposal, trial, report)
+
+    return evaluate
+
+
+def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, 5, interrupted_at(1))
+    assert done(study) == 1
+    assert study.get_trials()[1].user_attrs[STATE] == "interrupted"
+    run(study, 5)
+    found = rows(study, "accuracy")
+    assert len(found) == 5
+    assert sum(row.kind == "chain uniform" for row in found) == 3
+    assert study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) == []
+
+
+def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    left = study.ask(SPACE.distributions(TERRAIN))
+    assert take_over_interrupted(study) == 1
+    assert take_over_interrupted(study) == 0
+    run(study, 3)
+    again = [
+        trial for trial in study.get_trials() if trial.params == left.params and trial.user_attrs[STATE] == "completed"
+    ]
+    assert len(again) == 1
+    assert again[0].user_attrs[KIND] == "chain uniform"
+
+
+def test_the_same_seed_proposes_the_same_trials(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        study = start(tmp_path / name)
+        run(study, 7)
+        found.append([trial.params for trial in study.get_trials()])
+    assert found[0] == found[1]
+
+
+def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    run(whole, 8)
+    run(start(tmp_path / "parts"), 5)
+    resumed = start(tmp_path / "parts")
+    run(resumed, 8)
+    assert [trial.params for trial in whole.get_trials()] == [trial.params for trial in resumed.get_trials()]
+
+
+def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    start(tmp_path)
+    other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
+    with pytest.raises(ConfigError, match=r"method.name was 'l2', now 'l1'"):
+        open_study(other, ["maximize", "minimize"])
+    more = settings(tmp_path, study={"name": "s", "n_trials": 99, "out": str(tmp_path)})
+    assert done(open_study(more, ["maximize", "minimize"])) == 0
+
+
+def test_differences_hide_secrets() -> None:
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b was 1, now 2"]
+    assert "hunter2" not in differences({"u": "postgresql://me:hunter2@h/db"}, {"u": None})[0]
+
+
+def test_samplers_by_name() -> None:
+    assert isinstance(sampler(Recipe("optuna.samplers.NSGAIISampler"), 3), optuna.samplers.NSGAIISampler)
+    with pytest.raises(ConfigError, match="sampler must be one of Optuna's"):
+        sampler(Recipe("fractions.Fraction"), 3)
+
+
+def test_front_and_candidates_come_from_completed_trials(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    run(study, 10)
+    found = rows(study, "accuracy")
+    members = front(found, 1.0)
+    assert [row.flops for row in members] == sorted((row.flops or 0 for row in members), reverse=True)
+    assert len({row.flops for row in members}) == len(members)
+    chosen = candidates(found, 1.0, 0.0, 3)
+    assert len(chosen) == min(3, len(members))
+    assert {chosen[0].number, chosen[-1].number} == {members[0].number, members[-1].number}
