@@ -85,7 +85,7 @@ class MethodSettings(Part):
 
     name: str
     criterion: AnyRecipe
-    rule: Literal["quantile", "mean", "median", "absolute"] = "mean"
+    rule: Literal["quantile", "mean", "median", "absolute"] = "quantile"
     calibration_batches: Positive = 4
 
 

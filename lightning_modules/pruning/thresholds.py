@@ -1,7 +1,7 @@
 """From scores and thresholds to the units kept: keep iff score >= threshold.
 
-Counts come first, on the scores of the parent, and are what a plan promises (its FLOPs are a function of them); which
-units make up the count is decided at every pruning step, on the weights of that moment.
+Counts come first, on the scores of the dense model, and are what a plan promises (its FLOPs are a function of them);
+which units make up the count is decided at every pruning step, on the weights of that moment.
 """
 
 from __future__ import annotations

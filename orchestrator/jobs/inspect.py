@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,7 +58,9 @@ def inspect(settings: Settings) -> Inspection:
     check_budgets(settings, structure, cost)
     space = settings.space.build()
     macs = cost.macs(structure.sizes)
-    terrain = Terrain(structure, cost.macs, macs, settings.method.rule, settings.phases.finetune.units)
+    terrain = Terrain(
+        structure, cost.macs, macs, settings.method.rule, np.ones(structure.n_units), settings.phases.finetune.units
+    )
     found = Inspection(
         structure,
         macs,

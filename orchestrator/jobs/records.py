@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial
-
-from orchestrator.redact import redact_tree
 from orchestrator.search.problem import Problem
-from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE
+from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
 
@@ -26,10 +22,9 @@ def columns(settings: Settings) -> dict[str, str]:
     }
 
 
-def record_study(tracker: Tracker, settings: Settings, study: optuna.Study) -> None:
+def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
     """Open the record before anything expensive: a server that cannot be reached is known at once."""
-    params = _flat(redact_tree(settings.plain()))
-    tracker.open_study(settings.study.name, {**columns(settings), "study_id": study.user_attrs["id"]}, params)
+    tracker.open_study(settings.study.name, {**columns(settings), "study_id": study.user_attrs["id"]}, settings.plain())
 
 
 def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial) -> None:
@@ -69,14 +64,4 @@ def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[s
             for group in problem.structure.groups
         ]
         found |= {"plan.json": json.dumps(measured["plan"], indent=1), "groups.json": json.dumps(table, indent=1)}
-    return found
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
     return found

@@ -8,9 +8,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial
-
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.files import require_writable
@@ -22,10 +19,19 @@ from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.front import hypervolume
 from orchestrator.search.prepare import prepare, terrain_of
-from orchestrator.search.problem import Problem, quality_direction
+from orchestrator.search.problem import Problem, quality_direction, seed_of
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.sensitivity import profile
-from orchestrator.search.study import Direction, Rules, done, enqueue_chain, open_study, take_over_interrupted
+from orchestrator.search.study import (
+    Direction,
+    FrozenTrial,
+    Rules,
+    Study,
+    done,
+    enqueue_chain,
+    open_study,
+    take_over_interrupted,
+)
 from orchestrator.search.study import search as run_trials
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
@@ -38,7 +44,7 @@ class Parts:
     criterion: Any
     space: Any
     tracker: Tracker
-    study: optuna.Study
+    study: Study
 
 
 def search(settings: Settings) -> Outputs:
@@ -88,8 +94,9 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     if parts.space.needs_profile:
         progress.phase("sensitivity", f"{len(problem.structure.groups)} groups, each pruned alone")
         sensitivity = profile(problem, parts.criterion, lambda done, of: progress.tick(f"{done} of {of} groups"))
-    terrain = terrain_of(problem, sensitivity)
-    evaluator = Evaluator(problem, parts.criterion, settings.study.folder / "trials")
+    scores = problem.score(parts.criterion, problem.model, problem.structure, seed_of(settings.seed, 2))
+    terrain = terrain_of(problem, scores, sensitivity)
+    evaluator = Evaluator(problem, parts.criterion, scores, settings.study.folder / "trials")
     chain = settings.search.chain
     enqueue_chain(study, parts.space, terrain, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
     if taken := take_over_interrupted(study):

@@ -46,11 +46,6 @@ def counts_of(sizes: Counts, ratios: Ratios) -> Counts:
     return np.clip(np.rint(sizes * (1.0 - ratios)), 1, sizes).astype(np.int64)
 
 
-def uniform_ratio(sizes: Counts, macs: Macs, target: int) -> float:
-    """The smallest pruning ratio that, taken by all groups, stays within `target` MACs."""
-    return lowest_level(lambda ratio: counts_of(sizes, np.full(len(sizes), ratio)), macs, target, 0.0, 1.0)
-
-
 def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity) -> Ratios:
     """Ratios at which every group alone would cost the same divergence, within `target` MACs."""
 

@@ -34,26 +34,31 @@ from orchestrator.search.problem import Problem, example_input, seed_of
 
 @dataclass
 class Evaluator:
-    """Holds what does not change between trials; `models` is the folder of finished plans, the only state."""
+    """Holds what does not change between trials; `models` is the folder of finished plans, the only state.
+
+    Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
+    are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
+    of the moment.
+    """
 
     problem: Problem
     criterion: Criterion
+    dense_scores: Scores
     models: Path
-    _dense_scores: Scores | None = field(default=None, repr=False)
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
         """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group."""
         problem = self.problem
-        parent = self._parent(proposal)
-        model, alive = self.inherited(parent)
-        seed = seed_of(problem.settings.seed, 2, number)
-        scores = problem.score(self.criterion, model, problem.structure.restrict(alive), seed)
-        kept = thresholds.counts(problem.structure, scores, alive, proposal.thresholds, proposal.rule)
-        self._check_removes(kept, problem.structure.counts(alive))
-        plan = self._plan(proposal, kept, parent, seed)
+        full = problem.structure.full()
+        kept = thresholds.counts(problem.structure, self.dense_scores, full, proposal.thresholds, proposal.rule)
+        if (kept == problem.structure.sizes).all():
+            raise PlanError("a plan must remove at least one unit; this one keeps all: raise a threshold")
+        parent = nearest_parent(self.finished(), kept) if problem.settings.search.lineage else None
+        plan = self._plan(proposal, parent, seed_of(problem.settings.seed, 2, number))
         if reason := self._over_budget(kept):
             return self._measurement("rejected", parent, kept, plan, reason=reason)
+        model, alive = self.inherited(parent)
         model, keep, rungs, reason = self._prune(model, alive, kept, plan, number, report)
         if reason:
             return self._measurement("stopped", parent, kept, plan, rungs, reason)
@@ -94,17 +99,7 @@ class Evaluator:
             "keep": keep_to_json(structure, keep),
         }
 
-    def _parent(self, proposal: Proposal) -> Finished | None:
-        if not self.problem.settings.search.lineage:
-            return None
-        structure = self.problem.structure
-        if self._dense_scores is None:
-            seed = seed_of(self.problem.settings.seed, 2)
-            self._dense_scores = self.problem.score(self.criterion, self.problem.model, structure, seed)
-        wanted = thresholds.counts(structure, self._dense_scores, structure.full(), proposal.thresholds, proposal.rule)
-        return nearest_parent(self.finished(), wanted)
-
-    def _plan(self, proposal: Proposal, kept: Counts, parent: Finished | None, seed: int) -> Plan:
+    def _plan(self, proposal: Proposal, parent: Finished | None, seed: int) -> Plan:
         return Plan(
             proposal.thresholds,
             proposal.rule,
@@ -115,12 +110,6 @@ class Evaluator:
             None if parent is None else parent.number,
             seed,
         )
-
-    def _check_removes(self, kept: Counts, before: Counts) -> None:
-        if (kept == before).all():
-            raise PlanError(
-                "a plan must remove at least one unit; this one keeps all of its parent's: raise a threshold"
-            )
 
     def _over_budget(self, kept: Counts) -> str:
         ratios, bounds = self.problem.ratios(kept), self.problem.settings.objectives

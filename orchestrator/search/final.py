@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,7 +21,7 @@ from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
 from orchestrator.search.problem import Problem
 from orchestrator.search.results import candidates
-from orchestrator.search.study import MEASURED
+from orchestrator.search.study import MEASURED, Study
 
 
 def confirm_front(
@@ -65,7 +64,7 @@ def confirm_front(
 
 
 def run_baselines(
-    problem: Problem, criterion: Criterion, front: list[FrontRow], study: optuna.Study, progress: Progress
+    problem: Problem, criterion: Criterion, front: list[FrontRow], study: Study, progress: Progress
 ) -> list[BaselineRow]:
     """Ladders matched to some of the front's models in MACs and in units of finetuning, confirmed like them."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
@@ -134,7 +133,7 @@ def _export(
     save_plan(folder, {**document, "confirmed": by_seed, "confirmed_seed": seeds[result.best]}, model)
 
 
-def _units(study: optuna.Study, number: int) -> int:
+def _units(study: Study, number: int) -> int:
     """Units of finetuning in a trial's weights, those of its ancestors included."""
     trials = study.get_trials(deepcopy=False)
     total: int = 0

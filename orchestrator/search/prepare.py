@@ -12,6 +12,7 @@ from lightning_modules.phases.distillation import Distillation, dense_outputs, t
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import Scores
 from orchestrator.progress import Progress
 from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.dense import build_model, train_dense
@@ -80,13 +81,14 @@ def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
             )
 
 
-def terrain_of(problem: Problem, sensitivity: Sensitivity | None = None) -> Terrain:
+def terrain_of(problem: Problem, scores: Scores, sensitivity: Sensitivity | None) -> Terrain:
     settings = problem.settings
     return Terrain(
         problem.structure,
         problem.cost.macs,
         problem.dense_macs,
         settings.method.rule,
+        scores,
         settings.phases.finetune.units,
         sensitivity,
         settings.objectives.max_flops_ratio or 1.0,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import optuna
-from optuna.trial import FrozenTrial
 
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
-from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE
+from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
 
 
 def trial_row(trial: FrozenTrial, quality: str) -> TrialRow:
@@ -35,7 +33,7 @@ def trial_row(trial: FrozenTrial, quality: str) -> TrialRow:
     )
 
 
-def rows(study: optuna.Study, quality: str) -> list[TrialRow]:
+def rows(study: Study, quality: str) -> list[TrialRow]:
     """All trials that ended by themselves, by number."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     return [trial_row(trial, quality) for trial in ended if trial.user_attrs.get(STATE) != "interrupted"]

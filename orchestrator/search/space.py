@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_modules.errors import ConfigError
+from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Rule
 from lightning_modules.pruning.schedules import SCHEDULES
-from lightning_modules.pruning.structure import Structure
-from lightning_modules.pruning.thresholds import quantiles
-from orchestrator.search.allocation import Macs, Sensitivity, allocate, uniform_ratio
+from lightning_modules.pruning.structure import Counts, Structure
+from lightning_modules.pruning.thresholds import Scores, counts, quantiles
+from orchestrator.search.allocation import Macs, Sensitivity, allocate, lowest_level
 from orchestrator.search.measurement import Proposal
 
 Params = dict[str, Any]
@@ -22,12 +22,13 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Terrain:
-    """What a space may know of the model: its groups, its costs, its sensitivity, and the method's threshold rule."""
+    """What a space may know of the model: its groups, costs and sensitivity, and the method's rule and dense scores."""
 
     structure: Structure
     macs: Macs
     dense_macs: int
     rule: Rule
+    scores: Scores
     units: int
     sensitivity: Sensitivity | None = None
     max_flops_ratio: float = 1.0
@@ -131,14 +132,13 @@ class PerGroup(Recovery):
         return {**thresholds, **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
-        """Rungs are exact under the quantile rule only: what another rule removes is known after scoring."""
         level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
         thresholds = {f"threshold.{group.name}": level for group in terrain.structure.groups}
         return {**thresholds, **self.first(terrain.units)}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        thresholds = {group.name: params[f"threshold.{group.name}"] for group in terrain.structure.groups}
-        return _proposal(thresholds, terrain.rule, params)
+        levels = {group.name: params[f"threshold.{group.name}"] for group in terrain.structure.groups}
+        return _proposal(_at_most_all_but_one(terrain, levels), terrain.rule, params)
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,26 @@ class Uniform(Recovery):
         return {"threshold": _uniform_threshold(terrain, flops_ratio, self.low, self.high), **self.first(terrain.units)}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        thresholds = {group.name: params["threshold"] for group in terrain.structure.groups}
-        return _proposal(thresholds, terrain.rule, params)
+        levels = {group.name: params["threshold"] for group in terrain.structure.groups}
+        return _proposal(_at_most_all_but_one(terrain, levels), terrain.rule, params)
 
 
 def _uniform_threshold(terrain: Terrain, flops_ratio: float, low: float, high: float) -> float:
-    """The quantile that meets the target; under another rule the same share of the range, as a first guess."""
-    ratio = uniform_ratio(terrain.structure.sizes, terrain.macs, int(flops_ratio * terrain.dense_macs))
+    """The lowest common threshold within [low, high] that meets the target; `high` where none does."""
+    groups, full = terrain.structure.groups, terrain.structure.full()
+
+    def kept(level: float) -> Counts:
+        levels = _at_most_all_but_one(terrain, {group.name: level for group in groups})
+        try:
+            return counts(terrain.structure, terrain.scores, full, levels, terrain.rule)
+        except PlanError:  # above some group's best score: further than any plan may go
+            return np.zeros(len(groups), dtype=np.int64)
+
+    return lowest_level(kept, terrain.macs, int(flops_ratio * terrain.dense_macs), low, high)
+
+
+def _at_most_all_but_one(terrain: Terrain, levels: dict[str, float]) -> dict[str, float]:
+    """Under the quantile rule a small group keeps its last unit; what other rules empty is known by score only."""
     if terrain.rule != "quantile":
-        return low + ratio * (high - low)
-    return min(max(ratio, low), high)
+        return levels
+    return {group.name: min(levels[group.name], 1.0 - 1.0 / group.size) for group in terrain.structure.groups}

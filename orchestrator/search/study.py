@@ -19,7 +19,8 @@ from typing import Any, Literal
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
+from optuna.trial import TrialState
 
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe, locate
@@ -41,6 +42,7 @@ KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
 )
 IDENTITY, CHAINED = "identity", "chained"
 
+Study = optuna.Study
 Direction = Literal["maximize", "minimize"]
 OnTrial = Callable[[FrozenTrial], None]
 
@@ -58,7 +60,7 @@ class Rules:
     seed: int
 
 
-def open_study(settings: Settings, directions: Sequence[Direction]) -> optuna.Study:
+def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     """The study of this name, new or as it was left.
 
     Errors: ConfigError when the stored study was made by another search: the difference is shown, nothing is mixed.
@@ -102,7 +104,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def enqueue_chain(
-    study: optuna.Study, space: Space, terrain: Terrain, targets: Sequence[float], blends: Sequence[float]
+    study: Study, space: Space, terrain: Terrain, targets: Sequence[float], blends: Sequence[float]
 ) -> None:
     """The opening ladder, rung by rung from large to small, once in a study's life."""
     if study.user_attrs.get(CHAINED):
@@ -118,7 +120,7 @@ def enqueue_chain(
     study.set_user_attr(CHAINED, True)
 
 
-def done(study: optuna.Study) -> int:
+def done(study: Study) -> int:
     """Trials that count towards the number asked for: all that ended by themselves."""
     return sum(
         trial.state.is_finished() and trial.user_attrs.get(STATE) != "interrupted"
@@ -126,7 +128,7 @@ def done(study: optuna.Study) -> int:
     )
 
 
-def take_over_interrupted(study: optuna.Study) -> int:
+def take_over_interrupted(study: Study) -> int:
     """Trials that a killed run left open are closed as interrupted, and their parameters tried again first."""
     left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in left:
@@ -134,7 +136,7 @@ def take_over_interrupted(study: optuna.Study) -> int:
     return len(left)
 
 
-def _interrupt(study: optuna.Study, number: int, params: dict[str, Any], kind: str) -> None:
+def _interrupt(study: Study, number: int, params: dict[str, Any], kind: str) -> None:
     open_trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
     open_trial.set_user_attr(STATE, "interrupted")
     study.tell(number, state=TrialState.FAIL)
@@ -143,7 +145,7 @@ def _interrupt(study: optuna.Study, number: int, params: dict[str, Any], kind: s
 
 
 def search(
-    study: optuna.Study,
+    study: Study,
     space: Space,
     terrain: Terrain,
     evaluate: Evaluate,
@@ -171,7 +173,7 @@ def search(
 
 
 def run_trial(
-    study: optuna.Study, trial: optuna.Trial, space: Space, terrain: Terrain, evaluate: Evaluate, rules: Rules
+    study: Study, trial: optuna.Trial, space: Space, terrain: Terrain, evaluate: Evaluate, rules: Rules
 ) -> None:
     """One trial from its parameters to what is told."""
     begin = time.perf_counter()
@@ -212,7 +214,7 @@ def _values(measured: Measurement, rules: Rules) -> list[float]:
     return values
 
 
-def _fail(study: optuna.Study, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
+def _fail(study: Study, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
     trial.set_user_attr(TRACE, redact(trace))
     _close(trial, "failed", redact(reason), begin)
     study.tell(trial, state=TrialState.FAIL)
@@ -240,7 +242,7 @@ def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: R
     return Standing(number, rung, flops_ratio, metrics["loss"], drop)
 
 
-def _peers(study: optuna.Study, number: int, rules: Rules) -> list[Standing]:
+def _peers(study: Study, number: int, rules: Rules) -> list[Standing]:
     return [
         _standing(other.number, rung, flops_ratio, metrics, rules)
         for other in study.get_trials(deepcopy=False)

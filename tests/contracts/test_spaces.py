@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ def terrain() -> Terrain:
     cost = Cost(structure)
     loss = np.linspace(0.05, 1.0, len(structure.groups))[:, None]
     return Terrain(
-        structure, cost.macs, cost.macs(structure.sizes), "quantile", 2, Sensitivity((0.5,), loss), max_flops_ratio=0.9
+        structure,
+        cost.macs,
+        cost.macs(structure.sizes),
+        "quantile",
+        np.ones(structure.n_units),
+        2,
+        Sensitivity((0.5,), loss),
+        max_flops_ratio=0.9,
     )
 
 
@@ -70,3 +78,14 @@ def test_what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain
 def test_the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None:
     params = space.chain(terrain, 0.4, 0.0)
     assert space.propose(terrain, params) == space.propose(terrain, dict(params))
+
+
+@pytest.mark.parametrize("name", ["uniform", "per_group"])
+def test_multiples_of_the_mean_meet_the_chain_s_targets_too(name: str, terrain: Terrain) -> None:
+    scores = np.random.default_rng(0).gamma(9.0, size=terrain.structure.n_units)
+    rough = replace(terrain, rule="mean", scores=scores)
+    space = Recipe.from_json({**yaml.safe_load((SPACES[0].parent / f"{name}.yaml").read_text()), "high": 2.0}).build()
+    for target in (0.7, 0.3):
+        proposal = space.propose(rough, space.chain(rough, target, 0.0))
+        kept = counts(rough.structure, scores, rough.structure.full(), proposal.thresholds, "mean")
+        assert 0.8 * target < rough.macs(kept) / rough.dense_macs <= target

@@ -187,17 +187,17 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(home: Path, run: Path,
 def test_the_dense_baseline_is_shared_between_studies(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
     with inside(home):
-        assert main([*SMALL, "study.name=other", "space=uniform", "method.rule=quantile"]) == 0
+        assert main([*SMALL, "study.name=other", "space=uniform"]) == 0
     after = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
     assert before == after
 
 
 def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Touched(Exception):
+    class TouchedError(Exception):
         pass
 
     def touch(self: InMemory) -> None:
-        raise Touched
+        raise TouchedError
 
     monkeypatch.setattr(InMemory, "test_dataloader", touch)
     with inside(tmp_path):
@@ -225,12 +225,15 @@ def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path)
 
 
 def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
-    budget = ["objectives.max_flops_ratio=0.3", "method.rule=quantile", "space=per_group"]
+    budget = ["objectives.max_flops_ratio=0.3", "space=per_group"]
     with inside(tmp_path):
         assert main([*SMALL, *budget, "tracking=none", "study.n_trials=8"]) == 0
     trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
     assert {row.state for row in trials} >= {"completed", "rejected"}
     for row in trials:
+        if row.state == "failed":
+            assert "empties" in row.reason
+            continue
         assert row.flops_ratio is not None
         assert (row.flops_ratio <= 0.3) == (row.state != "rejected")
         if row.state == "rejected":

@@ -59,7 +59,10 @@ def test_quantiles_say_counts_exactly(sizes: list[int], data: st.DataObject) -> 
 
 
 @given(
-    before=st.integers(1, 200), fraction=st.floats(0, 1), steps=st.integers(1, 9), name=st.sampled_from(sorted(SCHEDULES))
+    before=st.integers(1, 200),
+    fraction=st.floats(0, 1),
+    steps=st.integers(1, 9),
+    name=st.sampled_from(sorted(SCHEDULES)),
 )
 def test_counts_follow_the_schedule_to_the_unit(before: int, fraction: float, steps: int, name: str) -> None:
     final = max(1, round(before * (1 - fraction)))

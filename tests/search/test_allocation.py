@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
-from orchestrator.search.allocation import Sensitivity, allocate, scaled, uniform_ratio
+from orchestrator.search.allocation import Sensitivity, allocate, scaled
 
 STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
 COST = Cost(STRUCTURE)
@@ -54,11 +54,3 @@ def test_uniform_chains_are_nested() -> None:
         kept = scaled(SIZES, COST.macs, int(target * DENSE), np.ones(len(SIZES)))
         assert (kept <= before).all()
         before = kept
-
-
-def test_the_uniform_ratio_is_the_smallest_that_fits() -> None:
-    target = DENSE // 4
-    ratio = uniform_ratio(SIZES, COST.macs, target)
-    over = np.clip(np.rint(SIZES * (1 - (ratio - 0.02))), 1, SIZES).astype(np.int64)
-    fits = np.clip(np.rint(SIZES * (1 - ratio)), 1, SIZES).astype(np.int64)
-    assert COST.macs(fits) <= target < COST.macs(over)

@@ -41,7 +41,7 @@ from orchestrator.settings import Settings, load
 STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
 COST = Cost(STRUCTURE)
 DENSE = COST.macs(STRUCTURE.sizes)
-TERRAIN = Terrain(STRUCTURE, COST.macs, DENSE, "quantile", 2)
+TERRAIN = Terrain(STRUCTURE, COST.macs, DENSE, "quantile", np.ones(STRUCTURE.n_units), 2)
 SPACE = Allocation(offset=0.3)
 RULES = Rules(
     "accuracy", 1.0, 0.95, ("flops",), Never(), Recipe("optuna.samplers.TPESampler", {"multivariate": True}), 0
