@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import PlanError
+from lightning_modules.pruning.clone import clone
 from lightning_modules.pruning.repair import repair
 from lightning_modules.pruning.structure import Keep, Structure
 
@@ -71,7 +72,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         raise PlanError(
             f"tensors must have names of the model; it has no {sorted(unknown)[:5]}; rebuild from the same dense model"
         )
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for key, old in originals.items():
         new = next((tensors[name] for name in aliases[key] if name in tensors), None)
         if new is None:
@@ -82,7 +83,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                 "rebuild from the same dense model"
             )
         memo[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    smaller = copy.deepcopy(model, memo)
+    smaller = clone(model, memo)
     repair(smaller)
     return smaller
 

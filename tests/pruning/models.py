@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -342,12 +341,11 @@ def plan(structure: Structure, rng: np.random.Generator, groups: range | list[in
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Tensors of an eval forward pass, whatever they are wrapped in; attention on its readable path."""
-    twin = copy.deepcopy(model).eval()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            return [t for t in torch.utils._pytree.tree_leaves(twin(*inputs)) if isinstance(t, Tensor)]
+            return [t for t in torch.utils._pytree.tree_leaves(model.eval()(*inputs)) if isinstance(t, Tensor)]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

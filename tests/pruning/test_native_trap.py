@@ -57,7 +57,6 @@ def _checker() -> str | None:
     return HEAP_CHECKER
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(_checker() is None, reason=f"{HEAP_CHECKER} is part of glibc >= 2.34, not of this system")
 def test_a_chain_down_to_one_channel_keeps_the_heap_whole() -> None:
     environment = {**os.environ, "LD_PRELOAD": HEAP_CHECKER, "MALLOC_CHECK_": "3"}

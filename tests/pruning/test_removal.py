@@ -37,12 +37,14 @@ def test_keeping_everything_is_bit_identical_and_shares_nothing(name: str) -> No
 @pytest.mark.parametrize("name", ALL)
 def test_every_mask_exact_group_alone_removed_equals_masked(name: str) -> None:
     this, rng = case(name), np.random.default_rng(0)
+    one = tuple(x[:1] for x in this.inputs)
+    dense = outputs(this.model, one)
     for index, group in enumerate(this.structure.groups):
         keep = plan(this.structure, rng, [index])
-        small = outputs(remove(this.model, this.structure, keep), this.inputs)
-        assert [t.shape for t in small] == [t.shape for t in outputs(this.model, this.inputs)]
+        small = outputs(remove(this.model, this.structure, keep), one)
+        assert [t.shape for t in small] == [t.shape for t in dense]
         if group.mask_exact:
-            assert apart(small, outputs(masked(this.model, this.structure, keep), this.inputs)) < 1e-8, group.name
+            assert apart(small, outputs(masked(this.model, this.structure, keep), one)) < 1e-8, group.name
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -38,7 +38,7 @@ def limited(call: Callable[[], T], seconds: float, memory_gb: float, period: flo
     except _Stop:
         pass
     finally:
-        _settle(done, watchdog)
+        _settle(done, watchdog, breach)
     if breach and not result:
         raise DiscoveryError(breach[0])
     return result[0]
@@ -58,22 +58,36 @@ def _watch(
             )
         if breach:
             # Again every second, in case a bare `except:` in between swallowed it.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(caller), ctypes.py_object(_Stop))
+            _strike(caller)
             if done.wait(1.0):
                 return
 
 
-def _settle(done: threading.Event, watchdog: threading.Thread) -> None:
-    """End the watchdog, then take back an exception that was set but not yet raised."""
+def _settle(done: threading.Event, watchdog: threading.Thread, breach: list[str]) -> None:
+    """End the watchdog; if it struck, make sure that its exception has been raised and none is left behind.
+
+    One more is set and awaited: setting None instead would leave the interpreter looking for an exception for ever,
+    which slows it down and hangs profilers. The slot holds one exception, so after a raise it is empty.
+    """
+    awaited = False
     while True:
         try:
             done.set()
             if watchdog.ident is not None:
                 watchdog.join()
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
-            return
+            if not breach:
+                return
+            awaited = True
+            _strike(threading.get_ident())
+            while True:
+                time.sleep(0.001)
         except _Stop:
-            continue
+            if awaited:
+                return
+
+
+def _strike(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stop))
 
 
 def _resident_gb() -> float:
