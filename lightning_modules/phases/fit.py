@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 
 OnUnit = Callable[[int, dict[str, float]], bool]
@@ -30,6 +31,13 @@ class Optimization:
     optimizer: Recipe
     warmup: float = 0.1
     clip_norm: float | None = None
+
+    def check(self) -> None:
+        """Errors: ConfigError for an optimizer that cannot be built from its arguments."""
+        try:
+            self.configure(torch.nn.Linear(1, 1), 1)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.optimizer.target}: {error}") from error
 
     def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
         optimizer = self.optimizer.build([p for p in module.parameters() if p.requires_grad])

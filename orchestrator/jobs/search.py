@@ -19,7 +19,7 @@ from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.front import hypervolume
 from orchestrator.search.prepare import prepare, terrain_of
-from orchestrator.search.problem import Problem, quality_direction, seed_of
+from orchestrator.search.problem import Problem, optimization, quality_direction, seed_of
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.study import (
@@ -30,6 +30,7 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
+    sampler,
     take_over_interrupted,
 )
 from orchestrator.search.study import search as run_trials
@@ -43,6 +44,7 @@ class Parts:
 
     criterion: Any
     space: Any
+    stopping: Any
     tracker: Tracker
     study: Study
 
@@ -78,13 +80,18 @@ def search(settings: Settings) -> Outputs:
 
 
 def _parts(settings: Settings, direction: Direction) -> Parts:
+    """Everything that a name in the configuration stands for, built before anything is paid for."""
     directions: list[Direction] = [direction]
     directions += ["minimize"] * len(settings.objectives.costs)
-    criterion, space, tracker = settings.method.criterion.build(), settings.space.build(), settings.tracking.build()
+    criterion, space, stopping = settings.method.criterion.build(), settings.space.build(), settings.stopping.build()
+    sampler(settings.sampler, settings.seed)
+    for how in (settings.phases.train, settings.phases.finetune):
+        optimization(how).check()
+    tracker = settings.tracking.build()
     study = open_study(settings, directions)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-    return Parts(criterion, space, tracker, study)
+    return Parts(criterion, space, stopping, tracker, study)
 
 
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
@@ -115,7 +122,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
         problem.sign,
         problem.dense[quality],
         settings.objectives.costs,
-        settings.stopping.build(),
+        parts.stopping,
         settings.sampler,
         settings.seed,
     )

@@ -76,7 +76,7 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     )
     identity = json.loads(json.dumps(settings.identity()))
     stored = study.user_attrs.get(IDENTITY)
-    if stored is None:
+    if stored is None or not study.get_trials(deepcopy=False):  # a mistake mended before the first trial binds nobody
         study.set_user_attr(IDENTITY, identity)
     elif changes := differences(stored, identity):
         raise ConfigError(

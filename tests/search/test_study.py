@@ -228,12 +228,19 @@ def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path: Path) -
 
 
 def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
-    start(tmp_path)
+    study = start(tmp_path)
+    run(study, 1)
     other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
     with pytest.raises(ConfigError, match=r"method.name was 'l2', now 'l1'"):
         open_study(other, ["maximize", "minimize"])
     more = settings(tmp_path, study={"name": "s", "n_trials": 99, "out": str(tmp_path)})
-    assert done(open_study(more, ["maximize", "minimize"])) == 0
+    assert done(open_study(more, ["maximize", "minimize"])) == 1
+
+
+def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
+    open_study(settings(tmp_path), ["maximize", "minimize"])
+    other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
+    assert open_study(other, ["maximize", "minimize"]).user_attrs["identity"]["method"]["name"] == "l1"
 
 
 def test_differences_hide_secrets() -> None:
