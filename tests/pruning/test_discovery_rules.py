@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import Hopeless, build, case
+from models import Hopeless, build, case, plan
 from torch import Tensor, nn
 
 from lightning_modules.errors import DiscoveryError
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Structure
 
 
@@ -182,6 +183,45 @@ def test_sizes_written_in_the_program_freeze_channels(function, word: str) -> No
 def test_reductions_over_channels_are_prunable_but_not_mask_exact(function, channels: int) -> None:  # type: ignore[no-untyped-def]
     structure = found(function, channels)
     assert [(g.size, g.mask_exact) for g in structure.groups] == [(8, False)]
+
+
+def test_an_instance_norm_without_weights_keeps_its_channels_and_says_so() -> None:
+    structure = discover(Body(nn.InstanceNorm2d(8)), (torch.randn(1, 3, 8, 8),))
+    assert "affine=True" in reasons(structure)["first"]
+
+
+def test_einsum_of_two_operands_is_a_product() -> None:
+    class Mix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.einsum("bic,bjc->bij", self.left(x), self.right(x)))
+
+    structure = discover(Mix(), (torch.randn(2, 5, 6),))
+    assert sizes(structure) == {"left": 8}
+    product = next(p for p in structure.macs if p.name == "einsum")
+    assert product.constant * len(product.factors[0]) == 5 * 5 * 8
+
+
+def test_a_tied_embedding_is_one_tensor() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner = nn.Embedding(20, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(self.embed(x)))
+
+    model = Tied()
+    structure = discover(model, (torch.randint(0, 20, (2, 5)),))
+    assert sizes(structure) == {"embed": 8}
+    small = remove(model, structure, plan(structure, np.random.default_rng(0)))
+    assert small.head.weight is small.embed.weight
+    assert small(torch.randint(0, 20, (2, 5))).shape == (2, 5, 20)
 
 
 def test_channel_shuffle_ties_across_its_groups() -> None:

@@ -146,6 +146,28 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     return [*batch, a[-2], b[-1]]
 
 
+def einsum(trace: Trace, node: Node) -> Dims | None:
+    """Two operands with one letter per axis: equal letters are one axis. Anything else has no rule."""
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    left, arrow, out = equation.partition("->")
+    terms = left.split(",")
+    if not isinstance(operands, list | tuple) or len(operands) != 2 or not arrow or "." in equation:
+        return None
+    if any(len(set(term)) < len(term) for term in terms):
+        return None
+    met: dict[str, Label] = {}
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        assert isinstance(operand, Node)
+        for letter, label, size in zip(term, trace.dims(operand), shape(operand), strict=True):
+            if sizes.get(letter, 1) == 1:
+                met[letter], sizes[letter] = label, size
+            elif size > 1:
+                met[letter] = trace.join(met[letter], label, trace.where(node))
+    trace.multiply(trace.owner(node)[0] or node.name, list(sizes.values()), [met[letter] for letter in sizes])
+    return [met[letter] for letter in out]
+
+
 def attention(trace: Trace, node: Node) -> Dims:
     """Scaled dot product attention, shapes (..., heads, tokens, width): Q K^T and A V."""
     a, where = bind(node), trace.where(node)
@@ -203,5 +225,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "scaled_dot_product_attention": attention,
     "embedding": embedding,
+    "einsum": einsum,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent),
 }

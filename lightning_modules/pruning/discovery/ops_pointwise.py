@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch.fx import Node
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_modules.pruning.discovery.labels import Dims, Label
 from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, op_name, shape
@@ -56,6 +57,9 @@ def prelu(trace: Trace, node: Node) -> Dims:
 def channel_norm(trace: Trace, node: Node) -> Dims:
     """Batch and instance norm: scale, shift and statistics sit on axis 1."""
     a, x = bind(node), trace.dims(bind(node)["input"])
+    if isinstance(trace.owner(node)[1], _InstanceNorm) and a["weight"] is None and a["running_mean"] is None:
+        # The module compares its `num_features` with the input, and no tensor says what it should become.
+        trace.freeze(x[1], f"{trace.where(node)} has no weight that shows its size; affine=True gives it one")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a[name] is not None and shape(a[name]) != [1]:
             x[1] = trace.join(x[1], trace.dims(a[name])[0], trace.where(node))

@@ -146,5 +146,5 @@ def tile(ids: Ids, before: int, after: int) -> Ids:
     return np.tile(np.repeat(ids, after), before)
 
 
-Rule = Callable[[Trace, Node], Dims | list[Dims]]
-"""Labels of what one op gives: one tensor's dimensions, or those of each of several tensors."""
+Rule = Callable[[Trace, Node], Dims | list[Dims] | None]
+"""Labels of what one op gives: one tensor's dimensions, or those of several tensors; None = no rule for this use."""

@@ -124,10 +124,11 @@ def _call(trace: Trace, node: Node) -> None:
                 trace.origins[node] = trace.origins[source]
         return
     rule = RULES.get(op_name(node)) or _by_tag(node)
-    if rule is None:
+    labels = rule(trace, node) if rule is not None else None
+    if labels is None:
         _unknown(trace, node)
     else:
-        trace.values[node] = rule(trace, node)
+        trace.values[node] = labels
         if rule is ops_shape.split and node.args[0] in trace.origins:
             trace.origins[node] = trace.origins[node.args[0]]  # type: ignore[index]
 

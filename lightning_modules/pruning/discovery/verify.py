@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,7 +107,8 @@ class _Trial:
         return keep
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What is prunable must not depend on how warnings are set.
             torch.manual_seed(0)
             outputs = _tensors(model.eval()(*self._inputs))
             self._compared = len(outputs)
