@@ -1,4 +1,8 @@
-"""Narrow models in a process that checks its heap: weights in foreign strides corrupt it inside oneDNN."""
+"""Narrow models in a process that checks its heap: weights in foreign strides corrupt it inside oneDNN.
+
+The fault sits in the AVX2 kernels, so these are asked for. Slicing that keeps channels-last strides aborts this test
+at a width of 7 (torch 2.14.1).
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ for width in (24, 7, 6, 5, 3, 2, 1):
     for tensor in model.state_dict().values():
         assert tensor.stride() == torch.empty(tensor.shape).stride(), (tensor.shape, tensor.stride())
     copy.deepcopy(model)
-    print(width, float(loss))
+    print(width, loss.item())
 """
 
 
@@ -59,7 +63,7 @@ def _checker() -> str | None:
 
 @pytest.mark.skipif(_checker() is None, reason=f"{HEAP_CHECKER} is part of glibc >= 2.34, not of this system")
 def test_a_chain_down_to_one_channel_keeps_the_heap_whole() -> None:
-    environment = {**os.environ, "LD_PRELOAD": HEAP_CHECKER, "MALLOC_CHECK_": "3"}
+    environment = {**os.environ, "LD_PRELOAD": HEAP_CHECKER, "MALLOC_CHECK_": "3", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", CHAIN], env=environment, cwd=root, capture_output=True, text=True, timeout=600
