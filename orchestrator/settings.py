@@ -143,8 +143,14 @@ class ProfileSettings(Part):
 
 
 class ConfirmSettings(Part):
+    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test data.
+
+    `tolerance` is in units of the quality metric: less than that the validation data cannot tell apart.
+    """
+
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
     units: Positive = 2
+    lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
     max_baseline_models: Positive = 4
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
@@ -87,6 +90,7 @@ def _parts(settings: Settings, direction: Direction) -> Parts:
     sampler(settings.sampler, settings.seed)
     for how in (settings.phases.train, settings.phases.finetune):
         optimization(how).check()
+    optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = settings.tracking.build()
     study = open_study(settings, directions)
     if "id" not in study.user_attrs:
@@ -114,7 +118,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     def on_trial(trial: FrozenTrial) -> None:
         found = rows(study, quality)
         record_trial(parts.tracker, settings, problem, trial)
-        progress.eta(_seconds_left(problem, progress, found, n_trials))
+        progress.eta(_seconds_left(problem, found, n_trials))
         progress.trial(trial_row(trial, quality), front(found, problem.sign), len(found), n_trials)
 
     rules = Rules(
@@ -167,13 +171,21 @@ def _summary(
     }
 
 
-def _seconds_left(problem: Problem, progress: Progress, found: list[TrialRow], n_trials: int) -> float:
-    """Remaining units of finetuning at the mean price of those done so far, dearer ones not told apart."""
-    how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
-    trained = [row for row in found if row.rung]
+def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> float:
+    """Remaining units of finetuning, each at the price of a unit at the mean FLOPs ratio of the chain's range."""
+    how, finetune, chain = (
+        problem.settings.phases.confirm,
+        problem.settings.phases.finetune,
+        problem.settings.search.chain,
+    )
+    trained = [row for row in found if row.rung and row.flops_ratio]
     if not trained:
         return 0.0
-    per_unit = sum(row.seconds for row in trained) / sum(row.rung for row in trained)
+    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
+    prices = np.array([row.seconds / row.rung for row in trained])
+    slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
+    mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
+    per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
     confirmed = how.max_models * len(how.seeds) * how.units
     ladders = len(how.baselines) * how.max_baseline_models * (len(how.seeds) * how.units + finetune.units)
     return per_unit * ((n_trials - len(found)) * finetune.units + confirmed + ladders)

@@ -57,7 +57,7 @@ def confirm(
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
         copied = copy.deepcopy(model)
-        problem.finetune(copied, how.units, seed_of(problem.settings.seed, 4, seed))
+        problem.finetune(copied, how.units, seed_of(problem.settings.seed, 4, seed), lr_factor=how.lr_factor)
         validation.append(problem.validate(copied))
         test.append(problem.test(copied))
         models.append(copied.eval())
@@ -90,4 +90,4 @@ def confirmed_before(problem: Problem, label: str, folder: Path, source: Any) ->
 def _key(problem: Problem, source: Any) -> str:
     how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer"})
-    return digest([source, how.seeds, how.units, rest, finetune.optimizer])
+    return digest([source, how.seeds, how.units, how.lr_factor, rest, finetune.optimizer])

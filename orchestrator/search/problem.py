@@ -22,7 +22,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration, Criterion
 from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Scores
-from lightning_modules.recipe import locate, nearest
+from lightning_modules.recipe import Recipe, locate, nearest
 from orchestrator.settings import OptimizerSettings, Settings
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -73,7 +73,9 @@ class Problem:
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         recalibrate(model, self.data.train_batches(seed), count, self.device)
 
-    def finetune(self, model: nn.Module, units: int, seed: int, on_unit: OnUnit | None = None) -> None:
+    def finetune(
+        self, model: nn.Module, units: int, seed: int, on_unit: OnUnit | None = None, lr_factor: float = 1.0
+    ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU."""
         how = self.settings.phases.finetune
         task = self.task(model)
@@ -83,7 +85,7 @@ class Problem:
             fit(
                 task,
                 self.data.train_batches(seed),
-                optimization(how),
+                optimization(how, lr_factor),
                 units=units,
                 unit_steps=how.unit_steps,
                 device=self.device,
@@ -112,8 +114,14 @@ def quality_direction(settings: Settings) -> Literal["maximize", "minimize"]:
     return directions[name]
 
 
-def optimization(how: OptimizerSettings) -> Optimization:
-    return Optimization(how.optimizer, how.warmup, how.clip_norm)
+def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
+    """Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given."""
+    optimizer = how.optimizer
+    if lr_factor != 1.0:
+        if "lr" not in optimizer.arguments:
+            raise ConfigError("phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it")
+        optimizer = Recipe(optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]})
+    return Optimization(optimizer, how.warmup, how.clip_norm)
 
 
 def seed_everything(seed: int) -> None:
