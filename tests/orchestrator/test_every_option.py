@@ -1,0 +1,153 @@
+"""No option that was never run: every choice of the configuration goes through a search of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import orchestrator
+from orchestrator.__main__ import main
+from orchestrator.report.rows import FrontRow, TrialRow, read_csv
+
+pytestmark = pytest.mark.slow
+
+CONF = Path(__file__).parents[2] / "conf"
+TINY = [
+    "study.n_trials=5",
+    "search.chain.rungs=2",
+    "phases.train.epochs=2",
+    "phases.finetune.unit_steps=4",
+    "phases.confirm.units=1",
+    "phases.confirm.max_models=2",
+    "phases.confirm.max_baseline_models=1",
+    "stopping=never",
+    "threads=1",
+    "study.name=tiny",
+]
+GROUPS = {
+    group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "space", "sampler")
+}
+CHOICES = [
+    *(f"{group}={name}" for group, names in GROUPS.items() for name in names),
+    "stopping=band",
+    "objectives=quality_flops_params",
+    "objectives=quality_latency",
+    "objectives.costs=[flops,size_mb]",
+    "objectives.quality=f1",
+    "objectives.quality=loss",
+    "phases=deep",
+    "phases=standard",
+    "phases.finetune.distillation=null",
+    "phases.profile.ratios=[0.3,0.6]",
+    "search.chain.equal_loss=[0.0,1.0]",
+    "search.lineage=false",
+    "task.label_smoothing=0.1",
+    "tracking=none",
+    "study.storage=sqlite:///study.db",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_choice_runs_end_to_end(choice: str) -> None:
+    tracking = [] if "tracking" in choice else ["tracking=none"]
+    # the choice of a group must come before the values laid over it
+    assert main(["+experiment=digits_small", choice, *TINY, *tracking, *([choice] if "." in choice else [])]) == 0
+    trials = read_csv("runs/tiny/trials.csv", TrialRow)
+    assert sum(row.state == "completed" for row in trials) >= 2
+    front = read_csv("runs/tiny/front.csv", FrontRow)
+    assert front
+    for row in front:
+        assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "model", [["model=torchvision", "model.name=mobilenet_v3_small"], ["model=timm", "model.name=test_resnet"]]
+)
+def test_models_by_name_run_end_to_end(model: list[str]) -> None:
+    assert main(["+experiment=digits_small", "data=digits_rgb", "phases=deep", *model, *TINY, "tracking=none"]) == 0
+    for row in read_csv("runs/tiny/front.csv", FrontRow):
+        assert orchestrator.load_pruned(row.path)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        for place, name in enumerate(("cat", "dog")):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = torch.randint(0, 120, (72, 80, 3), generator=generator) + 100 * place
+                path = tmp_path / "images" / part / name / f"{i}.png"
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
+    small = ["data.size=64", "data.resize=68", "data.batch_size=4", "data.workers=0", "data.val_fraction=0.34"]
+    fresh = [
+        "model.weights=null",
+        "model.num_classes=2",
+        "phases.profile.batches=1",
+        "phases.profile.recalibration_batches=1",
+    ]
+    fast = [
+        "study.n_trials=2",
+        "space.units=[1,1]",
+        "phases.finetune.units=1",
+        "phases.finetune.recalibration_batches=1",
+    ]
+    command = ["+experiment=resnet50_imagenet", f"data.folder={tmp_path / 'images'}", *TINY, *small, *fresh, *fast]
+    assert main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.unit_steps=2"]) == 0
+    assert read_csv("runs/tiny/front.csv", FrontRow)
+
+
+def test_a_multirun_makes_a_study_for_each_job() -> None:
+    assert (
+        main(
+            [
+                "-m",
+                "+experiment=digits_small",
+                *TINY[:-1],
+                "tracking=none",
+                "method=l1,random",
+                "study.name=${method.name}",
+            ]
+        )
+        == 0
+    )
+    for name in ("l1", "random"):
+        assert read_csv(f"runs/{name}/front.csv", FrontRow)
+
+
+def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(CONF.parent)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nstudy: {name: own, n_trials: 3}\n")
+    (tmp_path / "empty").mkdir()
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            f"hydra.searchpath=[file://{tmp_path / 'mine'}]",
+            "+experiment=own",
+            *TINY[1:-1],
+            "tracking=none",
+        ],
+        cwd=tmp_path / "empty",
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert len(read_csv(tmp_path / "empty" / "runs" / "own" / "trials.csv", TrialRow)) == 3
