@@ -18,8 +18,9 @@ from orchestrator.files import write_atomic
 class TrialRow:
     """One trial: `quality` on validation data, `flops` = 2 x MACs, ratios against the dense model, wall-clock seconds.
 
-    `parent` is the number of the trial whose weights it inherited, None for the dense model. `kind` says how the
-    plan was made (an allocation of the chain, or the sampler), `reason` why it did not complete.
+    `parent` is the number of the trial whose weights it inherited, None for the dense model; `loss` is the validation
+    loss (nats). `kind` says how the plan was made (an allocation of the chain, or the sampler), `reason` why it did not
+    complete.
     """
 
     number: int
@@ -32,6 +33,7 @@ class TrialRow:
     params: int | None
     params_ratio: float | None
     seconds: float
+    loss: float | None
     kind: str
     reason: str
 

@@ -66,26 +66,36 @@ def confirm_front(
 def run_baselines(
     problem: Problem, criterion: Criterion, front: list[FrontRow], study: Study, progress: Progress
 ) -> list[BaselineRow]:
-    """Ladders matched to some of the front's models in MACs and in units of finetuning, confirmed like them."""
+    """Ladders with a rung at each of the front's models, at its MACs and units of finetuning; some are confirmed."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    matched = [front[i] for i in spread_out([float(row.flops) for row in front], how.max_baseline_models)]
-    rungs = [Rung(row.trial, row.flops // 2, _units(study, row.trial)) for row in matched]
+    rungs = [Rung(row.trial, row.flops // 2, _units(study, row.trial)) for row in front]
+    matched = {front[i].trial for i in spread_out([float(row.flops) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
-        progress.phase(f"baseline {name}", f"{len(rungs)} models at the front's FLOPs")
-        found += _ladder(problem, criterion, name, rungs, folder, progress)
+        progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
+        found += _ladder(problem, criterion, name, rungs, matched, folder, progress)
     return found
 
 
 def _ladder(
-    problem: Problem, criterion: Criterion, name: Any, rungs: list[Rung], folder: Path, progress: Progress
+    problem: Problem,
+    criterion: Criterion,
+    name: Any,
+    rungs: list[Rung],
+    matched: set[int],
+    folder: Path,
+    progress: Progress,
 ) -> list[BaselineRow]:
     source = [name, [[rung.trial, rung.macs, rung.units] for rung in rungs], problem.settings.method.criterion]
-    before = [confirmed_before(problem, f"{name}-{rung.trial}", folder, source) for rung in rungs]
+    wanted = [rung.trial for rung in rungs if rung.trial in matched]
+    before = [confirmed_before(problem, f"{name}-{trial}", folder, source) for trial in wanted]
     if all(before):
-        return [_baseline_row(problem, name, rung.trial, row) for rung, row in zip(rungs, before, strict=True) if row]
+        return [_baseline_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
     for rung, model, kept in climb(problem, criterion, name, rungs):
+        progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the FLOPs")
+        if rung.trial not in matched:
+            continue
         costs = (problem.cost.macs(kept), problem.cost.params(kept))
         result, _ = confirm(problem, f"{name}-{rung.trial}", model, costs, folder, source, progress.tick)
         found.append(_baseline_row(problem, name, rung.trial, result))

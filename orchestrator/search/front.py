@@ -47,15 +47,19 @@ def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], referenc
     return float(moocore.hypervolume(np.array(points), ref=np.array([-reference, 1.0]))) if points else 0.0
 
 
-def spread_out(flops: Sequence[float], most: int) -> list[int]:
-    """Indices of at most `most` values, the cheapest and the dearest among them, spread evenly over log FLOPs."""
-    order = sorted(range(len(flops)), key=lambda i: flops[i])
-    if len(order) <= most:
-        return order
-    logs = np.log([flops[i] for i in order])
-    wanted = np.linspace(logs[0], logs[-1], most)
-    chosen: list[int] = []
-    for value in wanted:
-        free = [k for k in range(len(order)) if k not in chosen]
-        chosen.append(min(free, key=lambda k: abs(logs[k] - value)))
-    return [order[k] for k in sorted(chosen)]
+def spread_out(flops: Sequence[float], most: int, losses: Sequence[float] | None = None) -> list[int]:
+    """Indices of at most `most` values, spread over log FLOPs, cheapest first.
+
+    The axis is cut into `most` stretches of equal length; each non-empty one gives its lowest loss (without losses the
+    value nearest to its middle, and the two ends of all), and empty ones leave their place to the next best values.
+    """
+    if len(flops) <= most:
+        return sorted(range(len(flops)), key=lambda i: flops[i])
+    logs = np.log(np.asarray(flops, dtype=float))
+    place = (logs - logs.min()) / max(float(np.ptp(logs)), 1e-12)
+    cut = np.minimum((place * most).astype(int), most - 1).tolist()
+    rank = np.abs(place - np.round(place * (most - 1)) / max(1, most - 1)) if losses is None else np.asarray(losses)
+    by_rank = np.argsort(rank, kind="stable").tolist()
+    best = {cut[i]: i for i in reversed(by_rank)}  # of a stretch the last written, the lowest rank, stays
+    rest = [i for i in by_rank if i not in best.values()]
+    return sorted([*best.values(), *rest[: most - len(best)]], key=lambda i: flops[i])

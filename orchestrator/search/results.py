@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ def trial_row(trial: FrozenTrial, quality: str) -> TrialRow:
         params=int(costs["params"]) if costs else None,
         params_ratio=ratios.get("params"),
         seconds=known.get(SECONDS, 0.0),
+        loss=rungs[-1][2]["loss"] if rungs else None,
         kind=known.get(KIND, "search"),
         reason=known.get(REASON, ""),
     )
@@ -49,7 +51,15 @@ def front(found: Sequence[TrialRow], sign: float, tolerance: float = 0.0) -> lis
 
 
 def candidates(found: Sequence[TrialRow], sign: float, tolerance: float, most: int) -> list[TrialRow]:
-    """At most `most` members of the front, spread over log FLOPs, large to small."""
+    """At most `most` members of the front, spread over log FLOPs, large to small.
+
+    Members that share a stretch of the axis are equals within the tolerance: the one with the lowest validation loss,
+    which tells models apart that the quality metric does not, stands for the others.
+    """
     members = front(found, sign, tolerance)
-    chosen = spread_out([float(row.flops or 1) for row in members], most)
+    chosen = spread_out(
+        [float(row.flops or 1) for row in members],
+        most,
+        [math.inf if row.loss is None else row.loss for row in members],
+    )
     return sorted((members[i] for i in chosen), key=lambda row: -(row.flops or 0))

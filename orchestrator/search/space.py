@@ -91,22 +91,33 @@ class Allocation(Recovery):
     least_flops_ratio: float = 0.05
     most_flops_ratio: float = 0.8
     offset: float = 0.5
+    equal_loss: Sequence[float] = (0.0, 1.0)
     needs_profile: bool = True
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        most = min(self.most_flops_ratio, terrain.max_flops_ratio)
         found: dict[str, BaseDistribution] = {
-            "flops_ratio": FloatDistribution(min(self.least_flops_ratio, most), most, log=True),
-            "equal_loss": FloatDistribution(0.0, 1.0),
+            "flops_ratio": FloatDistribution(*self._flops_range(terrain), log=True),
+            "equal_loss": FloatDistribution(self.equal_loss[0], self.equal_loss[1]),
         }
         if self.offset > 0.0:
             for group in terrain.structure.groups:
                 found[f"offset.{group.name}"] = FloatDistribution(-self.offset, self.offset)
         return {**found, **self.recovery()}
 
+    def _flops_range(self, terrain: Terrain) -> tuple[float, float]:
+        most = min(self.most_flops_ratio, terrain.max_flops_ratio)
+        return min(self.least_flops_ratio, most), most
+
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
         offsets = {f"offset.{group.name}": 0.0 for group in terrain.structure.groups} if self.offset > 0.0 else {}
-        return {"flops_ratio": flops_ratio, "equal_loss": equal_loss, **offsets, **self.first(terrain.units)}
+        blend = min(max(equal_loss, self.equal_loss[0]), self.equal_loss[1])
+        least, most = self._flops_range(terrain)
+        return {
+            "flops_ratio": min(max(flops_ratio, least), most),
+            "equal_loss": blend,
+            **offsets,
+            **self.first(terrain.units),
+        }
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         groups = terrain.structure.groups

@@ -20,7 +20,7 @@ class Hand:
         return self.time
 
 
-ROW = TrialRow(3, "stopped", 1, 2, 0.91234, 10, 0.25, 5, 0.5, 12.0, "sampler", "below the rung")
+ROW = TrialRow(3, "stopped", 1, 2, 0.91234, 10, 0.25, 5, 0.5, 12.0, 0.3, "sampler", "below the rung")
 
 
 def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
@@ -46,7 +46,7 @@ def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
 
 def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
     stream, hand = io.StringIO(), Hand()
-    front = [TrialRow(n, "completed", 1, None, 0.5, 1, n / 20, 1, 1.0, 1.0, "", "") for n in range(1, 21)]
+    front = [TrialRow(n, "completed", 1, None, 0.5, 1, n / 20, 1, 1.0, 1.0, None, "", "") for n in range(1, 21)]
     with Progress(stream, terminal=True, now=hand) as progress:
         progress.eta(60)
         progress.trial(ROW, front, 4, 24)

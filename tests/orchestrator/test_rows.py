@@ -9,8 +9,8 @@ from lightning_modules.errors import DataError
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv, write_csv
 
 TRIALS = [
-    TrialRow(0, "completed", 2, None, 0.1 + 0.2, 10**12, 1 / 3, 7, 1.0, 1.5, "uniform", ""),
-    TrialRow(1, "rejected", 0, 0, None, None, None, None, None, 0.0, "sampler", 'over, "budget"\nby far'),
+    TrialRow(0, "completed", 2, None, 0.1 + 0.2, 10**12, 1 / 3, 7, 1.0, 1.5, 0.25, "uniform", ""),
+    TrialRow(1, "rejected", 0, 0, None, None, None, None, None, 0.0, None, "sampler", 'over, "budget"\nby far'),
 ]
 FRONT = [FrontRow(3, 0.9, 0.0, 2, 10, 0.5, 4, 0.25, math.inf, "models/3")]
 BASELINES = [BaselineRow("uniform", 3, 0.9, 1e-17, 2, 10, 0.5, 4, 0.25, 1.0, "")]

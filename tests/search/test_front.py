@@ -44,10 +44,15 @@ def test_hypervolume_is_the_area_over_log_flops() -> None:
     assert hypervolume([0.4], [0.1], 0.5, 1 / 32) == 0.0
 
 
-def test_spread_out_keeps_the_ends_and_repeats_nothing() -> None:
+def test_spread_out_repeats_nothing_and_leaves_no_stretch_out() -> None:
     flops = [1.0, 2.0, 2.1, 2.2, 50.0, 100.0]
     chosen = spread_out(flops, 4)
     assert chosen[0] == 0
     assert chosen[-1] == 5
     assert len(set(chosen)) == 4
     assert spread_out(flops, 9) == list(range(6))
+
+
+def test_of_one_stretch_the_lowest_loss_is_chosen() -> None:
+    flops = [1.0, 1.1, 10.0, 11.0, 100.0, 90.0]
+    assert spread_out(flops, 3, [0.3, 0.2, 0.1, 0.4, 0.9, 0.8]) == [1, 2, 5]

@@ -263,4 +263,5 @@ def test_front_and_candidates_come_from_completed_trials(tmp_path: Path) -> None
     assert len({row.flops for row in members}) == len(members)
     chosen = candidates(found, 1.0, 0.0, 3)
     assert len(chosen) == min(3, len(members))
-    assert {chosen[0].number, chosen[-1].number} == {members[0].number, members[-1].number}
+    assert {row.number for row in chosen} <= {row.number for row in members}
+    assert [row.flops for row in chosen] == sorted((row.flops or 0 for row in chosen), reverse=True)
