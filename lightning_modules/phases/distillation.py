@@ -49,9 +49,9 @@ def teacher(model: nn.Module, cached: Tensor | None) -> Teacher:
     """A look-up in cached outputs, or the dense model itself run on each batch."""
     if cached is not None:
         return lambda batch: cached[batch[2].to(cached.device)]
-    model = model.eval().requires_grad_(False)
+    model.eval()
 
-    @torch.no_grad()
+    @torch.no_grad()  # and not requires_grad_(False): plans are cut from this very model, and have to be trained
     def run(batch: Any) -> Tensor:
         return model.to(batch[0].device)(batch[0])
 

@@ -108,6 +108,7 @@ def test_cached_outputs_are_those_of_the_dense_model() -> None:
     with torch.no_grad():
         torch.testing.assert_close(teacher(model, cached)(batch), model(batch[0]), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(teacher(model, None)(batch), model(batch[0]))
+    assert all(parameter.requires_grad for parameter in model.parameters())  # plans are cut from it and trained
     assert dense_outputs(model, [[batch[0], batch[1]]], CPU) is None
 
 
