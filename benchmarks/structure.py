@@ -65,6 +65,7 @@ def main() -> None:
         "remove",
         "tp",
         "tp/ours",
+        "(tp+copy)/ours",
         "deepcopy",
         "ours/copy",
         "macs",

@@ -129,7 +129,7 @@ def done(study: Study) -> int:
 
 
 def take_over_interrupted(study: Study) -> int:
-    """Trials that a killed run left open are closed as interrupted, and their parameters tried again first."""
+    """Trials that a killed run left open are closed as interrupted, and their parameters wait once more."""
     left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in left:
         _interrupt(study, trial.number, trial.params, trial.user_attrs.get(KIND, "search"))
