@@ -59,7 +59,7 @@ class Evaluator:
         if reason := self._over_budget(kept):
             return self._measurement("rejected", parent, kept, plan, reason=reason)
         model, alive = self.inherited(parent)
-        model, keep, rungs, reason = self._prune(model, alive, kept, plan, number, report)
+        model, keep, rungs, reason = self._prune(model, alive, kept, plan, report)
         if reason:
             return self._measurement("stopped", parent, kept, plan, rungs, reason)
         document = self.document(number, keep, plan, parent, rungs)
@@ -119,7 +119,7 @@ class Evaluator:
         return ""
 
     def _prune(
-        self, model: nn.Module, alive: Keep, kept: Counts, plan: Plan, number: int, report: Report
+        self, model: nn.Module, alive: Keep, kept: Counts, plan: Plan, report: Report
     ) -> tuple[nn.Module, Keep, tuple[Rung, ...], str]:
         """The schedule's pruning steps, each followed by recalibration and finetuning; rungs count after the last."""
         problem, before = self.problem, self.problem.structure.counts(alive)

@@ -107,7 +107,7 @@ def _dense(problem: Problem, progress: Progress) -> BaselineRow:
     model: nn.Module = copy.deepcopy(problem.model)
     folder = problem.settings.study.folder / "confirm"
     source = [problem.settings.dense_digest()]
-    result, _ = confirm(problem, "dense", model.requires_grad_(True), costs, folder, source, progress.tick)
+    result, _ = confirm(problem, "dense", model, costs, folder, source, progress.tick)
     return _baseline_row(problem, "dense", None, result)
 
 

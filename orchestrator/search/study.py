@@ -155,8 +155,8 @@ def search(
 ) -> None:
     """Run trials until `n_trials` have ended; `on_trial` sees each of them as it was stored.
 
-    A trial that fails is recorded with its reason, and the study goes on; errors that are the user's or a signal end
-    the study with the open trial marked as interrupted.
+    A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
+    the open trial marked as interrupted.
     """
     distributions = space.distributions(terrain)
     while done(study) < n_trials:
