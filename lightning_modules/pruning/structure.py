@@ -21,6 +21,10 @@ Counts = npt.NDArray[np.int64]
 """Units kept per group; shape (n_groups,)."""
 Axis = tuple[str, int]
 """(name of a parameter or buffer, dimension)."""
+Kind = Literal[
+    "channel", "head", "head_dim", "conv_group", "neuron", "recurrent", "block", "weight", "weight_block", "pattern"
+]
+"""What a unit is; the last three are of single weights (see weights.py), `block` is a whole residual block."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Group:
     size: int
     members: tuple[Member, ...]
     mask_exact: bool
-    kind: Literal["channel", "head", "conv_group", "neuron"] = "channel"
+    kind: Kind = "channel"
 
     @property
     def units(self) -> slice:
@@ -64,12 +68,15 @@ class Skipped:
 class Product:
     """`constant` times the product over factors of (fixed + units kept): MACs of a node, or elements of a tensor.
 
-    Each factor is the unit id per position of one axis, -1 for a fixed position.
+    Each factor is the unit id per position of one axis, -1 for a fixed position. `tensor` is the parameter whose
+    elements a node multiplies with, "" where it multiplies two activations; a node with several weights gives one
+    product for each, so that the MACs of a parameter's products over its elements are the MACs per weight.
     """
 
     name: str
     constant: int
     factors: tuple[npt.NDArray[np.int32], ...]
+    tensor: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,11 @@ class Structure:
     def sizes(self) -> Counts:
         return np.array([group.size for group in self.groups], dtype=np.int64)
 
+    @property
+    def least(self) -> Counts:
+        """Units that a plan has to leave of each group; shape (n_groups,). A block or a pattern may go altogether."""
+        return np.array([int(group.kind not in ("block", "pattern")) for group in self.groups], dtype=np.int64)
+
     def counts(self, keep: Keep) -> Counts:
         """Units kept per group; shape (n_groups,)."""
         starts = np.array([group.start for group in self.groups], dtype=np.intp)
@@ -110,3 +122,20 @@ class Structure:
         """The structure of the model that removal with `keep` gives: same ids, rows without the removed positions."""
         rows = {axis: row[(row < 0) | keep[row]] for axis, row in self.table.items()}
         return replace(self, table=rows)
+
+
+def isomorphic_classes(structure: Structure) -> list[list[int]]:
+    """Indices of groups whose scores compare directly: same kind and size, and members that agree one by one in
+    dimension, role and the sizes of their tensor's prunable axes.
+
+    Each group is in one class; classes and their members are in the order of the groups. `structure` is that of the
+    dense model (Fang et al. 2024, "Isomorphic Pruning", ranks within such classes).
+    """
+    shapes: dict[str, list[tuple[int, int]]] = {}
+    for (tensor, dim), row in sorted(structure.table.items(), key=lambda item: item[0]):
+        shapes.setdefault(tensor, []).append((dim, len(row)))
+    classes: dict[tuple[object, ...], list[int]] = {}
+    for index, group in enumerate(structure.groups):
+        axes = tuple((m.dim, m.role, tuple(shapes.get(m.tensor, ()))) for m in group.members)
+        classes.setdefault((group.kind, group.size, axes), []).append(index)
+    return list(classes.values())

@@ -12,10 +12,9 @@ from torch import nn
 
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import RawProduct, Trace
-from lightning_modules.pruning.structure import Axis, Group, Member, Product, Skipped, Structure
+from lightning_modules.pruning.structure import Axis, Group, Kind, Member, Product, Skipped, Structure
 
 Row = npt.NDArray[np.int32]
-Kind = Literal["channel", "head", "conv_group", "neuron"]
 
 
 def assemble(trace: Trace) -> Structure:
@@ -105,7 +104,7 @@ def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int]) -> Product
             factors.append(row)
         else:
             constant *= len(row)
-    return Product(raw.name, constant, tuple(factors))
+    return Product(raw.name, constant, tuple(factors), raw.tensor)
 
 
 def _parameters(model: nn.Module, table: Mapping[Axis, Row]) -> tuple[Product, ...]:
@@ -117,7 +116,7 @@ def _parameters(model: nn.Module, table: Mapping[Axis, Row]) -> tuple[Product, .
                 factors.append(table[name, dim])
             else:
                 fixed *= size
-        products.append(Product(name, fixed, tuple(factors)))
+        products.append(Product(name, fixed, tuple(factors), name))
     return tuple(products)
 
 

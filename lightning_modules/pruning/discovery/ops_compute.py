@@ -67,6 +67,7 @@ def conv(trace: Trace, node: Node) -> Dims:
         [*shape(node)[:channel], *size[:2]],
         [*x[:channel], out, into if groups == 1 else ""],
         math.prod(size[2:]) * math.prod(spatial),
+        trace.parameter(weight),
     )
     return [*x[:channel], out, *[""] * len(spatial)]
 
@@ -92,6 +93,7 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
         [*shape(node)[:channel], *size[:2]],
         [*x[:channel], into, out if groups == 1 else ""],
         math.prod(size[2:]) * math.prod(spatial),
+        trace.parameter(weight),
     )
     return [*x[:channel], out, *[""] * len(spatial)]
 
@@ -105,7 +107,8 @@ def linear(trace: Trace, node: Node) -> Dims:
     out, into = _weight(trace, weight, 0, 1, "neuron")
     into = trace.join(into, x[-1], where)
     out = _bias(trace, a["bias"], out, where)
-    trace.multiply(_name(trace, weight, node), [*shape(a["input"])[:-1], *shape(weight)], [*x[:-1], out, into])
+    sizes, tensor = [*shape(a["input"])[:-1], *shape(weight)], trace.parameter(weight)
+    trace.multiply(_name(trace, weight, node), sizes, [*x[:-1], out, into], tensor=tensor)
     return [*x[:-1], out]
 
 
@@ -128,21 +131,21 @@ def addmm(trace: Trace, node: Node) -> Dims:
 
 
 def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
-    where, a, b = trace.where(node), trace.dims(left), trace.dims(right)
+    where, a, b, tensor = trace.where(node), trace.dims(left), trace.dims(right), trace.parameter(left, right)
     if right in trace.tensors and len(b) == 2:
         _weight(trace, right, 1, 0, "neuron")
     if len(b) == 1:
         trace.join(a[-1], b[0], where)
-        trace.multiply(_name(trace, right, node), shape(left), a)
+        trace.multiply(_name(trace, right, node), shape(left), a, tensor=tensor)
         return a[:-1]
     if len(a) == 1:
         trace.join(a[0], b[-2], where)
-        trace.multiply(_name(trace, right, node), shape(right), b)
+        trace.multiply(_name(trace, right, node), shape(right), b, tensor=tensor)
         return [*b[:-2], b[-1]]
     inner = trace.join(a[-1], b[-2], where)
     batch = broadcast(trace, [(a[:-2], shape(left)[:-2]), (b[:-2], shape(right)[:-2])], where)
     sizes = [*shape(node)[:-2], shape(left)[-2], shape(right)[-1], shape(left)[-1]]
-    trace.multiply(_name(trace, right, node), sizes, [*batch, a[-2], b[-1], inner])
+    trace.multiply(_name(trace, right, node), sizes, [*batch, a[-2], b[-1], inner], tensor=tensor)
     return [*batch, a[-2], b[-1]]
 
 
@@ -164,7 +167,8 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
                 met[letter], sizes[letter] = label, size
             elif size > 1:
                 met[letter] = trace.join(met[letter], label, trace.where(node))
-    trace.multiply(trace.owner(node)[0] or node.name, list(sizes.values()), [met[letter] for letter in sizes])
+    labels, tensor = [met[letter] for letter in sizes], trace.parameter(*operands)
+    trace.multiply(trace.owner(node)[0] or node.name, list(sizes.values()), labels, tensor=tensor)
     return [met[letter] for letter in out]
 
 
@@ -203,7 +207,7 @@ def embedding(trace: Trace, node: Node) -> Dims:
 def recurrent(trace: Trace, node: Node) -> list[Dims]:
     """LSTM, GRU and RNN stay whole: one `hidden_size` serves every layer and direction of the module."""
     path = trace.owner(node)[0] or node.name
-    reason, constant = f"the recurrent layer {path} keeps its sizes", 0
+    reason, steps = f"the recurrent layer {path} keeps its sizes", math.prod(shape(node.args[0])[:-1])
     for argument in node.all_input_nodes:
         for label in trace.dims(argument):
             trace.freeze(label, reason)
@@ -211,9 +215,7 @@ def recurrent(trace: Trace, node: Node) -> list[Dims]:
             name = trace.tensors[argument]
             trace.weights.setdefault(name)
             trace.producers.setdefault((name, 0), "neuron")
-            constant += math.prod(shape(argument))
-    steps = shape(node.args[0])[:-1]
-    trace.multiply(path, steps, [""] * len(steps), constant)
+            trace.multiply(path, [], [], steps * math.prod(shape(argument)), trace.parameter(argument))
     return [[reason] * value.dim() for value in node.meta["val"]]
 
 

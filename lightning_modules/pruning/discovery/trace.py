@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,16 +15,17 @@ from torch import nn
 from torch.fx import Node
 
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label, Labels
-from lightning_modules.pruning.structure import Axis, Skipped
+from lightning_modules.pruning.structure import Axis, Kind, Skipped
 
 
 @dataclass(frozen=True)
 class RawProduct:
-    """A node's MACs before units are numbered: `constant` times the lengths of the factors."""
+    """A node's MACs before units are numbered: `constant` times the lengths of the factors; see `Product`."""
 
     name: str
     constant: int
     factors: tuple[Ids, ...]
+    tensor: str = ""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Trace:
     values: dict[Node, Dims | list[Dims]] = field(default_factory=dict)
     axes: dict[Axis, Ids] = field(default_factory=dict)
     consumers: set[Axis] = field(default_factory=set)
-    producers: dict[Axis, Literal["channel", "neuron"]] = field(default_factory=dict)
+    producers: dict[Axis, Kind] = field(default_factory=dict)
     weights: dict[str, None] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
     notes: dict[Skipped, None] = field(default_factory=dict)
@@ -49,6 +51,10 @@ class Trace:
     transient: frozenset[str] = frozenset()
     trained: bool = False
     source: Literal["export", "torch_pruning"] = "export"
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.model.named_parameters())
 
     def axis(self, tensor: str, dim: int, size: int) -> Ids:
         """The ids of one axis of a parameter or buffer, created when first asked for; shape (size,)."""
@@ -91,11 +97,22 @@ class Trace:
         if not isinstance(label, str):
             self.labels.mark(label, "inexact")
 
-    def multiply(self, name: str, sizes: Sequence[int], labels: Sequence[Label], constant: int = 1) -> None:
+    def multiply(
+        self, name: str, sizes: Sequence[int], labels: Sequence[Label], constant: int = 1, tensor: str = ""
+    ) -> None:
         """Record a node's MACs: `constant` times the sizes, of which the labelled ones may shrink."""
         factors = [label for label in labels if not isinstance(label, str)]
         fixed = math.prod(size for size, label in zip(sizes, labels, strict=True) if isinstance(label, str))
-        self.products.append(RawProduct(name, constant * fixed, tuple(factors)))
+        self.products.append(RawProduct(name, constant * fixed, tuple(factors), tensor))
+
+    def parameter(self, *nodes: Node) -> str:
+        """The parameter whose elements the last such one of `nodes` holds, perhaps laid out anew; "" if none does."""
+        for node in reversed(nodes):
+            while node not in self.origins and op_name(node) in LAYOUTS and node.all_input_nodes:
+                node = node.all_input_nodes[0]
+            if self.origins.get(node) in self._parameters:
+                return self.origins[node]
+        return ""
 
     def owner(self, node: Node) -> tuple[str, nn.Module]:
         """Path and module whose forward called this op (of a shared module, the first path)."""
@@ -146,5 +163,11 @@ def tile(ids: Ids, before: int, after: int) -> Ids:
     return np.tile(np.repeat(ids, after), before)
 
 
+_LAYOUTS = (
+    "t numpy_T transpose permute swapaxes movedim view reshape unflatten flatten squeeze unsqueeze expand contiguous "
+    "clone alias to _to_copy"
+)
+LAYOUTS = frozenset(_LAYOUTS.split())
+"""Ops that hold the elements of their input and no others."""
 Rule = Callable[[Trace, Node], Dims | list[Dims] | None]
 """Labels of what one op gives: one tensor's dimensions, or those of several tensors; None = no rule for this use."""
