@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.recipe import Recipe
+from lightning_modules.recipe import Recipe, locate
 
 OnUnit = Callable[[int, dict[str, float]], bool]
 """From (units done, validation metrics) to whether to go on."""
@@ -24,32 +25,61 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
 
 
+TOTALS = ("total_steps", "T_max", "total_iters", "max_iterations")
+"""Names under which torch's schedulers ask for the number of steps; filled in where they are not given."""
+
+
 @dataclass(frozen=True)
 class Optimization:
-    """An optimizer recipe; the rate rises linearly over the `warmup` fraction of all steps, then falls as a cosine."""
+    """An optimizer recipe and its learning-rate scheduler, stepped at every optimizer step.
+
+    Without a `scheduler` the rate rises linearly over the `warmup` fraction of all steps, then falls as a cosine.
+    `rewound` = t instead takes the last t of that curve as a fraction: learning-rate rewinding (Renda et al. 2020).
+    """
 
     optimizer: Recipe
     warmup: float = 0.1
     clip_norm: float | None = None
+    scheduler: Recipe | None = None
+    rewound: float | None = None
 
     def check(self) -> None:
-        """Errors: ConfigError for an optimizer that cannot be built from its arguments."""
+        """Errors: ConfigError for an optimizer or scheduler that cannot be built from its arguments."""
         try:
-            self.configure(torch.nn.Linear(1, 1), 1)
+            self.configure(torch.nn.Linear(1, 1), 100)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.optimizer.target}: {error}") from error
+            names = self.optimizer.target + (f", {self.scheduler.target}" if self.scheduler else "")
+            raise ConfigError(f"{names}: {error}") from error
 
     def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
         optimizer = self.optimizer.build([p for p in module.parameters() if p.requires_grad])
-        rise = max(1, round(self.warmup * steps))
+        schedule = self._scheduler(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        if self.scheduler is None:
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, self._curve(steps))
+        built = locate(self.scheduler.target)
+        if not (isinstance(built, type) and issubclass(built, torch.optim.lr_scheduler.LRScheduler)):
+            raise ConfigError(f"a scheduler must be one of torch.optim.lr_scheduler's; got {self.scheduler.target}")
+        if issubclass(built, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ConfigError("a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another")
+        missing = set(TOTALS) & set(inspect.signature(built).parameters) - set(self.scheduler.arguments)
+        if "epochs" in self.scheduler.arguments:
+            missing = set()
+        return self.scheduler.build(optimizer, **dict.fromkeys(missing, steps))
+
+    def _curve(self, steps: int) -> Callable[[int], float]:
+        whole = steps if self.rewound is None else max(steps, round(steps / self.rewound))
+        rise = max(1, round(self.warmup * whole))
 
         def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / (rise + 1)
-            return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+            at = step + whole - steps
+            if at < rise:
+                return (at + 1) / (rise + 1)
+            return 0.5 * (1.0 + math.cos(math.pi * (at - rise) / max(1, whole - rise)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return factor
 
 
 def fit(
@@ -62,10 +92,12 @@ def fit(
     device: torch.device,
     val: Iterable[Any] | None = None,
     on_unit: OnUnit | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Train for `units` x `unit_steps` optimizer steps; after each unit validate and ask `on_unit` whether to go on.
 
-    Returns the units done. The caller seeds torch's RNG. Errors: DivergedError on a loss that is not finite.
+    Returns the units done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
+    masks. Errors: DivergedError on a loss that is not finite.
     """
     watch = _Units(unit_steps, on_unit)
     steps = units * unit_steps
@@ -77,7 +109,7 @@ def fit(
         trainer = Trainer(
             max_steps=steps,
             gradient_clip_val=optimization.clip_norm,
-            callbacks=[watch],
+            callbacks=[*callbacks, watch],
             val_check_interval=unit_steps if validated else None,
             check_val_every_n_epoch=None if validated else 1,
             limit_val_batches=None if validated else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,27 +14,64 @@ Rule = Literal["quantile", "mean", "median", "absolute"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One threshold per group under `rule` (see thresholds.py), and how to get there.
+class Stage:
+    """One threshold per group under `rule` (see thresholds.py); `method` is the whole method as plain data.
 
-    `steps` pruning steps along `schedule`, `units` units of finetuning after each; `parent` is the number of the
-    finished trial whose weights are inherited, None for the dense model; `criterion` is its recipe as JSON.
+    The groups are those of the method's granularity: coupled units of the model, or single tensors of weights.
     """
 
     thresholds: Mapping[str, float]
     rule: Rule
-    criterion: Mapping[str, Any]
+    method: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a stage prunes: `steps` times along `schedule`, between fractions `start` and `end` of its finetuning.
+
+    The stage is finetuned for steps x `units` units. With start 0 and end 1 each step is followed by `units`.
+    """
+
     schedule: str = "one_shot"
     steps: int = 1
     units: int = 1
-    parent: int | None = None
-    seed: int = 0
+    start: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise PlanError(f"plan.schedule must be one of {sorted(SCHEDULES)}; got '{self.schedule}'")
         if self.steps < 1 or self.units < 1:
             raise PlanError(f"plan.steps and plan.units must be at least 1; got {self.steps} and {self.units}")
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise PlanError(f"a plan prunes between 0 <= start < end <= 1; got {self.start:g} and {self.end:g}")
+
+    @property
+    def total(self) -> int:
+        """Units of finetuning in all."""
+        return self.steps * self.units
+
+    def moments(self) -> list[int]:
+        """Units of finetuning before each pruning step; at least one unit is left after the last; shape (steps,)."""
+        width = (self.end - self.start) / self.steps
+        found = [math.floor(self.total * (self.start + width * step) + 1e-9) for step in range(self.steps)]
+        return [min(moment, self.total - 1) for moment in found]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages one after the other (units, then weights of what is left), each with the same timing.
+
+    `parent` is the number of the finished trial whose weights are inherited, None for the dense model. `activation` is
+    the level of activation pruning and `int8` says whether the result is quantised; see the phases of those names.
+    """
+
+    stages: tuple[Stage, ...]
+    timing: Timing = Timing()
+    activation: float | None = None
+    int8: bool = False
+    parent: int | None = None
+    seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,6 +80,7 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Errors: PlanError when keys are missing or unknown."""
         try:
-            return cls(**data)
-        except TypeError as error:
-            raise PlanError(f"a stored plan must have the fields of Plan: {error}") from error
+            stages = tuple(Stage(**stage) for stage in data["stages"])
+            return cls(**{**data, "stages": stages, "timing": Timing(**data["timing"])})
+        except (TypeError, KeyError) as error:
+            raise PlanError(f"a stored plan must have the fields of Plan: {error!r}") from error

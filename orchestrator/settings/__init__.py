@@ -6,31 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.recipe import Recipe, digest, nearest
+from lightning_modules.recipe import digest, nearest
+from orchestrator.settings.method import ActivationSettings, MethodSettings
+from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
+from orchestrator.settings.phases import FinetuneSettings, OptimizerSettings, PhaseSettings
 
-
-def _recipe(value: Any) -> Recipe:
-    if isinstance(value, Recipe):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError(f"needs a mapping with `_target_`, the dotted path of a callable; got {value!r}")
-    try:
-        return Recipe.from_json(value)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-
-
-AnyRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
-Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=False)
+__all__ = [
+    "ActivationSettings",
+    "FinetuneSettings",
+    "MethodSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "PhaseSettings",
+    "SearchSettings",
+    "Settings",
+    "StudySettings",
+    "load",
+]
 
 
 class StudySettings(Part):
@@ -80,25 +75,24 @@ class SearchSettings(Part):
     chain: ChainSettings = ChainSettings()
 
 
-class MethodSettings(Part):
-    """How units are scored and which threshold rule the plain spaces use."""
-
-    name: str
-    criterion: AnyRecipe
-    rule: Literal["quantile", "mean", "median", "absolute"] = "quantile"
-    calibration_batches: Positive = 4
-
-
 class ObjectiveSettings(Part):
     """`quality` is a metric of the task; `costs` are all to be small. Bounds are on ratios to the dense model."""
 
     quality: str = "accuracy"
-    costs: Annotated[tuple[Literal["flops", "params", "size_mb", "latency_ms"], ...], Field(min_length=1)] = ("flops",)
+    costs: Annotated[
+        tuple[Literal["flops", "effective_flops", "params", "nonzero_params", "size_mb", "latency_ms"], ...],
+        Field(min_length=1),
+    ] = ("flops",)
     max_flops_ratio: Ratio | None = None
     max_params_ratio: Ratio | None = None
     reference_quality: float = 0.5
     reference_flops_ratio: Ratio = 1.0
     least_flops_ratio: Ratio = 1 / 32
+
+    @property
+    def axis(self) -> Literal["flops", "effective_flops"]:
+        """The cost along which targets, bands and the front are laid out."""
+        return "effective_flops" if "effective_flops" in self.costs else "flops"
 
     @model_validator(mode="after")
     def _distinct(self) -> ObjectiveSettings:
@@ -107,63 +101,7 @@ class ObjectiveSettings(Part):
         return self
 
 
-class OptimizerSettings(Part):
-    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine to zero."""
-
-    optimizer: AnyRecipe
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
-
-
-class TrainSettings(OptimizerSettings):
-    epochs: Count
-    checkpoint: Path | None = None
-
-
-class DistillationSettings(Part):
-    temperature: Annotated[float, Field(gt=0.0)] = 3.0
-    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-
-
-class FinetuneSettings(OptimizerSettings):
-    """A trial is finetuned for `units` units of `unit_steps` optimizer steps; each unit ends at a rung."""
-
-    unit_steps: Positive
-    units: Positive
-    recalibration_batches: Count = 4
-    distillation: DistillationSettings | None = DistillationSettings()
-
-
-class ProfileSettings(Part):
-    """The pruning ratios at which each group is tried, on `batches` training batches."""
-
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.5,)
-    batches: Positive = 2
-    recalibration_batches: Count = 2
-
-
-class ConfirmSettings(Part):
-    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test data.
-
-    `tolerance` is in units of the quality metric: less than that the validation data cannot tell apart.
-    """
-
-    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
-    units: Positive = 2
-    lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
-    max_models: Positive = 8
-    max_baseline_models: Positive = 4
-    tolerance: Annotated[float, Field(ge=0.0)] = 0.0
-    baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
-
-
-class PhaseSettings(Part):
-    train: TrainSettings
-    finetune: FinetuneSettings
-    profile: ProfileSettings = ProfileSettings()
-    confirm: ConfirmSettings = ConfirmSettings()
-
-
+_RECIPES = {"optimizer", "scheduler"}
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
 
 
@@ -185,15 +123,32 @@ class Settings(Part):
     device: str = "auto"
     threads: Positive | None = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        weights = all(method.granularity != "unit" for method in self.method.choices())
+        if weights and "flops" in self.objectives.costs:
+            raise ValueError(
+                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as they are; "
+                "take objectives=quality_effective_flops (or latency_ms, nonzero_params)"
+            )
+        if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
+            raise ValueError("phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to")
+        return self
+
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data: what it was composed of, with every default written out."""
         recipes = {name: getattr(self, name).to_json() for name in RECIPES}
-        phases = self.phases.model_dump(mode="json")
+        phases = self.phases.model_dump(
+            mode="json", exclude={"train": _RECIPES, "finetune": _RECIPES, "sparsify": True}
+        )
         for phase in ("train", "finetune"):
-            phases[phase]["optimizer"] = getattr(self.phases, phase).optimizer.to_json()
-        method = {**self.method.model_dump(mode="json"), "criterion": self.method.criterion.to_json()}
+            how: OptimizerSettings = getattr(self.phases, phase)
+            phases[phase]["optimizer"] = how.optimizer.to_json()
+            phases[phase]["scheduler"] = None if how.scheduler is None else how.scheduler.to_json()
+        sparsify = self.phases.sparsify
+        phases["sparsify"] = sparsify and {"penalty": sparsify.penalty.to_json(), "units": sparsify.units}
         rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
-        return {**recipes, "method": method, "phases": phases, **rest}
+        return {**recipes, "method": self.method.plain(), "phases": phases, **rest}
 
     def model_name(self) -> str:
         """The name given to the model's builder, or the last part of its path."""
@@ -216,6 +171,10 @@ class Settings(Part):
             "clip": train.clip_norm,
             "epochs": train.epochs,
         }
+        if train.scheduler is not None:
+            recipe["scheduler"] = train.scheduler
+        if train.rewind_epoch is not None:
+            recipe["rewind_epoch"] = train.rewind_epoch
         checkpoint = None if train.checkpoint is None else str(train.checkpoint)
         return digest([self.model, self.data, self.task, recipe, checkpoint, self.seed])
 

@@ -1,0 +1,119 @@
+"""Settings of a method: what is scored, how, and what happens to what scores low."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from lightning_modules.recipe import Recipe
+from orchestrator.settings.parts import AnyRecipe, Part, Positive
+
+
+class ActivationSettings(Part):
+    """Activations set to zero at run time: below a threshold (`threshold`) or outside the largest share (`topk`).
+
+    `levels` is the range of the searched level: a threshold, or the share of activations kept.
+    """
+
+    kind: Literal["threshold", "topk"] = "topk"
+    levels: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] = (0.3, 0.9)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ActivationSettings:
+        low, high = self.levels
+        if low > high or (self.kind == "topk" and not 0.0 < low <= high <= 1.0):
+            raise ValueError(f"levels must be [least, most], within (0, 1] for topk; got {list(self.levels)}")
+        return self
+
+
+class MethodSettings(Part):
+    """What is scored, how, and what happens to what scores low; or, with `among`, the methods between which to choose.
+
+    `granularity` is `unit` (coupled channels, neurons, heads: removed), or single weights (set to zero): `weight`,
+    `block` of `shape` rows x columns, `pattern` of `shape` N of M. `then` prunes the weights of what units were left.
+    `normalize` compares scores across groups as multiples of their group's mean. `soft` units and weights are set to
+    zero but trained on, and may come back until the last pruning step.
+    """
+
+    name: str
+    criterion: AnyRecipe | None = None
+    among: tuple[MethodSettings, ...] = ()
+    granularity: Literal["unit", "weight", "block", "pattern"] = "unit"
+    shape: tuple[Positive, Positive] | None = None
+    rule: Literal["quantile", "mean", "median", "absolute"] = "quantile"
+    scope: Literal["local", "global", "isomorphic"] = "local"
+    normalize: bool = True
+    calibration_batches: Positive = 4
+    round_to: Positive = 1
+    attention: Literal["head", "head_dim"] = "head"
+    depth: bool = False
+    soft: bool = False
+    regrowth: AnyRecipe | None = None
+    then: MethodSettings | None = None
+    activation: ActivationSettings | None = None
+    int8: tuple[bool, ...] = (False,)
+
+    @model_validator(mode="after")
+    def _fits(self) -> MethodSettings:
+        for wrong, message in self._conflicts():
+            if wrong:
+                raise ValueError(f"'{self.name}': {message}")
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        units, single = self.granularity == "unit", self.granularity in ("unit", "weight")
+        given, then = self.model_fields_set, self.then
+        kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in self.among}
+        return [
+            ((self.criterion is None) == (not self.among), "a method has a criterion or, to choose, a list `among`"),
+            (
+                len(kinds) > 1,
+                "methods to choose among prune the same thing: granularity, shape, attention, depth, then",
+            ),
+            (len({m.name for m in self.among}) < len(self.among), "methods to choose among need names of their own"),
+            (any(m.among for m in self.among), "a method to choose among is not itself a choice"),
+            (single != (self.shape is None), "`shape` is for granularity block (rows, columns) and pattern (N, M)"),
+            (
+                self.granularity == "pattern" and bool(given & {"rule", "scope"}),
+                "N:M has no threshold, so no rule and no scope: leave them out and take space=patterns",
+            ),
+            (self.granularity == "pattern" and self.soft, "N:M is hard; leave `soft` out"),
+            (
+                self.granularity == "pattern" and self.shape is not None and self.shape[0] >= self.shape[1],
+                f"a pattern keeps N of M with N < M; got {self.shape}",
+            ),
+            (not units and self.round_to > 1, "`round_to` rounds units; single weights have no width"),
+            (not units and (self.depth or self.attention != "head"), "`depth` and `attention` are for units"),
+            (units and self.regrowth is not None, "`regrowth` moves single weights; for units take `soft`"),
+            (
+                self.regrowth is not None and self.granularity != "weight",
+                "`regrowth` moves single weights: granularity weight",
+            ),
+            (then is not None and not units, "`then` follows the removal of units: granularity unit"),
+            (then is not None and then.granularity == "unit", "`then` prunes single weights: weight, block or pattern"),
+            (not self.int8 or len(set(self.int8)) < len(self.int8), "`int8` lists false, true or both, once each"),
+        ]
+
+    def choices(self) -> tuple[MethodSettings, ...]:
+        """The methods between which a trial may choose; itself, where there is no choice."""
+        return self.among or (self,)
+
+    def stages(self) -> tuple[MethodSettings, ...]:
+        """What a trial does in turn."""
+        return (self,) if self.then is None else (self, *self.then.stages())
+
+    def scoring(self) -> Recipe:
+        """The criterion of a method that is not a choice."""
+        assert self.criterion is not None
+        return self.criterion
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, recipes included."""
+        found = self.model_dump(mode="json", exclude={"criterion", "among", "regrowth", "then"})
+        for name in ("criterion", "regrowth"):
+            recipe = getattr(self, name)
+            found[name] = None if recipe is None else recipe.to_json()
+        found["among"] = [method.plain() for method in self.among]
+        found["then"] = None if self.then is None else self.then.plain()
+        return found

@@ -1,0 +1,104 @@
+"""Settings of the phases: training, sparsifying, finetuning, the profile, confirmation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
+
+
+class OptimizerSettings(Part):
+    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine, or follows any `scheduler`."""
+
+    optimizer: AnyRecipe
+    scheduler: AnyRecipe | None = None
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class TrainSettings(OptimizerSettings):
+    """`rewind_epoch` keeps the weights after that epoch (0: untrained), to which weight rewinding goes back."""
+
+    epochs: Count
+    checkpoint: Path | None = None
+    rewind_epoch: Count | None = None
+
+
+class DistillationSettings(Part):
+    """`features` names modules whose attention maps are matched too, with `feature_weight` each."""
+
+    temperature: Annotated[float, Field(gt=0.0)] = 3.0
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    features: tuple[str, ...] = ()
+    feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class GuardSettings(Part):
+    """What happens when validation quality falls more than `tolerance` below the dense model's after a pruning step.
+
+    `stop` ends the trial; `step_back` ends it with the model before that step; `slow_down` goes back and takes half the
+    step, up to `retries` times.
+    """
+
+    tolerance: Annotated[float, Field(ge=0.0)]
+    action: Literal["stop", "step_back", "slow_down"] = "step_back"
+    retries: Positive = 2
+
+
+class FinetuneSettings(OptimizerSettings):
+    """A trial is finetuned for `units` units of `unit_steps` optimizer steps; each unit ends at a rung.
+
+    `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones.
+    `lr` is the finetuning's own (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer`
+    takes momentum and moments along through the pruning steps of a trial, cut like the weights.
+    """
+
+    unit_steps: Positive
+    units: Positive
+    recalibration_batches: Count = 4
+    distillation: DistillationSettings | None = DistillationSettings()
+    begin: Literal["kept", "rewound", "fresh"] = "kept"
+    lr: Literal["finetune", "rewound"] = "finetune"
+    carry_optimizer: bool = True
+    guard: GuardSettings | None = None
+
+
+class SparsifySettings(Part):
+    """Training under a penalty before the first pruning step: `units` units of finetuning's steps and optimizer."""
+
+    penalty: AnyRecipe
+    units: Positive = 1
+
+
+class ProfileSettings(Part):
+    """The pruning ratios at which each group is tried, on `batches` training batches."""
+
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (0.5,)
+    batches: Positive = 2
+    recalibration_batches: Count = 2
+
+
+class ConfirmSettings(Part):
+    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test data.
+
+    `tolerance` is in units of the quality metric: less than that the validation data cannot tell apart.
+    """
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
+    units: Positive = 2
+    lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
+    max_models: Positive = 8
+    max_baseline_models: Positive = 4
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.0
+    baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+
+
+class PhaseSettings(Part):
+    train: TrainSettings
+    finetune: FinetuneSettings
+    sparsify: SparsifySettings | None = None
+    profile: ProfileSettings = ProfileSettings()
+    confirm: ConfirmSettings = ConfirmSettings()
