@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_modules.pruning.attention import head_count, slim
+from lightning_modules.pruning.recurrent import resize, resize_cell
 
 
 def repair(model: nn.Module) -> None:
@@ -32,6 +33,10 @@ def repair(model: nn.Module) -> None:
             module.num_parameters = module.weight.numel()
         elif isinstance(module, nn.MultiheadAttention):
             slim(module)
+        elif isinstance(module, nn.RNNBase):
+            resize(module)
+        elif isinstance(module, nn.RNNCellBase):
+            resize_cell(module)
         else:
             _known_models(module)
     for module in model.modules():

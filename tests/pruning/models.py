@@ -199,7 +199,7 @@ class Norms(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A linear layer around an LSTM: the recurrent layer stays whole, the rest does not."""
+    """An LSTM, then linear layers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -100,12 +100,6 @@ def test_norm_groups_are_units_and_a_norm_over_all_channels_is_not_mask_exact() 
     assert [group.mask_exact for group in structure.groups] == [True, True, False]
 
 
-def test_a_recurrent_layer_stays_whole_and_its_neighbours_do_not() -> None:
-    structure = case("recurrent").structure
-    assert sizes(structure) == {"hidden": 10}
-    assert "recurrent" in reasons(structure)["lstm"]
-
-
 def test_heads_are_units_of_query_key_value_and_output() -> None:
     for name, layer in (("vit", "encoder.layers.encoder_layer_0.self_attention"), ("timm_vit", "blocks.0.attn.qkv")):
         structure = case(name).structure

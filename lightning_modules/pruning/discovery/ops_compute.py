@@ -204,21 +204,6 @@ def embedding(trace: Trace, node: Node) -> Dims:
     return [*trace.dims(a["indices"]), width]
 
 
-def recurrent(trace: Trace, node: Node) -> list[Dims]:
-    """LSTM, GRU and RNN stay whole: one `hidden_size` serves every layer and direction of the module."""
-    path = trace.owner(node)[0] or node.name
-    reason, steps = f"the recurrent layer {path} keeps its sizes", math.prod(shape(node.args[0])[:-1])
-    for argument in node.all_input_nodes:
-        for label in trace.dims(argument):
-            trace.freeze(label, reason)
-        if argument in trace.tensors and len(shape(argument)) == 2:
-            name = trace.tensors[argument]
-            trace.weights.setdefault(name)
-            trace.producers.setdefault((name, 0), "neuron")
-            trace.multiply(path, [], [], steps * math.prod(shape(argument)), trace.parameter(argument))
-    return [[reason] * value.dim() for value in node.meta["val"]]
-
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
@@ -228,5 +213,4 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": attention,
     "embedding": embedding,
     "einsum": einsum,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent),
 }

@@ -14,12 +14,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_shape
+from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
 from lightning_modules.pruning.structure import Skipped
 
-RULES: dict[str, Rule] = {**ops_pointwise.RULES, **ops_compute.RULES, **ops_shape.RULES}
+RULES: dict[str, Rule] = {**ops_pointwise.RULES, **ops_compute.RULES, **ops_recurrent.RULES, **ops_shape.RULES}
 INPUT, OUTPUT = "it is joined with the model's input", "it is the model's output"
 
 
