@@ -38,9 +38,19 @@ def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tens
 
     Errors: as in `remove`.
     """
+    tensors = _named(model)
+    with torch.no_grad():
+        return {name: select(tensors[name], cuts) for name, cuts in selections(model, structure, keep).items()}
+
+
+def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
+    """What stays of every parameter and buffer, by name: (dimension, indices kept), [] for those that stay whole.
+
+    Errors: as in `remove`.
+    """
     _validate(structure, keep)
     tensors = _named(model)
-    cuts: dict[str, list[tuple[int, Tensor]]] = {}
+    cuts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors}
     for (name, dim), row in structure.table.items():
         if name not in tensors or tensors[name].shape[dim] != len(row):
             found = list(tensors[name].shape) if name in tensors else "nothing"
@@ -50,9 +60,24 @@ def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tens
             )
         kept = (row < 0) | keep[row]
         if not kept.all():
-            cuts.setdefault(name, []).append((dim, torch.from_numpy(np.flatnonzero(kept))))
-    with torch.no_grad():
-        return {name: _select(tensor, cuts.get(name, [])) for name, tensor in tensors.items()}
+            cuts[name].append((dim, torch.from_numpy(np.flatnonzero(kept))))
+    return cuts
+
+
+def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    """The kept positions in a fresh tensor with default strides.
+
+    `contiguous()` would keep the channels-last strides of a weight with one input channel, which then spread.
+    """
+    for dim, index in cuts[:-1]:
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    if not cuts:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    dim, index = cuts[-1]
+    shape = list(tensor.shape)
+    shape[dim] = len(index)
+    out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    return torch.index_select(tensor, dim, index.to(tensor.device), out=out)
 
 
 def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -76,7 +101,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for key, old in originals.items():
         new = next((tensors[name] for name in aliases[key] if name in tensors), None)
         if new is None:
-            new = _select(old.detach(), [])
+            new = select(old.detach(), [])
         elif new.dim() != old.dim():
             raise PlanError(
                 f"{aliases[key][0]} must have {old.dim()} dimensions, not {new.dim()}; "
@@ -91,22 +116,6 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 def _named(model: nn.Module, duplicates: bool = False) -> dict[str, Tensor]:
     named = dict(model.named_parameters(remove_duplicate=not duplicates))
     return {**named, **dict(model.named_buffers(remove_duplicate=not duplicates))}
-
-
-def _select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
-    """The kept positions in a fresh tensor with default strides.
-
-    `contiguous()` would keep the channels-last strides of a weight with one input channel, which then spread.
-    """
-    for dim, index in cuts[:-1]:
-        tensor = tensor.index_select(dim, index.to(tensor.device))
-    if not cuts:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    dim, index = cuts[-1]
-    shape = list(tensor.shape)
-    shape[dim] = len(index)
-    out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    return torch.index_select(tensor, dim, index.to(tensor.device), out=out)
 
 
 def _validate(structure: Structure, keep: Keep) -> None:
