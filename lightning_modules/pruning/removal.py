@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.clone import clone
 from lightning_modules.pruning.repair import repair
-from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.structure import AttentionUnit, Keep, Structure
 
 
 def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
@@ -21,7 +21,7 @@ def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     Values are bit-identical to those kept, in fresh contiguous tensors; `model` is left as it was.
     Errors: PlanError if `keep` has another shape, empties a group, or `structure` is that of another model.
     """
-    return rebuild(model, slices(model, structure, keep))
+    return rebuild(model, slices(model, structure, keep), attention=structure.attention)
 
 
 def check(structure: Structure, keep: Keep) -> None:
@@ -80,8 +80,10 @@ def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     return torch.index_select(tensor, dim, index.to(tensor.device), out=out)
 
 
-def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], attention: AttentionUnit = "head") -> nn.Module:
     """A copy of the modules of `model` around `tensors`, which may have other sizes; attributes are mended.
+
+    `attention` is that of the structure the tensors were cut by.
 
     The copy takes over `tensors` without copying them; those it does not name are cloned from `model`. Parameters
     keep `requires_grad`, shared ones stay shared; gradients are not copied.
@@ -109,7 +111,7 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             )
         memo[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     smaller = clone(model, memo)
-    repair(smaller)
+    repair(smaller, attention)
     return smaller
 
 

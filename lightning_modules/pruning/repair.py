@@ -8,13 +8,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_modules.pruning.attention import head_count, slim
 from lightning_modules.pruning.recurrent import resize, resize_cell
+from lightning_modules.pruning.structure import AttentionUnit
 
 
-def repair(model: nn.Module) -> None:
+def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:
     """Bring every attribute in line with the tensors, in place; modules whose tensors still fit are not touched.
 
-    Ratios (channels per convolution or norm group, width of a head) are read off the attributes, which still
-    describe the sizes before the cut; they never change.
+    Ratios (channels per convolution or norm group, width of a head, or their number if `attention` is "head_dim") are
+    read off the attributes, which still describe the sizes before the cut; they never change.
     """
     for module in model.modules():
         if isinstance(module, _ConvNd):
@@ -32,13 +33,13 @@ def repair(model: nn.Module) -> None:
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
         elif isinstance(module, nn.MultiheadAttention):
-            slim(module)
+            slim(module, attention)
         elif isinstance(module, nn.RNNBase):
             resize(module)
         elif isinstance(module, nn.RNNCellBase):
             resize_cell(module)
         else:
-            _known_models(module)
+            _known_models(module, attention)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             _encoder(module)
@@ -79,12 +80,17 @@ def _encoder(encoder: nn.TransformerEncoder) -> None:
         encoder.use_nested_tensor = False
 
 
-def _known_models(module: nn.Module) -> None:
+def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
     """Widths that the vision transformers of torchvision and timm write into their forward pass."""
     heads, qkv = head_count(module), getattr(module, "qkv", None)
     if heads is not None and isinstance(qkv, nn.Linear):
-        rows = qkv.weight.shape[0] // 3
-        _set(module, rows // heads[1], "num_heads")
+        rows, (width,) = qkv.weight.shape[0] // 3, heads[1]
+        if attention == "head":
+            _set(module, rows // width, "num_heads")
+        elif rows // heads[0] != width:
+            _set(module, rows // heads[0], "head_dim")
+            # The fused kernel scales by the width it sees; the readable path by `scale`, that of the dense model.
+            _set(module, False, "fused_attn")
         _set(module, rows, "attn_dim")
     patches = getattr(module, "conv_proj", None)
     if isinstance(patches, nn.Conv2d):

@@ -27,6 +27,10 @@ Kind = Literal[
 """What a unit is; the last three are of single weights (see weights.py), `block` is a whole residual block."""
 
 
+AttentionUnit = Literal["head", "head_dim"]
+"""What goes from attention: a whole head, or one index of the width of every head of the module."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One axis of a group: `out` produces the units (weight rows, bias, norm), `in` consumes them."""
@@ -108,6 +112,11 @@ class Structure:
     def least(self) -> Counts:
         """Units that a plan has to leave of each group; shape (n_groups,). A block or a pattern may go altogether."""
         return np.array([int(group.kind not in ("block", "pattern")) for group in self.groups], dtype=np.int64)
+
+    @property
+    def attention(self) -> AttentionUnit:
+        """What `rebuild` has to be told, as the shapes of cut tensors do not say it."""
+        return "head_dim" if any(group.kind == "head_dim" for group in self.groups) else "head"
 
     def counts(self, keep: Keep) -> Counts:
         """Units kept per group; shape (n_groups,)."""

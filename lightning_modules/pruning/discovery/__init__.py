@@ -9,28 +9,33 @@ from lightning_modules.pruning.discovery.fallback import dependency_trace
 from lightning_modules.pruning.discovery.limits import limited
 from lightning_modules.pruning.discovery.tracer import first_sample, trace_model, undisturbed
 from lightning_modules.pruning.discovery.verify import verify
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.structure import AttentionUnit, Structure
 
 __all__ = ["discover"]
 
 
 def discover(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], seconds: float = 30.0, memory_gb: float = 4.0
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    seconds: float = 30.0,
+    memory_gb: float = 4.0,
+    attention: AttentionUnit = "head",
 ) -> Structure:
     """Every group of units that can be removed from `model` at the shapes of `example_inputs` (batch first).
 
+    `attention` says what goes from attention modules: whole heads, or width of every head.
     Works on copies: the model, its flags and the global random state stay as they are. Models that
     `torch.export` refuses go through torch-pruning's graph (`source` says which). Every group was tried.
     Errors: DiscoveryError if neither works, or beyond `seconds` or `memory_gb` of growth.
     """
     with undisturbed():
-        return limited(lambda: _discover(model, example_inputs), seconds, memory_gb)
+        return limited(lambda: _discover(model, example_inputs, attention), seconds, memory_gb)
 
 
-def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit) -> Structure:
     inputs = first_sample(example_inputs)
     try:
-        trace = trace_model(model, example_inputs)
+        trace = trace_model(model, example_inputs, attention)
     except Exception as export_error:  # torch.export raises what the model's code and torch's own internals raise.
         try:
             trace = dependency_trace(model, inputs)

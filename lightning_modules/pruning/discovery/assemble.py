@@ -14,6 +14,8 @@ from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import RawProduct, Trace
 from lightning_modules.pruning.structure import Axis, Group, Kind, Member, Product, Skipped, Structure
 
+MARKED: tuple[Kind, ...] = ("head", "head_dim", "conv_group")
+"""Kinds that an op gives its units, the first that applies; else it is that of the producing layer."""
 Row = npt.NDArray[np.int32]
 
 
@@ -71,7 +73,7 @@ def _cluster(trace: Trace, roots: Mapping[Axis, Ids], free: set[int]) -> list[li
 def _groups(
     trace: Trace, clusters: list[list[int]], units: Mapping[int, int], table: Mapping[Axis, Row]
 ) -> tuple[Group, ...]:
-    marks = {name: trace.labels.marked(name) for name in ("inexact", "head", "conv_group")}
+    marks = {name: trace.labels.marked(name) for name in ("inexact", *MARKED)}
     members: dict[int, list[Member]] = defaultdict(list)
     for (tensor, dim), row in table.items():
         role: Literal["out", "in"] = "in" if (tensor, dim) in trace.consumers else "out"
@@ -82,11 +84,8 @@ def _groups(
     for roots in clusters:
         start, index = units[roots[0]], np.array(roots)
         axis = min(((m.tensor, m.dim) for m in members[start]), key=lambda a: order.get(a, len(order)))
-        kind: Kind = trace.producers[axis]
-        if marks["head"][index].any():
-            kind = "head"
-        elif marks["conv_group"][index].any():
-            kind = "conv_group"
+        marked = (kind for kind in MARKED if marks[kind][index].any())
+        kind = next(marked, trace.producers[axis])
         name = axis[0].rpartition(".")[0] or axis[0]
         taken[name] += 1
         if taken[name] > 1:

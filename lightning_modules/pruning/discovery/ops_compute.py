@@ -7,6 +7,7 @@ import math
 import numpy as np
 from torch.fx import Node
 
+from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_pointwise import broadcast
 from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
@@ -176,8 +177,10 @@ def attention(trace: Trace, node: Node) -> Dims:
     """Scaled dot product attention, shapes (..., heads, tokens, width): Q K^T and A V."""
     a, where = bind(node), trace.where(node)
     q, k, v = (trace.dims(a[name]) for name in ("query", "key", "value"))
-    trace.freeze(trace.join(q[-1], k[-1], where), f"width of an attention head at {where}")
-    trace.freeze(v[-1], f"width of an attention head at {where}")
+    width = trace.join(q[-1], k[-1], where)
+    if trace.attention == "head" or head_count(trace.owner(node)[1]) is None:
+        trace.freeze(width, f"width of an attention head at {where}")
+        trace.freeze(v[-1], f"width of an attention head at {where}")
     tokens = trace.join(k[-2], v[-2], where)
     trace.freeze(tokens, f"attended over at {where}")
     shapes = [shape(a[name])[:-2] for name in ("query", "key", "value")]
@@ -188,10 +191,10 @@ def attention(trace: Trace, node: Node) -> Dims:
     if isinstance(a["attn_mask"], Node):
         mask, size = trace.dims(a["attn_mask"]), shape(a["attn_mask"])
         batch = broadcast(trace, [(batch, shapes[0]), (mask[:-2], size[:-2])], where)
-    keys = shape(a["key"])[-2]
-    for name, width in (("scores", shape(a["query"])[-1]), ("values", shape(a["value"])[-1])):
-        path = f"{trace.owner(node)[0] or node.name}.{name}"
-        trace.multiply(path, shape(node)[:-1], [*batch, q[-2]], keys * width)
+    keys, path = shape(a["key"])[-2], trace.owner(node)[0] or node.name
+    for name, label, of in (("scores", width, "query"), ("values", v[-1], "value")):
+        sizes = [*shape(node)[:-1], shape(a[of])[-1]]
+        trace.multiply(f"{path}.{name}", sizes, [*batch, q[-2], label], keys)
     return [*batch, q[-2], v[-1]]
 
 

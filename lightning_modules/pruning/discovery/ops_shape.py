@@ -96,7 +96,10 @@ def stack(trace: Trace, node: Node) -> Dims:
 
 
 def split(trace: Trace, node: Node) -> list[Dims]:
-    """Equal parts tie position i of each part; unequal sizes are written in the program, so all is frozen."""
+    """Equal parts tie position i of each part; unequal sizes are written in the program, so all is frozen.
+
+    Attention reads the sizes of queries, keys and values off its heads, and ties them itself.
+    """
     a, where = bind(node), trace.where(node)
     x, values = trace.dims(a["self"]), node.meta["val"]
     dim = a["dim"] % len(x)
@@ -104,10 +107,12 @@ def split(trace: Trace, node: Node) -> list[Dims]:
     _, owner = trace.owner(node)
     if isinstance(label, str):
         return [list(x) for _ in values]
-    if len(sizes) > 1 and len(set(sizes)) == 1:
+    if len(sizes) == 1 or (isinstance(owner, nn.MultiheadAttention) and head_count(owner)):
+        pass
+    elif len(set(sizes)) == 1:
         rows = label.reshape(len(sizes), -1).T
         trace.labels.union(rows[:, :1], rows[:, 1:])
-    elif len(sizes) > 1 and not (isinstance(owner, nn.MultiheadAttention) and head_count(owner)):
+    else:
         trace.freeze(label, f"split into parts of sizes {sizes} at {where}")
     out, start = [], 0
     for size in sizes:

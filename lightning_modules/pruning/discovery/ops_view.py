@@ -10,6 +10,7 @@ from torch.fx import Node
 from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.trace import Trace, shape, tile
+from lightning_modules.pruning.structure import AttentionUnit
 
 
 def view(trace: Trace, node: Node) -> Dims:
@@ -79,23 +80,23 @@ def _split(trace: Trace, node: Node, ids: Ids, sizes: list[int], targets: list[i
     if constant:
         out[targets[constant[0]]] = rows[constant[0]][:, 0]
         return
-    axis, heads = _carrier(trace, node, sizes)
+    axis, mark = _carrier(trace, node, sizes)
     trace.labels.union(rows[axis][:, :1], rows[axis][:, 1:])
-    if heads:
-        trace.labels.mark(rows[axis], "head")
+    if mark is not None:
+        trace.labels.mark(rows[axis], mark)
     out[targets[axis]] = rows[axis][:, 0]
 
 
-def _carrier(trace: Trace, node: Node, sizes: list[int]) -> tuple[int, bool]:
-    """The axis that shrinks when units go: the heads of an attention module, else the longest (last) one.
+def _carrier(trace: Trace, node: Node, sizes: list[int]) -> tuple[int, AttentionUnit | None]:
+    """The axis that shrinks when units go: heads or their width in an attention module, else the longest (last) one.
 
     Verification catches a wrong choice: the group is then frozen.
     """
     _, owner = trace.owner(node)
     heads = head_count(owner)
     if heads is not None:
-        count, width = heads
+        count, widths = heads
         for axis in reversed(range(len(sizes) - 1)):
-            if sizes[axis] % count == 0 and math.prod(sizes[axis + 1 :]) == width:
-                return axis, True
-    return max(range(len(sizes)), key=lambda i: (sizes[i], i)), False
+            if sizes[axis] % count == 0 and math.prod(sizes[axis + 1 :]) in widths:
+                return (axis, "head") if trace.attention == "head" else (len(sizes) - 1, "head_dim")
+    return max(range(len(sizes)), key=lambda i: (sizes[i], i)), None

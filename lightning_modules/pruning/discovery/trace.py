@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import Node
 
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label, Labels
-from lightning_modules.pruning.structure import Axis, Kind, Skipped
+from lightning_modules.pruning.structure import AttentionUnit, Axis, Kind, Skipped
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Trace:
     names: dict[str, str] = field(default_factory=dict)
     transient: frozenset[str] = frozenset()
     trained: bool = False
+    attention: AttentionUnit = "head"
     source: Literal["export", "torch_pruning"] = "export"
 
     @cached_property

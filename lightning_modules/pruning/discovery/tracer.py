@@ -14,10 +14,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from lightning_modules.pruning.attention import loosen
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
-from lightning_modules.pruning.structure import Skipped
+from lightning_modules.pruning.structure import AttentionUnit, Skipped
 
 RULES: dict[str, Rule] = {**ops_pointwise.RULES, **ops_compute.RULES, **ops_recurrent.RULES, **ops_shape.RULES}
 INPUT, OUTPUT = "it is joined with the model's input", "it is the model's output"
@@ -35,14 +36,16 @@ def undisturbed() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
+def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit = "head") -> Trace:
     """Trace a copy in eval mode at batch 1, then in train mode if some parameters were not reached.
 
     The second walk only adds ties (auxiliary heads that run in training); costs are those of eval mode.
     Errors: whatever `torch.export` raises.
     """
     twin = copy.deepcopy(model).eval()
-    trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin))
+    if attention == "head_dim":
+        loosen(twin)
+    trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin), attention=attention)
     _walk(trace, _export(twin, first_sample(example_inputs)))
     unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
     if unseen:
