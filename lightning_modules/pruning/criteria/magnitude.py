@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.members import (
+    Combine,
+    as_scores,
+    check_combine,
+    named,
+    per_group,
+    per_unit,
+    producing,
+)
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
-
-_COMBINE: dict[str, Callable[..., Scores]] = {
-    "mean": np.mean,
-    "sum": np.sum,
-    "max": np.max,
-    "first": lambda values, axis: values[0],
-}
 
 
 @dataclass(frozen=True)
@@ -27,39 +28,29 @@ class Magnitude:
     """Lp norm of each unit's producing weights (Li et al. 2017, section 3.1, for p = 1); p = inf takes the largest.
 
     A coupled group has several producers: each gives a norm per unit, and `combine` makes one score of them.
+    Biases and norms do not count. A single weight scores |w| (Han et al. 2015), whatever p is.
     """
 
     p: float = 2.0
-    combine: Literal["mean", "sum", "max", "first"] = "mean"
+    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
-        if self.p <= 0.0:
+        if not self.p > 0.0:
             raise ConfigError(f"method.criterion.p must be above 0 (1, 2 or inf are usual); got {self.p}")
-        if self.combine not in _COMBINE:
-            raise ConfigError(f"method.criterion.combine must be one of {list(_COMBINE)}; got '{self.combine}'")
+        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors = dict(model.named_parameters())
-        scores = np.zeros(structure.n_units)
-        for group in structure.groups:
-            norms = self._norms(tensors, structure, group)
-            if len(norms):
-                scores[group.units] = _COMBINE[self.combine](norms, axis=0)
-        return scores
 
-    def _norms(self, tensors: dict[str, nn.Parameter], structure: Structure, group: Group) -> Scores:
-        """One row per producing weight; shape (producers, group.size)."""
-        rows = []
-        for member in group.members:
-            weight = tensors.get(member.tensor)
-            if member.role != "out" or weight is None or weight.dim() < 2:
-                continue
-            ids = structure.table[member.tensor, member.dim]
-            flat = weight.detach().double().movedim(member.dim, 0).flatten(1).abs()
-            per_position = (flat.amax(1) if self.p == float("inf") else flat.pow(self.p).sum(1)).cpu().numpy()
-            mine = (ids >= group.start) & (ids < group.start + group.size)
-            row = np.zeros(group.size)
-            gather = np.maximum.at if self.p == float("inf") else np.add.at
-            gather(row, ids[mine] - group.start, per_position[mine])
-            rows.append(row if self.p == float("inf") else row ** (1.0 / self.p))
-        return np.array(rows)
+        def norms(group: Group) -> list[Scores]:
+            largest, rows = self.p == float("inf"), []
+            for member in producing(group, tensors):
+                size = tensors[member.tensor].detach().double().abs()
+                row = per_unit(structure, group, member, size if largest else size**self.p, "max" if largest else "sum")
+                rows.append(row if largest else np.power(row, 1.0 / self.p))
+            return rows
+
+        return per_group(structure, norms, self.combine)
+
+    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+        return as_scores(model, {name: weight.detach().abs() for name, weight in named(model, names).items()})

@@ -1,0 +1,42 @@
+"""Distance from the geometric median of a layer (He et al. 2019, FPGM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.members import Combine, check_combine, per_group, producing, vectors
+from lightning_modules.pruning.structure import Group, Structure
+from lightning_modules.pruning.thresholds import Scores
+
+
+@dataclass(frozen=True)
+class GeometricMedian:
+    """Sum of Euclidean distances to all other units of the layer, on signed weights (He et al. 2019, eq. 7).
+
+    The units nearest to the geometric median are those the rest can stand in for. Biases and norms do not count.
+    A dead unit often lies near the median, but need not: with all others on one side it is the farthest.
+    """
+
+    combine: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        check_combine(self.combine)
+
+    def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
+        tensors = dict(model.named_parameters())
+
+        def distances(group: Group) -> list[Scores]:
+            rows = []
+            for member in producing(group, tensors):
+                units, weights = vectors(structure, group, (member.tensor, member.dim), tensors[member.tensor])
+                row = np.zeros(group.size)
+                row[units] = torch.cdist(weights, weights).sum(1).cpu().numpy()
+                rows.append(row)
+            return rows
+
+        return per_group(structure, distances, self.combine)

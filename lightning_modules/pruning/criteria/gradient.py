@@ -1,0 +1,50 @@
+"""The size of the gradient: how much training still wants to move a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.gradients import mean_gradients, require_all
+from lightning_modules.pruning.criteria.members import (
+    Combine,
+    as_scores,
+    check_combine,
+    named,
+    producing_names,
+    unit_sums,
+)
+from lightning_modules.pruning.criteria.scoring import scoring
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import Scores
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Sum over the unit's producing weights of |g|, g the mean gradient of all batches; |g| for a single weight.
+
+    Biases and norms do not count. Weights that are well trained have little gradient and score low.
+    """
+
+    combine: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        check_combine(self.combine)
+
+    def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
+        names = producing_names(structure, dict(model.named_parameters()))
+        return unit_sums(structure, _sizes(model, names, calibration), self.combine)
+
+    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+        values = _sizes(model, names, calibration)
+        require_all(values, names)
+        return as_scores(model, values)
+
+
+def _sizes(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    with scoring(model, calibration.seed):
+        found = mean_gradients(model, named(model, names), calibration)
+    return {name: gradient.abs() for name, gradient in found.items()}

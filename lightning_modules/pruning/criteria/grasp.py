@@ -1,0 +1,72 @@
+"""Gradient flow after pruning (Wang et al. 2020, GraSP)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.gradients import accumulate, gradients, mean_gradients, require_all
+from lightning_modules.pruning.criteria.members import (
+    Combine,
+    as_scores,
+    check_combine,
+    named,
+    producing_names,
+    unit_sums,
+)
+from lightning_modules.pruning.criteria.scoring import scoring
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import Scores
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """w * Hg: the gradient flow g'g that is lost with a weight; a unit sums over its producing weights.
+
+    The paper removes the weights with the highest S(-w) = -w * Hg (Wang et al. 2020, eq. 8, algorithm 1), so its
+    negative is the score. g and H are means over all batches, over all weights of two or more dimensions. The
+    paper's temperature on the logits would be the loss's business. Scores have either sign: 0, what a dead unit
+    scores, is not the lowest. Needs second derivatives: twice the memory of a training step.
+    """
+
+    combine: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        check_combine(self.combine)
+
+    def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
+        names = producing_names(structure, dict(model.named_parameters()))
+        return unit_sums(structure, _flows(model, names, calibration), self.combine)
+
+    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+        values = _flows(model, names, calibration)
+        require_all(values, names)
+        return as_scores(model, values)
+
+
+def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    wanted = named(model, names)
+    matrices = {name: p for name, p in model.named_parameters() if p.is_floating_point() and p.dim() >= 2}
+    with scoring(model, calibration.seed):
+        flow = mean_gradients(model, {**matrices, **wanted}, calibration)
+        total = {name: torch.zeros_like(flow[name]) for name in names if name in flow}
+        for batch in calibration.batches:
+            found = gradients(model, {**matrices, **wanted}, calibration, batch, graph=True)
+            accumulate(total, _curvature(found, flow, wanted), 1.0 / len(calibration.batches))
+    return {name: product * wanted[name].detach() for name, product in total.items()}
+
+
+def _curvature(
+    found: Mapping[str, Tensor], flow: Mapping[str, Tensor], wanted: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """One batch's Hessian times the mean gradient, for the wanted weights; nothing for a loss without curvature."""
+    along = [(g * flow[name].to(g.dtype)).sum() for name, g in found.items()]
+    total = torch.stack(along).sum()
+    if not total.requires_grad:
+        return {}
+    products = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {name: product for name, product in zip(wanted, products, strict=True) if product is not None}

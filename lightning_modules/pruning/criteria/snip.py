@@ -1,0 +1,59 @@
+"""Connection sensitivity (Lee et al. 2019, SNIP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_modules.errors import PlanError
+from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.gradients import mean_gradients, require_all
+from lightning_modules.pruning.criteria.members import (
+    Combine,
+    as_scores,
+    check_combine,
+    named,
+    producing_names,
+    unit_sums,
+)
+from lightning_modules.pruning.criteria.scoring import scoring
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import Scores
+
+
+@dataclass(frozen=True)
+class Snip:
+    """|g * w| over its sum over all scored weights, g the mean gradient of all batches (Lee et al. 2019, eq. 4-5).
+
+    Meant for a net at initialisation. A unit takes the sum over its producing weights; biases and norms do not count.
+    """
+
+    combine: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        check_combine(self.combine)
+
+    def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
+        names = producing_names(structure, dict(model.named_parameters()))
+        return unit_sums(structure, _shares(model, names, calibration), self.combine)
+
+    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+        values = _shares(model, names, calibration)
+        require_all(values, names)
+        return as_scores(model, values)
+
+
+def _shares(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    wanted = named(model, names)
+    with scoring(model, calibration.seed):
+        found = mean_gradients(model, wanted, calibration)
+    sizes = {name: (gradient * wanted[name].detach()).abs() for name, gradient in found.items()}
+    total = sum(float(size.sum()) for size in sizes.values())
+    if total == 0.0:
+        raise PlanError(
+            "connection sensitivity needs some weight with w * gradient other than 0; here all are 0; calibrate on "
+            "other batches or take a criterion without gradients"
+        )
+    return {name: size / total for name, size in sizes.items()}
