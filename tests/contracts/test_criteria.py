@@ -2,145 +2,293 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from criteria_models import MAKERS, make, structure_of
 from torch import Tensor, nn
 
-from lightning_modules.models import SmallResNet
-from lightning_modules.pruning.criteria import Calibration, Criterion
-from lightning_modules.pruning.discovery import discover
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.thresholds import choose, counts, quantiles
+from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import Recipe
 
-METHODS = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
-# a dead unit must come last only where the definition looks at what the unit does
+
+def of_units() -> dict[str, dict[str, Any]]:
+    """The YAMLs of one criterion on units: not those of single weights, nor those that choose among others."""
+    found = {}
+    for path in sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")):
+        data = yaml.safe_load(path.read_text())
+        if data.get("criterion") and not data.get("among") and data.get("granularity", "unit") == "unit":
+            found[path.stem] = data["criterion"]
+    return found
+
+
+METHODS = of_units()
+WEIGHTS = [name for name, recipe in METHODS.items() if hasattr(Recipe.from_json(recipe).build(), "weights")]
+
 BLIND = {"random"}
+DATA_FREE = {"random", "l1", "l2", "linf", "lamp", "bn_scale", "fpgm", "cosine", "synflow"}
+# where a dead unit (all its weights zero) need not come last
+DEAD_MAY_STAY = {
+    "random": "looks at nothing",
+    "fpgm": "a distance: from others that all lie on one side, zero is the farthest",
+    "grasp": "scores of either sign: others would raise the gradient flow by going",
+    "movement": "scores of either sign: others move towards zero",
+    "ablation": "the loss may fall when others go; with slices it shares the score of its neighbours",
+}
+DEAD_WEIGHT_MAY_STAY = {
+    "random": "looks at nothing",
+    "gradient": "a zero weight may have the largest gradient: regrowth lives on that",
+    "grasp": "scores of either sign",
+    "movement": "scores of either sign, and a zero weight moves away from zero",
+}
 
 
-def load(path: Path) -> Criterion:
-    built: Criterion = Recipe.from_json(yaml.safe_load(path.read_text())["criterion"]).build()
-    return built
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    structure: Structure
 
 
-class Depthwise(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand, self.depth = nn.Conv2d(1, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12)
-        self.norm, self.project, self.fc = nn.BatchNorm2d(12), nn.Conv2d(12, 8, 1), nn.Linear(8, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.depth(torch.relu(self.expand(x)))))
-        return self.fc(self.project(x).mean((2, 3)))
+@pytest.fixture(params=sorted(MAKERS))
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(make(request.param), structure_of(request.param))
 
 
-MODELS = {"residual": lambda: SmallResNet(10, width=8), "depthwise": Depthwise}
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def calibration(seed: int = 0, count: int = 3) -> Calibration:
+@pytest.fixture(params=WEIGHTS)
+def weighing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def build(method: str) -> Any:
+    return Recipe.from_json(METHODS[method]).build()
+
+
+def calibration(seed: int = 0, count: int = 3, dtype: torch.dtype = torch.float64) -> Calibration:
     generator = torch.Generator().manual_seed(5)
     batches = [
-        [torch.randn(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)]
+        [torch.randn(6, 1, 8, 8, generator=generator).to(dtype), torch.randint(10, (6,), generator=generator)]
         for _ in range(count)
     ]
     return Calibration(batches, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), seed)
 
 
-@pytest.fixture(params=sorted(MODELS))
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(1)
-    return MODELS[request.param]().eval()
+def names_of(case: Case) -> list[str]:
+    return [name for name, parameter in case.model.named_parameters() if parameter.dim() >= 2]
 
 
-@pytest.fixture(params=METHODS, ids=lambda path: path.stem)
-def method(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
-def test_scores_are_one_finite_number_per_unit(method: Path, model: nn.Module) -> None:
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    scores = load(method)(model, structure, calibration())
-    assert scores.shape == (structure.n_units,)
-    assert np.isfinite(scores).all()
-
-
-def test_scores_are_the_same_twice_and_leave_the_model_alone(method: Path, model: nn.Module) -> None:
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    first = load(method)(model, structure, calibration())
-    torch.randn(3)
-    second = load(method)(model, structure, calibration())
-    assert (first == second).all()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not model.training
-
-
-def test_scores_do_not_depend_on_the_order_of_batches(method: Path, model: nn.Module) -> None:
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    forward = calibration()
-    backward = Calibration(list(reversed(list(forward.batches))), forward.loss, forward.seed)
-    np.testing.assert_allclose(
-        load(method)(model, structure, forward), load(method)(model, structure, backward), rtol=1e-5, atol=1e-8
-    )
-
-
-def test_a_dead_unit_comes_last(method: Path, model: nn.Module) -> None:
-    if method.stem in BLIND:
-        pytest.skip(f"{method.stem} does not look at the weights")
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    group = structure.groups[0]
-    state = model.state_dict()
-    for member in group.members:
-        row = torch.from_numpy(structure.table[member.tensor, member.dim])
-        if state[member.tensor].is_floating_point():
-            state[member.tensor].index_fill_(member.dim, torch.nonzero(row == group.start + 2)[:, 0], 0.0)
-    scores = load(method)(model, structure, calibration())[group.units]
-    assert int(scores.argmin()) == 2
-
-
-def test_scores_follow_the_units_when_they_are_permuted(method: Path, model: nn.Module) -> None:
-    if method.stem in BLIND:
-        pytest.skip(f"{method.stem} does not look at the weights")
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    before = load(method)(model, structure, calibration())
-    group = structure.groups[0]
-    order = np.random.default_rng(0).permutation(group.size)
-    state = model.state_dict()
-    for member in group.members:
-        row = structure.table[member.tensor, member.dim]
+def permute(case: Case, order: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Moves unit `order[u]` to the place of `u`, in place; per tensor, what it did to it."""
+    moves: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, dim), row in case.structure.table.items():
         places = np.arange(len(row))
-        mine = (row >= group.start) & (row < group.start + group.size)
-        by_unit = {int(unit): np.flatnonzero(row == unit) for unit in np.unique(row[mine])}
-        for unit, source in enumerate(order):
-            places[by_unit[group.start + unit]] = by_unit[group.start + int(source)]
-        state[member.tensor].copy_(state[member.tensor].index_select(member.dim, torch.from_numpy(places)))
-    after = load(method)(model, structure, calibration())
-    np.testing.assert_allclose(after[group.units], before[group.units][order], rtol=1e-5)
+        for unit in np.unique(row[row >= 0]):
+            places[row == unit] = np.flatnonzero(row == order[unit])
+        moves.setdefault(name, []).append((dim, torch.from_numpy(places)))
 
+    def move(name: str) -> Callable[[Tensor], Tensor]:
+        def moved(tensor: Tensor) -> Tensor:
+            for dim, places in moves.get(name, []):
+                tensor = tensor.index_select(dim, places)
+            return tensor
 
-def test_a_pruned_model_is_scored_in_dense_ids(method: Path, model: nn.Module) -> None:
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    criterion = load(method)
-    scores = criterion(model, structure, calibration())
-    thresholds = quantiles(structure, structure.sizes // 2)
-    kept = counts(structure, scores, structure.full(), thresholds, "quantile")
-    keep = choose(structure, scores, structure.full(), kept)
-    again = criterion(remove(model, structure, keep), structure.restrict(keep), calibration())
-    assert again.shape == scores.shape
-    assert np.isfinite(again[keep]).all()
+        return moved
 
-
-def test_magnitudes_of_known_weights() -> None:
-    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
+    did = {name: move(name) for name in case.model.state_dict()}
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[3.0, -4.0], [1.0, 0.0], [-2.0, 2.0]]))
-    structure = discover(model, (torch.zeros(1, 2),))
-    by_name = {path.stem: load(path)(model, structure, calibration()) for path in METHODS if path.stem != "random"}
-    np.testing.assert_allclose(by_name["l1"], [7.0, 1.0, 4.0])
-    np.testing.assert_allclose(by_name["l2"], [5.0, 1.0, 8.0**0.5])
-    np.testing.assert_allclose(by_name["linf"], [4.0, 1.0, 2.0])
+        for name, tensor in case.model.state_dict().items():
+            tensor.copy_(did[name](tensor))
+    return did
+
+
+def within_groups(structure: Structure) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.concatenate([group.start + rng.permutation(group.size) for group in structure.groups])
+
+
+def half(structure: Structure) -> Keep:
+    return choose(structure, np.random.default_rng(1).random(structure.n_units), structure.full(), structure.sizes // 2)
+
+
+def kill(case: Case, place: int = 1) -> None:
+    """All weights of one unit of every group are zero."""
+    state = case.model.state_dict()
+    for group in case.structure.groups:
+        for member in group.members:
+            row = torch.from_numpy(case.structure.table[member.tensor, member.dim])
+            state[member.tensor].index_fill_(member.dim, torch.nonzero(row == group.start + place)[:, 0], 0.0)
+
+
+def assert_same(left: Any, right: Any) -> None:
+    left, right = np.asarray(left), np.asarray(right)
+    np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7 * max(float(np.abs(right).max()), 1e-12))
+
+
+def test_every_kind_of_coupling_is_there() -> None:
+    kinds = {group.kind for name in MAKERS for group in structure_of(name).groups}
+    assert {"channel", "neuron", "head", "conv_group", "recurrent"} <= kinds
+    assert len(METHODS) >= 20
+
+
+def test_scores_are_one_finite_number_per_unit(method: str, case: Case) -> None:
+    scores = build(method)(case.model.float(), case.structure, calibration(dtype=torch.float32))
+    assert scores.shape == (case.structure.n_units,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    # a group that is 0 throughout would be pruned blindly
+    assert all(scores[group.units].any() for group in case.structure.groups)
+
+
+def test_scores_are_the_same_twice_and_leave_the_model_alone(method: str, case: Case) -> None:
+    untouched(case, lambda: build(method)(case.model, case.structure, calibration()))
+
+
+def test_weights_are_the_same_twice_and_leave_the_model_alone(weighing: str, case: Case) -> None:
+    def flat() -> np.ndarray:
+        found = build(weighing).weights(case.model, names_of(case), calibration())
+        return np.concatenate([value.flatten().numpy() for value in found.values()])
+
+    untouched(case, flat)
+
+
+def untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
+    """In a model that is partly in train mode, with gradients of its own and a draw of random numbers between."""
+    model = case.model.train()
+    next(iter(model.children())).eval()
+    kept = list(model.parameters())[-1]
+    kept.grad = torch.ones_like(kept)
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    tensors = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    switches = (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled)
+    random = torch.get_rng_state()
+    first = score()
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.randn(3)
+    with torch.no_grad():
+        second = score()
+    assert (first == second).all()
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()} == tensors
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert torch.equal(kept.grad, torch.ones_like(kept))
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter is not kept)
+    now = (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled)
+    assert now == switches
+
+
+def test_scores_do_not_depend_on_the_order_of_batches(method: str, case: Case) -> None:
+    forward = calibration()
+    backward = replace(forward, batches=forward.batches[::-1])
+    assert_same(build(method)(case.model, case.structure, backward), build(method)(case.model, case.structure, forward))
+
+
+def test_weights_do_not_depend_on_the_order_of_batches(weighing: str, case: Case) -> None:
+    forward = calibration()
+    backward = replace(forward, batches=forward.batches[::-1])
+    first = build(weighing).weights(case.model, names_of(case), forward)
+    second = build(weighing).weights(case.model, names_of(case), backward)
+    for name in first:
+        assert_same(second[name], first[name])
+
+
+def test_all_batches_count_where_data_counts(method: str, case: Case) -> None:
+    whole = calibration(count=3)
+    other = replace(whole, batches=[*whole.batches[:2], calibration(count=4).batches[3]])
+    first, second = (build(method)(case.model, case.structure, c) for c in (whole, other))
+    assert (first == second).all() == (method in DATA_FREE)
+
+
+def test_a_dead_unit_comes_last(method: str, case: Case) -> None:
+    if method in DEAD_MAY_STAY:
+        pytest.skip(DEAD_MAY_STAY[method])
+    kill(case)
+    scores = build(method)(case.model, case.structure, calibration())
+    for group in case.structure.groups:
+        if method == "gradient" and not group.mask_exact:
+            continue  # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead one
+        assert scores[group.start + 1] <= scores[group.units].min() + 1e-12, group.name
+
+
+def test_a_zero_weight_comes_last(weighing: str, case: Case) -> None:
+    if weighing in DEAD_WEIGHT_MAY_STAY:
+        pytest.skip(DEAD_WEIGHT_MAY_STAY[weighing])
+    with torch.no_grad():
+        for name in names_of(case):
+            case.model.get_parameter(name).flatten()[3] = 0.0
+    for score in build(weighing).weights(case.model, names_of(case), calibration()).values():
+        assert score.flatten()[3] == score.min() == 0.0
+
+
+def test_scores_follow_the_units_when_they_are_permuted(method: str, case: Case) -> None:
+    if method in BLIND:
+        pytest.skip(f"{method} does not look at the weights")
+    before = build(method)(case.model, case.structure, calibration())
+    order = within_groups(case.structure)
+    permute(case, order)
+    assert_same(build(method)(case.model, case.structure, calibration()), before[order])
+
+
+def test_weights_follow_the_units_when_they_are_permuted(weighing: str, case: Case) -> None:
+    if weighing in BLIND:
+        pytest.skip(f"{weighing} does not look at the weights")
+    before = build(weighing).weights(case.model, names_of(case), calibration())
+    did = permute(case, within_groups(case.structure))
+    after = build(weighing).weights(case.model, names_of(case), calibration())
+    for name in before:
+        assert_same(after[name], did[name](before[name]))
+
+
+def test_a_pruned_model_is_scored_in_dense_ids(method: str, case: Case) -> None:
+    keep = half(case.structure)
+    smaller = remove(case.model, case.structure, keep)
+    scores = build(method)(smaller, case.structure.restrict(keep), calibration())
+    assert scores.shape == keep.shape
+    assert np.isfinite(scores).all()
+    assert not scores[~keep].any()
+    # a unit left alone in its group has no distance to others
+    assert all(scores[group.units].any() for group in case.structure.groups if keep[group.units].sum() > 1)
+
+
+def test_weights_are_one_finite_number_each(weighing: str, case: Case) -> None:
+    names = names_of(case)
+    found = build(weighing).weights(case.model.float(), names, calibration(dtype=torch.float32))
+    assert list(found) == names
+    for name, score in found.items():
+        weight = case.model.get_parameter(name)
+        assert (score.shape, score.dtype, score.device) == (weight.shape, torch.float32, weight.device)
+        assert score.isfinite().all()
+        assert not score.requires_grad
+
+
+def test_what_is_not_a_number_is_not_hidden(method: str, case: Case) -> None:
+    if method in BLIND:
+        pytest.skip(f"{method} does not look at the weights")
+    group = case.structure.groups[0]
+    with torch.no_grad():
+        for member in group.members:
+            if member.role == "out" and case.model.state_dict()[member.tensor].is_floating_point():
+                case.model.state_dict()[member.tensor].fill_(float("nan"))
+    assert np.isnan(build(method)(case.model, case.structure, calibration())[group.units]).any()
+
+
+@pytest.mark.parametrize("method", [name for name, recipe in METHODS.items() if "combine" in recipe])
+def test_an_unknown_way_to_combine_is_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"combine must be one of .*'middle'"):
+        Recipe.from_json({**METHODS[method], "combine": "middle"}).build()

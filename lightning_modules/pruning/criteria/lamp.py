@@ -58,6 +58,6 @@ def share_of_rest(squares: Tensor) -> Tensor:
     """Each value over the sum of all values at least as large; shape (n,)."""
     ordered, order = squares.sort()
     rest = ordered.flip(0).cumsum(0).flip(0)
-    first_of_equals = torch.searchsorted(ordered, ordered)
+    first_of_equals = torch.searchsorted(ordered, ordered).clamp(max=len(ordered) - 1)  # NaN is beyond the end
     shares = ordered / torch.where(ordered == 0.0, 1.0, rest[first_of_equals])
     return torch.empty_like(shares).scatter_(0, order, shares)

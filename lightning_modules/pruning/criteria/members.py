@@ -71,7 +71,8 @@ def per_unit(structure: Structure, group: Group, member: Member, values: Tensor,
     mine = (row >= group.start) & (row < group.start + group.size)
     result = np.zeros(group.size)
     gather = np.maximum.at if how == "max" else np.add.at
-    gather(result, row[mine] - group.start, per_position[mine])
+    with np.errstate(invalid="ignore"):  # what is not a number stays so: the check of the scores names it
+        gather(result, row[mine] - group.start, per_position[mine])
     return result
 
 

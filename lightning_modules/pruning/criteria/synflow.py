@@ -29,7 +29,7 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class SynFlow:
-    """|w| * dR/d|w| over R, R the sum of outputs for an input of ones and weights |w| (Tanaka et al. 2020, eq. 2).
+    """| |w| * dR/d|w| | over R, R the sum of outputs for an input of ones and weights |w| (Tanaka et al. 2020, eq. 2).
 
     Data-free: the first batch gives the shape of the input only. Norms scale and nothing else, nonlinearities pass,
     biases are 0 (see `LinearFlow`); in double precision, since flows grow with depth. Each layer of a plain chain
@@ -62,7 +62,7 @@ def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> 
         total = _sum([x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()])
         sources = [state[name] for name in names]
         found = torch.autograd.grad(total, sources, allow_unused=True) if total.requires_grad else [None] * len(names)
-    flows = {n: w.detach() * g for n, w, g in zip(names, sources, found, strict=True) if g is not None}
+    flows = {n: (w.detach() * g).abs() for n, w, g in zip(names, sources, found, strict=True) if g is not None}
     if not any(bool((flow != 0.0).any()) for flow in flows.values()):
         raise PlanError(
             "synaptic flow must reach the output; here it does not (a layer of zeros, or outputs whose sum is fixed "
