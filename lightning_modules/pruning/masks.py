@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import PlanError
-from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.structure import Keep, Structure, dropped
 
 
 def zero(model: nn.Module, structure: Structure, keep: Keep) -> None:
-    """Zero, in place, every slice of the units not kept; `structure` is that of `model`.
+    """Zero, in place, every slice of the units not kept, and all parameters of dropped blocks.
+
+    `structure` is that of `model`.
 
     Errors: PlanError if `keep` is not over the units of the dense model.
     """
@@ -24,10 +26,13 @@ def zero(model: nn.Module, structure: Structure, keep: Keep) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for (name, dim), row in structure.table.items():
-            dropped = np.flatnonzero((row >= 0) & ~keep[row])
-            if len(dropped):
+            gone = np.flatnonzero((row >= 0) & ~keep[row])
+            if len(gone):
                 tensor = tensors[name]
-                tensor.index_fill_(dim, torch.from_numpy(dropped).to(tensor.device), 0)
+                tensor.index_fill_(dim, torch.from_numpy(gone).to(tensor.device), 0)
+        for path in dropped(structure, keep):
+            for parameter in model.get_submodule(path).parameters():
+                parameter.zero_()
 
 
 def masked(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.clone import clone
 from lightning_modules.pruning.repair import repair
-from lightning_modules.pruning.structure import AttentionUnit, Keep, Structure
+from lightning_modules.pruning.structure import AttentionUnit, Keep, Structure, inside
+from lightning_modules.pruning.structure import dropped as blocks_dropped
 
 
 def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
@@ -21,7 +22,7 @@ def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     Values are bit-identical to those kept, in fresh contiguous tensors; `model` is left as it was.
     Errors: PlanError if `keep` has another shape, empties a group, or `structure` is that of another model.
     """
-    return rebuild(model, slices(model, structure, keep), attention=structure.attention)
+    return rebuild(model, slices(model, structure, keep), blocks_dropped(structure, keep), structure.attention)
 
 
 def check(structure: Structure, keep: Keep) -> None:
@@ -49,9 +50,11 @@ def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, 
     Errors: as in `remove`.
     """
     _validate(structure, keep)
-    tensors = _named(model)
-    cuts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors}
+    tensors, gone = _named(model), blocks_dropped(structure, keep)
+    cuts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors if not inside(name, gone)}
     for (name, dim), row in structure.table.items():
+        if inside(name, gone):
+            continue
         if name not in tensors or tensors[name].shape[dim] != len(row):
             found = list(tensors[name].shape) if name in tensors else "nothing"
             raise PlanError(
@@ -80,18 +83,22 @@ def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     return torch.index_select(tensor, dim, index.to(tensor.device), out=out)
 
 
-def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], attention: AttentionUnit = "head") -> nn.Module:
+def rebuild(
+    model: nn.Module, tensors: Mapping[str, Tensor], dropped: Sequence[str] = (), attention: AttentionUnit = "head"
+) -> nn.Module:
     """A copy of the modules of `model` around `tensors`, which may have other sizes; attributes are mended.
 
-    `attention` is that of the structure the tensors were cut by.
-
+    `dropped` are paths of modules that become `nn.Identity`; `attention` is that of the structure that cut `tensors`.
     The copy takes over `tensors` without copying them; those it does not name are cloned from `model`. Parameters
     keep `requires_grad`, shared ones stay shared; gradients are not copied.
     Errors: PlanError for a name the model does not have or a tensor with another number of dimensions.
     """
+    memo = _identities(model, dropped)
     aliases: dict[int, list[str]] = {}
     originals: dict[int, Tensor] = {}
     for name, tensor in _named(model, duplicates=True).items():
+        if inside(name, dropped):
+            continue
         aliases.setdefault(id(tensor), []).append(name)
         originals[id(tensor)] = tensor
     unknown = set(tensors) - {n for names in aliases.values() for n in names}
@@ -99,7 +106,6 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], attention: Attentio
         raise PlanError(
             f"tensors must have names of the model; it has no {sorted(unknown)[:5]}; rebuild from the same dense model"
         )
-    memo: dict[int, Any] = {}
     for key, old in originals.items():
         new = next((tensors[name] for name in aliases[key] if name in tensors), None)
         if new is None:
@@ -115,6 +121,16 @@ def rebuild(model: nn.Module, tensors: Mapping[str, Tensor], attention: Attentio
     return smaller
 
 
+def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
+    """What stands in for the modules at `paths`, by their id."""
+    modules = dict(model.named_modules())
+    if unknown := sorted(set(paths) - set(modules)):
+        raise PlanError(
+            f"dropped blocks must be modules of the model; it has no {unknown[:5]}; rebuild from the same dense model"
+        )
+    return {id(modules[path]): nn.Identity().train(modules[path].training) for path in paths}
+
+
 def _named(model: nn.Module, duplicates: bool = False) -> dict[str, Tensor]:
     named = dict(model.named_parameters(remove_duplicate=not duplicates))
     return {**named, **dict(model.named_buffers(remove_duplicate=not duplicates))}
@@ -126,6 +142,7 @@ def _validate(structure: Structure, keep: Keep) -> None:
             f"keep must be one boolean per unit of the dense model, shape ({structure.n_units},); "
             f"got {keep.dtype} of shape {keep.shape}"
         )
-    empty = [g.name for g in structure.groups if not keep[g.units].any()]
+    short = structure.counts(keep) < structure.least
+    empty = [group.name for group, wanting in zip(structure.groups, short, strict=True) if wanting]
     if empty:
         raise PlanError(f"every group keeps at least one unit; {empty[:5]} would be empty; lower their thresholds")

@@ -8,7 +8,7 @@ Ids are those of the dense model for ever: the structure of a pruned model is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,7 +45,8 @@ class Group:
     """Units `start ... start + size - 1`, all with the same members.
 
     `mask_exact` says that zeroing a unit on both sides gives the output of removing it: no reduction over the
-    pruned axis (softmax, LayerNorm, mean) stands between producer and consumer.
+    pruned axis (softmax, LayerNorm, mean) stands between producer and consumer. A group of kind `block` is one unit
+    without members: the module whose path is its name, which `nn.Identity` replaces.
     """
 
     name: str
@@ -128,9 +129,27 @@ class Structure:
         return np.ones(self.n_units, dtype=np.bool_)
 
     def restrict(self, keep: Keep) -> Structure:
-        """The structure of the model that removal with `keep` gives: same ids, rows without the removed positions."""
-        rows = {axis: row[(row < 0) | keep[row]] for axis, row in self.table.items()}
-        return replace(self, table=rows)
+        """The structure of the model that removal with `keep` gives: same ids, rows without the removed positions.
+
+        Tensors of dropped blocks have no rows and are no members.
+        """
+        gone = dropped(self, keep)
+        rows = {axis: row[(row < 0) | keep[row]] for axis, row in self.table.items() if not inside(axis[0], gone)}
+        if not gone:
+            return replace(self, table=rows)
+        left = (tuple(m for m in group.members if not inside(m.tensor, gone)) for group in self.groups)
+        groups = tuple(replace(group, members=members) for group, members in zip(self.groups, left, strict=True))
+        return replace(self, table=rows, groups=groups)
+
+
+def dropped(structure: Structure, keep: Keep) -> tuple[str, ...]:
+    """Paths of the modules that `keep` replaces by the identity."""
+    return tuple(group.name for group in structure.groups if group.kind == "block" and not keep[group.start])
+
+
+def inside(name: str, paths: Iterable[str]) -> bool:
+    """Whether a module or tensor of this name is, or lies in, one of the modules at `paths`."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def isomorphic_classes(structure: Structure) -> list[list[int]]:

@@ -20,19 +20,21 @@ def discover(
     seconds: float = 30.0,
     memory_gb: float = 4.0,
     attention: AttentionUnit = "head",
+    depth: bool = False,
 ) -> Structure:
     """Every group of units that can be removed from `model` at the shapes of `example_inputs` (batch first).
 
-    `attention` says what goes from attention modules: whole heads, or width of every head.
+    `attention` says what goes from attention modules: whole heads, or width of every head. `depth` adds whole residual
+    blocks, after all other groups.
     Works on copies: the model, its flags and the global random state stay as they are. Models that
     `torch.export` refuses go through torch-pruning's graph (`source` says which). Every group was tried.
     Errors: DiscoveryError if neither works, or beyond `seconds` or `memory_gb` of growth.
     """
     with undisturbed():
-        return limited(lambda: _discover(model, example_inputs, attention), seconds, memory_gb)
+        return limited(lambda: _discover(model, example_inputs, attention, depth), seconds, memory_gb)
 
 
-def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit) -> Structure:
+def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit, depth: bool) -> Structure:
     inputs = first_sample(example_inputs)
     try:
         trace = trace_model(model, example_inputs, attention)
@@ -45,7 +47,7 @@ def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: A
                 f"{_short(export_error)}. torch-pruning: {_short(graph_error)}. Remove data-dependent Python "
                 "branches from forward, or pass a submodule without them"
             ) from graph_error
-    return verify(trace, inputs)
+    return verify(trace, inputs, depth)
 
 
 def _short(error: Exception) -> str:

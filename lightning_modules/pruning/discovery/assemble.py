@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import RawProduct, Trace
-from lightning_modules.pruning.structure import Axis, Group, Kind, Member, Product, Skipped, Structure
+from lightning_modules.pruning.structure import Axis, Group, Kind, Member, Product, Skipped, Structure, inside
 
 MARKED: tuple[Kind, ...] = ("head", "head_dim", "conv_group")
 """Kinds that an op gives its units, the first that applies; else it is that of the producing layer."""
@@ -23,7 +23,7 @@ def assemble(trace: Trace) -> Structure:
     """The structure of a finished walk.
 
     Units are classes that a weight produces and nothing freezes; those on the same axes with the same
-    multiplicities make a group, in the order of the graph.
+    multiplicities make a group, in the order of the graph. Blocks come last, so that all other ids stay without them.
     """
     reasons = trace.labels.reasons()
     roots = {axis: trace.labels.roots(ids) for axis, ids in trace.axes.items()}
@@ -40,12 +40,16 @@ def assemble(trace: Trace) -> Structure:
         row = np.array([units.get(int(root), -1) for root in ids], dtype=np.int32)
         if (row >= 0).any():
             table[axis] = row
+    blocks = {path: len(units) + index for index, path in enumerate(trace.blocks)}
     prunable = {name for name, dim in trace.producers if (name, dim) in table}
     return Structure(
-        groups=_groups(trace, clusters, units, table),
+        groups=(
+            *_groups(trace, clusters, units, table),
+            *(Group(path, unit, 1, (), True, "block") for path, unit in blocks.items()),
+        ),
         table=table,
-        macs=tuple(_product(trace, raw, units) for raw in trace.products),
-        params=_parameters(trace.model, table),
+        macs=tuple(_product(trace, raw, units, blocks) for raw in trace.products),
+        params=_parameters(trace.model, table, blocks),
         skipped=_skipped(trace, roots, units, reasons),
         layers=len(trace.weights),
         prunable_layers=sum(name in prunable for name in trace.weights),
@@ -95,8 +99,13 @@ def _groups(
     return tuple(groups)
 
 
-def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int]) -> Product:
-    constant, factors = raw.constant, []
+def _around(name: str, blocks: Mapping[str, int]) -> list[Row]:
+    """One factor, 1 or 0, for the block that this lies in."""
+    return [np.array([unit], dtype=np.int32) for path, unit in blocks.items() if inside(name, [path])]
+
+
+def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int], blocks: Mapping[str, int]) -> Product:
+    constant, factors = raw.constant, _around(raw.path, blocks)
     for ids in raw.factors:
         row = np.array([units.get(int(r), -1) for r in trace.labels.roots(ids)], dtype=np.int32)
         if (row >= 0).any():
@@ -106,10 +115,10 @@ def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int]) -> Product
     return Product(raw.name, constant, tuple(factors), raw.tensor)
 
 
-def _parameters(model: nn.Module, table: Mapping[Axis, Row]) -> tuple[Product, ...]:
+def _parameters(model: nn.Module, table: Mapping[Axis, Row], blocks: Mapping[str, int]) -> tuple[Product, ...]:
     products = []
     for name, parameter in model.named_parameters():
-        fixed, factors = 1, []
+        fixed, factors = 1, _around(name, blocks)
         for dim, size in enumerate(parameter.shape):
             if (name, dim) in table:
                 factors.append(table[name, dim])

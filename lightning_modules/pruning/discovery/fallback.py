@@ -154,6 +154,7 @@ def _counter(trace: Trace, path: str) -> Any:
         labels = [trace.axes.get((name, dim), "") for dim in (0, 1)]
         if getattr(module, "groups", 1) > 1:
             labels[1] = ""
+        trace.path = path
         trace.multiply(path, list(weight.shape[:2]), labels, positions * math.prod(weight.shape[2:]), name)
 
     return count

@@ -20,12 +20,16 @@ from lightning_modules.pruning.structure import AttentionUnit, Axis, Kind, Skipp
 
 @dataclass(frozen=True)
 class RawProduct:
-    """A node's MACs before units are numbered: `constant` times the lengths of the factors; see `Product`."""
+    """A node's MACs before units are numbered: `constant` times the lengths of the factors; see `Product`.
+
+    `path` is the module that calls it.
+    """
 
     name: str
     constant: int
     factors: tuple[Ids, ...]
     tensor: str = ""
+    path: str = ""
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Trace:
     """The state of one walk; `tensors` maps placeholders to names of parameters and buffers.
 
     `origins` adds the pieces that the program cuts from them (query, key and value of one packed weight), `names`
-    maps every name to the first of the same tensor, `trained` says that a walk in train mode was needed too.
+    maps every name to the first of the same tensor, `trained` says that a walk in train mode was needed too. `blocks`
+    are modules that can go as a whole, `path` is the module whose op is being labelled.
     """
 
     model: nn.Module
@@ -51,6 +56,8 @@ class Trace:
     transient: frozenset[str] = frozenset()
     trained: bool = False
     attention: AttentionUnit = "head"
+    blocks: dict[str, None] = field(default_factory=dict)
+    path: str = ""
     source: Literal["export", "torch_pruning"] = "export"
 
     @cached_property
@@ -104,7 +111,7 @@ class Trace:
         """Record a node's MACs: `constant` times the sizes, of which the labelled ones may shrink."""
         factors = [label for label in labels if not isinstance(label, str)]
         fixed = math.prod(size for size, label in zip(sizes, labels, strict=True) if isinstance(label, str))
-        self.products.append(RawProduct(name, constant * fixed, tuple(factors), tensor))
+        self.products.append(RawProduct(name, constant * fixed, tuple(factors), tensor, self.path))
 
     def parameter(self, *nodes: Node) -> str:
         """The parameter whose elements the last such one of `nodes` holds, perhaps laid out anew; "" if none does."""

@@ -126,7 +126,7 @@ def _call(trace: Trace, node: Node) -> None:
             if source in trace.origins:
                 trace.origins[node] = trace.origins[source]
         return
-    rule = RULES.get(op_name(node)) or _by_tag(node)
+    rule, trace.path = RULES.get(op_name(node)) or _by_tag(node), trace.owner(node)[0]
     labels = rule(trace, node) if rule is not None else None
     if labels is None:
         _unknown(trace, node)

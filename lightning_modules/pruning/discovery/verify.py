@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.masks import zero
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.structure import Keep, Skipped, Structure, inside
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest difference between removed and masked outputs, relative to the largest output."""
 
 
-def verify(trace: Trace, inputs: tuple[Tensor, ...], seed: int = 0) -> Structure:
+def verify(trace: Trace, inputs: tuple[Tensor, ...], depth: bool = False, seed: int = 0) -> Structure:
     """The structure of which every group passed, alone or with all others; failing groups are frozen in `trace`.
+
+    With `depth`, residual blocks that can go as a whole are looked for and tried too, then all of them with channels.
 
     A `mask_exact` group passes if removing random units gives what zeroing them gives; any other if the smaller
     model runs with finite outputs of the same shapes. Runs inside `undisturbed`, which restores the random state.
@@ -39,7 +42,28 @@ def verify(trace: Trace, inputs: tuple[Tensor, ...], seed: int = 0) -> Structure
                 hit = (row >= units.start) & (row < units.stop)
                 trace.labels.freeze(trace.axes[axis][hit], reason)
         structure = assemble(trace)
-    return structure
+    return _blocks(trace, trial) if depth else structure
+
+
+def _blocks(trace: Trace, trial: _Trial) -> Structure:
+    """The structure with all blocks that hold MACs and passed; the others are noted with the reason."""
+    for path in trial.droppable():
+        if any(inside(raw.path, [path]) for raw in trace.products):
+            trace.blocks[path] = None
+    structure = assemble(trace)
+    names = {group.name: index for index, group in enumerate(structure.groups) if group.kind != "block"}
+    found = [index for index, group in enumerate(structure.groups) if group.kind == "block"]
+    failures = {i: "a layer has the same name" for i in found if structure.groups[i].name in names}
+    failures |= trial.failures(structure, [i for i in found if i not in failures]) if found else {}
+    left = [i for i in found if i not in failures]
+    together = trial.fault(structure, [*names.values(), *left[::2]]) if left else None
+    if together is not None:
+        failures |= {i: f"verification, jointly with channels: {together}" for i in left}
+    for index, reason in failures.items():
+        path = structure.groups[index].name
+        del trace.blocks[path]
+        trace.notes.setdefault(Skipped(path, reason))
+    return assemble(trace)
 
 
 class _Trial:
@@ -65,7 +89,7 @@ class _Trial:
 
     def failures(self, structure: Structure, groups: Sequence[int]) -> dict[int, str]:
         """Groups (by index) to freeze and why; halves a failing set until single groups are found."""
-        reason = self._fault(structure, groups)
+        reason = self.fault(structure, groups) if groups else None
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -75,7 +99,14 @@ class _Trial:
         # Each half passes alone: the groups interact, and only keeping the smaller half whole is safe.
         return found or {index: f"verification, jointly with others: {reason}" for index in groups[middle:]}
 
-    def _fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
+    def droppable(self) -> list[str]:
+        """Modules that hand their input on when all their parameters are zero."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return droppable(self._model.eval(), self._inputs)
+
+    def fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """What goes wrong when units of all these groups go at once, None if nothing does."""
         exact = [g for g in groups if structure.groups[g].mask_exact]
         try:
             base, inner = self._model, structure
@@ -96,10 +127,13 @@ class _Trial:
             return f"removing units breaks the forward pass ({type(error).__name__}: {_first_line(error)})"
 
     def _plan(self, structure: Structure, groups: Sequence[int]) -> Keep:
-        """Drop about half of each group, never nothing and never all."""
+        """Drop about half of each group, never nothing and, but for blocks, never all."""
         keep = structure.full()
         for index in groups:
             group = structure.groups[index]
+            if group.kind == "block":
+                keep[group.units] = False
+                continue
             some = self._random.random(group.size) < 0.5
             first, second = self._random.choice(group.size, 2, replace=False)
             some[first], some[second] = True, False
