@@ -95,8 +95,29 @@ def run(config: DictConfig) -> None:
         raise ConfigError(f"{error.full_key}: {_first_line(error)}; see --cfg job") from error
     if not isinstance(container, dict):
         raise ConfigError(f"the configuration must be a mapping; it is {container!r}; see --cfg job")
+    _fetch_methods(container)
     settings = schema.load({str(key): value for key, value in container.items()})
     settings.job.build(settings)
+
+
+def _fetch_methods(container: dict[Any, Any]) -> None:
+    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError for unknown ones."""
+    method = container.get("method")
+    names = method.get("among") if isinstance(method, dict) else None
+    if not isinstance(method, dict) or not isinstance(names, list):
+        return
+    searchpath = [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath=")]
+    known = GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG)
+    found = []
+    for name in names:
+        if not isinstance(name, str):
+            found.append(name)
+            continue
+        if name not in known:
+            raise ConfigError(f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}")
+        one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
+        found.append(OmegaConf.to_container(one.method, resolve=True))
+    method["among"] = found
 
 
 def _job(codes: list[int]) -> Callable[[DictConfig], None]:

@@ -27,6 +27,8 @@ def load_pruned(path: str | Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise DataError(f"a pruned model needs its {WEIGHTS}; {folder}: {error}") from error
     skeleton: nn.Module = Recipe.from_json(document["model"]).build()
-    if set(weights) != set(skeleton.state_dict()):
+    gone = tuple(document.get("dropped", ()))
+    wanted = {name for name in skeleton.state_dict() if not name.startswith(tuple(f"{path}." for path in gone))}
+    if set(weights) != wanted:
         raise DataError(f"the weights in {folder} are not those of {document['model']}")
-    return rebuild(skeleton, weights).eval()
+    return rebuild(skeleton, weights, gone).eval()

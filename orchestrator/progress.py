@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from orchestrator.clock import PhaseClock
-from orchestrator.report.quantities import duration, percent
+from orchestrator.report.quantities import axis_words, duration, percent
 from orchestrator.report.rows import TrialRow
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class Progress:
             parts.append(row.reason)
         if row.quality is not None:
             parts.append(f"quality {row.quality:.4f}")
-        if row.flops_ratio is not None:
-            parts.append(f"{percent(row.flops_ratio)} of the FLOPs")
+        if row.cost_ratio:
+            parts.append(f"{percent(row.cost_ratio)} of the {axis_words(row.axis)}")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
         parts += [duration(row.seconds), f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
@@ -152,7 +152,7 @@ class Progress:
 def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
     from rich.table import Table
 
-    ordered = sorted(front, key=lambda row: -(row.flops_ratio or 0.0))
+    ordered = sorted(front, key=lambda row: -row.cost_ratio)
     # A long front is thinned evenly, its two ends kept.
     step = max(1.0, (len(ordered) - 1) / (_FRONT_LINES - 1))
     table = Table(title="validation front so far", title_justify="left", box=None)
@@ -161,5 +161,5 @@ def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
     for place in range(min(len(ordered), _FRONT_LINES)):
         row = ordered[round(place * step)]
         quality = "" if row.quality is None else f"{row.quality:.4f}"
-        table.add_row(str(row.number), percent(row.flops_ratio or 0.0), quality)
+        table.add_row(str(row.number), percent(row.cost_ratio), quality)
     return table

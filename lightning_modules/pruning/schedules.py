@@ -28,7 +28,7 @@ def cubic(progress: float) -> float:
 
 def exponential(progress: float) -> float:
     """What is missing falls by the same factor, 100 in all, per unit of progress: faster at first than cubic."""
-    return (1.0 - 0.01**progress) / 0.99
+    return (1.0 - math.pow(0.01, progress)) / 0.99
 
 
 def cosine(progress: float) -> float:

@@ -129,7 +129,8 @@ def at_fraction(before: Counts, final: Counts, fraction: float) -> Counts:
     Beyond the end (fraction > 1) a unit is still left of every group that keeps one in the end.
     """
     removed: Counts = np.rint((before - final) * fraction).astype(np.int64)
-    return np.maximum(before - removed, np.minimum(final, 1))
+    left: Counts = np.maximum(before - removed, np.minimum(final, 1))
+    return left
 
 
 def choose(structure: Structure, scores: Scores, alive: Keep, kept: Counts) -> Keep:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: We
     )
 
 
-def _products(name: str, total: int, ids: np.ndarray, how: Weight) -> list[Product]:  # type: ignore[type-arg]
+def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) -> list[Product]:
     """MACs of one tensor as an affine form of its units kept; whole numbers, so rounded by less than one per unit."""
     if how.kind != "pattern":
         per_unit, rest = divmod(total, len(ids))
@@ -144,7 +145,8 @@ def masks_of(weights: Structure, keep: Keep, elements: Mapping[str, Tensor], how
 
 def best_of(scores: Tensor, n: int, m: int) -> Tensor:
     """True for the n highest of every m consecutive inputs (dim 1); shape of `scores`. Ties go to the earlier one."""
-    blocks = scores.movedim(1, -1).unflatten(-1, (-1, m))
+    last = scores.movedim(1, -1)
+    blocks = last.reshape(*last.shape[:-1], -1, m)
     order = torch.argsort(blocks, dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, order[..., :n], True)
     return chosen.flatten(-2).movedim(-1, 1).contiguous()

@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.weights import Weight, weight_structure
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.dense import build_model
-from orchestrator.search.prepare import check_budgets, device_of
-from orchestrator.search.problem import example_input, quality_direction
-from orchestrator.search.space import Terrain
-from orchestrator.settings import Settings
+from orchestrator.search.methods import check_method
+from orchestrator.search.prepare import check_budgets, device_of, find_structure
+from orchestrator.search.problem import quality_direction
+from orchestrator.search.pruners import pools_of
+from orchestrator.search.space import Choices, Terrain
+from orchestrator.settings import MethodSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,45 @@ def inspect(settings: Settings) -> Inspection:
     data = settings.data.build()
     data.setup()
     model = build_model(settings, data)
-    structure = discover(model, (example_input(data),))
+    structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
     space = settings.space.build()
+    check_method(settings, space)
     macs = cost.macs(structure.sizes)
-    terrain = Terrain(
-        structure, cost.macs, macs, settings.method.rule, np.ones(structure.n_units), settings.phases.finetune.units
-    )
+    terrains = {way.name: _terrain(settings, structure, model, way) for way in settings.method.choices()}
+    choices = Choices(space, {way.name: way for way in settings.method.choices()}, terrains)
     found = Inspection(
         structure,
         macs,
         cost.params(structure.sizes),
         prunable_macs_fraction(structure),
-        len(space.distributions(terrain)),
+        len(choices.distributions(next(iter(terrains.values())))),
         _expected(settings, model, data, len(structure.groups), space.needs_profile),
     )
     _print(settings, found)
     return found
+
+
+def _terrain(settings: Settings, structure: Structure, model: nn.Module, method: MethodSettings) -> Terrain:
+    """What the space's dimensions depend on; scores and sensitivity, which cost something, are not among it."""
+    then = None if method.then is None else _terrain(settings, structure, model, method.then)
+    if method.granularity != "unit":
+        how = Weight(method.granularity, method.shape or (1, 1))
+        structure = weight_structure(structure, structure.full(), model, how)
+    macs = Cost(structure).macs
+    pools = None if method.scope == "local" else pools_of(structure, method)
+    return Terrain(
+        structure,
+        macs,
+        macs(structure.sizes),
+        method.rule,
+        np.ones(structure.n_units),
+        settings.phases.finetune.units,
+        pools=pools,
+        then=then,
+        method=method.name,
+    )
 
 
 def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, profiled: bool) -> dict[str, float]:

@@ -17,7 +17,7 @@ def columns(settings: Settings) -> dict[str, str]:
         "model": settings.model_name(),
         "data": settings.data.target.rpartition(".")[2],
         "method": settings.method.name,
-        "criterion": settings.method.criterion.target.rpartition(".")[2],
+        "criterion": ", ".join(method.scoring().target.rpartition(".")[2] for method in settings.method.choices()),
         "seed": str(settings.seed),
     }
 
@@ -39,11 +39,12 @@ def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: 
     if rungs:
         metrics["quality"] = rungs[-1][2][quality]
     parent = measured.get("parent")
+    same = columns(settings) | ({"method": measured["method"]} if measured.get("method") else {})
     tracker.trial(
         trial.number,
         state=known[STATE],
-        params={**columns(settings), **trial.params, "parent": "dense" if parent is None else parent},
-        tags={**columns(settings), "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
+        params={**trial.params, **same, "parent": "dense" if parent is None else parent},
+        tags={**same, "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
         metrics={**metrics, "seconds": known[SECONDS], "rung": float(rungs[-1][0] if rungs else 0)},
         curves=[Point(f"finetune/{name}", unit, value) for unit, _, found in rungs for name, value in found.items()],
         artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
@@ -53,13 +54,15 @@ def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: 
 def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[str, str]:
     found = {"traceback.txt": trace} if trace else {}
     if measured:
+        stages = measured["plan"]["stages"]
+        thresholds = {name: level for stage in stages for name, level in stage["thresholds"].items()}
         table = [
             {
                 "group": group.name,
                 "units": group.size,
                 "kept": measured["kept"][group.name],
                 "pruning_ratio": 1.0 - measured["kept"][group.name] / group.size,
-                "threshold": measured["plan"]["thresholds"].get(group.name, 0.0),
+                "threshold": thresholds.get(group.name, 0.0),
             }
             for group in problem.structure.groups
         ]

@@ -21,10 +21,12 @@ from orchestrator.report.rows import FrontRow, TrialRow
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.front import hypervolume
-from orchestrator.search.prepare import prepare, terrain_of
-from orchestrator.search.problem import Problem, optimization, quality_direction, seed_of
+from orchestrator.search.methods import Method, check_method, prepare_method
+from orchestrator.search.prepare import prepare
+from orchestrator.search.problem import Problem, optimization, quality_direction
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.sensitivity import profile
+from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.study import (
     Direction,
     FrozenTrial,
@@ -45,7 +47,6 @@ from orchestrator.tracking import Tracker
 class Parts:
     """What the configuration names and this job calls."""
 
-    criterion: Any
     space: Any
     stopping: Any
     tracker: Tracker
@@ -86,7 +87,8 @@ def _parts(settings: Settings, direction: Direction) -> Parts:
     """Everything that a name in the configuration stands for, built before anything is paid for."""
     directions: list[Direction] = [direction]
     directions += ["minimize"] * len(settings.objectives.costs)
-    criterion, space, stopping = settings.method.criterion.build(), settings.space.build(), settings.stopping.build()
+    space, stopping = settings.space.build(), settings.stopping.build()
+    check_method(settings, space)
     sampler(settings.sampler, settings.seed)
     for how in (settings.phases.train, settings.phases.finetune):
         optimization(how).check()
@@ -95,31 +97,28 @@ def _parts(settings: Settings, direction: Direction) -> Parts:
     study = open_study(settings, directions)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-    return Parts(criterion, space, stopping, tracker, study)
+    return Parts(space, stopping, tracker, study)
 
 
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
     settings, study = problem.settings, parts.study
     quality = settings.objectives.quality
-    sensitivity = None
-    if parts.space.needs_profile:
-        progress.phase("sensitivity", f"{len(problem.structure.groups)} groups, each pruned alone")
-        sensitivity = profile(problem, parts.criterion, lambda done, of: progress.tick(f"{done} of {of} groups"))
-    scores = problem.score(parts.criterion, problem.model, problem.structure, seed_of(settings.seed, 2))
-    terrain = terrain_of(problem, scores, sensitivity)
-    evaluator = Evaluator(problem, parts.criterion, scores, settings.study.folder / "trials")
-    chain = settings.search.chain
-    enqueue_chain(study, parts.space, terrain, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
+    axis = settings.objectives.axis
+    methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
+    space = Choices(parts.space, {name: method.settings for name, method in methods.items()}, terrains)
+    evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
+    chain, ways = settings.search.chain, list(terrains.values())
+    enqueue_chain(study, space, ways, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
     if taken := take_over_interrupted(study):
         progress.tick(f"{taken} interrupted trials begin again")
     n_trials = settings.study.n_trials
     progress.phase("search", f"{n_trials} trials, {done(study)} done before")
 
     def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, quality)
+        found = rows(study, quality, axis)
         record_trial(parts.tracker, settings, problem, trial)
         progress.eta(_seconds_left(problem, found, n_trials))
-        progress.trial(trial_row(trial, quality), front(found, problem.sign), len(found), n_trials)
+        progress.trial(trial_row(trial, quality, axis), front(found, problem.sign), len(found), n_trials)
 
     rules = Rules(
         quality,
@@ -130,11 +129,11 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
         settings.sampler,
         settings.seed,
     )
-    run_trials(study, parts.space, terrain, evaluator, rules, n_trials, on_trial)
-    found = rows(study, quality)
+    run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial)
+    found = rows(study, quality, axis)
     _require_completed(found)
     members, dense = confirm_front(problem, evaluator, found, progress)
-    baselines = run_baselines(problem, parts.criterion, members, study, progress)
+    baselines = run_baselines(problem, next(iter(methods.values())), members, study, progress)
     outputs = Outputs(
         settings.study.folder,
         quality,
@@ -148,6 +147,22 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     return outputs
 
 
+def _terrains(problem: Problem, profiled: bool, progress: Progress) -> tuple[dict[str, Method], dict[str, Terrain]]:
+    """Each method made ready and, where the space asks for it, its sensitivity profile; by the methods' names."""
+    methods: dict[str, Method] = {}
+    terrains: dict[str, Terrain] = {}
+    for way in problem.settings.method.choices():
+        method = methods[way.name] = prepare_method(problem, way)
+        sensitivity = None
+        if profiled:
+            progress.phase(
+                "sensitivity", f"{way.name}: {len(method.stages[0].pruner.structure.groups)} groups, each alone"
+            )
+            sensitivity = profile(problem, method, lambda done, of: progress.tick(f"{done} of {of} groups"))
+        terrains[way.name] = method.terrain(problem, sensitivity)
+    return methods, terrains
+
+
 def _summary(
     settings: Settings,
     found: list[TrialRow],
@@ -157,13 +172,13 @@ def _summary(
     total: float,
 ) -> dict[str, Any]:
     bounds = settings.objectives
-    quality, ratios = [row.test_mean for row in members], [row.flops_ratio for row in members]
+    quality, ratios = [row.test_mean for row in members], [row.cost_ratio for row in members]
     return {
         "key": key(settings),
         "trials": len(found),
         "states": dict(Counter(row.state for row in found)),
         "hypervolume": hypervolume(quality, ratios, bounds.reference_quality, bounds.least_flops_ratio),
-        "reference": {"quality": bounds.reference_quality, "flops_ratio": [bounds.least_flops_ratio, 1.0]},
+        "reference": {"quality": bounds.reference_quality, f"{bounds.axis}_ratio": [bounds.least_flops_ratio, 1.0]},
         "seconds": total,
         "phases": dict(progress.seconds),
         "orchestration_share": orchestration_share(progress.seconds, total),
@@ -178,10 +193,10 @@ def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> flo
         problem.settings.phases.finetune,
         problem.settings.search.chain,
     )
-    trained = [row for row in found if row.rung and row.flops_ratio]
+    trained = [row for row in found if row.rung and row.cost_ratio]
     if not trained:
         return 0.0
-    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
+    ratios = np.array([row.cost_ratio for row in trained], dtype=float)
     prices = np.array([row.seconds / row.rung for row in trained])
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
-from orchestrator.report.quantities import flops
+from orchestrator.report.quantities import axis_words, flops
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def pareto(
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    measured = [row for row in trials if row.quality is not None and math.isfinite(row.quality) and row.flops_ratio]
+    measured = [row for row in trials if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio]
     floor, top = _quality_limits(measured, front, baselines, dense)
     _draw_trials(axes, measured, floor)
     _draw_baselines(axes, baselines, floor)
@@ -53,8 +53,9 @@ def pareto(
     if dense is not None:
         _draw_dense(axes, dense)
     axes.set_ylim(floor, top)
-    ratios = [row.flops_ratio for row in front] + [row.flops_ratio for row in baselines]
-    _dress(axes, [*ratios, *(row.flops_ratio for row in measured if row.flops_ratio)], quality, title, dense)
+    ratios = [row.cost_ratio for row in front] + [row.cost_ratio for row in baselines]
+    ratios += [row.cost_ratio for row in measured]
+    _dress(axes, ratios, quality, title, dense, _axis(front, trials))
     _legend(figure, axes)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
@@ -84,7 +85,7 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
     for rows, face, label in ((finished, _TRIAL, "trials, completed"), (stopped, "none", "trials, stopped early")):
         if rows:
             axes.scatter(
-                [row.flops_ratio or math.nan for row in rows],
+                [row.cost_ratio or math.nan for row in rows],
                 [row.quality or 0.0 for row in rows],
                 s=20,
                 facecolors=face,
@@ -94,16 +95,16 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
                 label=f"{label} (validation)",
                 zorder=2,
             )
-    below = [row.flops_ratio or math.nan for row in trials if row.quality is not None and row.quality < floor]
+    below = [row.cost_ratio or math.nan for row in trials if row.quality is not None and row.quality < floor]
     _draw_below(axes, below, _TRIAL)
 
 
 def _draw_baselines(axes: Axes, baselines: Sequence[BaselineRow], floor: float) -> None:
     for index, name in enumerate(dict.fromkeys(row.baseline for row in baselines)):
         colour, marker = _BASELINES[index % len(_BASELINES)]
-        rows = sorted((row for row in baselines if row.baseline == name), key=lambda row: row.flops_ratio)
+        rows = sorted((row for row in baselines if row.baseline == name), key=lambda row: row.cost_ratio)
         axes.errorbar(
-            [row.flops_ratio for row in rows],
+            [row.cost_ratio for row in rows],
             [row.test_mean for row in rows],
             yerr=[row.test_std for row in rows],
             color=colour,
@@ -118,7 +119,7 @@ def _draw_baselines(axes: Axes, baselines: Sequence[BaselineRow], floor: float) 
             label=f"{name} baseline (test data)",
             zorder=3,
         )
-        _draw_below(axes, [row.flops_ratio for row in rows if row.test_mean < floor], colour)
+        _draw_below(axes, [row.cost_ratio for row in rows if row.test_mean < floor], colour)
 
 
 def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
@@ -132,11 +133,11 @@ def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
 def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
     if not front:
         return
-    rows = sorted(front, key=lambda row: row.flops_ratio)
+    rows = sorted(front, key=lambda row: row.cost_ratio)
     seeds = sorted({row.seeds for row in rows})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
     axes.errorbar(
-        [row.flops_ratio for row in rows],
+        [row.cost_ratio for row in rows],
         [row.test_mean for row in rows],
         yerr=[row.test_std for row in rows],
         color=_FRONT,
@@ -155,7 +156,7 @@ def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
 def _draw_dense(axes: Axes, dense: FrontRow) -> None:
     axes.axhline(dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1)
     axes.errorbar(
-        [dense.flops_ratio],
+        [dense.cost_ratio],
         [dense.test_mean],
         yerr=[dense.test_std],
         color=_DENSE,
@@ -168,7 +169,7 @@ def _draw_dense(axes: Axes, dense: FrontRow) -> None:
     )
 
 
-def _dress(axes: Axes, ratios: Iterable[float], quality: str, title: str, dense: FrontRow | None) -> None:
+def _dress(axes: Axes, ratios: Iterable[float], quality: str, title: str, dense: FrontRow | None, axis: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min([*ratios, 0.5])
@@ -178,14 +179,19 @@ def _dress(axes: Axes, ratios: Iterable[float], quality: str, title: str, dense:
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= lowest / 1.25]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    whole = f"; 100 % = {flops(dense.flops)}" if dense is not None else ""
-    axes.set_xlabel(f"FLOPs left, share of the dense model (log scale{whole})")
+    whole = f"; 100 % = {flops(dense.cost)}" if dense is not None else ""
+    axes.set_xlabel(f"{axis_words(axis)} left, share of the dense model (log scale{whole})")
     axes.set_ylabel(quality)
     axes.set_title(title, loc="left", fontsize=12)
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _axis(*rows: Sequence[FrontRow] | Sequence[TrialRow]) -> str:
+    """The axis of the study that the rows are of."""
+    return next((row.axis for some in rows for row in some), "flops")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -38,3 +38,8 @@ def _scaled(number: float, units: tuple[tuple[float, str], ...], unit: str) -> s
         if number >= size:
             return f"{number / size:.3g}{name}" if number < 999.5 * size else f"{number / size:.0f}{name}"
     return f"{number:.0f}{unit}"
+
+
+def axis_words(axis: str) -> str:
+    """How the cost along the front is called where people read it."""
+    return {"flops": "FLOPs", "effective_flops": "effective FLOPs"}[axis]

@@ -14,10 +14,31 @@ from lightning_modules.errors import DataError
 from orchestrator.files import write_atomic
 
 
+class OnAxis:
+    """A row of a study whose front is laid out along FLOPs or, where single weights are pruned, effective FLOPs."""
+
+    axis: str
+    flops: int | None
+    flops_ratio: float | None
+    effective_flops: int | None
+    effective_flops_ratio: float | None
+
+    @property
+    def cost(self) -> int:
+        """FLOPs along the study's axis; 0 where they are not known."""
+        return (self.effective_flops if self.axis == "effective_flops" else self.flops) or 0
+
+    @property
+    def cost_ratio(self) -> float:
+        """The same against the dense model's; 0 where it is not known."""
+        return (self.effective_flops_ratio if self.axis == "effective_flops" else self.flops_ratio) or 0.0
+
+
 @dataclass(frozen=True)
-class TrialRow:
+class TrialRow(OnAxis):
     """One trial: `quality` on validation data, `flops` = 2 x MACs, ratios against the dense model, wall-clock seconds.
 
+    `effective_flops` count nonzero weights alone; `axis` says which of the two the study's front is laid out along.
     `parent` is the number of the trial whose weights it inherited, None for the dense model; `loss` is the validation
     loss (nats). `kind` says how the plan was made (an allocation of the chain, or the sampler), `reason` why it did not
     complete.
@@ -36,11 +57,18 @@ class TrialRow:
     loss: float | None
     kind: str
     reason: str
+    method: str = ""
+    effective_flops: int | None = None
+    effective_flops_ratio: float | None = None
+    axis: str = "flops"
 
 
 @dataclass(frozen=True)
-class FrontRow:
-    """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings."""
+class FrontRow(OnAxis):
+    """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings.
+
+    `sparsity` is the share of the dense model's parameters that are gone or zero.
+    """
 
     trial: int
     test_mean: float
@@ -52,10 +80,15 @@ class FrontRow:
     params_ratio: float
     latency_ms: float
     path: str
+    method: str = ""
+    effective_flops: int = 0
+    effective_flops_ratio: float = 0
+    axis: str = "flops"
+    sparsity: float = 0.0
 
 
 @dataclass(frozen=True)
-class BaselineRow:
+class BaselineRow(OnAxis):
     """One baseline at the cost of the front model `trial` (None for the dense model); else as in `FrontRow`."""
 
     baseline: str
@@ -69,6 +102,11 @@ class BaselineRow:
     params_ratio: float
     latency_ms: float
     path: str
+    method: str = ""
+    effective_flops: int = 0
+    effective_flops_ratio: float = 0
+    axis: str = "flops"
+    sparsity: float = 0.0
 
 
 Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)

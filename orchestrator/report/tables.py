@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from orchestrator.report.quantities import count, mean_and_spread, percent
+from orchestrator.report.quantities import axis_words, count, mean_and_spread, percent
 from orchestrator.report.rows import BaselineRow, FrontRow
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ def front_table(
     names = list(dict.fromkeys(row.baseline for row in baselines))
     matched = {(row.baseline, row.trial): row for row in baselines}
     table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
-    for header in ("trial", "FLOPs", "left", "params", "ms"):
+    axis = next((axis_words(row.axis) for row in front), "FLOPs")
+    for header in ("trial", axis, "left", "params", "ms"):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
     if dense is not None:
         table.add_row("dense", *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std))
-    for row in sorted(front, key=lambda member: -member.flops):
+    for row in sorted(front, key=lambda member: -member.cost):
         table.add_row(
             str(row.trial),
             *_costs(row),
@@ -79,7 +80,7 @@ def show(table: Table, stream: TextIO | None = None) -> None:
 
 
 def _costs(row: FrontRow) -> tuple[str, str, str, str]:
-    return count(row.flops), percent(row.flops_ratio), percent(row.params_ratio), f"{row.latency_ms:.2f}"
+    return count(row.cost), percent(row.cost_ratio), percent(row.params_ratio), f"{row.latency_ms:.2f}"
 
 
 def _baseline_cell(row: BaselineRow | None) -> str:

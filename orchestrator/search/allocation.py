@@ -41,9 +41,9 @@ class Sensitivity:
         return ratios
 
 
-def counts_of(sizes: Counts, ratios: Ratios) -> Counts:
-    """Whole units kept, at least one per group."""
-    return np.clip(np.rint(sizes * (1.0 - ratios)), 1, sizes).astype(np.int64)
+def counts_of(sizes: Counts, ratios: Ratios, least: int = 1) -> Counts:
+    """Whole units kept, at least `least` per group."""
+    return np.clip(np.rint(sizes * (1.0 - ratios)), least, sizes).astype(np.int64)
 
 
 def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity) -> Ratios:
@@ -55,23 +55,30 @@ def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity)
     return 1.0 - counts(lowest_level(counts, macs, target, -40.0, 40.0)) / sizes
 
 
-def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios) -> Counts:
+def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1) -> Counts:
     """Keep the same multiple of every group's `share` (fractions of its units, at most all of them)."""
 
     def counts(level: float) -> Counts:
-        return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)))
+        return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)), least)
 
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
 
 
 def allocate(
-    sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity | None, blend: float, offsets: Ratios | None = None
+    sizes: Counts,
+    macs: Macs,
+    target: int,
+    sensitivity: Sensitivity | None,
+    blend: float,
+    offsets: Ratios | None = None,
+    ranked: Callable[[int], Counts] | None = None,
 ) -> Counts:
     """Units kept per group, the most that stay within `target` MACs.
 
     `blend` goes from uniform (0) to equal loss (1); `offsets` are octaves: group g keeps 2^offset as much as its share.
+    `ranked` gives the counts of a ranking over several groups at a target, which then stand in for uniform ones.
     """
-    even = scaled(sizes, macs, target, np.ones(len(sizes)))
+    even = scaled(sizes, macs, target, np.ones(len(sizes))) if ranked is None else ranked(target)
     if blend == 0.0 and (offsets is None or not offsets.any()):
         return even
     ratios = 1.0 - even / sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -19,6 +20,8 @@ from orchestrator.files import write_atomic
 from orchestrator.search.finished import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
 from orchestrator.settings import Settings
+
+REWIND = "rewind.safetensors"
 
 
 def build_model(settings: Settings, data: Any) -> nn.Module:
@@ -47,6 +50,31 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     return model.train()
 
 
+def fresh_model(settings: Settings, seed: int) -> nn.Module:
+    """The architecture with weights drawn from `seed`, whatever it is usually begun with."""
+    seed_everything(seed)
+    model: nn.Module = settings.model.without("weights", "pretrained").build()
+    return model.eval()
+
+
+def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
+    """A copy of `model` with the weights it had after `phases.train.rewind_epoch`; None where none were asked for.
+
+    Errors: ConfigError where the dense model was loaded, not trained, so that there is nothing to go back to.
+    """
+    if settings.phases.train.rewind_epoch is None:
+        return None
+    path = settings.study.baselines / _name(settings, settings.phases.train.checkpoint) / REWIND
+    if not path.exists():
+        raise ConfigError(
+            f"phases.train.rewind_epoch={settings.phases.train.rewind_epoch} needs a dense model trained here for at "
+            f"least as many epochs; phases.train.epochs is {settings.phases.train.epochs}"
+        )
+    twin = copy.deepcopy(model)
+    _fill(twin, load_file(path), str(path))
+    return twin.eval()
+
+
 def train_dense(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
 ) -> tuple[nn.Module, dict[str, float]]:
@@ -57,13 +85,21 @@ def train_dense(
         weights = load((folder / "weights.safetensors").read_bytes())
         _fill(model, weights, str(folder))
         return model.to(device).eval(), json.loads((folder / "dense.json").read_text())["validation"]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def on_unit(epoch: int, found: dict[str, float]) -> bool:
+        if epoch == settings.phases.train.rewind_epoch:
+            write_atomic(folder / REWIND, save(tensors(model)))
+        return on_epoch(epoch, found)
+
+    if settings.phases.train.rewind_epoch == 0:
+        write_atomic(folder / REWIND, save(tensors(model)))
     with timed("dense training"):
-        _train(settings, model, data, device, on_epoch)
+        _train(settings, model, data, device, on_unit)
     with timed("evaluation"):
         metrics = evaluate(
             settings.task.build(model=model, num_classes=data.num_classes), data.val_dataloader(), device
         )
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "weights.safetensors", save(tensors(model)))
     record = {"model": settings.model.to_json(), "data": settings.data.to_json(), "validation": metrics}
     write_atomic(folder / "dense.json", json.dumps(record, indent=1))

@@ -13,12 +13,11 @@ from torch import nn
 
 from lightning_modules.errors import PlanError
 from lightning_modules.phases.latency import latency_ms
-from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.criteria import Criterion
 from lightning_modules.pruning.plan import Plan
-from lightning_modules.pruning.removal import rebuild, remove
-from lightning_modules.pruning.structure import Counts, Keep
-from lightning_modules.pruning.thresholds import Scores
+from lightning_modules.pruning.plan import Stage as StagePlan
+from lightning_modules.pruning.removal import rebuild
+from lightning_modules.pruning.structure import Counts, dropped
+from lightning_modules.pruning.weights import densities, effective_macs
 from orchestrator.search.finished import (
     PLAN,
     WEIGHTS,
@@ -29,7 +28,19 @@ from orchestrator.search.finished import (
     save_plan,
 )
 from orchestrator.search.measurement import Measurement, Proposal, Report, Rung
+from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.search.pruners import UnitPruner
+from orchestrator.search.run_plan import Ended, run_plan
+from orchestrator.search.working import Working
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a proposal comes to: units per group of the dense model, and the share of weights each tensor keeps."""
+
+    kept: Counts
+    density: Mapping[str, float]
 
 
 @dataclass
@@ -42,126 +53,129 @@ class Evaluator:
     """
 
     problem: Problem
-    criterion: Criterion
-    dense_scores: Scores
+    methods: Mapping[str, Method]
     models: Path
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
         """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group."""
-        problem = self.problem
-        full = problem.structure.full()
-        kept = thresholds.counts(problem.structure, self.dense_scores, full, proposal.thresholds, proposal.rule)
-        if (kept == problem.structure.sizes).all():
-            raise PlanError("a plan must remove at least one unit; this one keeps all: raise a threshold")
-        parent = nearest_parent(self.finished(), kept) if problem.settings.search.lineage else None
-        plan = self._plan(proposal, parent, seed_of(problem.settings.seed, 2, number))
-        if reason := self._over_budget(kept):
-            return self._measurement("rejected", parent, kept, plan, reason=reason)
-        model, alive = self.inherited(parent)
-        model, keep, rungs, reason = self._prune(model, alive, kept, plan, report)
-        if reason:
-            return self._measurement("stopped", parent, kept, plan, rungs, reason)
-        document = self.document(number, keep, plan, parent, rungs)
-        save_plan(self.models / str(number), document, model)
-        return self._measurement("completed", parent, kept, plan, rungs, model=model)
+        problem, method = self.problem, self._method(proposal)
+        wanted = self.wanted(proposal)
+        if (wanted.kept == problem.structure.sizes).all() and not wanted.density and proposal.activation is None:
+            raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
+        parent = nearest_parent(self.finished(), self._vector(wanted)) if problem.settings.search.lineage else None
+        plan = self._plan(proposal, method, parent, seed_of(problem.settings.seed, 2, number))
+        if reason := self._over_budget(wanted):
+            return self._measurement("rejected", parent, wanted, plan, reason=reason)
+        ended = run_plan(problem, method, plan, self.inherited(parent), wanted.kept, wanted.density, report)
+        if ended.reason:
+            return self._measurement("stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
+        return self._finish(number, plan, parent, ended)
 
-    def inherited(self, parent: Finished | None) -> tuple[nn.Module, Keep]:
+    def wanted(self, proposal: Proposal) -> Wanted:
+        """Counts and densities that the proposal's thresholds mean on the dense model's scores."""
+        method, structure = self._method(proposal), self.problem.structure
+        kept, density = structure.sizes, {}
+        for stage, cut in zip(method.stages, proposal.cuts, strict=True):
+            found = stage.counts(cut)
+            if isinstance(stage.pruner, UnitPruner):
+                kept = found
+            else:
+                shares = stage.pruner.densities(found)
+                density = {name: share for name, share in shares.items() if share < 1.0}
+        return Wanted(kept, density)
+
+    def inherited(self, parent: Finished | None) -> Working:
         """The model a trial begins from, and the dense units it still has."""
+        problem = self.problem
         if parent is None:
-            return self.problem.model, self.problem.structure.full()
+            return Working(problem.model, problem.structure.full())
         weights = load_file(self.models / str(parent.number) / WEIGHTS)
-        return rebuild(self.problem.model, weights).to(self.problem.device).eval(), parent.keep
+        gone = dropped(problem.structure, parent.keep)
+        model = rebuild(problem.model, weights, gone).to(problem.device).eval()
+        return Working(model, parent.keep, problem.held(model))
 
     def finished(self) -> list[Finished]:
         """Every whole plan in the folder, also those that other workers or earlier runs left there."""
         for path in sorted(self.models.glob(f"*/{PLAN}")):
             if path.parent.name.isdigit() and int(path.parent.name) not in self._known:
-                self._known[int(path.parent.name)] = load_finished(path.parent, self.problem.structure)
+                self._known[int(path.parent.name)] = load_finished(
+                    path.parent, self.problem.structure, self.problem.weight_names
+                )
         return list(self._known.values())
 
-    def document(
-        self, number: int, keep: Keep, plan: Plan, parent: Finished | None, rungs: tuple[Rung, ...]
-    ) -> dict[str, Any]:
-        """plan.json: all that is needed to rebuild the model, and where it came from."""
-        structure = self.problem.structure
-        kept = structure.counts(keep)
-        return {
-            "format": 1,
-            "trial": number,
-            "model": self.problem.settings.model.without("weights", "pretrained").to_json(),
-            "input_shape": list(self.problem.data.input_shape),
-            "macs": self.problem.cost.macs(kept),
-            "params": self.problem.cost.params(kept),
-            "validation": dict(rungs[-1][1]) if rungs else {},
-            "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
-            "plan": plan.to_json(),
-            "keep": keep_to_json(structure, keep),
-        }
+    def _method(self, proposal: Proposal) -> Method:
+        return self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
 
-    def _plan(self, proposal: Proposal, parent: Finished | None, seed: int) -> Plan:
-        return Plan(
-            proposal.thresholds,
-            proposal.rule,
-            self.problem.settings.method.criterion.to_json(),
-            proposal.schedule,
-            proposal.steps,
-            proposal.units,
-            None if parent is None else parent.number,
-            seed,
+    def _vector(self, wanted: Wanted) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What a parent needs to have at least: units per group, then the density of each weight tensor."""
+        density = [wanted.density.get(name, 1.0) for name in self.problem.weight_names]
+        return np.concatenate([wanted.kept.astype(float), density])
+
+    def _plan(self, proposal: Proposal, method: Method, parent: Finished | None, seed: int) -> Plan:
+        stages = tuple(
+            StagePlan(cut.thresholds, cut.rule, stage.settings.plain())
+            for stage, cut in zip(method.stages, proposal.cuts, strict=True)
         )
+        number = None if parent is None else parent.number
+        return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
 
-    def _over_budget(self, kept: Counts) -> str:
-        ratios, bounds = self.problem.ratios(kept), self.problem.settings.objectives
+    def _over_budget(self, wanted: Wanted) -> str:
+        ratios, bounds = self.problem.ratios(wanted.kept, wanted.density), self.problem.settings.objectives
         for name, bound in {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}.items():
             if bound is not None and ratios[name] > bound:
                 return f"{name}_ratio {ratios[name]:.4f} is over objectives.max_{name}_ratio {bound:g}"
         return ""
 
-    def _prune(
-        self, model: nn.Module, alive: Keep, kept: Counts, plan: Plan, report: Report
-    ) -> tuple[nn.Module, Keep, tuple[Rung, ...], str]:
-        """The schedule's pruning steps, each followed by recalibration and finetuning; rungs count after the last."""
-        problem, before = self.problem, self.problem.structure.counts(alive)
-        rungs: list[Rung] = []
-        stop = ""
-        for step in range(1, plan.steps + 1):
-            now = thresholds.at_step(before, kept, plan.schedule, step, plan.steps)
-            if (now == problem.structure.counts(alive)).all() and step < plan.steps:
-                continue
-            restricted = problem.structure.restrict(alive)
-            scores = problem.score(self.criterion, model, restricted, plan.seed)
-            keep = thresholds.choose(problem.structure, scores, alive, now)
-            model, alive = remove(model, restricted, keep), keep
-            seed = seed_of(plan.seed, step)
-            with problem.timed("finetune"):
-                problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
-
-            def on_unit(unit: int, metrics: Mapping[str, float], last: bool = step == plan.steps) -> bool:
-                nonlocal stop
-                if not last:
-                    return True
-                rungs.append((unit, dict(metrics)))
-                stop = report(unit, problem.ratios(kept)["flops"], metrics) or ""
-                return not stop
-
-            problem.finetune(model, plan.units, seed, on_unit)
-        return model.eval(), alive, tuple(rungs), stop if rungs and rungs[-1][0] < plan.units else ""
+    def _finish(self, number: int, plan: Plan, parent: Finished | None, ended: Ended) -> Measurement:
+        """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
+        problem, working = self.problem, ended.working
+        structure = problem.structure
+        kept = structure.counts(working.alive)
+        model = working.model.eval()
+        density = densities(model, working.masks)
+        found = Wanted(kept, density)
+        measured = self._measurement("completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        document = {
+            "format": 2,
+            "trial": number,
+            "model": problem.settings.model.without("weights", "pretrained").to_json(),
+            "input_shape": list(problem.data.input_shape),
+            "macs": problem.cost.macs(kept),
+            "effective_macs": effective_macs(structure, working.alive, density),
+            "params": problem.cost.params(kept),
+            "validation": dict(ended.rungs[-1][1]) if ended.rungs else {},
+            "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
+            "trained_units": ended.units,
+            "plan": plan.to_json(),
+            "keep": keep_to_json(structure, working.alive),
+            "density": density,
+            "dropped": list(dropped(structure, working.alive)),
+        }
+        save_plan(self.models / str(number), document, model)
+        return measured
 
     def _measurement(
         self,
         state: Any,
         parent: Finished | None,
-        kept: Counts,
+        wanted: Wanted,
         plan: Plan,
         rungs: tuple[Rung, ...] = (),
         reason: str = "",
         model: nn.Module | None = None,
+        units: int = 0,
     ) -> Measurement:
-        problem = self.problem
-        costs = {"flops": 2.0 * problem.cost.macs(kept), "params": float(problem.cost.params(kept))}
+        problem, kept = self.problem, wanted.kept
+        ratios = problem.ratios(kept, wanted.density)
+        costs = {
+            "flops": 2.0 * problem.cost.macs(kept),
+            "effective_flops": 2.0 * round(ratios["effective_flops"] * problem.dense_macs),
+            "params": float(problem.cost.params(kept)),
+        }
         if model is not None:
             costs["size_mb"] = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6
+            costs["nonzero_params"] = float(sum(int((p != 0).sum()) for p in model.parameters()))
         if model is not None and "latency_ms" in problem.settings.objectives.costs:
             with problem.timed("evaluation"):
                 costs["latency_ms"] = latency_ms(model, example_input(problem.data).to(problem.device))
@@ -170,9 +184,12 @@ class Evaluator:
             state=state,
             parent=None if parent is None else parent.number,
             costs=costs,
-            ratios=problem.ratios(kept),
+            ratios=ratios,
             kept=dict(zip(groups, np.asarray(kept).tolist(), strict=True)),
+            density=dict(wanted.density),
             rungs=rungs,
             reason=reason,
             plan=plan.to_json(),
+            method=plan.stages[0].method["name"],
+            trained_units=units,
         )

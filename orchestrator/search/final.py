@@ -10,15 +10,16 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 
-from lightning_modules.pruning.criteria import Criterion
 from lightning_modules.pruning.removal import rebuild
 from orchestrator.progress import Progress
+from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
-from orchestrator.search.confirm import Confirmed, confirm, confirmed_before
+from orchestrator.search.confirm import Confirmed, confirm, confirmed_before, costs_of
 from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import WEIGHTS, read_plan, save_plan
+from orchestrator.search.finished import WEIGHTS, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
+from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem
 from orchestrator.search.results import candidates
 from orchestrator.search.study import MEASURED, Study
@@ -40,12 +41,13 @@ def confirm_front(
     for row in chosen:
         source = evaluator.models / str(row.number)
         document = read_plan(source)
-        model = rebuild(problem.model, load_file(source / WEIGHTS)).to(problem.device)
+        model = rebuild(problem.model, load_file(source / WEIGHTS), document["dropped"]).to(problem.device)
+        keep = keep_from_json(document["keep"], problem.structure)
         result, best = confirm(
             problem,
             f"trial-{row.number}",
             model,
-            (document["macs"], document["params"]),
+            costs_of(problem, model, keep),
             settings.study.folder / "confirm",
             document["plan"],
             progress.tick,
@@ -53,10 +55,11 @@ def confirm_front(
         if best is not None:
             _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds)
         confirmed.append((row, result))
-    points = np.array([[problem.sign * c.validated(quality), c.macs] for _, c in confirmed])
+    axis = settings.objectives.axis
+    points = np.array([[problem.sign * c.validated(quality), c.costs.along(axis)] for _, c in confirmed])
     kept = non_dominated(points, how.tolerance)
     members = [
-        _front_row(problem, row.number, result, str(settings.study.folder / "models" / str(row.number)))
+        _front_row(problem, row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
@@ -64,71 +67,77 @@ def confirm_front(
 
 
 def run_baselines(
-    problem: Problem, criterion: Criterion, front: list[FrontRow], study: Study, progress: Progress
+    problem: Problem, method: Method, front: list[FrontRow], study: Study, progress: Progress
 ) -> list[BaselineRow]:
     """Ladders with a rung at each of the front's models, at its MACs and units of finetuning; some are confirmed."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [Rung(row.trial, row.flops // 2, _units(study, row.trial)) for row in front]
-    matched = {front[i].trial for i in spread_out([float(row.flops) for row in front], how.max_baseline_models)}
+    rungs = [Rung(row.trial, row.cost // 2, _units(study, row.trial)) for row in front]
+    matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
-        found += _ladder(problem, criterion, name, rungs, matched, folder, progress)
+        found += _ladder(problem, method, name, rungs, matched, folder, progress)
     return found
 
 
 def _ladder(
     problem: Problem,
-    criterion: Criterion,
+    method: Method,
     name: Any,
     rungs: list[Rung],
     matched: set[int],
     folder: Path,
     progress: Progress,
 ) -> list[BaselineRow]:
-    source = [name, [[rung.trial, rung.macs, rung.units] for rung in rungs], problem.settings.method.criterion]
+    source = [name, [[rung.trial, rung.macs, rung.units] for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
     before = [confirmed_before(problem, f"{name}-{trial}", folder, source) for trial in wanted]
     if all(before):
         return [_baseline_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
-    for rung, model, kept in climb(problem, criterion, name, rungs):
-        progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the FLOPs")
+    words = axis_words(problem.axis)
+    for rung, model, keep in climb(problem, method, name, rungs):
+        progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the {words}")
         if rung.trial not in matched:
             continue
-        costs = (problem.cost.macs(kept), problem.cost.params(kept))
+        costs = costs_of(problem, model, keep)
         result, _ = confirm(problem, f"{name}-{rung.trial}", model, costs, folder, source, progress.tick)
         found.append(_baseline_row(problem, name, rung.trial, result))
     return found
 
 
 def _dense(problem: Problem, progress: Progress) -> BaselineRow:
-    costs = (problem.dense_macs, problem.dense_params)
     model: nn.Module = copy.deepcopy(problem.model)
+    costs = costs_of(problem, model, problem.structure.full())
     folder = problem.settings.study.folder / "confirm"
     source = [problem.settings.dense_digest()]
     result, _ = confirm(problem, "dense", model, costs, folder, source, progress.tick)
     return _baseline_row(problem, "dense", None, result)
 
 
-def _front_row(problem: Problem, trial: int, result: Confirmed, path: str) -> FrontRow:
-    quality = problem.settings.objectives.quality
+def _front_row(problem: Problem, trial: int, result: Confirmed, method: str, path: str) -> FrontRow:
+    quality, costs = problem.settings.objectives.quality, result.costs
     return FrontRow(
         trial=trial,
         test_mean=result.mean(quality),
         test_std=result.std(quality),
         seeds=len(result.test),
-        flops=2 * result.macs,
-        flops_ratio=result.macs / problem.dense_macs,
-        params=result.params,
-        params_ratio=result.params / problem.dense_params,
+        flops=2 * costs.macs,
+        flops_ratio=costs.macs / problem.dense_macs,
+        params=costs.params,
+        params_ratio=costs.params / problem.dense_params,
         latency_ms=result.latency_ms,
         path=path,
+        method=method,
+        effective_flops=2 * costs.effective_macs,
+        effective_flops_ratio=costs.effective_macs / problem.dense_macs,
+        axis=problem.axis,
+        sparsity=1.0 - costs.nonzero_params / problem.dense_params,
     )
 
 
 def _baseline_row(problem: Problem, name: str, trial: int | None, result: Confirmed) -> BaselineRow:
-    row = vars(_front_row(problem, 0, result, ""))
+    row = vars(_front_row(problem, 0, result, "", ""))
     return BaselineRow(**{**row, "baseline": name, "trial": trial})
 
 
@@ -150,7 +159,7 @@ def _units(study: Study, number: int) -> int:
     at: int = number
     while True:
         measured = trials[at].user_attrs[MEASURED]
-        total += measured["plan"]["steps"] * measured["plan"]["units"]
+        total += measured["trained_units"]
         if measured["parent"] is None:
             return total
         at = measured["parent"]

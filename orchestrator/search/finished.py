@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,33 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_modules.errors import DataError
-from lightning_modules.pruning.structure import Counts, Keep, Structure
+from lightning_modules.pruning.structure import Keep, Structure
 from orchestrator.files import write_atomic
 
+Has = npt.NDArray[np.float64]
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial as others see it; `kept` has shape (n_groups,), `keep` (n_units,), both in dense units."""
+    """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are effective ones.
+
+    `has` holds the units kept per group, then the density of each weight tensor; shape (n_groups + n_tensors,).
+    """
 
     number: int
     macs: int
-    kept: Counts
+    has: Has
     keep: Keep
     ancestors: tuple[int, ...]
 
 
-def nearest_parent(finished: list[Finished], kept: Counts) -> Finished | None:
-    """The cheapest finished plan that has at least `kept` units in every group and more in one; None: the dense model.
+def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
+    """The cheapest finished plan that has at least what is wanted of everything and more of one; None: the dense model.
 
     Ties in cost go to the later trial, whose weights have been trained for longer.
     """
-    fits = [plan for plan in finished if (plan.kept >= kept).all() and (plan.kept > kept).any()]
+    fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
     return min(fits, key=lambda plan: (plan.macs, -plan.number), default=None)
 
 
@@ -61,14 +65,15 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return found
 
 
-def load_finished(folder: Path, structure: Structure) -> Finished:
-    """Errors: DataError where the stored units are not those of this model."""
+def load_finished(folder: Path, structure: Structure, tensors: Sequence[str] = ()) -> Finished:
+    """`tensors` are the weights that may be sparse. Errors: DataError where the units are not those of this model."""
     document = read_plan(folder)
     try:
         keep = keep_from_json(document["keep"], structure)
-        return Finished(
-            int(document["trial"]), int(document["macs"]), structure.counts(keep), keep, tuple(document["ancestors"])
-        )
+        density = [float(document["density"].get(name, 1.0)) for name in tensors]
+        has = np.concatenate([structure.counts(keep).astype(float), density])
+        macs = int(document["effective_macs"])
+        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]))
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"

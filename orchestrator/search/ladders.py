@@ -14,12 +14,12 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.criteria import Criterion
-from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from orchestrator.search.allocation import Macs, lowest_level, scaled
+from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.pruners import UnitPruner
 
 Name = Literal["uniform", "random", "global"]
 PLACES = {"uniform": 0, "random": 1, "global": 2}
@@ -34,38 +34,45 @@ class Rung:
     units: int
 
 
-def climb(
-    problem: Problem, criterion: Criterion, name: Name, rungs: list[Rung]
-) -> Iterator[tuple[Rung, nn.Module, Counts]]:
-    """The ladder's model at each rung, large to small, after the finetuning units that its match has had."""
-    structure, model, alive, spent = problem.structure, problem.model, problem.structure.full(), 0
+def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> Iterator[tuple[Rung, nn.Module, Keep]]:
+    """The ladder's model and dense units at each rung, large to small, after the units its match has been finetuned.
+
+    A ladder prunes as the method's first stage does; a hybrid method is thus compared with removal alone.
+    """
+    pruner = method.stages[0].pruner
+    structure, cost = pruner.structure, pruner.cost
+    model, alive, spent = problem.model, structure.full(), 0
+    units_alive = problem.structure.full()
     seed = seed_of(problem.settings.seed, 5, PLACES[name])
+    least = 0 if any(group.kind == "pattern" for group in structure.groups) else 1  # whole blocks stay
     shares = np.random.default_rng(seed).uniform(0.1, 1.0, len(structure.groups))
     for place, rung in enumerate(sorted(rungs, key=lambda rung: -rung.macs)):
-        scores = problem.score(criterion, model, structure.restrict(alive), seed)
+        scores = pruner.scores(model, alive, seed)
         now = structure.counts(alive)
         if name == "global":
-            kept = global_counts(structure, scores, alive, problem.cost.macs, rung.macs)
+            kept = global_counts(structure, scores, alive, cost.macs, rung.macs, least)
         else:
             share = np.ones(len(now)) if name == "uniform" else shares
-            kept = np.minimum(now, scaled(structure.sizes, problem.cost.macs, rung.macs, share))
+            kept = np.minimum(now, scaled(structure.sizes, cost.macs, rung.macs, share, least))
         if (kept < now).any():
             keep = thresholds.choose(structure, scores, alive, kept)
-            model, alive = remove(model, structure.restrict(alive), keep), keep
+            model, alive = pruner.prune(model, alive, keep, seed), keep
+            if isinstance(pruner, UnitPruner):
+                units_alive = keep
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         units = max(1, rung.units - spent)
         problem.finetune(model, units, seed_of(seed, place))
         spent += units
-        yield rung, model.eval(), structure.counts(alive)
+        yield rung, model.eval(), units_alive
 
 
-def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int) -> Counts:
-    """Units kept per group when all are ranked in one list by multiples of their group's mean score; at least one."""
+def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1) -> Counts:
+    """Units kept per group when all are ranked in one list by multiples of their group's mean score."""
     relative = [scores[group.units][alive[group.units]] for group in structure.groups]
     relative = [living / living.mean() if living.mean() > 0 else living for living in relative]
 
     def counts(level: float) -> Counts:
-        return np.array([max(1, int((living >= level).sum())) for living in relative], dtype=np.int64)
+        return np.array([max(least, int((living >= level).sum())) for living in relative], dtype=np.int64)
 
     highest = float(max(living.max() for living in relative))
     return counts(lowest_level(counts, macs, target, 0.0, highest))

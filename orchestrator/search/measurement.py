@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lightning_modules.pruning.plan import Rule
+from lightning_modules.pruning.plan import Rule, Timing
 
 Rung = tuple[int, Mapping[str, float]]
 """(units of finetuning since the last pruning step, validation metrics)."""
@@ -15,21 +15,32 @@ Report = Callable[[int, float, Mapping[str, float]], str | None]
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """What a space makes of a trial's parameters: a plan without its parent."""
+class Cut:
+    """One stage's thresholds; `pooled` says that groups which the method's scope compares share them."""
 
     thresholds: Mapping[str, float]
     rule: Rule
-    schedule: str
-    steps: int
-    units: int
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a space makes of a trial's parameters: a plan without its parent; one cut per stage of `method`."""
+
+    cuts: tuple[Cut, ...]
+    timing: Timing
+    method: str = ""
+    activation: float | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)
 class Measurement:
     """What came of a plan: costs by objective name, validation metrics by rung, and how it ended.
 
-    `rejected` = over a budget, nothing was trained; `stopped` = the stopping rule ended it.
+    `kept` are units per group, `density` the share of nonzero weights of each tensor that has been pruned,
+    `trained_units` the units of finetuning spent in this trial. `rejected` = over a budget, nothing was trained;
+    `stopped` = the stopping rule or the guard ended it.
     """
 
     state: Literal["completed", "stopped", "rejected"]
@@ -37,9 +48,12 @@ class Measurement:
     costs: Mapping[str, float]
     ratios: Mapping[str, float]
     kept: Mapping[str, int]
+    density: Mapping[str, float] = field(default_factory=dict)
     rungs: tuple[Rung, ...] = ()
     reason: str = ""
     plan: Mapping[str, object] = field(default_factory=dict)
+    method: str = ""
+    trained_units: int = 0
 
     @property
     def metrics(self) -> Mapping[str, float]:

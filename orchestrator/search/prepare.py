@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
-from lightning_modules.pruning.thresholds import Scores
 from orchestrator.progress import Progress
-from orchestrator.search.allocation import Sensitivity
-from orchestrator.search.dense import build_model, train_dense
+from orchestrator.search.dense import build_model, rewound_model, train_dense
 from orchestrator.search.problem import Problem, example_input
-from orchestrator.search.space import Terrain
 from orchestrator.settings import Settings
 
 
@@ -44,7 +41,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
     model = build_model(settings, data)
     with progress.timed("structure"):
-        structure = discover(model, (example_input(data),))
+        structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
     progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
@@ -60,15 +57,23 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         with progress.timed("evaluation"):
             cached = dense_outputs(model, data.ordered_batches(), device)
         distillation = Distillation(teacher(model, cached), how.temperature, how.weight)
-    return Problem(settings, model, data, structure, cost, metrics, distillation, device, progress.timed)
+    rewound = rewound_model(settings, model)
+    return Problem(settings, model, data, structure, cost, metrics, distillation, device, progress.timed, rewound)
+
+
+def find_structure(settings: Settings, model: nn.Module, data: Any) -> Structure:
+    """What the method may prune: heads or their width, whole blocks or not."""
+    method = settings.method.choices()[0]
+    return discover(model, (example_input(data),), attention=method.attention, depth=method.depth)
 
 
 def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
     """Errors: ConfigError when nothing can be pruned, or when even one unit per group is over a budget."""
-    if not structure.groups:
+    single = all(method.granularity != "unit" for method in settings.method.choices())
+    if not structure.groups and not single:
         reasons = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5])
         raise ConfigError(f"the model must have something to prune; every layer is skipped ({reasons})")
-    least = np.ones(len(structure.groups), dtype=np.int64)
+    least = structure.least
     bounds = settings.objectives
     for name, bound, count in (
         ("flops", bounds.max_flops_ratio, cost.macs),
@@ -79,17 +84,3 @@ def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
             raise ConfigError(
                 f"objectives.max_{name}_ratio must be at least {ratio:.4f} (one unit per group); got {bound:g}"
             )
-
-
-def terrain_of(problem: Problem, scores: Scores, sensitivity: Sensitivity | None) -> Terrain:
-    settings = problem.settings
-    return Terrain(
-        problem.structure,
-        problem.cost.macs,
-        problem.dense_macs,
-        settings.method.rule,
-        scores,
-        settings.phases.finetune.units,
-        sensitivity,
-        settings.objectives.max_flops_ratio or 1.0,
-    )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.criteria import Calibration, Criterion
-from lightning_modules.pruning.structure import Counts, Structure
-from lightning_modules.pruning.thresholds import Scores
+from lightning_modules.pruning.structure import Counts, Keep, Structure
+from lightning_modules.pruning.weights import Masks, effective_macs, macs_by_tensor, zeros_of
 from lightning_modules.recipe import Recipe, locate, nearest
 from orchestrator.settings import OptimizerSettings, Settings
 
@@ -31,7 +31,7 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Problem:
-    """`dense` holds the dense model's validation metrics; `teacher` is set where finetuning distils."""
+    """`dense` holds the dense model's validation metrics; `rewound` its early state, where one was kept."""
 
     settings: Settings
     model: nn.Module
@@ -42,6 +42,7 @@ class Problem:
     distillation: Distillation | None
     device: torch.device
     timed: Timed
+    rewound: nn.Module | None = None
 
     @property
     def sign(self) -> float:
@@ -56,42 +57,75 @@ class Problem:
     def dense_params(self) -> int:
         return self.cost.params(self.structure.sizes)
 
-    def ratios(self, kept: Counts) -> dict[str, float]:
-        """`flops` and `params` of a plan against the dense model's."""
-        return {"flops": self.cost.macs(kept) / self.dense_macs, "params": self.cost.params(kept) / self.dense_params}
+    @property
+    def weight_names(self) -> list[str]:
+        """Parameters that MACs go through: those of which single weights may be pruned."""
+        return list(macs_by_tensor(self.structure, self.structure.full()))
+
+    @property
+    def axis(self) -> str:
+        """The cost along which targets, bands and the front are laid out."""
+        return self.settings.objectives.axis
+
+    def ratios(self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by weight tensor."""
+        effective = effective_macs(self.structure, some_of(self.structure, kept), density)
+        return {
+            "flops": self.cost.macs(kept) / self.dense_macs,
+            "params": self.cost.params(kept) / self.dense_params,
+            "effective_flops": effective / self.dense_macs,
+        }
 
     def task(self, model: nn.Module) -> LightningModule:
         task: LightningModule = self.settings.task.build(model=model, num_classes=self.data.num_classes)
         return task
 
-    def score(self, criterion: Criterion, model: nn.Module, structure: Structure, seed: int) -> Scores:
-        """Scores of the living units of `model` on training data; see `Criterion`."""
-        batches: Iterable[Any] = islice(self.data.train_batches(seed), self.settings.method.calibration_batches)
-        loss = self.task(model).loss
-        return criterion(model, structure, Calibration(batches, loss, seed))  # type: ignore[arg-type]
-
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         recalibrate(model, self.data.train_batches(seed), count, self.device)
 
     def finetune(
-        self, model: nn.Module, units: int, seed: int, on_unit: OnUnit | None = None, lr_factor: float = 1.0
+        self,
+        model: nn.Module,
+        units: int,
+        seed: int,
+        on_unit: OnUnit | None = None,
+        lr_factor: float = 1.0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        """`units` units as the configuration describes them; reproducible from `seed` on one CPU."""
+        """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
+
+        Weights at zero stay there where the method prunes single weights, unless `callbacks` see to them.
+        """
         how = self.settings.phases.finetune
         task = self.task(model)
         task.distillation = self.distillation  # type: ignore[assignment]
         seed_everything(seed)
+        if not any(isinstance(callback, Sparse) for callback in callbacks) and (held := self.held(model)):
+            callbacks = [*callbacks, Sparse(held)]
         with self.timed("finetune"):
             fit(
                 task,
                 self.data.train_batches(seed),
-                optimization(how, lr_factor),
+                self._optimization(units * how.unit_steps, lr_factor),
                 units=units,
                 unit_steps=how.unit_steps,
                 device=self.device,
                 val=self.data.val_dataloader(),
                 on_unit=on_unit,
+                callbacks=callbacks,
             )
+
+    def held(self, model: nn.Module) -> Masks:
+        """The masks of a model whose method prunes single weights, by its zeros."""
+        single = any(stage.granularity != "unit" for way in self.settings.method.choices() for stage in way.stages())
+        return zeros_of(model, self.weight_names) if single else {}
+
+    def _optimization(self, steps: int, lr_factor: float) -> Optimization:
+        how, train = self.settings.phases.finetune, self.settings.phases.train
+        if how.lr == "finetune":
+            return optimization(how, lr_factor)
+        whole = train.epochs * len(self.data.train_batches(0))
+        return replace(optimization(train, lr_factor), rewound=min(1.0, steps / max(1, whole)))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         with self.timed("evaluation"):
@@ -121,7 +155,15 @@ def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization
         if "lr" not in optimizer.arguments:
             raise ConfigError("phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it")
         optimizer = Recipe(optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]})
-    return Optimization(optimizer, how.warmup, how.clip_norm)
+    return Optimization(optimizer, how.warmup, how.clip_norm, how.scheduler)
+
+
+def some_of(structure: Structure, kept: Counts) -> Keep:
+    """The first `kept[i]` units of every group: enough for costs, which depend on counts alone."""
+    keep = np.zeros(structure.n_units, dtype=np.bool_)
+    for group, count in zip(structure.groups, kept, strict=True):
+        keep[group.start : group.start + int(count)] = True
+    return keep
 
 
 def seed_everything(seed: int) -> None:

@@ -9,13 +9,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Protocol
 
-from lightning_modules.pruning.criteria.blocks import block_scores
 from torch import Tensor, nn
 
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
-from lightning_modules.pruning.plan import Rule
+from lightning_modules.pruning.criteria.blocks import block_scores
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Keep, Structure, isomorphic_classes
 from lightning_modules.pruning.thresholds import Pools, Scores
@@ -115,8 +114,21 @@ class WeightPruner:
                 keep[group.units] = 0.0 if self.how.kind == "pattern" else shares(mask, self.how) > 0.0
         return keep
 
+    def densities(self, kept: Counts) -> dict[str, float]:
+        """Share of the weights left of each tensor by the units it keeps."""
+        pairs = zip(self.structure.groups, kept, strict=True)
+        if self.how.kind != "pattern":
+            return {group.name: int(count) / group.size for group, count in pairs}
+        n, m = self.how.shape
+        return {group.name: 1.0 if count else n / m for group, count in pairs}
 
-def pruner_of(problem: Problem, method: MethodSettings) -> Pruner:
+    def shares(self, density: Mapping[str, float]) -> list[float]:
+        """Share of its units each tensor keeps, the other way round; a tensor that is not named keeps all."""
+        found = [density.get(group.name, 1.0) for group in self.structure.groups]
+        return [float(share == 1.0) for share in found] if self.how.kind == "pattern" else found
+
+
+def pruner_of(problem: Problem, method: MethodSettings) -> UnitPruner | WeightPruner:
     """The pruner of the dense model."""
     if method.granularity == "unit":
         return UnitPruner(problem, method)
@@ -139,20 +151,6 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
     if method.scope == "local" or not method.normalize:
         return scores
     return thresholds.normalised(structure, scores, alive)
-
-
-def final_counts(
-    structure: Structure,
-    scores: Scores,
-    method: MethodSettings,
-    found: Mapping[str, float],
-    rule: Rule,
-    pools: Pools | None,
-) -> Counts:
-    """Units that thresholds leave of each group of the dense model, rounded for the hardware."""
-    full = structure.full()
-    kept = thresholds.counts(structure, comparable(structure, scores, full, method), full, found, rule, pools)
-    return thresholds.rounded(structure, kept, method.round_to)
 
 
 def calibration(problem: Problem, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:

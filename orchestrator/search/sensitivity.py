@@ -14,50 +14,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.phases.recalibration import recalibrate
-from lightning_modules.pruning.criteria import Criterion
-from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.allocation import Sensitivity
+from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
 
 
-def profile(problem: Problem, criterion: Criterion, tick: Callable[[int, int], None]) -> Sensitivity:
+def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
     """KL(dense || pruned) per group and ratio on training data after recalibration; read back where it was measured.
 
     `tick` is told (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
     """
     settings = problem.settings
     how = settings.phases.profile
-    sizes = [[group.name, group.size] for group in problem.structure.groups]
-    key = digest([settings.dense_digest(), settings.method.criterion, how.model_dump(mode="json"), sizes])
+    first = method.stages[0]
+    sizes = [[group.name, group.size] for group in first.pruner.structure.groups]
+    what = [first.settings.scoring(), first.settings.granularity, first.settings.shape]
+    key = digest([settings.dense_digest(), what, how.model_dump(mode="json"), sizes])
     path = settings.study.baselines / f"sensitivity-{key}.json"
     if path.exists():
         stored = json.loads(path.read_text())
         return Sensitivity(tuple(stored["ratios"]), np.array(stored["loss"]))
     with problem.timed("profile"):
-        found = _measure(problem, criterion, tick)
-    _write(path, found, [group.name for group in problem.structure.groups])
+        found = _measure(problem, method, tick)
+    _write(path, found, [group.name for group in first.pruner.structure.groups])
     return found
 
 
-def _measure(problem: Problem, criterion: Criterion, tick: Callable[[int, int], None]) -> Sensitivity:
-    how, structure = problem.settings.phases.profile, problem.structure
+def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
+    how, pruner = problem.settings.phases.profile, method.stages[0].pruner
+    structure = pruner.structure
     seed = seed_of(problem.settings.seed, 1)
     batches: list[Any] = list(islice(problem.data.train_batches(seed), max(how.batches, how.recalibration_batches)))
     shown = [batch[0].to(problem.device) for batch in batches[: how.batches]]
     dense = _log_probabilities(problem.model, shown)
-    scores = problem.score(criterion, problem.model, structure, seed)
     full = structure.full()
+    scores = pruner.scores(problem.model, full, seed)
     loss = np.zeros((len(structure.groups), len(how.ratios)))
     for index, group in enumerate(structure.groups):
         for place, ratio in enumerate(sorted(how.ratios)):
             kept = structure.sizes
-            kept[index] = max(1, round(group.size * (1.0 - ratio)))
+            kept[index] = max(structure.least[index], round(group.size * (1.0 - ratio)))
             if kept[index] == group.size:
                 continue
-            model = remove(problem.model, structure, choose(structure, scores, full, kept))
+            model = pruner.prune(problem.model, full, choose(structure, scores, full, kept), seed)
             recalibrate(model, batches, how.recalibration_batches, problem.device)
             pruned = _log_probabilities(model, shown)
             loss[index, place] = float(F.kl_div(pruned, dense, reduction="batchmean", log_target=True))

@@ -104,17 +104,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def enqueue_chain(
-    study: Study, space: Space, terrain: Terrain, targets: Sequence[float], blends: Sequence[float]
+    study: Study, space: Space, terrains: Sequence[Terrain], targets: Sequence[float], blends: Sequence[float]
 ) -> None:
-    """The opening ladder, rung by rung from large to small, once in a study's life."""
+    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs."""
     if study.user_attrs.get(CHAINED):
         return
     names = {
         blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
     }
-    for target in targets:
+    for turn, target in enumerate(targets):
         for blend in blends if space.needs_profile else blends[:1]:
-            params = space.chain(terrain, target, blend)
+            params = space.chain(terrains[turn % len(terrains)], target, blend)
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
             study.enqueue_trial(params, user_attrs={KIND: kind})
     study.set_user_attr(CHAINED, True)
@@ -234,6 +234,9 @@ def _stored(measured: Measurement) -> dict[str, Any]:
         "kept": dict(measured.kept),
         "metrics": dict(measured.metrics),
         "plan": dict(measured.plan),
+        "method": measured.method,
+        "density": dict(measured.density),
+        "trained_units": measured.trained_units,
     }
 
 

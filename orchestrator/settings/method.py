@@ -63,7 +63,7 @@ class MethodSettings(Part):
 
     def _conflicts(self) -> list[tuple[bool, str]]:
         units, single = self.granularity == "unit", self.granularity in ("unit", "weight")
-        given, then = self.model_fields_set, self.then
+        then = self.then
         kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in self.among}
         return [
             ((self.criterion is None) == (not self.among), "a method has a criterion or, to choose, a list `among`"),
@@ -75,7 +75,7 @@ class MethodSettings(Part):
             (any(m.among for m in self.among), "a method to choose among is not itself a choice"),
             (single != (self.shape is None), "`shape` is for granularity block (rows, columns) and pattern (N, M)"),
             (
-                self.granularity == "pattern" and bool(given & {"rule", "scope"}),
+                self.granularity == "pattern" and (self.rule, self.scope) != ("quantile", "local"),
                 "N:M has no threshold, so no rule and no scope: leave them out and take space=patterns",
             ),
             (self.granularity == "pattern" and self.soft, "N:M is hard; leave `soft` out"),

@@ -1,0 +1,73 @@
+"""What a space may know of the problem, and what it makes of a trial's parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+
+from lightning_modules.pruning.plan import Rule
+from lightning_modules.pruning.structure import Counts, Structure
+from lightning_modules.pruning.thresholds import Pools, Scores, rounded
+from orchestrator.search.allocation import Macs, Sensitivity
+from orchestrator.search.measurement import Proposal
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its scope sees them.
+
+    `macs` is the cost of the axis: effective MACs where groups are single weights. `pools` are the groups that share a
+    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid method.
+    """
+
+    structure: Structure
+    macs: Macs
+    dense_macs: int
+    rule: Rule
+    scores: Scores
+    units: int
+    sensitivity: Sensitivity | None = None
+    max_flops_ratio: float = 1.0
+    pools: Pools | None = None
+    round_to: int = 1
+    method: str = ""
+    then: Terrain | None = None
+
+    @property
+    def blocks(self) -> list[int]:
+        """Indices of groups that are whole blocks, least important first; they stand behind all other groups."""
+        groups = self.structure.groups
+        found = [i for i, group in enumerate(groups) if group.kind == "block"]
+        return sorted(found, key=lambda i: float(self.scores[groups[i].start]))
+
+    @property
+    def widths(self) -> int:
+        """Number of groups that are no whole blocks; the first ones."""
+        return len(self.structure.groups) - len(self.blocks)
+
+    def without_blocks(self, dropped: int) -> Counts:
+        """Of each block group 1, or 0 for the `dropped` least important ones; shape (n_blocks,)."""
+        gone = set(self.blocks[:dropped])
+        return np.array([int(i not in gone) for i in sorted(self.blocks)], dtype=np.int64)
+
+    def round(self, kept: Counts) -> Counts:
+        """Counts as the method rounds them for the hardware; blocks are not rounded."""
+        return rounded(self.structure, kept, self.round_to)
+
+
+class Space(Protocol):
+    """`chain` gives the parameters of one rung of the opening ladder, within the same distributions."""
+
+    @property
+    def needs_profile(self) -> bool: ...
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]: ...
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params: ...
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal: ...

@@ -1,0 +1,83 @@
+"""The schedule as search dimensions: how many pruning steps, of which shape, when, and how much finetuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.plan import Timing
+from lightning_modules.pruning.schedules import SCHEDULES
+from orchestrator.search.space.contract import Params, Terrain
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, units after each.
+
+    Pairs are [least, most]; where both are the same the dimension is fixed.
+    """
+
+    steps: Sequence[int] = (1, 2)
+    shapes: Sequence[str] = ("linear", "cubic")
+    units: Sequence[int] = (1, 2)
+    start: Sequence[float] = (0.0, 0.0)
+    end: Sequence[float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.shapes) - set(SCHEDULES)):
+            raise ConfigError(f"space.shapes must be among {sorted(SCHEDULES)}; got {unknown}")
+        for name, (low, high) in {
+            "steps": (self.steps[0], self.steps[-1]),
+            "units": (self.units[0], self.units[-1]),
+        }.items():
+            if not 1 <= low <= high:
+                raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
+        if not 0.0 <= self.start[0] <= self.start[-1] < self.end[0] <= self.end[-1] <= 1.0:
+            raise ConfigError(
+                "space.start and space.end must be [least, most] fractions, every start before every end; "
+                f"got {list(self.start)} and {list(self.end)}"
+            )
+
+    def recovery(self) -> dict[str, BaseDistribution]:
+        found: dict[str, BaseDistribution] = {
+            "schedule.steps": IntDistribution(self.steps[0], self.steps[-1]),
+            "schedule.shape": CategoricalDistribution(tuple(self.shapes)),
+            "finetune.units": IntDistribution(self.units[0], self.units[-1]),
+        }
+        for name, bounds in {"schedule.start": self.start, "schedule.end": self.end}.items():
+            if bounds[0] < bounds[-1]:
+                found[name] = FloatDistribution(bounds[0], bounds[-1])
+        return found
+
+    def first(self, units: int) -> Params:
+        """What the opening ladder does: the fewest steps, `units` units where the dimension admits them."""
+        found: Params = {
+            "schedule.steps": self.steps[0],
+            "schedule.shape": self.shapes[0],
+            "finetune.units": min(max(units, self.units[0]), self.units[-1]),
+            "schedule.start": self.start[0],
+            "schedule.end": self.end[-1],
+        }
+        return {name: found[name] for name in self.recovery()}
+
+    def timing(self, params: Params) -> Timing:
+        return Timing(
+            params["schedule.shape"],
+            params["schedule.steps"],
+            params["finetune.units"],
+            params.get("schedule.start", self.start[0]),
+            params.get("schedule.end", self.end[-1]),
+        )
+
+
+def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
+    """How many whole blocks go, the least important first; nothing where the method leaves depth alone."""
+    return {"blocks": IntDistribution(0, len(terrain.blocks))} if terrain.blocks else {}
+
+
+def block_first(terrain: Terrain) -> Params:
+    """The opening ladder keeps every block."""
+    return {"blocks": 0} if terrain.blocks else {}

@@ -1,0 +1,150 @@
+"""Spaces of thresholds themselves: one per pool of groups, one for all, or a pattern per tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.pruning.plan import Timing
+from lightning_modules.pruning.structure import Counts
+from lightning_modules.pruning.thresholds import counts
+from orchestrator.search.allocation import lowest_level
+from orchestrator.search.measurement import Cut, Proposal
+from orchestrator.search.space.contract import Params, Terrain
+from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
+
+
+@dataclass(frozen=True)
+class PerGroup(Recovery):
+    """One independent threshold per group, or per pool of groups that the scope compares, in the unit of the rule."""
+
+    low: float = 0.0
+    high: float = 0.95
+    needs_profile: bool = False
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        thresholds: dict[str, BaseDistribution] = {
+            f"threshold.{name}": FloatDistribution(self.low, self.high) for name in _pools(terrain)
+        }
+        return {**thresholds, **block_dimension(terrain), **self.recovery()}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
+        thresholds = {f"threshold.{name}": level for name in _pools(terrain)}
+        return {**thresholds, **block_first(terrain), **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        levels = {group: params[f"threshold.{name}"] for name, groups in _pools(terrain).items() for group in groups}
+        return _proposal(terrain, levels, params, self.timing(params))
+
+
+@dataclass(frozen=True)
+class Uniform(Recovery):
+    """One threshold for all groups, in the unit of the method's rule."""
+
+    low: float = 0.0
+    high: float = 0.95
+    needs_profile: bool = False
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        _pools(terrain)
+        threshold = {"threshold": FloatDistribution(self.low, self.high)}
+        return {**threshold, **block_dimension(terrain), **self.recovery()}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
+        return {"threshold": level, **block_first(terrain), **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        levels = {group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]}
+        return _proposal(terrain, levels, params, self.timing(params))
+
+
+@dataclass(frozen=True)
+class Patterns(Recovery):
+    """For methods of N:M: whether each weight tensor gets the pattern. There is no threshold to search."""
+
+    needs_profile: bool = False
+
+    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
+        if any(group.kind != "pattern" for group in terrain.structure.groups):
+            raise ConfigError("space=patterns is for methods of granularity pattern (N:M); take space=allocation")
+        applied: dict[str, BaseDistribution] = {
+            f"pattern.{group.name}": CategoricalDistribution((True, False)) for group in terrain.structure.groups
+        }
+        return {**applied, **self.recovery()}
+
+    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+        """The tensors with the most effective MACs first, until the target is met or all have the pattern."""
+        kept = terrain.structure.sizes
+        saved = []
+        for index in range(len(kept)):
+            alone = terrain.structure.sizes
+            alone[index] = 0
+            saved.append(terrain.dense_macs - terrain.macs(alone))
+        for index in np.argsort(-np.array(saved), kind="stable"):
+            if terrain.macs(kept) <= flops_ratio * terrain.dense_macs:
+                break
+            kept[index] = 0
+        applied = {f"pattern.{g.name}": bool(kept[i] == 0) for i, g in enumerate(terrain.structure.groups)}
+        return {**applied, **self.first(terrain.units)}
+
+    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+        levels = {group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups}
+        return Proposal((Cut(levels, "quantile", False),), self.timing(params))
+
+
+def _pools(terrain: Terrain) -> dict[str, list[str]]:
+    """Names of the groups that share a threshold, under the name of the first and how many more there are."""
+    groups = terrain.structure.groups
+    if any(group.kind == "pattern" for group in groups):
+        raise ConfigError("N:M has no threshold; take space=patterns")
+    pools = [[i] for i in range(terrain.widths)] if terrain.pools is None else terrain.pools
+    found = {}
+    for pool in pools:
+        names = [groups[i].name for i in pool if i < terrain.widths]
+        if names:
+            found[names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")] = names
+    return found
+
+
+def _proposal(terrain: Terrain, levels: dict[str, float], params: Params, timing: Timing) -> Proposal:
+    levels = _at_most_all_but_one(terrain, levels)
+    gone = {terrain.structure.groups[i].name for i in terrain.blocks[: params.get("blocks", 0)]}
+    blocks = {terrain.structure.groups[i].name: _block_level(terrain, i, gone) for i in sorted(terrain.blocks)}
+    return Proposal((Cut({**levels, **blocks}, terrain.rule, terrain.pools is not None),), timing)
+
+
+def _block_level(terrain: Terrain, index: int, gone: set[str]) -> float:
+    """A threshold that drops a block, whatever the rule, or keeps it."""
+    group = terrain.structure.groups[index]
+    if group.name not in gone:
+        return 0.0
+    return 1.0 if terrain.rule == "quantile" else float("inf")
+
+
+def _uniform_threshold(terrain: Terrain, flops_ratio: float, low: float, high: float) -> float:
+    """The lowest common threshold within [low, high] that meets the target; `high` where none does."""
+    groups, full = terrain.structure.groups, terrain.structure.full()
+
+    def kept(level: float) -> Counts:
+        levels = _at_most_all_but_one(terrain, {group.name: level for group in groups[: terrain.widths]})
+        try:
+            found = counts(terrain.structure, terrain.scores, full, levels, terrain.rule, terrain.pools)
+        except PlanError:  # above some group's best score: further than any plan may go
+            return np.zeros(len(groups), dtype=np.int64)
+        return terrain.round(found)
+
+    return lowest_level(kept, terrain.macs, int(flops_ratio * terrain.dense_macs), low, high)
+
+
+def _at_most_all_but_one(terrain: Terrain, levels: Mapping[str, float]) -> dict[str, float]:
+    """Under the quantile rule a small group keeps its last unit; what other rules empty is known by score only."""
+    if terrain.rule != "quantile" or terrain.pools is not None:
+        return dict(levels)
+    sizes = {group.name: group.size for group in terrain.structure.groups}
+    return {name: min(level, 1.0 - 1.0 / sizes[name]) for name, level in levels.items()}
