@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,11 +124,16 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": Depthwise,
     "grouped": Grouped,
     "dense": Dense,
+    "blocks": lambda: SmallResNet(10, width=4, blocks=2),
     "encoder": Encoder,
+    "head_dim": Encoder,
     "attention": Attention,
     "recurrent": Recurrent,
     "frozen": _frozen,
 }
+
+OPTIONS: dict[str, dict[str, Any]] = {"blocks": {"depth": True}, "head_dim": {"attention": "head_dim"}}
+"""How to discover a model, where it is not the default."""
 
 
 def make(name: str) -> nn.Module:
@@ -145,4 +151,4 @@ def make(name: str) -> nn.Module:
 
 @cache
 def structure_of(name: str) -> Structure:
-    return discover(make(name).float(), (torch.zeros(1, 1, 8, 8),))
+    return discover(make(name).float(), (torch.zeros(1, 1, 8, 8),), **OPTIONS.get(name, {}))

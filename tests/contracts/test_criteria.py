@@ -140,7 +140,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 def test_every_kind_of_coupling_is_there() -> None:
     kinds = {group.kind for name in MAKERS for group in structure_of(name).groups}
-    assert {"channel", "neuron", "head", "conv_group", "recurrent"} <= kinds
+    assert {"channel", "neuron", "head", "head_dim", "conv_group", "recurrent", "block"} <= kinds
     assert len(METHODS) >= 20
 
 
@@ -150,7 +150,7 @@ def test_scores_are_one_finite_number_per_unit(method: str, case: Case) -> None:
     assert scores.dtype == np.float64
     assert np.isfinite(scores).all()
     # a group that is 0 throughout would be pruned blindly
-    assert all(scores[group.units].any() for group in case.structure.groups)
+    assert all(scores[group.units].any() == (group.kind != "block") for group in case.structure.groups)
 
 
 def test_scores_are_the_same_twice_and_leave_the_model_alone(method: str, case: Case) -> None:
@@ -221,6 +221,8 @@ def test_a_dead_unit_comes_last(method: str, case: Case) -> None:
     kill(case)
     scores = build(method)(case.model, case.structure, calibration())
     for group in case.structure.groups:
+        if not group.members:
+            continue
         if method == "gradient" and not group.mask_exact:
             continue  # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead one
         assert scores[group.start + 1] <= scores[group.units].min() + 1e-12, group.name
@@ -257,13 +259,14 @@ def test_weights_follow_the_units_when_they_are_permuted(weighing: str, case: Ca
 
 def test_a_pruned_model_is_scored_in_dense_ids(method: str, case: Case) -> None:
     keep = half(case.structure)
-    smaller = remove(case.model, case.structure, keep)
-    scores = build(method)(smaller, case.structure.restrict(keep), calibration())
+    structure = case.structure.restrict(keep)
+    scores = build(method)(remove(case.model, case.structure, keep), structure, calibration())
     assert scores.shape == keep.shape
     assert np.isfinite(scores).all()
     assert not scores[~keep].any()
-    # a unit left alone in its group has no distance to others
-    assert all(scores[group.units].any() for group in case.structure.groups if keep[group.units].sum() > 1)
+    # a unit left alone in its group has no distance to others, and what went with a block has no members
+    several = [group for group in structure.groups if group.members and keep[group.units].sum() > 1]
+    assert all(scores[group.units].any() for group in several)
 
 
 def test_weights_are_one_finite_number_each(weighing: str, case: Case) -> None:
