@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.errors import ConfigError
+from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients, require_all
 from lightning_modules.pruning.criteria.members import (
@@ -59,8 +59,15 @@ class Movement:
         twin, total = copy.deepcopy(model), dict[str, Tensor]()
         moving = {name: p for name, p in twin.named_parameters() if p.is_floating_point()}
         with scoring(twin, calibration.seed):
-            for _ in range(self.steps):
+            sound = True
+            for step in range(self.steps):
                 found = mean_gradients(twin, moving, calibration)
+                before, sound = sound, all(bool(gradient.isfinite().all()) for gradient in found.values())
+                if step and before and not sound:
+                    raise PlanError(
+                        f"gradient descent must stay finite; with method.criterion.lr {self.lr:g} it diverges in step "
+                        f"{step + 1} of {self.steps}; lower it"
+                    )
                 accumulate(total, {n: -moving[n].double() * found[n] for n in names if n in found}, 1.0)
                 with torch.no_grad():
                     for name, gradient in found.items():
