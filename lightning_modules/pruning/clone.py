@@ -43,6 +43,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind is dict or kind is OrderedDict:
         twin: dict[Any, Any] = kind()
         memo[id(value)] = twin
+        if not value:
+            return twin
         for key, item in value.items():
             twin[key] = _value(item, memo)
         return twin

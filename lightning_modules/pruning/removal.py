@@ -22,7 +22,10 @@ def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     Values are bit-identical to those kept, in fresh contiguous tensors; `model` is left as it was.
     Errors: PlanError if `keep` has another shape, empties a group, or `structure` is that of another model.
     """
-    return rebuild(model, slices(model, structure, keep), blocks_dropped(structure, keep), structure.attention)
+    named = _named(model)
+    with torch.no_grad():
+        tensors = {name: select(named[name], cuts) for name, cuts in _selections(named, structure, keep).items()}
+    return _rebuild(model, named, tensors, blocks_dropped(structure, keep), structure.attention)
 
 
 def check(structure: Structure, keep: Keep) -> None:
@@ -39,9 +42,9 @@ def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tens
 
     Errors: as in `remove`.
     """
-    tensors = _named(model)
+    named = _named(model)
     with torch.no_grad():
-        return {name: select(tensors[name], cuts) for name, cuts in selections(model, structure, keep).items()}
+        return {name: select(named[name], cuts) for name, cuts in _selections(named, structure, keep).items()}
 
 
 def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
@@ -49,21 +52,32 @@ def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, 
 
     Errors: as in `remove`.
     """
+    return _selections(_named(model), structure, keep)
+
+
+def _selections(tensors: Mapping[str, Tensor], structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
     _validate(structure, keep)
-    tensors, gone = _named(model), blocks_dropped(structure, keep)
-    cuts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors if not inside(name, gone)}
+    gone = blocks_dropped(structure, keep)
+    firsts = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    cuts: dict[str, list[tuple[int, Tensor]]] = {
+        name: [] for name, tensor in tensors.items() if firsts[id(tensor)] == name and not inside(name, gone)
+    }
+    known: dict[int, Tensor | None] = {}
     for (name, dim), row in structure.table.items():
         if inside(name, gone):
             continue
-        if name not in tensors or tensors[name].shape[dim] != len(row):
-            found = list(tensors[name].shape) if name in tensors else "nothing"
+        if name not in cuts or tensors[name].shape[dim] != len(row):
+            found = list(tensors[name].shape) if name in cuts else "nothing"
             raise PlanError(
                 f"the structure must be that of the model: it has {len(row)} positions on axis {dim} of {name}, the "
                 f"model {found}; for a pruned model pass structure.restrict(its keep)"
             )
-        kept = (row < 0) | keep[row]
-        if not kept.all():
-            cuts[name].append((dim, torch.from_numpy(np.flatnonzero(kept))))
+        if id(row) not in known:  # Discovery gives equal axes one array.
+            kept = np.flatnonzero((row < 0) | keep[row])
+            known[id(row)] = torch.from_numpy(kept) if len(kept) < len(row) else None
+        index = known[id(row)]
+        if index is not None:
+            cuts[name].append((dim, index))
     return cuts
 
 
@@ -93,10 +107,20 @@ def rebuild(
     keep `requires_grad`, shared ones stay shared; gradients are not copied.
     Errors: PlanError for a name the model does not have or a tensor with another number of dimensions.
     """
-    memo = _identities(model, dropped)
+    return _rebuild(model, _named(model), tensors, dropped, attention)
+
+
+def _rebuild(
+    model: nn.Module,
+    named: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    dropped: Sequence[str],
+    attention: AttentionUnit,
+) -> nn.Module:
+    memo = _identities(model, dropped) if dropped else {}
     aliases: dict[int, list[str]] = {}
     originals: dict[int, Tensor] = {}
-    for name, tensor in _named(model, duplicates=True).items():
+    for name, tensor in named.items():
         if inside(name, dropped):
             continue
         aliases.setdefault(id(tensor), []).append(name)
@@ -131,9 +155,17 @@ def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
     return {id(modules[path]): nn.Identity().train(modules[path].training) for path in paths}
 
 
-def _named(model: nn.Module, duplicates: bool = False) -> dict[str, Tensor]:
-    named = dict(model.named_parameters(remove_duplicate=not duplicates))
-    return {**named, **dict(model.named_buffers(remove_duplicate=not duplicates))}
+def _named(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Every name of every parameter and buffer, in the order of `named_modules`.
+
+    One walk of our own: the generators of `nn.Module` take longer than cutting a small model.
+    """
+    held = (*module._parameters.items(), *module._buffers.items())
+    named = {prefix + name: tensor for name, tensor in held if tensor is not None}
+    for name, child in module._modules.items():
+        if child is not None:
+            named.update(_named(child, f"{prefix}{name}."))
+    return named
 
 
 def _validate(structure: Structure, keep: Keep) -> None:

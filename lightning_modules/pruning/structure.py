@@ -134,7 +134,9 @@ class Structure:
         Tensors of dropped blocks have no rows and are no members.
         """
         gone = dropped(self, keep)
-        rows = {axis: row[(row < 0) | keep[row]] for axis, row in self.table.items() if not inside(axis[0], gone)}
+        known = {id(row): row for row in self.table.values()}
+        shorter = {key: row[(row < 0) | keep[row]] for key, row in known.items()}
+        rows = {axis: shorter[id(row)] for axis, row in self.table.items() if not inside(axis[0], gone)}
         if not gone:
             return replace(self, table=rows)
         left = (tuple(m for m in group.members if not inside(m.tensor, gone)) for group in self.groups)

@@ -35,11 +35,12 @@ def assemble(trace: Trace) -> Structure:
         trace.labels.freeze(np.array(members), "all its channels live and die together")
     reasons = trace.labels.reasons()
     units = {root: unit for unit, root in enumerate(root for members in clusters for root in members)}
-    table = {}
+    table: dict[Axis, Row] = {}
+    rows: dict[bytes, Row] = {}
     for axis, ids in roots.items():
         row = np.array([units.get(int(root), -1) for root in ids], dtype=np.int32)
         if (row >= 0).any():
-            table[axis] = row
+            table[axis] = rows.setdefault(row.tobytes(), row)
     blocks = {path: len(units) + index for index, path in enumerate(trace.blocks)}
     prunable = {name for name, dim in trace.producers if (name, dim) in table}
     return Structure(
