@@ -55,7 +55,7 @@ def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, 
     return _selections(_named(model), structure, keep)
 
 
-def _selections(tensors: Mapping[str, Tensor], structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
+def _selections(tensors: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
     _validate(structure, keep)
     gone = blocks_dropped(structure, keep)
     firsts = {id(tensor): name for name, tensor in reversed(tensors.items())}
