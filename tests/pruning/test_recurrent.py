@@ -196,6 +196,19 @@ def test_a_projected_state_and_a_state_from_outside_keep_their_sizes_and_say_so(
     assert [g.name for g in discover(Given(), (x,)).groups] == ["before", "rnn"]
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_packed_sequence_keeps_the_layer_whole_says_so_and_costs_its_steps(kind: type[nn.RNNBase]) -> None:
+    """`torch.export` refuses it; without `lengths` the same model is taken apart, see above."""
+    model = Net(kind, _last, HIDDEN, batch_first=True)
+    structure = discover(model, (torch.randn(2, STEPS, 4), torch.tensor([4, 3])))
+    assert structure.source == "torch_pruning"
+    assert structure.prunable_layers == 0
+    assert "recurrent" in reasons(structure)["rnn"]
+    gates = {"LSTM": 4, "GRU": 3}.get(model.rnn.mode, 1)
+    recurrent = 4 * gates * HIDDEN * (INPUTS + HIDDEN)
+    assert Cost(structure).macs(structure.sizes) == recurrent + STEPS * 4 * INPUTS + HIDDEN * 3
+
+
 def test_a_state_handed_on_ties_the_layers_it_passes() -> None:
     class Translator(nn.Module):
         def __init__(self) -> None:

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.discovery.tracer import canonical_names
+from lightning_modules.pruning.structure import Skipped
 
 LAYERS = (_ConvNd, nn.Linear)
 
 
 def dependency_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
-    """Ties between axes as torch-pruning sees them; MACs of convolutions and linear layers only.
+    """Ties between axes as torch-pruning sees them; MACs of convolutions, linear and recurrent layers only.
 
     Outputs of the model are not known here: verification finds and freezes them.
     Errors: whatever torch-pruning raises.
@@ -32,26 +34,52 @@ def dependency_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
     paths = {id(module): path for path, module in twin.named_modules()}
     _weights(trace, paths)
     inner: dict[str, Ids] = {}
-    for group in _groups(twin, inputs):
+    for layer, group in _groups(twin, inputs):
+        if isinstance(group, Exception):
+            reason = f"torch-pruning fails on it ({type(group).__name__}: {group})"
+            trace.labels.freeze(_layer_axis(trace, layer, paths[id(layer)], True, inner), reason)
+            continue
         root = _axis(trace, group[0].dep, paths, inner)
         for item in group if root is not None else ():
             ids = _axis(trace, item.dep, paths, inner)
             if ids is not None and root is not None and len(item.idxs) == len(item.root_idxs):
-                trace.labels.union(ids[np.asarray(item.idxs)], root[np.asarray(item.root_idxs)])
+                if max(item.idxs) < len(ids) and max(item.root_idxs) < len(root):
+                    trace.labels.union(ids[np.asarray(item.idxs)], root[np.asarray(item.root_idxs)])
+                else:
+                    trace.labels.freeze(root, f"torch-pruning ties it to positions that {item.dep.target.name} lacks")
     _norms(trace, paths)
     _grouped(trace, paths, inner)
     _macs(trace, paths, inputs)
+    for module, path in ((m, paths[id(m)]) for m in twin.modules() if isinstance(m, nn.RNNBase)):
+        trace.notes.setdefault(Skipped(path, f"torch-pruning does not follow the recurrent layer {path}"))
+        for name in (n for n, p in module.named_parameters() if p.dim() > 1):
+            trace.weights.setdefault(trace.names[f"{path}.{name}"])
     return trace
 
 
-def _groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[Any]:
+def _groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[tuple[nn.Module, Any]]:
+    """(layer, its group or the exception that torch-pruning raised), once for layers whose outputs go together."""
     import torch_pruning as tp  # Optional at run time and slow to import: only here, only when needed.
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
         graph.build_dependency(model, example_inputs=inputs, verbose=False)
-        yield from graph.get_all_groups(root_module_types=[*LAYERS])
+        visited: set[int] = set()
+        for layer in [m for m in graph.module2node if isinstance(m, LAYERS)]:
+            pruner = graph.get_pruner_of_module(layer)
+            if id(layer) in visited:
+                continue
+            try:
+                outputs = list(range(pruner.get_out_channels(layer)))
+                group = graph.get_pruning_group(layer, pruner.prune_out_channels, outputs)
+            except Exception as error:  # Recurrent layers break its bookkeeping in several ways.
+                yield layer, error
+                continue
+            visited.update(
+                id(item.dep.target.module) for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)
+            )
+            yield layer, group
 
 
 def _weights(trace: Trace, paths: dict[int, str]) -> None:
@@ -132,6 +160,8 @@ def _macs(trace: Trace, paths: dict[int, str], inputs: tuple[Tensor, ...]) -> No
     for module in trace.model.modules():
         if isinstance(module, LAYERS):
             handles.append(module.register_forward_hook(_counter(trace, paths[id(module)])))
+        elif isinstance(module, nn.RNNBase):
+            handles.append(module.register_forward_hook(_steps(trace, paths[id(module)])))
     with torch.no_grad():
         trace.model(*inputs)
     for handle in handles:
@@ -156,5 +186,19 @@ def _counter(trace: Trace, path: str) -> Any:
             labels[1] = ""
         trace.path = path
         trace.multiply(path, list(weight.shape[:2]), labels, positions * math.prod(weight.shape[2:]), name)
+
+    return count
+
+
+def _steps(trace: Trace, path: str) -> Any:
+    """The same for a recurrent layer, whose input may be packed: every weight once per step."""
+
+    def count(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        data = args[0].data if isinstance(args[0], PackedSequence) else args[0]
+        trace.path = path
+        for name, weight in module.named_parameters():
+            if weight.dim() > 1:
+                macs = math.prod(data.shape[:-1]) * weight.numel()
+                trace.multiply(path, [], [], macs, trace.names[f"{path}.{name}"])
 
     return count
