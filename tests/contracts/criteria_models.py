@@ -1,17 +1,21 @@
-"""One tiny model per way in which layers are coupled; all take (N, 1, 8, 8) and give 10 logits."""
+"""One tiny model per way in which layers are coupled, and what to do to its units; input (N, 1, 8, 8), 10 logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.discovery import discover
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.thresholds import choose
 
 
 class Plain(nn.Module):
@@ -152,3 +156,51 @@ def make(name: str) -> nn.Module:
 @cache
 def structure_of(name: str) -> Structure:
     return discover(make(name).float(), (torch.zeros(1, 1, 8, 8),), **OPTIONS.get(name, {}))
+
+
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    structure: Structure
+
+
+def permute(case: Case, order: npt.NDArray[np.intp]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Moves unit `order[u]` to the place of `u`, in place; per tensor, what it did to it."""
+    moves: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, dim), row in case.structure.table.items():
+        places = np.arange(len(row))
+        for unit in np.unique(row[row >= 0]):
+            places[row == unit] = np.flatnonzero(row == order[unit])
+        moves.setdefault(name, []).append((dim, torch.from_numpy(places)))
+
+    def move(name: str) -> Callable[[Tensor], Tensor]:
+        def moved(tensor: Tensor) -> Tensor:
+            for dim, places in moves.get(name, []):
+                tensor = tensor.index_select(dim, places)
+            return tensor
+
+        return moved
+
+    did = {name: move(name) for name in case.model.state_dict()}
+    with torch.no_grad():
+        for name, tensor in case.model.state_dict().items():
+            tensor.copy_(did[name](tensor))
+    return did
+
+
+def within_groups(structure: Structure) -> npt.NDArray[np.intp]:
+    rng = np.random.default_rng(0)
+    return np.concatenate([group.start + rng.permutation(group.size) for group in structure.groups])
+
+
+def half(structure: Structure) -> Keep:
+    return choose(structure, np.random.default_rng(1).random(structure.n_units), structure.full(), structure.sizes // 2)
+
+
+def kill(case: Case, place: int = 1) -> None:
+    """All weights of one unit of every group are zero."""
+    state = case.model.state_dict()
+    for group in case.structure.groups:
+        for member in group.members:
+            row = torch.from_numpy(case.structure.table[member.tensor, member.dim])
+            state[member.tensor].index_fill_(member.dim, torch.nonzero(row == group.start + place)[:, 0], 0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +11,54 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from criteria_models import MAKERS, make, structure_of
-from torch import Tensor, nn
+from criteria_models import MAKERS, Case, half, kill, make, permute, structure_of, within_groups
+from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Keep, Structure
-from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import Recipe
 
 
-def of_units() -> dict[str, dict[str, Any]]:
-    """The YAMLs of one criterion on units: not those of single weights, nor those that choose among others."""
-    found = {}
-    for path in sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")):
+def criterion_of(recipe: Mapping[str, Any]) -> Any:
+    return Recipe.from_json(recipe).build()
+
+
+def recipes(*granularities: str) -> dict[str, dict[str, Any]]:
+    """Criteria of the YAMLs, each once, by the shortest name; those that choose among other methods have none."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"), key=lambda p: (len(p.stem), p)):
         data = yaml.safe_load(path.read_text())
-        if data.get("criterion") and not data.get("among") and data.get("granularity", "unit") == "unit":
+        data = data.get("method", data)  # a YAML that sets more than the method has it one level down
+        fits = not data.get("among") and data.get("granularity", "unit") in granularities
+        if fits and data.get("criterion") and criterion_of(data["criterion"]) not in map(criterion_of, found.values()):
             found[path.stem] = data["criterion"]
-    return found
+    return dict(sorted(found.items()))
 
 
-METHODS = of_units()
-WEIGHTS = [name for name, recipe in METHODS.items() if hasattr(Recipe.from_json(recipe).build(), "weights")]
+METHODS = recipes("unit")
+WEIGHTS = {
+    name: recipe
+    for name, recipe in recipes("unit", "weight", "block", "pattern").items()
+    if hasattr(criterion_of(recipe), "weights")
+}
 
-BLIND = {"random"}
-DATA_FREE = {"random", "l1", "l2", "linf", "lamp", "bn_scale", "fpgm", "cosine", "synflow"}
+BLIND = {"Random"}
+DATA_FREE = {"Random", "Magnitude", "Lamp", "BnScale", "GeometricMedian", "Cosine", "SynFlow"}
 # where a dead unit (all its weights zero) need not come last
 DEAD_MAY_STAY = {
-    "random": "looks at nothing",
-    "fpgm": "a distance: from others that all lie on one side, zero is the farthest",
-    "grasp": "scores of either sign: others would raise the gradient flow by going",
-    "movement": "scores of either sign: others move towards zero",
-    "ablation": "the loss may fall when others go; with slices it shares the score of its neighbours",
+    "Random": "looks at nothing",
+    "GeometricMedian": "a distance: from others that all lie on one side, zero is the farthest",
+    "Grasp": "scores of either sign: others would raise the gradient flow by going",
+    "Movement": "scores of either sign: others move towards zero",
+    "Ablation": "the loss may fall when others go; with slices it shares the score of its neighbours",
 }
 DEAD_WEIGHT_MAY_STAY = {
-    "random": "looks at nothing",
-    "gradient": "a zero weight may have the largest gradient: regrowth lives on that",
-    "grasp": "scores of either sign",
-    "movement": "scores of either sign, and a zero weight moves away from zero",
+    "Random": "looks at nothing",
+    "Gradient": "a zero weight may have the largest gradient: regrowth lives on that",
+    "Grasp": "scores of either sign",
+    "Movement": "scores of either sign, and a zero weight moves away from zero",
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    model: nn.Module
-    structure: Structure
 
 
 @pytest.fixture(params=sorted(MAKERS))
@@ -75,7 +77,15 @@ def weighing(request: pytest.FixtureRequest) -> str:
 
 
 def build(method: str) -> Any:
-    return Recipe.from_json(METHODS[method]).build()
+    return criterion_of(METHODS[method])
+
+
+def weigh(weighing: str) -> Any:
+    return criterion_of(WEIGHTS[weighing])
+
+
+def kind(criterion: Any) -> str:
+    return type(criterion).__name__
 
 
 def calibration(seed: int = 0, count: int = 3, dtype: torch.dtype = torch.float64) -> Calibration:
@@ -89,48 +99,6 @@ def calibration(seed: int = 0, count: int = 3, dtype: torch.dtype = torch.float6
 
 def names_of(case: Case) -> list[str]:
     return [name for name, parameter in case.model.named_parameters() if parameter.dim() >= 2]
-
-
-def permute(case: Case, order: np.ndarray) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Moves unit `order[u]` to the place of `u`, in place; per tensor, what it did to it."""
-    moves: dict[str, list[tuple[int, Tensor]]] = {}
-    for (name, dim), row in case.structure.table.items():
-        places = np.arange(len(row))
-        for unit in np.unique(row[row >= 0]):
-            places[row == unit] = np.flatnonzero(row == order[unit])
-        moves.setdefault(name, []).append((dim, torch.from_numpy(places)))
-
-    def move(name: str) -> Callable[[Tensor], Tensor]:
-        def moved(tensor: Tensor) -> Tensor:
-            for dim, places in moves.get(name, []):
-                tensor = tensor.index_select(dim, places)
-            return tensor
-
-        return moved
-
-    did = {name: move(name) for name in case.model.state_dict()}
-    with torch.no_grad():
-        for name, tensor in case.model.state_dict().items():
-            tensor.copy_(did[name](tensor))
-    return did
-
-
-def within_groups(structure: Structure) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return np.concatenate([group.start + rng.permutation(group.size) for group in structure.groups])
-
-
-def half(structure: Structure) -> Keep:
-    return choose(structure, np.random.default_rng(1).random(structure.n_units), structure.full(), structure.sizes // 2)
-
-
-def kill(case: Case, place: int = 1) -> None:
-    """All weights of one unit of every group are zero."""
-    state = case.model.state_dict()
-    for group in case.structure.groups:
-        for member in group.members:
-            row = torch.from_numpy(case.structure.table[member.tensor, member.dim])
-            state[member.tensor].index_fill_(member.dim, torch.nonzero(row == group.start + place)[:, 0], 0.0)
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -159,7 +127,7 @@ def test_scores_are_the_same_twice_and_leave_the_model_alone(method: str, case: 
 
 def test_weights_are_the_same_twice_and_leave_the_model_alone(weighing: str, case: Case) -> None:
     def flat() -> np.ndarray:
-        found = build(weighing).weights(case.model, names_of(case), calibration())
+        found = weigh(weighing).weights(case.model, names_of(case), calibration())
         return np.concatenate([value.flatten().numpy() for value in found.values()])
 
     untouched(case, flat)
@@ -202,8 +170,8 @@ def test_scores_do_not_depend_on_the_order_of_batches(method: str, case: Case) -
 def test_weights_do_not_depend_on_the_order_of_batches(weighing: str, case: Case) -> None:
     forward = calibration()
     backward = replace(forward, batches=forward.batches[::-1])
-    first = build(weighing).weights(case.model, names_of(case), forward)
-    second = build(weighing).weights(case.model, names_of(case), backward)
+    first = weigh(weighing).weights(case.model, names_of(case), forward)
+    second = weigh(weighing).weights(case.model, names_of(case), backward)
     for name in first:
         assert_same(second[name], first[name])
 
@@ -212,34 +180,34 @@ def test_all_batches_count_where_data_counts(method: str, case: Case) -> None:
     whole = calibration(count=3)
     other = replace(whole, batches=[*whole.batches[:2], calibration(count=4).batches[3]])
     first, second = (build(method)(case.model, case.structure, c) for c in (whole, other))
-    assert (first == second).all() == (method in DATA_FREE)
+    assert (first == second).all() == (kind(build(method)) in DATA_FREE)
 
 
 def test_a_dead_unit_comes_last(method: str, case: Case) -> None:
-    if method in DEAD_MAY_STAY:
-        pytest.skip(DEAD_MAY_STAY[method])
+    if kind(build(method)) in DEAD_MAY_STAY:
+        pytest.skip(DEAD_MAY_STAY[kind(build(method))])
     kill(case)
     scores = build(method)(case.model, case.structure, calibration())
     for group in case.structure.groups:
         if not group.members:
             continue
-        if method == "gradient" and not group.mask_exact:
+        if kind(build(method)) == "Gradient" and not group.mask_exact:
             continue  # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead one
         assert scores[group.start + 1] <= scores[group.units].min() + 1e-12, group.name
 
 
 def test_a_zero_weight_comes_last(weighing: str, case: Case) -> None:
-    if weighing in DEAD_WEIGHT_MAY_STAY:
-        pytest.skip(DEAD_WEIGHT_MAY_STAY[weighing])
+    if kind(weigh(weighing)) in DEAD_WEIGHT_MAY_STAY:
+        pytest.skip(DEAD_WEIGHT_MAY_STAY[kind(weigh(weighing))])
     with torch.no_grad():
         for name in names_of(case):
             case.model.get_parameter(name).flatten()[3] = 0.0
-    for score in build(weighing).weights(case.model, names_of(case), calibration()).values():
+    for score in weigh(weighing).weights(case.model, names_of(case), calibration()).values():
         assert score.flatten()[3] == score.min() == 0.0
 
 
 def test_scores_follow_the_units_when_they_are_permuted(method: str, case: Case) -> None:
-    if method in BLIND:
+    if kind(build(method)) in BLIND:
         pytest.skip(f"{method} does not look at the weights")
     before = build(method)(case.model, case.structure, calibration())
     order = within_groups(case.structure)
@@ -248,11 +216,11 @@ def test_scores_follow_the_units_when_they_are_permuted(method: str, case: Case)
 
 
 def test_weights_follow_the_units_when_they_are_permuted(weighing: str, case: Case) -> None:
-    if weighing in BLIND:
+    if kind(weigh(weighing)) in BLIND:
         pytest.skip(f"{weighing} does not look at the weights")
-    before = build(weighing).weights(case.model, names_of(case), calibration())
+    before = weigh(weighing).weights(case.model, names_of(case), calibration())
     did = permute(case, within_groups(case.structure))
-    after = build(weighing).weights(case.model, names_of(case), calibration())
+    after = weigh(weighing).weights(case.model, names_of(case), calibration())
     for name in before:
         assert_same(after[name], did[name](before[name]))
 
@@ -271,7 +239,7 @@ def test_a_pruned_model_is_scored_in_dense_ids(method: str, case: Case) -> None:
 
 def test_weights_are_one_finite_number_each(weighing: str, case: Case) -> None:
     names = names_of(case)
-    found = build(weighing).weights(case.model.float(), names, calibration(dtype=torch.float32))
+    found = weigh(weighing).weights(case.model.float(), names, calibration(dtype=torch.float32))
     assert list(found) == names
     for name, score in found.items():
         weight = case.model.get_parameter(name)
@@ -281,7 +249,7 @@ def test_weights_are_one_finite_number_each(weighing: str, case: Case) -> None:
 
 
 def test_what_is_not_a_number_is_not_hidden(method: str, case: Case) -> None:
-    if method in BLIND:
+    if kind(build(method)) in BLIND:
         pytest.skip(f"{method} does not look at the weights")
     group = case.structure.groups[0]
     with torch.no_grad():
@@ -294,4 +262,4 @@ def test_what_is_not_a_number_is_not_hidden(method: str, case: Case) -> None:
 @pytest.mark.parametrize("method", [name for name, recipe in METHODS.items() if "combine" in recipe])
 def test_an_unknown_way_to_combine_is_refused(method: str) -> None:
     with pytest.raises(ConfigError, match=r"combine must be one of .*'middle'"):
-        Recipe.from_json({**METHODS[method], "combine": "middle"}).build()
+        criterion_of({**METHODS[method], "combine": "middle"})

@@ -35,8 +35,9 @@ def combined(group: Group, rows: Sequence[Scores], how: Combine) -> Scores:
     """One array from one per layer, all of the same shape. Errors: PlanError for a group without any row."""
     if not rows:
         raise PlanError(
-            f"a criterion needs a producing weight that it can score; group '{group.name}' has none (its weights are "
-            "no parameters, or the loss does not reach them); take a criterion that measures something else"
+            f"a criterion needs a producing weight that it can score; group '{group.name}' has none: its weights are "
+            "no parameters, or the loss does not reach them (detach, or heads that run in training only); build the "
+            "model without, or take a criterion on weights alone"
         )
     return _COMBINE[how](np.array(rows))
 

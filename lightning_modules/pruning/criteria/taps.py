@@ -47,7 +47,8 @@ def observe(model: nn.Module, structure: Structure, calibration: Calibration, si
                 return
     raise PlanError(
         f"activations are tapped at convolutions and matrix products with a parameter; group '{groups[0].name}' passes "
-        "none that can be seen (are its weights computed in forward?); take a criterion on weights or gradients"
+        "none that can be seen (weights computed in forward, or heads that run in training only); build the model "
+        "without, or take a criterion on weights alone"
     )
 
 
