@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.errors import PlanError
 from lightning_modules.pruning.structure import AttentionUnit
 
 
@@ -80,21 +81,33 @@ def slim(attention: nn.MultiheadAttention, units: AttentionUnit = "head") -> Non
 
     The fast path of `nn.TransformerEncoderLayer` assumes heads x head_dim = embed_dim; it is switched off where that
     no longer holds.
+    Errors: PlanError if the tensors do not hold whole heads.
     """
     packed = attention.in_proj_weight is not None
     query = attention.in_proj_weight if packed else attention.q_proj_weight
     values = attention.out_proj.weight.shape[1]
     rows = (query.shape[0] - values) // 2 if packed else query.shape[0]
-    wide, scale = attention.head_dim, _scale(attention)
+    wide, wide_v, scale = attention.head_dim, getattr(attention, "head_dim_v", attention.head_dim), _scale(attention)
     if units == "head_dim":
-        attention.head_dim = rows // attention.num_heads
+        attention.head_dim, wide_v = parts(rows, attention.num_heads), parts(values, attention.num_heads)
     else:
-        attention.num_heads = rows // attention.head_dim
+        attention.num_heads = parts(rows, wide)
+        parts(values, wide_v)
     attention.embed_dim = attention.out_proj.weight.shape[0]
     attention.kdim = query.shape[1] if packed else attention.k_proj_weight.shape[1]
     attention.vdim = query.shape[1] if packed else attention.v_proj_weight.shape[1]
     if not rows == values == attention.embed_dim == query.shape[1] or wide != attention.head_dim:
-        _loosen(attention, values // attention.num_heads, scale)
+        _loosen(attention, wide_v, scale)
+
+
+def parts(rows: int, each: int) -> int:
+    """`rows` over `each`. Errors: PlanError if that is not whole, as when width was cut where heads were meant."""
+    if rows % each or not rows:
+        raise PlanError(
+            f"the {rows} rows of an attention projection must be a multiple of {each}; rebuild with the `attention` of "
+            "the structure that cut them"
+        )
+    return rows // each
 
 
 def loosen(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_modules.pruning.attention import head_count, slim
+from lightning_modules.pruning.attention import head_count, parts, slim
 from lightning_modules.pruning.recurrent import resize, resize_cell
 from lightning_modules.pruning.structure import AttentionUnit
 
@@ -86,8 +86,8 @@ def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
     if heads is not None and isinstance(qkv, nn.Linear):
         rows, (width,) = qkv.weight.shape[0] // 3, heads[1]
         if attention == "head":
-            _set(module, rows // width, "num_heads")
-        elif rows // heads[0] != width:
+            _set(module, parts(rows, width), "num_heads")
+        elif parts(rows, heads[0]) != width:
             _set(module, rows // heads[0], "head_dim")
             # The fused kernel scales by the width it sees; the readable path by `scale`, that of the dense model.
             _set(module, False, "fused_attn")

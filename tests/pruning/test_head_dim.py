@@ -12,11 +12,12 @@ from models import apart, build, case, outputs, plan, randomise
 from test_cost import counted
 from torch import Tensor, nn
 
+from lightning_modules.errors import PlanError
 from lightning_modules.pruning.attention import SlimAttention
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.masks import masked
-from lightning_modules.pruning.removal import rebuild, remove
+from lightning_modules.pruning.removal import rebuild, remove, slices
 from lightning_modules.pruning.structure import Structure
 
 NAMES = ["vit", "encoder", "cross_attention", "timm_vit"]
@@ -81,6 +82,9 @@ def test_a_narrow_model_is_cut_again_trained_and_rebuilt_from_its_tensors(name: 
     stored.seek(0)
     fresh = rebuild(build(name)[0].double(), torch.load(stored), attention="head_dim")
     assert apart(outputs(fresh, this.inputs), outputs(small, this.inputs)) < 1e-12
+    program = torch.export.export(small.eval(), this.inputs)
+    with torch.no_grad():
+        assert apart([program.module()(*this.inputs)], outputs(small, this.inputs)) < 1e-10
 
 
 def test_a_width_that_fits_everywhere_still_has_the_dense_scale() -> None:
@@ -111,6 +115,16 @@ def test_a_width_that_fits_everywhere_still_has_the_dense_scale() -> None:
     assert apart(outputs(small, (x,)), outputs(masked(model, structure, keep), (x,))) < 1e-12
     again = discover(small, (x,), attention="head_dim")
     assert again.sizes.tolist() == [8, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["vit", "timm_vit"])
+def test_narrow_heads_are_not_taken_for_fewer_heads(name: str) -> None:
+    this, structure = case(name), narrow(name)
+    group = next(g for g in structure.groups if g.kind == "head_dim")
+    keep = structure.full()
+    keep[group.start] = False
+    with pytest.raises(PlanError, match="`attention` of the structure"):
+        rebuild(build(name)[0].double(), slices(this.model, structure, keep))
 
 
 def test_an_attention_that_scales_by_its_own_width_keeps_it_and_says_so() -> None:
