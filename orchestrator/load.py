@@ -9,6 +9,7 @@ from safetensors.torch import load
 from torch import nn
 
 from lightning_modules.errors import DataError
+from lightning_modules.pruning.activations import ActivationPruning
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.recipe import Recipe
 from orchestrator.search.finished import WEIGHTS, read_plan
@@ -31,4 +32,7 @@ def load_pruned(path: str | Path) -> nn.Module:
     wanted = {name for name in skeleton.state_dict() if not name.startswith(tuple(f"{path}." for path in gone))}
     if set(weights) != wanted:
         raise DataError(f"the weights in {folder} are not those of {document['model']}")
-    return rebuild(skeleton, weights, gone).eval()
+    model = rebuild(skeleton, weights, gone).eval()
+    if (pruned := document.get("activation")) is not None:
+        ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(model)
+    return model

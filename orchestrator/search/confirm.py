@@ -13,13 +13,32 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.phases.latency import latency_ms
+from lightning_modules.phases.sparse import Sparse
+from lightning_modules.pruning.activations import attached
 from lightning_modules.pruning.structure import Keep
-from lightning_modules.pruning.weights import densities, effective_macs
+from lightning_modules.pruning.weights import effective_macs, zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.problem import Problem, example_input, seed_of
 
 Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
+
+    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `int8` what is
+    measured is the quantised model.
+    """
+
+    label: str
+    model: nn.Module
+    keep: Keep
+    source: Any
+    sparse: tuple[str, ...] = ()
+    level: float | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,12 +55,13 @@ class Costs:
         return self.effective_macs if axis == "effective_flops" else self.macs
 
 
-def costs_of(problem: Problem, model: nn.Module, keep: Keep) -> Costs:
-    """`keep` are the dense units that `model` has."""
-    kept = problem.structure.counts(keep)
-    density = densities(model, problem.held(model))
+def costs_of(problem: Problem, candidate: Candidate) -> Costs:
+    """What the candidate costs before it is finetuned further, which changes none of it but measured activations."""
+    structure, model = problem.structure, candidate.model
+    kept = structure.counts(candidate.keep)
     nonzero = sum(int((parameter != 0).sum()) for parameter in model.parameters())
-    effective = effective_macs(problem.structure, keep, density)
+    density = problem.density(model, candidate.sparse, candidate.level)
+    effective = effective_macs(structure, candidate.keep, density)
     return Costs(problem.cost.macs(kept), effective, problem.cost.params(kept), nonzero)
 
 
@@ -66,31 +86,30 @@ class Confirmed:
         return float(np.mean([found[metric] for found in self.validation]))
 
 
-def confirm(
-    problem: Problem, label: str, model: nn.Module, costs: Costs, folder: Path, source: Any, tick: Tick
-) -> tuple[Confirmed, nn.Module | None]:
-    """Finetune copies of `model`, one per seed, and test them; read back from `folder` where `source` is the same.
+def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) -> tuple[Confirmed, nn.Module | None]:
+    """Finetune copies of the candidate, one per seed, and test them; or read them back from `folder`.
 
-    `source` is plain data that says where the model came from. The model returned is the
-    seed with the best validation quality, None when nothing had to be trained.
+    The model returned is the seed with the best validation quality, None when nothing had to be trained.
     """
-    how = problem.settings.phases.confirm
-    if (stored := confirmed_before(problem, label, folder, source)) is not None:
+    how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
+    if (stored := confirmed_before(problem, label, folder, candidate.source)) is not None:
         return stored, None
     validation, test, models = [], [], []
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
-        copied = copy.deepcopy(model)
-        problem.finetune(copied, how.units, seed_of(problem.settings.seed, 4, seed), lr_factor=how.lr_factor)
-        validation.append(problem.validate(copied))
-        test.append(problem.test(copied))
+        copied = copy.deepcopy(candidate.model)
+        held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
+        seeded = seed_of(problem.settings.seed, 4, seed)
+        problem.finetune(copied, how.units, seeded, lr_factor=how.lr_factor, callbacks=held, level=level)
+        validation.append(problem.validate(copied, level))
+        test.append(problem.test(copied, level))
         models.append(copied.eval())
     best = _best(problem, validation)
-    with problem.timed("evaluation"):
+    with problem.timed("evaluation"), attached(models[best], problem.activation(level)):
         latency = latency_ms(models[best], example_input(problem.data).to(problem.device))
-    found = Confirmed(tuple(validation), tuple(test), best, latency, costs)
+    found = Confirmed(tuple(validation), tuple(test), best, latency, costs_of(problem, candidate))
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"key": _key(problem, source), **asdict(found)}
+    record = {"key": _key(problem, candidate.source), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, dropped
-from lightning_modules.pruning.weights import densities, effective_macs
+from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.search.finished import (
     PLAN,
     WEIGHTS,
@@ -93,7 +93,7 @@ class Evaluator:
         weights = load_file(self.models / str(parent.number) / WEIGHTS)
         gone = dropped(problem.structure, parent.keep)
         model = rebuild(problem.model, weights, gone).to(problem.device).eval()
-        return Working(model, parent.keep, problem.held(model))
+        return Working(model, parent.keep, zeros_of(model, parent.sparse))
 
     def finished(self) -> list[Finished]:
         """Every whole plan in the folder, also those that other workers or earlier runs left there."""
@@ -134,15 +134,16 @@ class Evaluator:
         kept = structure.counts(working.alive)
         model = working.model.eval()
         density = densities(model, working.masks)
-        found = Wanted(kept, density)
+        found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
         measured = self._measurement("completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        pruned = problem.activation(plan.activation)
         document = {
             "format": 2,
             "trial": number,
             "model": problem.settings.model.without("weights", "pretrained").to_json(),
             "input_shape": list(problem.data.input_shape),
             "macs": problem.cost.macs(kept),
-            "effective_macs": effective_macs(structure, working.alive, density),
+            "effective_macs": effective_macs(structure, working.alive, found.density),
             "params": problem.cost.params(kept),
             "validation": dict(ended.rungs[-1][1]) if ended.rungs else {},
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
@@ -150,6 +151,7 @@ class Evaluator:
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
             "density": density,
+            "activation": None if pruned is None else asdict(pruned),
             "dropped": list(dropped(structure, working.alive)),
         }
         save_plan(self.models / str(number), document, model)

@@ -14,13 +14,14 @@ from lightning_modules.pruning.removal import rebuild
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
-from orchestrator.search.confirm import Confirmed, confirm, confirmed_before, costs_of
+from orchestrator.search.confirm import Candidate, Confirmed, confirm, confirmed_before
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import WEIGHTS, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem
+from orchestrator.search.pruners import WeightPruner
 from orchestrator.search.results import candidates
 from orchestrator.search.study import MEASURED, Study
 
@@ -42,16 +43,16 @@ def confirm_front(
         source = evaluator.models / str(row.number)
         document = read_plan(source)
         model = rebuild(problem.model, load_file(source / WEIGHTS), document["dropped"]).to(problem.device)
-        keep = keep_from_json(document["keep"], problem.structure)
-        result, best = confirm(
-            problem,
+        candidate = Candidate(
             f"trial-{row.number}",
             model,
-            costs_of(problem, model, keep),
-            settings.study.folder / "confirm",
+            keep_from_json(document["keep"], problem.structure),
             document["plan"],
-            progress.tick,
+            tuple(document["density"]),
+            document["plan"]["activation"],
+            document["plan"]["int8"],
         )
+        result, best = confirm(problem, candidate, settings.study.folder / "confirm", progress.tick)
         if best is not None:
             _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds)
         confirmed.append((row, result))
@@ -96,22 +97,22 @@ def _ladder(
         return [_baseline_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
     words = axis_words(problem.axis)
+    first = method.stages[0].pruner
+    sparse = tuple(first.names) if isinstance(first, WeightPruner) else ()
     for rung, model, keep in climb(problem, method, name, rungs):
         progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the {words}")
         if rung.trial not in matched:
             continue
-        costs = costs_of(problem, model, keep)
-        result, _ = confirm(problem, f"{name}-{rung.trial}", model, costs, folder, source, progress.tick)
+        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse)
+        result, _ = confirm(problem, candidate, folder, progress.tick)
         found.append(_baseline_row(problem, name, rung.trial, result))
     return found
 
 
 def _dense(problem: Problem, progress: Progress) -> BaselineRow:
     model: nn.Module = copy.deepcopy(problem.model)
-    costs = costs_of(problem, model, problem.structure.full())
-    folder = problem.settings.study.folder / "confirm"
-    source = [problem.settings.dense_digest()]
-    result, _ = confirm(problem, "dense", model, costs, folder, source, progress.tick)
+    candidate = Candidate("dense", model, problem.structure.full(), [problem.settings.dense_digest()])
+    result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
     return _baseline_row(problem, "dense", None, result)
 
 

@@ -26,6 +26,7 @@ class Finished:
     """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are effective ones.
 
     `has` holds the units kept per group, then the density of each weight tensor; shape (n_groups + n_tensors,).
+    `sparse` names the tensors with weights at zero.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Finished:
     has: Has
     keep: Keep
     ancestors: tuple[int, ...]
+    sparse: tuple[str, ...] = ()
 
 
 def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
@@ -73,7 +75,8 @@ def load_finished(folder: Path, structure: Structure, tensors: Sequence[str] = (
         density = [float(document["density"].get(name, 1.0)) for name in tensors]
         has = np.concatenate([structure.counts(keep).astype(float), density])
         macs = int(document["effective_macs"])
-        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]))
+        sparse = tuple(document["density"])
+        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]), sparse)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"

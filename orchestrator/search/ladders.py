@@ -13,13 +13,15 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
+from lightning_modules.pruning.weights import zeros_of
 from orchestrator.search.allocation import Macs, lowest_level, scaled
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
-from orchestrator.search.pruners import UnitPruner
+from orchestrator.search.pruners import UnitPruner, WeightPruner
 
 Name = Literal["uniform", "random", "global"]
 PLACES = {"uniform": 0, "random": 1, "global": 2}
@@ -61,7 +63,8 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
                 units_alive = keep
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         units = max(1, rung.units - spent)
-        problem.finetune(model, units, seed_of(seed, place))
+        masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
+        problem.finetune(model, units, seed_of(seed, place), callbacks=[Sparse(masks)] if masks else [])
         spent += units
         yield rung, model.eval(), units_alive
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
+from lightning_modules.phases.distillation import AttentionTransfer, Distillation, dense_outputs, teacher
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
@@ -53,10 +53,11 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch)
     distillation = None
-    if (how := settings.phases.finetune.distillation) is not None and how.weight > 0.0:
+    if (how := settings.phases.finetune.distillation) is not None and (how.weight > 0.0 or how.features):
         with progress.timed("evaluation"):
             cached = dense_outputs(model, data.ordered_batches(), device)
-        distillation = Distillation(teacher(model, cached), how.temperature, how.weight)
+        features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
+        distillation = Distillation(teacher(model, cached), how.temperature, how.weight, features)
     rewound = rewound_model(settings, model)
     return Problem(settings, model, data, structure, cost, metrics, distillation, device, progress.timed, rewound)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
 from lightning_modules.phases.recalibration import recalibrate
-from lightning_modules.phases.sparse import Sparse
+from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts, Keep, Structure
-from lightning_modules.pruning.weights import Masks, effective_macs, macs_by_tensor, zeros_of
+from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
 from lightning_modules.recipe import Recipe, locate, nearest
 from orchestrator.settings import OptimizerSettings, Settings
 
@@ -62,6 +62,26 @@ class Problem:
         """Parameters that MACs go through: those of which single weights may be pruned."""
         return list(macs_by_tensor(self.structure, self.structure.full()))
 
+    def activation(self, level: float | None) -> ActivationPruning | None:
+        """Pruning of what all layers but the first are fed; None where the plan has no level."""
+        how = self.settings.method.activation
+        if how is None or level is None:
+            return None
+        return ActivationPruning(how.kind, level, tuple(self.weight_names[1:]))
+
+    def density(self, model: nn.Module, sparse: Sequence[str], level: float | None) -> dict[str, float]:
+        """Share of nonzero weights of each `sparse` tensor, times that of the activations it meets on validation data.
+
+        Activations count where the method prunes them; a model without a level then counts with the zeros it has.
+        """
+        found = densities(model, sparse)
+        if self.settings.method.activation is None:
+            return found
+        with self.timed("evaluation"), attached(model, self.activation(level)):
+            batches = self.data.val_dataloader()
+            fed = activation_densities(model, self.weight_names, batches, self.device)
+        return {name: found.get(name, 1.0) * fed.get(name, 1.0) for name in {**found, **fed}}
+
     @property
     def axis(self) -> str:
         """The cost along which targets, bands and the front are laid out."""
@@ -91,18 +111,19 @@ class Problem:
         on_unit: OnUnit | None = None,
         lr_factor: float = 1.0,
         callbacks: Sequence[Callback] = (),
+        level: float | None = None,
     ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
 
-        Weights at zero stay there where the method prunes single weights, unless `callbacks` see to them.
+        With a `level` activations are pruned meanwhile.
         """
         how = self.settings.phases.finetune
         task = self.task(model)
         task.distillation = self.distillation  # type: ignore[assignment]
         seed_everything(seed)
-        if not any(isinstance(callback, Sparse) for callback in callbacks) and (held := self.held(model)):
-            callbacks = [*callbacks, Sparse(held)]
-        with self.timed("finetune"):
+        features = None if self.distillation is None else self.distillation.features
+        watched = nullcontext() if features is None else features.watching(model)
+        with self.timed("finetune"), attached(model, self.activation(level)), watched:
             fit(
                 task,
                 self.data.train_batches(seed),
@@ -115,11 +136,6 @@ class Problem:
                 callbacks=callbacks,
             )
 
-    def held(self, model: nn.Module) -> Masks:
-        """The masks of a model whose method prunes single weights, by its zeros."""
-        single = any(stage.granularity != "unit" for way in self.settings.method.choices() for stage in way.stages())
-        return zeros_of(model, self.weight_names) if single else {}
-
     def _optimization(self, steps: int, lr_factor: float) -> Optimization:
         how, train = self.settings.phases.finetune, self.settings.phases.train
         if how.lr == "finetune":
@@ -127,13 +143,13 @@ class Problem:
         whole = train.epochs * len(self.data.train_batches(0))
         return replace(optimization(train, lr_factor), rewound=min(1.0, steps / max(1, whole)))
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        with self.timed("evaluation"):
+    def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
+        with self.timed("evaluation"), attached(model, self.activation(level)):
             return evaluate(self.task(model), self.data.val_dataloader(), self.device)
 
-    def test(self, model: nn.Module) -> dict[str, float]:
+    def test(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         """Metrics on test data: for confirmed models only."""
-        with self.timed("evaluation"):
+        with self.timed("evaluation"), attached(model, self.activation(level)):
             return evaluate(self.task(model), self.data.test_dataloader(), self.device)
 
 

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 
 from lightning_modules.phases.carried import Carried
 from lightning_modules.phases.penalised import Penalised
+from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.dense import fresh_model
@@ -17,6 +18,7 @@ from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.pruners import UnitPruner, WeightPruner
 from orchestrator.search.working import Event, Stage, UnitStage, WeightStage, Working, events
+from orchestrator.settings import GuardSettings
 
 
 @dataclass(frozen=True)
@@ -58,54 +60,47 @@ class _Run:
 
     def stage(self, stage: Stage, last: bool) -> bool:
         """All pruning steps of one stage with their finetuning; False where the guard or the search ended the trial."""
-        steps, total = events(self.plan.timing, stage.soft)
-        if steps[0].moment:
-            self.train(steps[0].moment, stage.callbacks(self.working, None, self._seed()), last=False)
-        waiting, good = list(steps), None
-        retries = self.how.guard.retries if self.how.guard else 0
+        lead, waiting = events(self.plan.timing, stage.soft)
+        if lead:
+            self.train(lead, stage.callbacks(self.working, None, self._seed()), last=False)
+        guard, good = self.how.guard, None
+        retries = guard.retries if guard else 0
         while waiting:
             event = waiting.pop(0)
-            before = self.working.copy() if self.how.guard else None
+            before = self.working.copy() if guard else None
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
             self.problem.recalibrate(self.working.model, self.how.recalibration_batches, self._seed())
-            after = (waiting[0].moment if waiting else total) - event.moment
-            if after > 0:
-                self.train(after, stage.callbacks(self.working, event, self._seed()), last and not waiting)
+            if not event.units:
+                continue
+            self.train(event.units, stage.callbacks(self.working, event, self._seed()), last and not waiting)
             if self.reason:
                 return False
-            if before is None or not self.rungs or self._within():
-                good = _Good(self.working.copy(), event.fraction, tuple(self.rungs)) if before is not None else None
+            if guard is None or before is None:
                 continue
-            if not self._guard(before, good, event, waiting, retries):
+            if self._within(guard):
+                good = _Good(self.working.copy(), event.fraction, tuple(self.rungs))
+            elif guard.action == "slow_down" and retries > 0:
+                retries -= 1
+                reached = good.fraction if good else 0.0
+                self.working = before
+                waiting[:0] = [replace(event, fraction=0.5 * (reached + event.fraction)), event]
+            else:
+                self._end(guard, good)
                 return False
-            retries -= 1
         return True
 
-    def _guard(self, before: Working, good: _Good | None, event: Event, waiting: list[Event], retries: int) -> bool:
-        """Whether to go on after a step that lost too much; otherwise the trial ends here."""
-        guard = self.how.guard
-        assert guard is not None
-        quality = self.problem.settings.objectives.quality
-        lost = (
-            f"guard: {quality} {self.rungs[-1][1][quality]:.4f} is more than {guard.tolerance:g} from the dense model's"
-        )
-        if guard.action == "slow_down" and retries > 0:
-            start = good.fraction if good else 0.0
-            half = replace(event, fraction=0.5 * (start + event.fraction))
-            waiting[:0] = [half, event] if event.fraction - start > 0.02 else []
-            if waiting:
-                self.working, self.rungs = before, []
-                return True
+    def _end(self, guard: GuardSettings, good: _Good | None) -> None:
+        """The trial ends with its last good state, or as stopped where there is none or it is not wanted."""
         if guard.action == "stop" or good is None:
-            self.reason = lost
+            quality = self.problem.settings.objectives.quality
+            value = self.rungs[-1][1][quality]
+            self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
             self.working, self.rungs = good.working, list(good.rungs)
-        return False
 
-    def _within(self) -> bool:
-        guard, quality = self.how.guard, self.problem.settings.objectives.quality
-        assert guard is not None
+    def _within(self, guard: GuardSettings) -> bool:
+        quality = self.problem.settings.objectives.quality
         drop = self.problem.sign * (self.problem.dense[quality] - self.rungs[-1][1][quality])
         return drop <= guard.tolerance
 
@@ -123,7 +118,11 @@ class _Run:
 
         carried = Carried(self.working.optimizer) if self.how.carry_optimizer else None
         found = [*callbacks, *([carried] if carried else [])]
-        self.problem.finetune(self.working.model, units, self._seed(), on_unit, callbacks=found)
+        if self.working.masks and not any(isinstance(callback, Sparse) for callback in callbacks):
+            found.append(Sparse(self.working.masks))
+        self.problem.finetune(
+            self.working.model, units, self._seed(), on_unit, callbacks=found, level=self.plan.activation
+        )
         self.working.optimizer = carried.state if carried else None
         self.spent += units
         self.turn += 1
@@ -162,6 +161,8 @@ def run_plan(
                 makers.append(lambda pruner=stage.pruner: UnitStage(pruner, run.working, kept))  # type: ignore[misc]
         elif density:
             makers.append(lambda stage=stage: _weights(problem, stage.settings, run.working, density))  # type: ignore[misc]
+    if not makers:  # activations alone: the weights get used to it
+        run.train(plan.timing.total, [], last=True)
     for place, make in enumerate(makers):
         made = make()
         if isinstance(made, UnitStage):

@@ -19,7 +19,7 @@ from lightning_modules.pruning.plan import Timing
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.schedules import SCHEDULES
 from lightning_modules.pruning.structure import Counts, Keep
-from lightning_modules.pruning.weights import Masks, apply
+from lightning_modules.pruning.weights import Masks, apply, zeros_of
 from orchestrator.search.pruners import UnitPruner, WeightPruner
 
 
@@ -45,10 +45,10 @@ class Working:
 
 @dataclass(frozen=True)
 class Event:
-    """A pruning step after `moment` units of the stage's finetuning, to `fraction` of the way; `hard` ends softness."""
+    """A pruning step to `fraction` of the way, then `units` units of finetuning; a `hard` one ends softness."""
 
-    moment: int
     fraction: float
+    units: int
     hard: bool
 
 
@@ -62,14 +62,15 @@ class Stage(Protocol):
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]: ...
 
 
-def events(timing: Timing, soft: bool) -> tuple[list[Event], int]:
-    """The pruning steps of a stage and its units of finetuning; a soft stage ends with a hard step one unit before."""
+def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
+    """Units of finetuning before the first step, and the steps; a soft stage ends with a hard one, a unit from the end."""
     fractions = [SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)]
-    if not soft:
-        return [Event(m, f, True) for m, f in zip(timing.moments(), fractions, strict=True)], timing.total
-    total = max(2, timing.total)
-    found = [Event(min(m, total - 2), f, False) for m, f in zip(timing.moments(), fractions, strict=True)]
-    return [*found, Event(total - 1, 1.0, True)], total
+    moments, hard, total = timing.moments(), [not soft] * timing.steps, timing.total
+    if soft:
+        total = max(2, total)
+        moments, fractions, hard = [*(min(m, total - 2) for m in moments), total - 1], [*fractions, 1.0], [*hard, True]
+    units = [after - before for before, after in zip(moments, [*moments[1:], total], strict=True)]
+    return moments[0], [Event(f, u, h) for f, u, h in zip(fractions, units, hard, strict=True)]
 
 
 class UnitStage:
@@ -100,6 +101,7 @@ class UnitStage:
         if working.optimizer is not None:
             working.optimizer = slice_state(working.optimizer, working.model, restricted, keep)
         working.model, working.alive = remove(working.model, restricted, keep), keep
+        working.masks = zeros_of(working.model, working.masks)
 
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]:
         keep = self._zeroed

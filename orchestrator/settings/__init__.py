@@ -12,11 +12,12 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
-from orchestrator.settings.phases import FinetuneSettings, OptimizerSettings, PhaseSettings
+from orchestrator.settings.phases import FinetuneSettings, GuardSettings, OptimizerSettings, PhaseSettings
 
 __all__ = [
     "ActivationSettings",
     "FinetuneSettings",
+    "GuardSettings",
     "MethodSettings",
     "ObjectiveSettings",
     "OptimizerSettings",
