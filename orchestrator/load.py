@@ -32,7 +32,7 @@ def load_pruned(path: str | Path) -> nn.Module:
     wanted = {name for name in skeleton.state_dict() if not name.startswith(tuple(f"{path}." for path in gone))}
     if set(weights) != wanted:
         raise DataError(f"the weights in {folder} are not those of {document['model']}")
-    model = rebuild(skeleton, weights, gone).eval()
+    model = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
     if (pruned := document.get("activation")) is not None:
         ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(model)
     return model

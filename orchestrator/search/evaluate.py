@@ -92,7 +92,7 @@ class Evaluator:
             return Working(problem.model, problem.structure.full())
         weights = load_file(self.models / str(parent.number) / WEIGHTS)
         gone = dropped(problem.structure, parent.keep)
-        model = rebuild(problem.model, weights, gone).to(problem.device).eval()
+        model = rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
         return Working(model, parent.keep, zeros_of(model, parent.sparse))
 
     def finished(self) -> list[Finished]:
@@ -151,6 +151,7 @@ class Evaluator:
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
             "density": density,
+            "attention": structure.attention,
             "activation": None if pruned is None else asdict(pruned),
             "dropped": list(dropped(structure, working.alive)),
         }

@@ -42,7 +42,8 @@ def confirm_front(
     for row in chosen:
         source = evaluator.models / str(row.number)
         document = read_plan(source)
-        model = rebuild(problem.model, load_file(source / WEIGHTS), document["dropped"]).to(problem.device)
+        weights = load_file(source / WEIGHTS)
+        model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
         candidate = Candidate(
             f"trial-{row.number}",
             model,

@@ -48,11 +48,11 @@ class Measurement:
     costs: Mapping[str, float]
     ratios: Mapping[str, float]
     kept: Mapping[str, int]
-    density: Mapping[str, float] = field(default_factory=dict)
     rungs: tuple[Rung, ...] = ()
     reason: str = ""
     plan: Mapping[str, object] = field(default_factory=dict)
     method: str = ""
+    density: Mapping[str, float] = field(default_factory=dict)
     trained_units: int = 0
 
     @property

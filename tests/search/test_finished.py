@@ -30,7 +30,7 @@ STRUCTURE = discover(MODEL, (torch.zeros(1, 1, 8, 8),))
 
 
 def finished(number: int, macs: int, *kept: int) -> Finished:
-    return Finished(number, macs, np.array(kept), np.ones(1, dtype=bool), ())
+    return Finished(number, macs, np.array(kept, dtype=float), np.ones(1, dtype=bool), ())
 
 
 PLANS = [finished(0, 100, 8, 8), finished(1, 60, 6, 6), finished(2, 50, 7, 4), finished(3, 60, 6, 6)]
@@ -41,8 +41,18 @@ PLANS = [finished(0, 100, 8, 8), finished(1, 60, 6, 6), finished(2, 50, 7, 4), f
     [((5, 5), 3), ((7, 4), 0), ((7, 3), 2), ((6, 6), 0), ((8, 8), None), ((9, 1), None)],
 )
 def test_the_parent_is_the_cheapest_plan_that_contains_the_child(kept: tuple[int, int], parent: int | None) -> None:
-    found = nearest_parent(PLANS, np.array(kept))
+    found = nearest_parent(PLANS, np.array(kept, dtype=float))
     assert (None if found is None else found.number) == parent
+
+
+def test_a_parent_has_at_least_the_density_of_its_child() -> None:
+    dense = np.array([8.0, 1.0])
+    plans = [
+        Finished(n, m, np.array(has), np.ones(1, dtype=bool), ()) for n, m, has in ((0, 9, [8, 0.5]), (1, 5, [8, 0.2]))
+    ]
+    for wanted, parent in (([8, 0.3], 0), ([8, 0.1], 1), ([8, 0.2], 0), ([4, 0.2], 1), (dense, None)):
+        found = nearest_parent(plans, np.array(wanted))
+        assert (None if found is None else found.number) == parent
 
 
 def test_kept_units_survive_json() -> None:
@@ -53,14 +63,21 @@ def test_kept_units_survive_json() -> None:
 
 def document() -> dict[str, object]:
     keep = STRUCTURE.full()
-    return {"trial": 4, "macs": 10, "ancestors": [1], "keep": keep_to_json(STRUCTURE, keep)}
+    density = {"fc.weight": 0.25}
+    return {
+        "trial": 4,
+        "effective_macs": 10,
+        "ancestors": [1],
+        "keep": keep_to_json(STRUCTURE, keep),
+        "density": density,
+    }
 
 
 def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
     save_plan(tmp_path / "4", document(), MODEL)
-    found = load_finished(tmp_path / "4", STRUCTURE)
-    assert (found.number, found.macs, found.ancestors) == (4, 10, (1,))
-    assert (found.kept == STRUCTURE.sizes).all()
+    found = load_finished(tmp_path / "4", STRUCTURE, ["conv1.weight", "fc.weight"])
+    assert (found.number, found.macs, found.ancestors, found.sparse) == (4, 10, (1,), ("fc.weight",))
+    assert found.has.tolist() == [*STRUCTURE.sizes.tolist(), 1.0, 0.25]
     weights = load_file(tmp_path / "4" / WEIGHTS)
     assert all(torch.equal(value, weights[name]) for name, value in MODEL.state_dict().items())
 

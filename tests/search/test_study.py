@@ -69,7 +69,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 
 def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
     """Quality falls smoothly with the FLOPs removed; two rungs."""
-    kept = np.array([round(g.size * (1 - proposal.thresholds[g.name])) for g in STRUCTURE.groups])
+    kept = np.array([round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in STRUCTURE.groups])
     ratio = COST.macs(kept) / DENSE
     rungs, stop = [], None
     for rung in (1, 2):
@@ -93,7 +93,7 @@ def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
 
 def start(tmp_path: Path) -> optuna.Study:
     study = open_study(settings(tmp_path), ["maximize", "minimize"])
-    enqueue_chain(study, SPACE, TERRAIN, [0.6, 0.3, 0.1], [0.0])
+    enqueue_chain(study, SPACE, [TERRAIN], [0.6, 0.3, 0.1], [0.0])
     return study
 
 

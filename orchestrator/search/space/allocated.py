@@ -163,12 +163,16 @@ class Hybrid(Allocation):
         return {**found, "then.sparsity": FloatDistribution(self.sparsity[0], self.sparsity[-1])}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
-        """Both stages take the same share of the way: the square root of the target."""
+        """Both stages take the same share of the way, the square root of the target; a pattern what it always takes."""
+        then = _then(terrain)
+        if then.structure.groups[0].kind == "pattern":
+            least = then.macs(then.structure.least) / then.dense_macs
+            applied = flops_ratio <= least * self.most_flops_ratio
+            first = flops_ratio / least if applied else flops_ratio
+            return {**super().chain(terrain, first, equal_loss), "then.applied": applied}
         half = flops_ratio**0.5
-        found = super().chain(terrain, half, equal_loss)
-        if _then(terrain).structure.groups[0].kind == "pattern":
-            return {**found, "then.applied": True}
-        return {**found, "then.sparsity": min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])}
+        sparsity = min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])
+        return {**super().chain(terrain, half, equal_loss), "then.sparsity": sparsity}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         first = super().propose(terrain, params)
