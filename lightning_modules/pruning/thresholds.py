@@ -32,56 +32,62 @@ def counts(
 ) -> Counts:
     """Units that each group keeps; shape (n_groups,).
 
-    `rule` is the unit of the thresholds: `absolute` scores, multiples of the `mean` or `median` score of the pool's
-    living units, or the `quantile`: the fraction of the pool's *dense* units removed, rounded to whole units. Without
-    `pools` each group is a pool of its own (local scope). A ranking over several groups leaves each its best unit.
-    Errors: PlanError for unknown or missing groups, for scores that are not finite, for an emptied group, and for
-    different thresholds within a pool.
+    `rule` is the unit of the thresholds: `absolute` scores, multiples of the `mean` or `median` of the pool's living
+    scores (of their magnitudes, where a criterion gives negative ones), or the `quantile`: the fraction of the pool's
+    *dense* units removed, rounded to whole units. A group without a threshold, or with 0, keeps what it has. Without
+    `pools` each group is a pool of its own (local scope). A ranking over several groups leaves each its best unit, at
+    the cost of the others.
+    Errors: PlanError for unknown groups, for scores that are not finite, for an emptied group, and for different
+    thresholds within a pool.
     """
     names = {group.name for group in structure.groups}
     if unknown := sorted(set(thresholds) - names):
         raise PlanError(f"thresholds name unknown groups {unknown}; the model has {sorted(names)}")
     require_finite(structure, scores, alive)
-    kept = np.zeros(len(structure.groups), dtype=np.int64)
+    kept, least = np.zeros(len(structure.groups), dtype=np.int64), structure.least
     for pool in pools or [[index] for index in range(len(structure.groups))]:
-        found = {thresholds.get(structure.groups[index].name, 0.0) for index in pool}
-        if len(found) > 1:
+        groups = [structure.groups[index] for index in pool]
+        levels = sorted({thresholds.get(group.name, 0.0) for group in groups})
+        if len(levels) > 1:
             raise PlanError(
-                f"groups compared with one another share one threshold; '{structure.groups[pool[0]].name}' and "
-                f"{len(pool) - 1} others have {sorted(found)}; give them the same, or use method.scope=local"
+                f"groups compared with one another share one threshold; '{groups[0].name}' and {len(pool) - 1} others "
+                f"have {levels}; give them the same, or use method.scope=local"
             )
-        _count_pool(structure, scores, alive, pool, found.pop(), rule, kept)
+        living = [scores[group.units][alive[group.units]] for group in groups]
+        if rule == "quantile":
+            dense = sum(group.size for group in groups)
+            found = _highest(living, least[list(pool)], max(0, dense - round(levels[0] * dense)))
+        else:
+            found = _at_least(living, levels[0], rule)
+        if len(pool) == 1 and found[0] < least[pool[0]]:
+            raise PlanError(
+                f"a plan must keep at least one unit of every group; threshold {levels[0]:g} ({rule}) empties "
+                f"'{groups[0].name}' of {groups[0].size} units; lower it"
+            )
+        kept[list(pool)] = np.maximum(found, least[list(pool)])
     return kept
 
 
-def _count_pool(
-    structure: Structure, scores: Scores, alive: Keep, pool: Sequence[int], threshold: float, rule: Rule, kept: Counts
-) -> None:
-    """Fill in `kept` for the groups of one pool."""
-    groups = [structure.groups[index] for index in pool]
-    living = [scores[group.units][alive[group.units]] for group in groups]
-    together = np.concatenate(living) if len(living) > 1 else living[0]
-    if rule == "quantile":
-        size = sum(group.size for group in groups)
-        wanted = min(len(together), size - round(threshold * size))
-        if len(pool) == 1:
-            found = [wanted]
-        else:
-            chosen = np.zeros(len(together), dtype=np.bool_)
-            chosen[np.argsort(-together, kind="stable")[:wanted]] = True
-            ends = np.cumsum([len(part) for part in living])[:-1]
-            found = [int(part.sum()) for part in np.split(chosen, ends)]
-    else:
-        scale = {"absolute": 1.0, "mean": float(np.mean(together)), "median": float(np.median(together))}[rule]
-        found = [int(np.sum(part >= threshold * scale)) if threshold > 0.0 else len(part) for part in living]
-    for index, group, count in zip(pool, groups, found, strict=True):
-        least = int(structure.least[index])
-        if count < least and len(pool) == 1:
-            raise PlanError(
-                f"a plan must keep at least one unit of every group; threshold {threshold:g} ({rule}) empties "
-                f"'{group.name}' of {group.size} units; lower it"
-            )
-        kept[index] = max(least, count)
+def _at_least(living: Sequence[Scores], threshold: float, rule: Rule) -> Counts:
+    """How many scores of each part reach the threshold; all of them where it is 0."""
+    if threshold <= 0.0 or not any(len(part) for part in living):
+        return np.array([len(part) for part in living], dtype=np.int64)
+    sizes = np.abs(np.concatenate(living))
+    scale = {"absolute": 1.0, "mean": float(np.mean(sizes)), "median": float(np.median(sizes))}[rule]
+    return np.array([np.sum(part >= threshold * scale) for part in living], dtype=np.int64)
+
+
+def _highest(living: Sequence[Scores], least: Counts, wanted: int) -> Counts:
+    """How many of the `wanted` highest scores lie in each part; in one of several, its best comes first of all."""
+    if len(living) == 1:
+        return np.array([min(wanted, len(living[0]))], dtype=np.int64)
+    parts = [part.copy() for part in living]
+    for part, few in zip(parts, least, strict=True):
+        if few:
+            part[np.argmax(part)] = np.inf
+    order = np.argsort(-np.concatenate(parts), kind="stable")[:wanted]
+    ends = np.cumsum([len(part) for part in parts])
+    return np.bincount(np.searchsorted(ends, order, side="right"), minlength=len(parts)).astype(np.int64)
 
 
 def require_finite(structure: Structure, scores: Scores, alive: Keep) -> None:
@@ -95,11 +101,13 @@ def require_finite(structure: Structure, scores: Scores, alive: Keep) -> None:
 
 
 def normalised(structure: Structure, scores: Scores, alive: Keep) -> Scores:
-    """Scores as multiples of their group's mean over living units; as they are where that is not positive."""
+    """Scores over their group's mean magnitude among living units, which is then 1; all zeros stay so.
+
+    Of scores that are not negative this is the multiple of the mean; those of either sign keep it.
+    """
     out = scores.copy()
     for group in structure.groups:
-        living = scores[group.units][alive[group.units]]
-        mean = float(living.mean()) if len(living) else 0.0
+        mean = float(np.abs(scores[group.units][alive[group.units]]).mean()) if alive[group.units].any() else 0.0
         if mean > 0.0:
             out[group.units] = scores[group.units] / mean
     return out
