@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_modules.pruning.regrowth import Regrowth
-from lightning_modules.pruning.weights import Masks, apply
+from lightning_modules.pruning.weights import Masks
 
 
 class Sparse(Callback):
     """Holds `masks` (moved in place by `regrowth`) while a task's `model` is trained.
 
-    Hard: after every optimizer step pruned weights are exactly zero, their gradients never reach the optimizer's state.
+    Hard: pruned weights are zero at every moment, and so is what the optimizer remembers of them.
     Soft (`soft`, or a regrowth that is `dense`): forward and backward see the masked weights, the optimizer moves the
     dense ones; validation sees the masked ones; afterwards the model holds the dense ones.
     """
@@ -31,8 +31,9 @@ class Sparse(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._parameters = dict(module.model.named_parameters())  # type: ignore[operator,union-attr]
         self.masks.update({name: mask.to(self._parameters[name].device) for name, mask in self.masks.items()})
-        if not self.soft:
-            apply(module.model, self.masks)  # type: ignore[arg-type]
+        self._kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
+        self._remembers = True
+        self._hold()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         self._cover()
@@ -46,19 +47,20 @@ class Sparse(Callback):
             for name, mask in self.masks.items():
                 if (gradient := self._parameters[name].grad) is not None:
                     gradient.mul_(mask)
+            self._forget(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        if not self.soft:
-            with torch.no_grad():  # weight decay and momentum may move what has no gradient
-                for name, mask in self.masks.items():
-                    self._parameters[name].mul_(mask)
+        self._hold()  # some optimizers move what has no gradient
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._cover()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._uncover()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._uncover()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
@@ -70,10 +72,26 @@ class Sparse(Callback):
         for name, mask in self.masks.items():
             parameter = self._parameters[name]
             if parameter.grad is not None:
-                moved = self.regrowth(parameter.detach(), mask, parameter.grad, progress, self._generator)
-                mask.copy_(moved)
-                if not self.soft:
-                    parameter.mul_(mask)
+                kept, weight = self._kept[name], parameter.detach()
+                mask.copy_(self.regrowth(weight, mask, parameter.grad, kept, progress, self._generator))
+        self._hold()
+        self._remembers = True
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        if not self.soft:
+            for name, mask in self.masks.items():
+                self._parameters[name].mul_(mask)
+
+    @torch.no_grad()
+    def _forget(self, optimizer: Optimizer) -> None:
+        """Momentum would move a dropped weight on, and one that comes back: it begins anew."""
+        if self._remembers:
+            for name, mask in self.masks.items():
+                for entry in optimizer.state.get(self._parameters[name], {}).values():
+                    if isinstance(entry, Tensor) and entry.shape == mask.shape:
+                        entry.mul_(mask)
+        self._remembers = False
 
     @torch.no_grad()
     def _cover(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -15,15 +15,19 @@ from lightning_modules.errors import ConfigError
 class Regrowth(Protocol):
     """The new mask; all tensors have one shape, progress lies in [0, 1], random choices come from `generator`.
 
-    `every` are the optimizer steps between two moves. `dense` says that pruned weights go on being trained under the
-    mask, so that they can come back with what they have learnt; otherwise they come back as zeros.
+    `kept` are the weights that the plan keeps of the tensor. `every` are the optimizer steps between two moves. `dense`
+    says that pruned weights go on being trained under the mask, so that they can come back with what they have learnt;
+    otherwise they come back as zeros.
     """
 
-    every: int
-    dense: bool
+    @property
+    def every(self) -> int: ...
+
+    @property
+    def dense(self) -> bool: ...
 
     def __call__(
-        self, weight: Tensor, mask: Tensor, gradient: Tensor, progress: float, generator: Generator
+        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
     ) -> Tensor: ...
 
 
@@ -34,6 +38,7 @@ class _Exchange:
     The exchanged fraction falls along a cosine from `fraction` to 0 at progress `end`.
     """
 
+    dense: ClassVar[bool] = False
     every: int = 4
     fraction: float = 0.3
     end: float = 0.75
@@ -65,9 +70,9 @@ class _Exchange:
 class RigL(_Exchange):
     """Grow where the dense gradient is largest (Evci et al. 2020, algorithm 1)."""
 
-    dense: bool = False
-
-    def __call__(self, weight: Tensor, mask: Tensor, gradient: Tensor, progress: float, generator: Generator) -> Tensor:
+    def __call__(
+        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+    ) -> Tensor:
         return self._exchanged(weight, mask, gradient.abs(), progress)
 
 
@@ -75,9 +80,9 @@ class RigL(_Exchange):
 class RandomRegrowth(_Exchange):
     """Grow at random: sparse evolutionary training (Mocanu et al. 2018, algorithm 1)."""
 
-    dense: bool = False
-
-    def __call__(self, weight: Tensor, mask: Tensor, gradient: Tensor, progress: float, generator: Generator) -> Tensor:
+    def __call__(
+        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+    ) -> Tensor:
         growth = torch.rand(weight.shape, generator=generator).to(weight.device)
         return self._exchanged(weight, mask, growth, progress)
 
@@ -86,14 +91,15 @@ class RandomRegrowth(_Exchange):
 class Surgery:
     """Dynamic network surgery (Guo et al. 2016, eq. 3): two thresholds with a band between them where nothing changes.
 
-    Both lie around the magnitude t at which the plan's number of weights would be kept: below (1 - margin) t a weight
-    goes, from (1 + margin) t on it comes back. The number kept may differ from the plan's on the way.
+    Both lie around the magnitude t from which on the plan's number of weights would be kept: below (1 - margin) t a
+    weight goes, from (1 + margin) t on it comes back. So the number kept may differ from the plan's by what lies in the
+    band.
     """
 
+    dense: ClassVar[bool] = True
     every: int = 4
     margin: float = 0.1
     end: float = 0.75
-    dense: bool = True
 
     def __post_init__(self) -> None:
         if self.every < 1 or not 0.0 <= self.margin < 1.0 or not 0.0 < self.end <= 1.0:
@@ -102,10 +108,11 @@ class Surgery:
                 f"got {self.every}, {self.margin} and {self.end}"
             )
 
-    def __call__(self, weight: Tensor, mask: Tensor, gradient: Tensor, progress: float, generator: Generator) -> Tensor:
+    def __call__(
+        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+    ) -> Tensor:
         if progress > self.end:
             return mask
         size = weight.detach().abs()
-        threshold = size.flatten().kthvalue(max(1, mask.numel() - int(mask.sum()))).values
-        moved = torch.where(size < (1.0 - self.margin) * threshold, torch.zeros_like(mask), mask)
-        return torch.where(size >= (1.0 + self.margin) * threshold, torch.ones_like(mask), moved)
+        threshold = size.flatten().kthvalue(min(mask.numel(), mask.numel() - kept + 1)).values
+        return (mask & (size >= (1.0 - self.margin) * threshold)) | (size >= (1.0 + self.margin) * threshold)
