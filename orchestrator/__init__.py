@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["inspect", "load_pruned", "load_settings", "search"]
+__all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "search"]
 
 _WHERE = {
     "inspect": ("orchestrator.jobs.inspect", "inspect"),
+    "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.settings", "load"),
     "search": ("orchestrator.jobs.search", "search"),

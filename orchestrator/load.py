@@ -9,10 +9,11 @@ from safetensors.torch import load
 from torch import nn
 
 from lightning_modules.errors import DataError
+from lightning_modules.phases.quantization import Int8Model
 from lightning_modules.pruning.activations import ActivationPruning
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.recipe import Recipe
-from orchestrator.search.finished import WEIGHTS, read_plan
+from orchestrator.search.finished import INT8, WEIGHTS, read_plan
 
 
 def load_pruned(path: str | Path) -> nn.Module:
@@ -36,3 +37,11 @@ def load_pruned(path: str | Path) -> nn.Module:
     if (pruned := document.get("activation")) is not None:
         ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(model)
     return model
+
+
+def load_int8(path: str | Path) -> nn.Module:
+    """The quantised model in `path`, run by ONNX Runtime on the CPU; for plans with `int8`.
+
+    Errors: ConfigError without the extra `int8`, DataError for a folder without such a model.
+    """
+    return Int8Model(Path(path) / INT8)

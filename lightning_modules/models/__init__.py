@@ -1,6 +1,7 @@
-"""Models by name: torchvision's, timm's, and a small residual network of our own for trying things."""
+"""Models by name: torchvision's, timm's, and small networks of our own for trying things."""
 
 from lightning_modules.models.by_name import timm, torchvision
+from lightning_modules.models.sequences import RowLSTM, SmallViT
 from lightning_modules.models.small import SmallResNet
 
-__all__ = ["SmallResNet", "timm", "torchvision"]
+__all__ = ["RowLSTM", "SmallResNet", "SmallViT", "timm", "torchvision"]

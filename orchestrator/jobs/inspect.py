@@ -62,7 +62,7 @@ def inspect(settings: Settings) -> Inspection:
     check_method(settings, space)
     macs = cost.macs(structure.sizes)
     terrains = {way.name: _terrain(settings, structure, model, way) for way in settings.method.choices()}
-    choices = Choices(space, {way.name: way for way in settings.method.choices()}, terrains)
+    choices = Choices(space, settings.method, terrains)
     found = Inspection(
         structure,
         macs,

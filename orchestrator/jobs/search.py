@@ -105,7 +105,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     quality = settings.objectives.quality
     axis = settings.objectives.axis
     methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
-    space = Choices(parts.space, {name: method.settings for name, method in methods.items()}, terrains)
+    space = Choices(parts.space, settings.method, terrains)
     evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
     chain, ways = settings.search.chain, list(terrains.values())
     enqueue_chain(study, space, ways, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)

@@ -67,7 +67,8 @@ class TrialRow(OnAxis):
 class FrontRow(OnAxis):
     """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings.
 
-    `sparsity` is the share of the dense model's parameters that are gone or zero.
+    `sparsity` is the share of the dense model's parameters that are gone or zero, `size_mb` that of the tensors, or of
+    the int8 file where the model is quantised.
     """
 
     trial: int
@@ -85,6 +86,7 @@ class FrontRow(OnAxis):
     effective_flops_ratio: float = 0
     axis: str = "flops"
     sparsity: float = 0.0
+    size_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class BaselineRow(OnAxis):
     effective_flops_ratio: float = 0
     axis: str = "flops"
     sparsity: float = 0.0
+    size_mb: float = 0.0
 
 
 Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)

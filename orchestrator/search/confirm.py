@@ -73,6 +73,7 @@ class Confirmed:
     test: tuple[dict[str, float], ...]
     best: int
     latency_ms: float
+    size_mb: float
     costs: Costs
 
     def mean(self, metric: str) -> float:
@@ -94,24 +95,39 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
     if (stored := confirmed_before(problem, label, folder, candidate.source)) is not None:
         return stored, None
-    validation, test, models = [], [], []
+    validation, test, models, measured = [], [], [], []
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
         copied = copy.deepcopy(candidate.model)
         held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
         seeded = seed_of(problem.settings.seed, 4, seed)
         problem.finetune(copied, how.units, seeded, lr_factor=how.lr_factor, callbacks=held, level=level)
-        validation.append(problem.validate(copied, level))
-        test.append(problem.test(copied, level))
+        small = problem.quantised(copied, _int8_path(folder, label, seed), level) if candidate.int8 else copied
+        validation.append(problem.validate(small, level))
+        test.append(problem.test(small, level))
         models.append(copied.eval())
+        measured.append(small)
     best = _best(problem, validation)
-    with problem.timed("evaluation"), attached(models[best], problem.activation(level)):
-        latency = latency_ms(models[best], example_input(problem.data).to(problem.device))
-    found = Confirmed(tuple(validation), tuple(test), best, latency, costs_of(problem, candidate))
+    with problem.timed("evaluation"), attached(measured[best], problem.activation(level)):
+        latency = latency_ms(measured[best], example_input(problem.data).to(problem.device))
+    size = sum(t.numel() * t.element_size() for t in models[best].state_dict().values()) / 1e6
+    if candidate.int8:
+        size = _int8_path(folder, label, how.seeds[best]).stat().st_size / 1e6
+    found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs_of(problem, candidate))
     folder.mkdir(parents=True, exist_ok=True)
     record = {"key": _key(problem, candidate.source), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
+
+
+def _int8_path(folder: Path, label: str, seed: int) -> Path:
+    return folder / f"{label}-{seed}.int8.onnx"
+
+
+def best_int8(problem: Problem, candidate: Candidate, found: Confirmed, folder: Path) -> Path | None:
+    """The quantised file of the seed that validated best; None where the candidate is not quantised."""
+    seed = problem.settings.phases.confirm.seeds[found.best]
+    return _int8_path(folder, candidate.label, seed) if candidate.int8 else None
 
 
 def _best(problem: Problem, validation: list[dict[str, float]]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.search.finished import (
+    INT8,
     PLAN,
     WEIGHTS,
     Finished,
@@ -70,7 +71,7 @@ class Evaluator:
         ended = run_plan(problem, method, plan, self.inherited(parent), wanted.kept, wanted.density, report)
         if ended.reason:
             return self._measurement("stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
-        return self._finish(number, plan, parent, ended)
+        return self._finish(number, plan, parent, wanted, ended)
 
     def wanted(self, proposal: Proposal) -> Wanted:
         """Counts and densities that the proposal's thresholds mean on the dense model's scores."""
@@ -127,7 +128,7 @@ class Evaluator:
                 return f"{name}_ratio {ratios[name]:.4f} is over objectives.max_{name}_ratio {bound:g}"
         return ""
 
-    def _finish(self, number: int, plan: Plan, parent: Finished | None, ended: Ended) -> Measurement:
+    def _finish(self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, ended: Ended) -> Measurement:
         """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
         problem, working = self.problem, ended.working
         structure = problem.structure
@@ -137,6 +138,9 @@ class Evaluator:
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
         measured = self._measurement("completed", parent, found, plan, ended.rungs, "", model, ended.units)
         pruned = problem.activation(plan.activation)
+        folder = self.models / str(number)
+        if plan.int8:
+            measured = self._quantised(measured, model, folder / INT8, plan)
         document = {
             "format": 2,
             "trial": number,
@@ -145,18 +149,31 @@ class Evaluator:
             "macs": problem.cost.macs(kept),
             "effective_macs": effective_macs(structure, working.alive, found.density),
             "params": problem.cost.params(kept),
-            "validation": dict(ended.rungs[-1][1]) if ended.rungs else {},
+            "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
             "trained_units": ended.units,
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
             "density": density,
+            # of blocks that differ in size a plan's share is not the share of weights; what was asked is what counts
+            "shares": {name: max(share, wanted.density.get(name, 0.0)) for name, share in density.items()},
             "attention": structure.attention,
             "activation": None if pruned is None else asdict(pruned),
             "dropped": list(dropped(structure, working.alive)),
         }
-        save_plan(self.models / str(number), document, model)
+        save_plan(folder, document, model)
         return measured
+
+    def _quantised(self, measured: Measurement, model: nn.Module, path: Path, plan: Plan) -> Measurement:
+        """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
+        small = self.problem.quantised(model, path, plan.activation)
+        unit = measured.rungs[-1][0] if measured.rungs else 0
+        costs = {**measured.costs, "size_mb": path.stat().st_size / 1e6}
+        if "latency_ms" in costs:
+            with self.problem.timed("evaluation"):
+                costs["latency_ms"] = latency_ms(small, example_input(self.problem.data))
+        rungs = (*measured.rungs[:-1], (unit, self.problem.validate(small)))
+        return replace(measured, costs=costs, rungs=rungs)
 
     def _measurement(
         self,

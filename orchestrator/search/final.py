@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules.pruning.removal import rebuild
+from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
-from orchestrator.search.confirm import Candidate, Confirmed, confirm, confirmed_before
+from orchestrator.search.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import WEIGHTS, keep_from_json, read_plan, save_plan
+from orchestrator.search.finished import INT8, WEIGHTS, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
 from orchestrator.search.methods import Method
@@ -53,9 +54,11 @@ def confirm_front(
             document["plan"]["activation"],
             document["plan"]["int8"],
         )
-        result, best = confirm(problem, candidate, settings.study.folder / "confirm", progress.tick)
+        folder = settings.study.folder / "confirm"
+        result, best = confirm(problem, candidate, folder, progress.tick)
         if best is not None:
-            _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds)
+            int8 = best_int8(problem, candidate, result, folder)
+            _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds, int8)
         confirmed.append((row, result))
     axis = settings.objectives.axis
     points = np.array([[problem.sign * c.validated(quality), c.costs.along(axis)] for _, c in confirmed])
@@ -134,6 +137,7 @@ def _front_row(problem: Problem, trial: int, result: Confirmed, method: str, pat
         effective_flops=2 * costs.effective_macs,
         effective_flops_ratio=costs.effective_macs / problem.dense_macs,
         axis=problem.axis,
+        size_mb=result.size_mb,
         sparsity=1.0 - costs.nonzero_params / problem.dense_params,
     )
 
@@ -144,13 +148,21 @@ def _baseline_row(problem: Problem, name: str, trial: int | None, result: Confir
 
 
 def _export(
-    folder: Path, document: dict[str, Any], result: Confirmed, model: nn.Module, seeds: tuple[int, ...]
+    folder: Path,
+    document: dict[str, Any],
+    result: Confirmed,
+    model: nn.Module,
+    seeds: tuple[int, ...],
+    int8: Path | None,
 ) -> None:
     """The confirmed weights of the seed that validated best, with what every seed measured."""
     by_seed = {
         str(seed): {"validation": v, "test": t}
         for seed, v, t in zip(seeds, result.validation, result.test, strict=True)
     }
+    if int8 is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / INT8, int8.read_bytes())
     save_plan(folder, {**document, "confirmed": by_seed, "confirmed_seed": seeds[result.best]}, model)
 
 

@@ -18,14 +18,14 @@ from lightning_modules.pruning.structure import Keep, Structure
 from orchestrator.files import write_atomic
 
 Has = npt.NDArray[np.float64]
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
 
 
 @dataclass(frozen=True)
 class Finished:
     """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are effective ones.
 
-    `has` holds the units kept per group, then the density of each weight tensor; shape (n_groups + n_tensors,).
+    `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
     `sparse` names the tensors with weights at zero.
     """
 
@@ -72,10 +72,10 @@ def load_finished(folder: Path, structure: Structure, tensors: Sequence[str] = (
     document = read_plan(folder)
     try:
         keep = keep_from_json(document["keep"], structure)
-        density = [float(document["density"].get(name, 1.0)) for name in tensors]
-        has = np.concatenate([structure.counts(keep).astype(float), density])
+        shares = [float(document["shares"].get(name, 1.0)) for name in tensors]
+        has = np.concatenate([structure.counts(keep).astype(float), shares])
         macs = int(document["effective_macs"])
-        sparse = tuple(document["density"])
+        sparse = tuple(document["shares"])
         return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]), sparse)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(

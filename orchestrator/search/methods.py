@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.quantization import require_packages
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.structure import Counts
@@ -83,6 +84,8 @@ def _dense(problem: Problem, settings: MethodSettings) -> Dense:
 def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
     shapes = set(getattr(space, "shapes", ()))
+    if any(settings.method.int8):
+        require_packages()
     for method in settings.method.choices():
         stages = method.stages()
         for stage in stages:

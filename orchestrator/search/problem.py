@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
+from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.cost import Cost
@@ -142,6 +145,13 @@ class Problem:
             return optimization(how, lr_factor)
         whole = train.epochs * len(self.data.train_batches(0))
         return replace(optimization(train, lr_factor), rewound=min(1.0, steps / max(1, whole)))
+
+    def quantised(self, model: nn.Module, path: Path, level: float | None = None) -> Int8Model:
+        """The model as int8 at `path`, calibrated on the batches that norms are recalibrated on."""
+        count = max(1, self.settings.phases.finetune.recalibration_batches)
+        batches = list(islice(self.data.train_batches(self.settings.seed), count))
+        with self.timed("quantisation"), attached(model, self.activation(level)):
+            return quantise(model, example_input(self.data), batches, path)
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         with self.timed("evaluation"), attached(model, self.activation(level)):

@@ -63,7 +63,7 @@ class Stage(Protocol):
 
 
 def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
-    """Units of finetuning before the first step, and the steps; a soft stage has a hard one more, a unit from the end."""
+    """Units of finetuning before the first step, and the steps; a soft stage ends with a hard one."""
     fractions = [SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)]
     moments, hard, total = timing.moments(), [not soft] * timing.steps, timing.total
     if soft:

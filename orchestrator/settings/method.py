@@ -73,6 +73,10 @@ class MethodSettings(Part):
             ),
             (len({m.name for m in self.among}) < len(self.among), "methods to choose among need names of their own"),
             (any(m.among for m in self.among), "a method to choose among is not itself a choice"),
+            (
+                any(m.activation is not None or any(m.int8) for m in self.among),
+                "`activation` and `int8` belong to the method that chooses, not to those it chooses among",
+            ),
             (single != (self.shape is None), "`shape` is for granularity block (rows, columns) and pattern (N, M)"),
             (
                 self.granularity == "pattern" and (self.rule, self.scope) != ("quantile", "local"),

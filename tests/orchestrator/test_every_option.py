@@ -50,6 +50,28 @@ CHOICES = [
     "task.label_smoothing=0.1",
     "tracking=none",
     "study.storage=sqlite:///study.db",
+    "method.scope=global",
+    "method.scope=isomorphic space=per_group",
+    "method.rule=mean space=per_group space.low=0.5 space.high=1.1",
+    "method.round_to=8",
+    "method=weight_l1 method.soft=true space.shapes=[cyclic] space.steps=[3,4]",
+    "method=rigl space=per_group",
+    "method=soft_filter space.shapes=[cyclic,recovering] space.steps=[2,4]",
+    "method=search method.among=[weight_l1,rigl] objectives=quality_effective_flops",
+    "method=activation_topk method.int8=[true]",
+    "method=int8 method.int8=[false,true]",
+    "method=depth model.blocks=2",
+    "space.start=[0.0,0.5] space.end=[0.6,1.0] space.steps=[2,3] space.shapes=[exponential,cosine]",
+    "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},units:1}",
+    "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
+    "phases.finetune.begin=fresh",
+    "phases.finetune.lr=rewound",
+    "phases.finetune.carry_optimizer=false",
+    "phases.finetune.distillation.features=[stages.0,stages.1]",
+    "phases.finetune.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1}",
+    "phases.finetune.guard={tolerance:0.3,action:stop} space.steps=[2,3]",
+    "phases.finetune.guard={tolerance:0.3,action:step_back} space.steps=[2,3]",
+    "phases.finetune.guard={tolerance:0.1,action:slow_down} space.steps=[2,3]",
 ]
 
 
@@ -61,13 +83,28 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
-    # the choice of a group must come before the values laid over it
-    assert main(["+experiment=digits_small", choice, *TINY, *tracking, *([choice] if "." in choice else [])]) == 0
+    words = choice.split()
+    # the choices of groups must come before the values laid over them
+    values = [word for word in words if "." in word.partition("=")[0]]
+    assert main(["+experiment=digits_small", *(set(words) - set(values)), *TINY, *tracking, *values]) == 0
     trials = read_csv("runs/tiny/trials.csv", TrialRow)
-    assert sum(row.state == "completed" for row in trials) >= 2
+    assert sum(row.state == "completed" for row in trials) >= (1 if "guard" in choice else 2)
     front = read_csv("runs/tiny/front.csv", FrontRow)
     assert front
     for row in front:
+        assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("method", ["l2", "head_dim", "depth", "weight_l1", "nm_2_4", "hybrid", "int8", "taylor"])
+@pytest.mark.parametrize("model", ["vit_small", "lstm_rows"])
+def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) -> None:
+    if (model, method) == ("lstm_rows", "depth"):
+        pytest.skip("it has no residual blocks")
+    assert (
+        main(["+experiment=digits_small", f"model={model}", "phases=deep", f"method={method}", *TINY, "tracking=none"])
+        == 0
+    )
+    for row in read_csv("runs/tiny/front.csv", FrontRow):
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 

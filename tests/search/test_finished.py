@@ -69,7 +69,7 @@ def document() -> dict[str, object]:
         "effective_macs": 10,
         "ancestors": [1],
         "keep": keep_to_json(STRUCTURE, keep),
-        "density": density,
+        "shares": density,
     }
 
 

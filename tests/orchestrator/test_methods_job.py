@@ -1,0 +1,107 @@
+"""Methods through the main job: what the front, the tables and MLflow say of them, and what is exported."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import orchestrator
+from lightning_modules.data import digits
+from lightning_modules.errors import DataError
+from orchestrator.__main__ import main
+from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+
+SMALL = [
+    "model.width=8",
+    "phases.train.epochs=3",
+    "phases.finetune.unit_steps=6",
+    "phases.confirm.units=1",
+    "phases.confirm.max_models=3",
+    "phases.confirm.max_baseline_models=1",
+    "search.chain.rungs=3",
+    "threads=1",
+    "study.n_trials=5",
+]
+
+
+def accuracy(model: torch.nn.Module) -> float:
+    hits = [(model(x).argmax(1) == y).float() for x, y, _ in digits().test_dataloader()]
+    return float(torch.cat(hits).mean())
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -> None:
+    from mlflow import MlflowClient
+
+    assert main(["+experiment=digits_small", "method=search", *SMALL, "method.among=[l1,fpgm,random]"]) == 0
+    trials = read_csv("runs/digits_small/trials.csv", TrialRow)
+    assert [row.method for row in trials[:3]] == ["l1", "fpgm", "random"]
+    front = read_csv("runs/digits_small/front.csv", FrontRow)
+    assert all(row.method == trials[row.trial].method != "" for row in front)
+    client = MlflowClient("sqlite:///mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
+    tags = {int(r.data.tags["trial_number"]): r.data.tags["method"] for r in runs if "trial_number" in r.data.tags}
+    assert tags == {row.number: row.method for row in trials}
+
+
+def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
+    assert main(["+experiment=digits_small", "method=weight_lamp", *SMALL, "tracking=none"]) == 0
+    front = read_csv("runs/digits_small/front.csv", FrontRow)
+    baselines = {(row.baseline, row.trial): row for row in read_csv("runs/digits_small/baselines.csv", BaselineRow)}
+    for row in front:
+        assert row.axis == "effective_flops"
+        assert row.flops_ratio == row.params_ratio == 1.0
+        assert row.effective_flops_ratio < 0.8
+        model = orchestrator.load_pruned(row.path)
+        zeros = sum(int((p == 0).sum()) for p in model.parameters()) / sum(p.numel() for p in model.parameters())
+        assert row.sparsity == pytest.approx(zeros)
+        assert accuracy(model) > 0.5
+        if ("uniform", row.trial) in baselines:
+            assert baselines["uniform", row.trial].effective_flops <= row.effective_flops
+
+
+def test_activations_stay_pruned_in_the_exported_model() -> None:
+    levels = "method.activation.levels=[0.2,0.3]"
+    assert main(["+experiment=digits_small", "method=activation_topk", *SMALL, levels, "tracking=none"]) == 0
+    row = read_csv("runs/digits_small/front.csv", FrontRow)[0]
+    model = orchestrator.load_pruned(row.path)
+    seen: list[float] = []
+    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(float((inputs[0] != 0).float().mean())))
+    accuracy(model)
+    assert max(seen) <= 0.35
+    assert row.effective_flops_ratio < row.flops_ratio
+
+
+def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
+    pytest.importorskip("onnxruntime")
+    assert main(["+experiment=digits_small", "method=int8", *SMALL, "tracking=none"]) == 0
+    for row in read_csv("runs/digits_small/front.csv", FrontRow):
+        small, whole = orchestrator.load_int8(row.path), orchestrator.load_pruned(row.path)
+        assert abs(accuracy(small) - accuracy(whole)) < 0.03
+        assert row.size_mb == (Path(row.path) / "model.int8.onnx").stat().st_size / 1e6
+    folder = Path(row.path)
+    (folder / "model.int8.onnx").write_bytes(b"not a model")
+    with pytest.raises(DataError, match="ONNX Runtime"):
+        orchestrator.load_int8(folder)
+
+
+def test_the_dense_baseline_on_disk_is_never_written_to() -> None:
+    assert main(["+experiment=digits_small", "method=soft_filter", *SMALL, "tracking=none"]) == 0
+    (path,) = Path("baselines").glob("*/weights.safetensors")
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert main(["+experiment=digits_small", "method=surgery", *SMALL, "tracking=none", "study.name=other"]) == 0
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+
+
+def test_unknown_methods_to_choose_among_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["method=search", "method.among=[l1,tailor]"]) == 2
+    assert "'tailor'; nearest: taylor" in capsys.readouterr().err
+    assert main(["method=search", "method.among=[l1,weight_l1]"]) == 2
+    assert "prune the same thing" in capsys.readouterr().err

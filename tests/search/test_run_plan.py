@@ -1,0 +1,294 @@
+"""Plans carried out on a real, small network: what every kind of method has to leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.weights import densities, effective_macs
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.finished import read_plan
+from orchestrator.search.measurement import Measurement, Proposal
+from orchestrator.search.methods import check_method, prepare_method
+from orchestrator.search.problem import Problem
+from orchestrator.search.space import Choices
+from tests.search.problems import problem_of, settings_of
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the dense baselines of this module stand: each is trained once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def silent(rung: int, ratio: float, metrics: Mapping[str, float]) -> None:
+    return None
+
+
+class Bench:
+    """One problem with its methods, and a way to evaluate a chain's plan on it."""
+
+    def __init__(self, home: Path, *overrides: str) -> None:
+        self.problem = problem_of(home, *overrides)
+        settings = self.problem.settings
+        self.methods = {way.name: prepare_method(self.problem, way) for way in settings.method.choices()}
+        terrains = {name: method.terrain(self.problem, None) for name, method in self.methods.items()}
+        space = settings.space.build()
+        check_method(settings, space)
+        self.space = Choices(space, settings.method, terrains)
+        self.terrain = next(iter(terrains.values()))
+        self.evaluator = Evaluator(self.problem, self.methods, settings.study.folder / "trials")
+
+    def propose(self, ratio: float, **params: Any) -> Proposal:
+        named = {key.replace("__", "."): value for key, value in params.items()}
+        return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio, 0.0), **named})
+
+    def run(self, proposal: Proposal, number: int = 0) -> tuple[Measurement, nn.Module]:
+        measured = self.evaluator(proposal, number, silent)
+        parent = next((found for found in self.evaluator.finished() if found.number == number), None)
+        return measured, self.evaluator.inherited(parent).model
+
+
+def bench(home: Path, tmp_path: Path, *overrides: str) -> Bench:
+    return Bench(home, f"study.out={tmp_path}", *overrides)
+
+
+def ratio_of(problem: Problem, model: nn.Module) -> float:
+    """Parameters of a model against the dense one's."""
+    return sum(p.numel() for p in model.parameters()) / problem.dense_params
+
+
+@pytest.mark.parametrize("method", ["weight_l1", "rigl", "set", "surgery", "block"])
+def test_the_sparsity_of_every_tensor_is_the_plan_s(home: Path, tmp_path: Path, method: str) -> None:
+    here = bench(home, tmp_path, f"method={method}")
+    proposal = here.propose(0.2, schedule__steps=2)
+    measured, model = here.run(proposal)
+    wanted = here.evaluator.wanted(proposal).density
+    names = here.problem.weight_names
+    found = densities(model, names)
+    for name in names:
+        # blocks at the edge are smaller; a weight that came back where no gradient goes is still zero
+        slack = {"block": 16, "rigl": 4, "set": 4}.get(method, 1)
+        assert abs(found[name] - wanted.get(name, 1.0)) * model.get_parameter(name).numel() <= slack
+    assert measured.ratios["flops"] == 1.0
+    assert measured.ratios["effective_flops"] == pytest.approx(0.2, abs=0.01)
+    full = here.problem.structure.full()
+    assert measured.costs["effective_flops"] == 2 * effective_macs(here.problem.structure, full, found)
+    child, sparser = here.run(here.propose(0.1), 1)
+    assert child.parent == 0
+    if method != "block":  # a block may return within its tensor when means change
+        zero = [name for name in names if ((model.get_parameter(name) == 0) & (sparser.get_parameter(name) != 0)).any()]
+        assert zero == [] or method in ("rigl", "set", "surgery")
+
+
+def test_n_of_m_in_every_tensor_that_has_the_pattern(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "method=nm_2_4")
+    names = [group.name for group in here.terrain.structure.groups]
+    proposal = here.propose(0.1, **{f"pattern.{name}": name != names[0] for name in names})
+    _, model = here.run(proposal)
+    for name in names:
+        weight = model.get_parameter(name).movedim(1, -1)
+        kept = (weight.reshape(-1, 4) != 0).sum(1)
+        assert (kept == (4 if name == names[0] else 2)).all()
+
+
+def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "method=hybrid")
+    measured, model = here.run(here.propose(0.3, then__sparsity=0.5))
+    assert ratio_of(here.problem, model) < 0.8
+    document = read_plan(here.evaluator.models / "0")
+    assert [stage["method"]["granularity"] for stage in document["plan"]["stages"]] == ["unit", "weight"]
+    left = sum(model.get_parameter(name).numel() for name in here.problem.weight_names)
+    zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in here.problem.weight_names)
+    assert zeros / left == pytest.approx(0.5, abs=0.02)
+    assert measured.ratios["effective_flops"] < measured.ratios["flops"] < 1.0
+    child, smaller = here.run(here.propose(0.1), 1)
+    assert child.parent == 0
+    assert ratio_of(here.problem, smaller) < ratio_of(here.problem, model)
+
+
+@pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
+def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape: str) -> None:
+    here = bench(home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]")
+    proposal = here.propose(0.4)
+    measured, model = here.run(proposal)
+    assert list(measured.kept.values()) == here.evaluator.wanted(proposal).kept.tolist()
+    assert ratio_of(here.problem, model) == pytest.approx(measured.ratios["params"])
+
+
+def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) -> None:
+    for method in ("soft_filter", "surgery", "group_lasso", "hybrid", "activation_topk"):
+        here = bench(home, tmp_path / method, f"method={method}")
+        before = {name: value.clone() for name, value in here.problem.model.state_dict().items()}
+        here.run(here.propose(0.3))
+        assert all(torch.equal(value, before[name]) for name, value in here.problem.model.state_dict().items())
+        again = problem_of(home, f"method={method}").model.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in again.items())
+
+
+def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "method=depth", "model.blocks=2")
+    measured, model = here.run(here.propose(0.5, blocks=2))
+    assert sum(isinstance(module, nn.Identity) for module in model.stages.modules()) >= 2  # type: ignore[union-attr]
+    assert ratio_of(here.problem, model) == pytest.approx(measured.ratios["params"])
+    child, _ = here.run(here.propose(0.2, blocks=3), 1)
+    assert child.parent == 0
+
+
+def test_rounded_widths_are_reported_beside_what_was_asked(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "method=l2", "method.round_to=4", "space=uniform")
+    measured, _ = here.run(here.propose(0.5, threshold=0.4))
+    asked = measured.plan["stages"][0]["thresholds"]  # type: ignore[index]
+    for group in here.problem.structure.groups:
+        kept = measured.kept[group.name]
+        assert kept % 4 == 0
+        assert group.size - kept <= asked[group.name] * group.size + 1e-9
+
+
+def test_activations_are_pruned_at_run_time_and_counted(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "method=activation_topk", "method.activation.levels=[0.2,0.9]")
+    few, _ = here.run(here.propose(0.7, activation__level=0.2), 0)
+    many, _ = here.run(here.propose(0.7, activation__level=0.9), 1)
+    assert few.ratios["flops"] == many.ratios["flops"]
+    assert few.ratios["effective_flops"] < 0.5 * few.ratios["flops"]
+    assert few.ratios["effective_flops"] < many.ratios["effective_flops"]
+
+
+def test_rewound_and_fresh_weights(home: Path, tmp_path: Path) -> None:
+    frozen = [
+        "phases.finetune.optimizer={_target_: torch.optim.SGD, lr: 1e-12}",
+        "phases.finetune.recalibration_batches=1",
+    ]
+    here = bench(home, tmp_path / "a", "phases.train.rewind_epoch=1", "phases.finetune.begin=rewound", *frozen)
+    assert here.problem.rewound is not None
+    _, model = here.run(here.propose(0.5))
+    keep = here.evaluator.finished()[0].keep
+    row = here.problem.structure.table["fc.weight", 1]
+    expected = here.problem.rewound.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
+    torch.testing.assert_close(model.get_parameter("fc.weight"), expected)
+    assert not torch.allclose(expected, here.problem.model.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])])
+    fresh = bench(home, tmp_path / "b", "phases.finetune.begin=fresh", *frozen)
+    weights = [fresh.run(fresh.propose(0.5, schedule__steps=1), number)[1] for number in (0, 1)]
+    for parameter in ("fc.weight", "conv1.weight"):
+        assert not torch.allclose(weights[0].get_parameter(parameter), weights[1].get_parameter(parameter))
+    with pytest.raises(ConfigError, match=r"begin=rewound needs phases.train.rewind_epoch"):
+        settings_of(home, "phases.finetune.begin=rewound")
+
+
+GUARD = "phases.finetune.guard={tolerance: 0.03, action: %s}"
+
+
+def test_a_guard_stops_steps_back_or_slows_down(home: Path, tmp_path: Path) -> None:
+    steps = {"schedule__steps": 3, "schedule__shape": "linear"}
+    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.unit_steps=2"]
+    wide = bench(home, tmp_path / "none", *hurt)
+    free, _ = wide.run(wide.propose(0.05, **steps))
+    assert free.state == "completed"
+    floor = wide.problem.dense["accuracy"] - 0.03
+    assert free.metrics["accuracy"] < floor
+    for action in ("stop", "step_back", "slow_down"):
+        here = bench(home, tmp_path / action, GUARD % action, *hurt)
+        found = here.evaluator(here.propose(0.05, **steps), 0, silent)
+        if found.state == "stopped":
+            assert found.reason.startswith("guard: accuracy")
+            assert not (here.evaluator.models / "0").exists()
+        else:
+            assert action != "stop"
+            assert found.metrics["accuracy"] >= floor
+            assert found.ratios["flops"] > free.ratios["flops"]
+
+
+def test_a_guard_that_is_not_touched_changes_nothing(home: Path, tmp_path: Path) -> None:
+    loose = "phases.finetune.guard={tolerance: 1.0, action: slow_down}"
+    results = []
+    for place, extra in enumerate(([], [loose])):
+        here = bench(home, tmp_path / str(place), *extra)
+        results.append(here.run(here.propose(0.4, schedule__steps=2))[1].state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_momentum_goes_through_a_pruning_step(home: Path, tmp_path: Path) -> None:
+    found = []
+    for place, carry in enumerate(("true", "false")):
+        here = bench(home, tmp_path / str(place), f"phases.finetune.carry_optimizer={carry}")
+        found.append(here.run(here.propose(0.4, schedule__steps=2))[1].state_dict())
+    assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert all(value.isfinite().all() for value in found[0].values())
+
+
+def test_a_window_of_pruning_begins_late_and_ends_early(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "space.start=[0.0,0.5]", "space.end=[0.6,1.0]", "space.steps=[1,4]")
+    proposal = here.propose(0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__units=1)
+    measured, _ = here.run(proposal)
+    assert proposal.timing.moments() == [1, 1, 2, 2]
+    assert measured.trained_units == 4
+    assert [rung for rung, _ in measured.rungs] == [1, 2]
+
+
+def test_methods_take_turns_in_the_chain_and_are_recorded(home: Path, tmp_path: Path) -> None:
+    names = ["l1", "random"]
+    first = "{name: l1, criterion: {_target_: lightning_modules.pruning.criteria.Magnitude, p: 1.0}}"
+    second = "{name: random, criterion: {_target_: lightning_modules.pruning.criteria.Random}}"
+    here = bench(home, tmp_path, "method=search", f"method.among=[{first}, {second}]")
+    for number, name in enumerate(names):
+        measured, _ = here.run(here.propose(0.5 - 0.2 * number, method=name), number)
+        assert measured.method == name
+    assert here.space.distributions(here.terrain)["method"].choices == tuple(names)  # type: ignore[attr-defined]
+
+
+def test_a_quantised_model_is_measured_as_it_is(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    here = bench(home, tmp_path, "method=int8", "method.int8=[false,true]")
+    plain, _ = here.run(here.propose(0.5, int8=False), 0)
+    small, model = here.run(here.propose(0.45, int8=True), 1)
+    path = here.evaluator.models / "1" / "model.int8.onnx"
+    assert small.costs["size_mb"] == path.stat().st_size / 1e6
+    assert not (here.evaluator.models / "0" / "model.int8.onnx").exists()
+    from lightning_modules.phases.quantization import Int8Model
+
+    assert here.problem.validate(Int8Model(path))["accuracy"] == small.metrics["accuracy"]
+    assert abs(here.problem.validate(model)["accuracy"] - small.metrics["accuracy"]) < 0.05
+    assert plain.costs["size_mb"] > 0.0
+
+
+def test_combinations_that_cannot_be_are_refused_with_a_remedy(home: Path) -> None:
+    for overrides, message in (
+        (["method=nm_2_4", "method.rule=mean"], "no threshold"),
+        (["method=nm_2_4", "method.shape=[4,4]"], "N < M"),
+        (["method=block", "method.shape=null"], "`shape` is for"),
+        (["method=l2", "method.regrowth={_target_: lightning_modules.pruning.regrowth.RigL}"], "single weights"),
+        (["method=weight_l1", "method.round_to=8"], "no width"),
+        (["method=weight_l1", "method.depth=true"], "for units"),
+        (["method=l2", "method.int8=[]"], "int8"),
+        (["method=weight_l1", "objectives=quality_flops"], "quality_effective_flops"),
+        (["method=activation_topk", "method.activation.levels=[0.9,0.2]"], "least, most"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings_of(home, *overrides)
+    for overrides, message in (
+        (["method=nm_2_4", "space=allocation"], "space=patterns"),
+        (["method=l2", "space=patterns"], "space=allocation"),
+        (["method=l2", "space=hybrid"], "take both or neither"),
+        (["method=l2", "space.shapes=[cyclic]"], "method.soft=true"),
+        (["method=fpgm", "method.granularity=weight", "objectives=quality_effective_flops"], "scores whole units"),
+    ):
+        found = settings_of(home, *overrides)
+        with pytest.raises(ConfigError, match=message):
+            check_method(found, found.space.build())
+
+
+def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path)
+    with torch.no_grad():
+        here.problem.model.get_parameter("stages.1.0.conv1.weight")[3] = float("nan")
+    method = next(iter(here.methods.values()))
+    with pytest.raises(Exception, match=r"group 'stages.1.0.conv1' has 1"):
+        method.stages[0].pruner.scores(here.problem.model, here.problem.structure.full(), 0)
+    assert np.isfinite(method.stages[0].scores).all()
