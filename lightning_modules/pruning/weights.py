@@ -21,14 +21,16 @@ from lightning_modules.pruning.thresholds import Scores
 
 Masks = dict[str, Tensor]
 """Parameter name -> boolean of its shape, True = keep."""
+_KINDS: dict[str, Kind] = {"weight": "weight", "block": "weight_block", "pattern": "pattern"}
 
 
 @dataclass(frozen=True)
 class Weight:
     """Single weights, `shape` blocks of the matrix (outputs, inputs x kernel), or a pattern: N of M along the inputs.
 
-    Blocks at the edge may be smaller. A pattern is all or nothing per tensor: it keeps the best n of every m
-    consecutive inputs, for each output and kernel position (Mishra et al. 2021 for 2:4).
+    The matrix is the first dimension of a tensor by all others. Blocks at its edge may be smaller; costs count them as
+    a block of mean size. A pattern is all or nothing per tensor: it keeps the best n of every m consecutive inputs (the
+    second dimension), for each output and kernel position (Mishra et al. 2021 for 2:4).
     """
 
     kind: Literal["weight", "block", "pattern"] = "weight"
@@ -43,40 +45,35 @@ class Weight:
 def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: Weight) -> Structure:
     """The weight tensors of `model` as groups; `structure` is the dense one of units and `keep` what `model` still has.
 
-    Only tensors that MACs go through count. Tensors that do not fit the pattern are skipped with the reason.
+    Only tensors that MACs go through count. Those that do not fit the pattern are skipped with the reason.
     """
     macs = macs_by_tensor(structure, keep)
     parameters = dict(model.named_parameters())
     groups: list[Group] = []
     products: list[Product] = []
+    params: list[Product] = []
     skipped: list[Skipped] = []
     start = 0
     for name, total in macs.items():
-        weight = parameters.get(name)
-        if weight is None:
+        weight = parameters[name]
+        if reason := _misfit(model, name, weight, how):
+            skipped.append(Skipped(name, reason))
             continue
         size = _unit_count(weight, how)
-        if not size:
-            skipped.append(Skipped(name, f"its {weight.shape[1]} inputs are no multiple of {how.shape[1]}"))
-            products.append(Product(name, total, (), name))
-            continue
-        kind: Kind = "weight" if how.kind == "weight" else "weight_block" if how.kind == "block" else "pattern"
         ids = np.arange(start, start + size, dtype=np.int32)
-        groups.append(Group(name, start, size, (), True, kind))
+        groups.append(Group(name, start, size, (), True, _KINDS[how.kind]))
         products += _products(name, total, ids, how)
+        params += _products(name, weight.numel(), ids, how)
         start += size
-    params = [_parameter(group, parameters[group.name].numel(), how) for group in groups]
-    products.append(Product("activations", sum(_size(p, keep) for p in structure.macs) - sum(macs.values()), ()))
-    counted = {group.name for group in groups}
-    rest = sum(p.numel() for n, p in parameters.items() if n not in counted)
-    pieces = tuple(piece for several in params for piece in several)
-    return Structure(
-        tuple(groups), {}, tuple(products), (*pieces, Product("rest", rest, ())), tuple(skipped), len(macs), len(groups)
-    )
+    rest_macs = sum(_size(product, keep) for product in structure.macs) - sum(macs[group.name] for group in groups)
+    rest = sum(p.numel() for p in parameters.values()) - sum(parameters[group.name].numel() for group in groups)
+    products.append(Product("rest", rest_macs, ()))
+    params.append(Product("rest", rest, ()))
+    return Structure(tuple(groups), {}, tuple(products), tuple(params), tuple(skipped), len(macs), len(groups))
 
 
 def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) -> list[Product]:
-    """MACs of one tensor as an affine form of its units kept; whole numbers, so rounded by less than one per unit."""
+    """A tensor's MACs, or its elements, by its units kept; whole numbers, so rounded by less than one per unit."""
     if how.kind != "pattern":
         per_unit, rest = divmod(total, len(ids))
         return [Product(name, per_unit, (ids,), name), Product(name, rest, (), name)]
@@ -84,13 +81,19 @@ def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) ->
     return [Product(name, sparse, (), name), Product(name, total - sparse, (ids,), name)]
 
 
-def _parameter(group: Group, numel: int, how: Weight) -> list[Product]:
-    return _products(group.name, numel, np.arange(group.start, group.start + group.size, dtype=np.int32), how)
+def _misfit(model: nn.Module, name: str, weight: Tensor, how: Weight) -> str:
+    """Why a tensor does not take the pattern, "" if it does."""
+    if how.kind != "pattern":
+        return ""
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd):
+        return "the inputs of a transposed convolution are not its second dimension"
+    inputs = weight.shape[1] if weight.dim() > 1 else 1
+    return f"its {inputs} inputs are no multiple of {how.shape[1]}" if inputs % how.shape[1] else ""
 
 
 def _unit_count(weight: Tensor, how: Weight) -> int:
     if how.kind == "pattern":
-        return int(weight.dim() > 1 and weight.shape[1] % how.shape[1] == 0)
+        return 1
     if how.kind == "weight":
         return weight.numel()
     rows, columns = weight.shape[0], weight[0].numel()
@@ -129,16 +132,15 @@ def masks_of(weights: Structure, keep: Keep, elements: Mapping[str, Tensor], how
     """One mask per tensor that loses something; `elements` are the scores per weight that a pattern is chosen by."""
     masks: Masks = {}
     for group in weights.groups:
-        mine = keep[group.units]
-        if mine.all():
+        if keep[group.units].all():
             continue
-        like = elements[group.name]
+        like, mine = elements[group.name], torch.tensor(keep[group.units])
         if how.kind == "weight":
-            mask = torch.from_numpy(mine).reshape(like.shape)
+            mask = mine.reshape(like.shape)
         elif how.kind == "block":
-            mask = torch.from_numpy(mine)[_block_ids(like, how)]
+            mask = mine[_block_ids(like, how)]
         else:
-            mask = best_of(like, *how.shape)
+            mask = best_of(like.detach(), *how.shape)
         masks[group.name] = mask.to(like.device)
     return masks
 
