@@ -36,7 +36,6 @@ class _Good:
     """The last state within the guard's tolerance, and what it measured."""
 
     working: Working
-    fraction: float
     rungs: tuple[Rung, ...]
 
 
@@ -48,6 +47,7 @@ class _Run:
         self.how = problem.settings.phases.finetune
         self.spent, self.turn, self.reason = 0, 0, ""
         self.rungs: list[Rung] = []
+        self.good: _Good | None = None
 
     def sparsify(self, stage: UnitStage) -> None:
         """Training under a penalty before the first pruning step."""
@@ -63,7 +63,7 @@ class _Run:
         lead, waiting = events(self.plan.timing, stage.soft)
         if lead:
             self.train(lead, stage.callbacks(self.working, None, self._seed()), last=False)
-        guard, good = self.how.guard, None
+        guard, reached = self.how.guard, 0.0
         retries = guard.retries if guard else 0
         while waiting:
             event = waiting.pop(0)
@@ -79,25 +79,24 @@ class _Run:
             if guard is None or before is None:
                 continue
             if self._within(guard):
-                good = _Good(self.working.copy(), event.fraction, tuple(self.rungs))
+                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs))
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
-                reached = good.fraction if good else 0.0
                 self.working = before
                 waiting[:0] = [replace(event, fraction=0.5 * (reached + event.fraction)), event]
             else:
-                self._end(guard, good)
+                self._end(guard)
                 return False
         return True
 
-    def _end(self, guard: GuardSettings, good: _Good | None) -> None:
+    def _end(self, guard: GuardSettings) -> None:
         """The trial ends with its last good state, or as stopped where there is none or it is not wanted."""
-        if guard.action == "stop" or good is None:
+        if guard.action == "stop" or self.good is None:
             quality = self.problem.settings.objectives.quality
             value = self.rungs[-1][1][quality]
             self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
-            self.working, self.rungs = good.working, list(good.rungs)
+            self.working, self.rungs = self.good.working, list(self.good.rungs)
 
     def _within(self, guard: GuardSettings) -> bool:
         quality = self.problem.settings.objectives.quality

@@ -69,7 +69,7 @@ class Allocation(Recovery):
         return Proposal((Cut(quantiles(terrain.structure, kept), "quantile", False),), self.timing(params))
 
     def kept(self, terrain: Terrain, params: Params) -> Counts:
-        """Units kept per group, blocks included, which are within the target once they are rounded; shape (n_groups,)."""
+        """Units kept per group, blocks included; rounded they are within the target; shape (n_groups,)."""
         widths, blocks = terrain.widths, terrain.without_blocks(params.get("blocks", 0))
 
         def macs(found: Counts) -> int:
