@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.criteria.bn_scale import norm_scales
+from lightning_modules.pruning.criteria.members import producing
 from lightning_modules.pruning.structure import Keep, Structure
 
 
@@ -49,15 +51,15 @@ class NormScale:
         _positive(self.weight)
 
     def __call__(self, model: nn.Module, structure: Structure, keep: Keep, progress: float) -> Tensor:
-        tensors = dict(model.named_parameters())
-        scales = [
-            tensors[name].abs().sum()
-            for (name, _) in structure.table
-            if name in tensors and tensors[name].dim() == 1 and name.endswith("weight")
-        ]
-        if not scales:
-            raise ConfigError("a penalty on norm scales needs norm layers over prunable units; take GroupLasso")
-        return self.weight * torch.stack(scales).sum()
+        sizes = []
+        for name, scale in norm_scales(model).items():
+            if (row := structure.table.get((name, 0))) is not None:
+                sizes.append(scale.abs()[torch.from_numpy(row >= 0).to(scale.device)].sum())
+        if not sizes:
+            raise ConfigError(
+                "NormScale needs norm layers with scales over prunable units; the model has none: take GroupLasso"
+            )
+        return self.weight * torch.stack(sizes).sum()
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,22 @@ class Growing:
 
 
 def _squares(model: nn.Module, structure: Structure) -> tuple[Tensor, Tensor]:
-    """Sum of squares and number of the producing weights of each unit; both of shape (n_units,)."""
+    """Sum of squares and number of the producing weights of each unit; both of shape (n_units,).
+
+    Errors: ConfigError where no unit has any.
+    """
     tensors = dict(model.named_parameters())
-    like = next(iter(tensors.values()))
+    axes = dict.fromkeys((m.tensor, m.dim) for group in structure.groups for m in producing(group, tensors))
+    if not axes:
+        raise ConfigError("a penalty on units needs units with weights that produce them; see job=inspect for why not")
+    like = tensors[next(iter(axes))[0]]
     squares = torch.zeros(structure.n_units, dtype=like.dtype, device=like.device)
     elements = np.zeros(structure.n_units)
-    for axis in {(m.tensor, m.dim): None for group in structure.groups for m in group.members if m.role == "out"}:
-        weight = tensors.get(axis[0])
-        if weight is None or weight.dim() < 2:
-            continue
-        row = structure.table[axis]
+    for name, dim in axes:
+        weight, row = tensors[name], structure.table[name, dim]
         mine = np.flatnonzero(row >= 0)
-        each = weight.movedim(axis[1], 0).flatten(1).square().sum(1)
+        each = weight.movedim(dim, 0).flatten(1).square().sum(1)
         ids = torch.from_numpy(row[mine].astype(np.int64)).to(like.device)
         squares = squares.index_add(0, ids, each[torch.from_numpy(mine).to(like.device)])
-        np.add.at(elements, row[mine], math.prod(weight.shape) / weight.shape[axis[1]])
+        np.add.at(elements, row[mine], math.prod(weight.shape) / weight.shape[dim])
     return squares, torch.from_numpy(elements).to(squares)

@@ -32,7 +32,7 @@ class BnScale:
         check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        scales = _scales(model)
+        scales = norm_scales(model)
         norms = Magnitude(2.0, self.combine)(model, structure, calibration)
 
         def rows(group: Group) -> list[Scores]:
@@ -48,7 +48,7 @@ class BnScale:
         return per_group(structure, rows, self.combine)
 
 
-def _scales(model: nn.Module) -> dict[str, Tensor]:
+def norm_scales(model: nn.Module) -> dict[str, Tensor]:
     """The one-dimensional `weight` of every norm layer by name, also where it is a frozen buffer."""
     found = {}
     for name, module in model.named_modules():
