@@ -85,9 +85,19 @@ def _highest(living: Sequence[Scores], least: Counts, wanted: int) -> Counts:
     for part, few in zip(parts, least, strict=True):
         if few:
             part[np.argmax(part)] = np.inf
-    order = np.argsort(-np.concatenate(parts), kind="stable")[:wanted]
-    ends = np.cumsum([len(part) for part in parts])
-    return np.bincount(np.searchsorted(ends, order, side="right"), minlength=len(parts)).astype(np.int64)
+    chosen = _top(np.concatenate(parts), wanted)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return np.array([part.sum() for part in np.split(chosen, ends)], dtype=np.int64)
+
+
+def _top(values: Scores, count: int) -> Keep:
+    """True for the `count` highest; of equals the first. A partition, not a sort: there may be millions of weights."""
+    if count >= len(values) or count <= 0:
+        return np.full(len(values), count > 0)
+    lowest = np.partition(values, len(values) - count)[len(values) - count]
+    chosen: Keep = values > lowest
+    chosen[np.flatnonzero(values == lowest)[: count - int(chosen.sum())]] = True
+    return chosen
 
 
 def require_finite(structure: Structure, scores: Scores, alive: Keep) -> None:
@@ -146,6 +156,5 @@ def choose(structure: Structure, scores: Scores, alive: Keep, kept: Counts) -> K
     keep = np.zeros_like(alive)
     for index, group in enumerate(structure.groups):
         living = np.flatnonzero(alive[group.units])
-        order = np.argsort(-scores[group.units][living], kind="stable")
-        keep[group.start + living[order[: int(kept[index])]]] = True
+        keep[group.start + living[_top(scores[group.units][living], int(kept[index]))]] = True
     return keep

@@ -30,9 +30,12 @@ from orchestrator.settings import MethodSettings, Settings
 
 @dataclass(frozen=True)
 class Inspection:
-    """`seconds` is the expected duration of the whole job from a few timed steps of the dense model on this machine."""
+    """`weights` are the tensors whose single weights the method prunes, None where it prunes units alone.
+
+    `seconds` is the expected duration of the whole job from a few timed steps of the dense model on this machine."""
 
     structure: Structure
+    weights: Structure | None
     macs: int
     params: int
     prunable_macs_fraction: float
@@ -65,6 +68,7 @@ def inspect(settings: Settings) -> Inspection:
     choices = Choices(space, settings.method, terrains)
     found = Inspection(
         structure,
+        _weights(structure, model, settings.method.choices()[0]),
         macs,
         cost.params(structure.sizes),
         prunable_macs_fraction(structure),
@@ -78,9 +82,7 @@ def inspect(settings: Settings) -> Inspection:
 def _terrain(settings: Settings, structure: Structure, model: nn.Module, method: MethodSettings) -> Terrain:
     """What the space's dimensions depend on; scores and sensitivity, which cost something, are not among it."""
     then = None if method.then is None else _terrain(settings, structure, model, method.then)
-    if method.granularity != "unit":
-        how = Weight(method.granularity, method.shape or (1, 1))
-        structure = weight_structure(structure, structure.full(), model, how)
+    structure = _on_weights(structure, model, method) or structure
     macs = Cost(structure).macs
     pools = None if method.scope == "local" else pools_of(structure, method)
     return Terrain(
@@ -94,6 +96,17 @@ def _terrain(settings: Settings, structure: Structure, model: nn.Module, method:
         then=then,
         method=method.name,
     )
+
+
+def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
+    """The weight tensors of the first stage that prunes single weights."""
+    return next((found for stage in method.stages() if (found := _on_weights(structure, model, stage))), None)
+
+
+def _on_weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
+    if method.granularity == "unit":
+        return None
+    return weight_structure(structure, structure.full(), model, Weight(method.granularity, method.shape or (1, 1)))
 
 
 def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, profiled: bool) -> dict[str, float]:
@@ -133,14 +146,28 @@ def _step_seconds(settings: Settings, model: nn.Module, data: Any) -> float:
 def _print(settings: Settings, found: Inspection) -> None:
     from rich.table import Table
 
-    groups = Table(title=f"{settings.model_name()}: groups of units that live and die together", title_justify="left")
-    for header in ("group", "units", "kind", "layers", "masked = removed"):
-        groups.add_column(header, justify="right" if header in ("units", "layers") else "left", no_wrap=True)
-    for group in found.structure.groups:
-        layers = {member.tensor.rpartition(".")[0] for member in group.members}
-        exact = "yes" if group.mask_exact else "no"
-        groups.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
-    show(groups)
+    if settings.method.choices()[0].granularity == "unit":
+        groups = Table(
+            title=f"{settings.model_name()}: groups of units that live and die together", title_justify="left"
+        )
+        for header in ("group", "units", "kind", "layers", "masked = removed"):
+            groups.add_column(header, justify="right" if header in ("units", "layers") else "left", no_wrap=True)
+        for group in found.structure.groups:
+            layers = {member.tensor.rpartition(".")[0] for member in group.members}
+            exact = "yes" if group.mask_exact else "no"
+            groups.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
+        show(groups)
+    if found.weights is not None:
+        tensors = Table(
+            title=f"{settings.model_name()}: tensors in which weights are set to zero", title_justify="left"
+        )
+        for header in ("tensor", "units", "kind"):
+            tensors.add_column(header, justify="right" if header == "units" else "left", no_wrap=True)
+        for group in found.weights.groups:
+            tensors.add_row(group.name, str(group.size), group.kind)
+        for skipped_tensor in found.weights.skipped:
+            tensors.add_row(skipped_tensor.name, "0", f"skipped: {skipped_tensor.reason}")
+        show(tensors)
     structure = found.structure
     skipped = Counter(skipped.reason for skipped in structure.skipped)
     names = {reason: [s.name for s in structure.skipped if s.reason == reason] for reason in skipped}

@@ -1,4 +1,7 @@
-"""What a method does to a model, one class per granularity: score units, then remove them or set weights to zero."""
+"""What a method does to a model, one class per granularity: score units, then remove them or set weights to zero.
+
+Both have a `structure` and its `cost`, those of the dense model; scores and keeps are over its units.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -21,18 +23,6 @@ from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Masks, Weight, apply, masks_of, shares, unit_scores, weight_structure
 from orchestrator.search.problem import Problem
 from orchestrator.settings import MethodSettings
-
-
-class Pruner(Protocol):
-    """`structure` and `cost` are those of the dense model; scores and keeps are over its units."""
-
-    structure: Structure
-    cost: Cost
-    method: MethodSettings
-
-    def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores: ...
-
-    def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module: ...
 
 
 @dataclass
@@ -75,8 +65,11 @@ class WeightPruner:
         assert self.method.granularity != "unit"
         self.how = Weight(self.method.granularity, self.method.shape or (1, 1))
         self.structure = weight_structure(self.problem.structure, self.keep, self.model, self.how)
-        self.cost = Cost(self.structure)
         self.criterion = self.method.scoring().build()
+
+    @cached_property
+    def cost(self) -> Cost:
+        return Cost(self.structure)
 
     @cached_property
     def names(self) -> list[str]:
