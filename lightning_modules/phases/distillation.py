@@ -111,10 +111,13 @@ class AttentionTransfer:
 
 
 def _tap(model: nn.Module, modules: Sequence[str], maps: dict[str, Tensor]) -> list[RemovableHandle]:
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if output.dim() < 3:
-                raise ConfigError(f"distillation.features: '{name}' gives no map but {list(output.shape)}")
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() < 3:
+                found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ConfigError(
+                    f"distillation.features needs maps of shape (N, C, H, W) or (N, T, C); '{name}' gives {found}"
+                )
             channels = 2 if output.dim() == 3 else 1
             maps[name] = F.normalize(output.square().mean(channels).flatten(1))
 

@@ -25,7 +25,7 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
 
 
-TOTALS = ("total_steps", "T_max", "total_iters", "max_iterations")
+TOTALS = ("total_steps", "T_max", "total_iters")
 """Names under which torch's schedulers ask for the number of steps; filled in where they are not given."""
 
 
@@ -34,7 +34,7 @@ class Optimization:
     """An optimizer recipe and its learning-rate scheduler, stepped at every optimizer step.
 
     Without a `scheduler` the rate rises linearly over the `warmup` fraction of all steps, then falls as a cosine.
-    `rewound` = t instead takes the last t of that curve as a fraction: learning-rate rewinding (Renda et al. 2020).
+    `rewound` = t instead takes the last t of the curve as a fraction: learning-rate rewinding (Renda et al. 2020).
     """
 
     optimizer: Recipe
@@ -57,24 +57,29 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        whole = steps if self.rewound is None else max(steps, round(steps / self.rewound))
         if self.scheduler is None:
-            return torch.optim.lr_scheduler.LambdaLR(optimizer, self._curve(steps))
-        built = locate(self.scheduler.target)
-        if not (isinstance(built, type) and issubclass(built, torch.optim.lr_scheduler.LRScheduler)):
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, self._curve(whole, whole - steps))
+        kind = locate(self.scheduler.target)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
             raise ConfigError(f"a scheduler must be one of torch.optim.lr_scheduler's; got {self.scheduler.target}")
-        if issubclass(built, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise ConfigError("a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another")
-        missing = set(TOTALS) & set(inspect.signature(built).parameters) - set(self.scheduler.arguments)
+        missing = set(TOTALS) & set(inspect.signature(kind).parameters) - set(self.scheduler.arguments)
         if "epochs" in self.scheduler.arguments:
             missing = set()
-        return self.scheduler.build(optimizer, **dict.fromkeys(missing, steps))
+        found = self.scheduler.build(optimizer, **dict.fromkeys(missing, whole))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimizer has stepped yet is what is meant
+            for _ in range(whole - steps):
+                found.step()
+        return found
 
-    def _curve(self, steps: int) -> Callable[[int], float]:
-        whole = steps if self.rewound is None else max(steps, round(steps / self.rewound))
+    def _curve(self, whole: int, begin: int) -> Callable[[int], float]:
         rise = max(1, round(self.warmup * whole))
 
         def factor(step: int) -> float:
-            at = step + whole - steps
+            at = begin + step
             if at < rise:
                 return (at + 1) / (rise + 1)
             return 0.5 * (1.0 + math.cos(math.pi * (at - rise) / max(1, whole - rise)))

@@ -170,6 +170,14 @@ def test_a_model_with_nothing_to_penalise_is_refused(kind: str) -> None:
         PENALTIES[kind](model, structure, structure.full(), 0.5)
 
 
+def test_slopes_are_no_scales() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Conv2d(4, 2, 1))
+    structure = discover(model, (torch.zeros(1, 1, 8, 8),))
+    assert ("1.weight", 0) in structure.table
+    with pytest.raises(ConfigError, match="NormScale needs norm layers"):
+        NormScale()(model, structure, structure.full(), 0.5)
+
+
 @pytest.mark.parametrize("kind", PENALTIES)
 def test_a_weight_that_is_not_positive_is_refused(kind: str) -> None:
     for weight in (0.0, -1.0, float("nan")):
