@@ -19,7 +19,8 @@ class ActivationPruning:
     """Keep inputs with |x| >= `level` (threshold), or of each sample the share `level` with the largest |x| (topk).
 
     `tensors` names the weights whose modules' inputs are pruned; a module that owns none of them is left alone.
-    Used as a forward pre-hook: gradients pass where the activation does.
+    Used as a forward pre-hook: gradients pass where the activation does. topk keeps the share to the element, whatever
+    ties there are; where fewer are not zero (after a ReLU) some of those kept are zeros.
     """
 
     kind: Literal["threshold", "topk"]
@@ -27,7 +28,8 @@ class ActivationPruning:
     tensors: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in ("threshold", "topk") or self.level < 0.0 or (self.kind == "topk" and self.level > 1.0):
+        most = {"threshold": float("inf"), "topk": 1.0}
+        if not 0.0 <= self.level <= most.get(self.kind, -1.0):
             raise PlanError(f"activation pruning is a threshold >= 0 or a topk share in [0, 1]; got {self}")
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -39,15 +41,13 @@ class ActivationPruning:
         if self.kind == "threshold":
             return x * (size >= self.level)
         flat = size.flatten(1)
-        dropped = flat.shape[1] - max(1, round(self.level * flat.shape[1]))
-        if dropped == 0:
-            return x
-        least = flat.kthvalue(dropped, dim=1).values.reshape(-1, *[1] * (x.dim() - 1))
-        return x * (size > least)
+        kept = max(1, round(self.level * flat.shape[1]))
+        places = flat.topk(kept, dim=1, sorted=False).indices
+        return x * torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(x.shape)
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Prune from now on; the handles undo it."""
-        return [module.register_forward_pre_hook(self) for module in _owners(model, self.tensors).values()]
+        return [module.register_forward_pre_hook(self) for module, _ in _owners(model, self.tensors)]
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def activation_densities(
 
     model.to(device).eval()
     # a forward hook sees the inputs as the pre-hooks have left them
-    handles = [m.register_forward_hook(counter(name)) for name, m in _owners(model, tensors).items()]
+    handles = [module.register_forward_hook(counter(name)) for module, name in _owners(model, tensors)]
     try:
         for batch in batches:
             model(batch[0].to(device))
@@ -91,15 +91,8 @@ def activation_densities(
     return {name: nonzero / total for name, (nonzero, total) in counted.items() if total}
 
 
-def _owners(model: nn.Module, tensors: Sequence[str]) -> dict[str, nn.Module]:
-    """The convolutions and linear layers that own the tensors, by tensor."""
-    found: dict[str, nn.Module] = {}
-    for name in tensors:
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:  # gone with its block
-            continue
-        if leaf == "weight" and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            found[name] = module
-    return found
+def _owners(model: nn.Module, tensors: Sequence[str]) -> list[tuple[nn.Module, str]]:
+    """The convolutions and linear layers whose weights the tensors are, each with its tensor; several may share one."""
+    names = {id(parameter): name for name, parameter in model.named_parameters() if name in tensors}
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    return [(layer, names[id(layer.weight)]) for layer in layers if id(layer.weight) in names]
