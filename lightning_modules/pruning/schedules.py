@@ -27,7 +27,7 @@ def cubic(progress: float) -> float:
 
 
 def exponential(progress: float) -> float:
-    """What is missing falls by the same factor, 100 in all, per unit of progress: faster at first than cubic."""
+    """1 - 0.01^progress, stretched to end at 1: faster at first than cubic."""
     return (1.0 - math.pow(0.01, progress)) / 0.99
 
 
@@ -39,7 +39,7 @@ def cosine(progress: float) -> float:
 def cyclic(progress: float, cycles: int = 3) -> float:
     """Cubic in each of `cycles`, the later ones from a third of the way up (Srinivas et al. 2022): units return.
 
-    The first cycle begins at 0.
+    The first cycle begins at 0. It takes more steps than cycles for units to return.
     """
     if progress >= 1.0:
         return 1.0
