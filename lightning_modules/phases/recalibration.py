@@ -23,9 +23,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int, device: to
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for batch in islice(batches, count):
-        model(batch[0].to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        for batch in islice(batches, count):
+            model(batch[0].to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

@@ -84,7 +84,7 @@ def _terrain(settings: Settings, structure: Structure, model: nn.Module, method:
     then = None if method.then is None else _terrain(settings, structure, model, method.then)
     structure = _on_weights(structure, model, method) or structure
     macs = Cost(structure).macs
-    pools = None if method.scope == "local" else pools_of(structure, method)
+    pools = None if method.scope == "local" else pools_of(structure, method, model)
     return Terrain(
         structure,
         macs,

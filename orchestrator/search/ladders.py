@@ -71,11 +71,11 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
 
 def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1) -> Counts:
     """Units kept per group when all are ranked in one list by multiples of their group's mean score."""
-    relative = [scores[group.units][alive[group.units]] for group in structure.groups]
-    relative = [living / living.mean() if living.mean() > 0 else living for living in relative]
+    relative = thresholds.normalised(structure, scores, alive)
+    living = [relative[group.units][alive[group.units]] for group in structure.groups]
 
     def counts(level: float) -> Counts:
-        return np.array([max(least, int((living >= level).sum())) for living in relative], dtype=np.int64)
+        return np.array([max(least, int((part >= level).sum())) for part in living], dtype=np.int64)
 
-    highest = float(max(living.max() for living in relative))
-    return counts(lowest_level(counts, macs, target, 0.0, highest))
+    least_level, most_level = float(relative[alive].min()) - 1.0, float(np.nextafter(relative[alive].max(), np.inf))
+    return counts(lowest_level(counts, macs, target, least_level, most_level))

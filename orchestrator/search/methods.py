@@ -77,7 +77,7 @@ def _dense(problem: Problem, settings: MethodSettings) -> Dense:
     structure = pruner.structure
     with problem.timed("scores"):
         scores = pruner.scores(problem.model, structure.full(), seed_of(problem.settings.seed, 2))
-    pools = None if settings.scope == "local" else pools_of(structure, settings)
+    pools = None if settings.scope == "local" else pools_of(structure, settings, problem.model)
     return Dense(settings, pruner, comparable(structure, scores, structure.full(), settings), pools)
 
 

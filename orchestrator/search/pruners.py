@@ -128,15 +128,22 @@ def pruner_of(problem: Problem, method: MethodSettings) -> UnitPruner | WeightPr
     return WeightPruner(problem, method, problem.model, problem.structure.full())
 
 
-def pools_of(structure: Structure, method: MethodSettings) -> Pools:
+def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> Pools:
     """Groups whose units are compared with one another under the method's scope; blocks are compared with none."""
-    alone = [[i] for i, group in enumerate(structure.groups) if group.kind in ("block", "pattern")]
-    ranked = [i for i, group in enumerate(structure.groups) if group.kind not in ("block", "pattern")]
+    apart = {i for i, group in enumerate(structure.groups) if group.kind in ("block", "pattern")}
+    alone = [[i] for i in sorted(apart)]
     if method.scope == "local":
         return [[i] for i in range(len(structure.groups))]
     if method.scope == "global":
+        ranked = [i for i in range(len(structure.groups)) if i not in apart]
         return ([ranked] if ranked else []) + alone
-    return isomorphic_classes(structure)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    pools: dict[object, list[int]] = {}
+    for place, same in enumerate(isomorphic_classes(structure)):
+        for i in same:
+            if i not in apart:  # tensors of single weights are of one size in a class, and here of one shape too
+                pools.setdefault((place, shapes.get(structure.groups[i].name)), []).append(i)
+    return [*pools.values(), *alone]
 
 
 def comparable(structure: Structure, scores: Scores, alive: Keep, method: MethodSettings) -> Scores:

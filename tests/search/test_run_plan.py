@@ -142,6 +142,19 @@ def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> 
     assert child.parent == 0
 
 
+def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(home: Path, tmp_path: Path) -> None:
+    isomorphic = ["method.scope=isomorphic", "space=per_group", "model.blocks=3"]
+    here = bench(home, tmp_path / "units", "method=depth", *isomorphic)
+    kinds = [{here.problem.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()]
+    assert max(len(pool) for pool in here.terrain.pools or ()) >= 2
+    assert all(len(pool) == 1 for pool, kind in zip(here.terrain.pools or (), kinds, strict=True) if "block" in kind)
+    assert here.run(here.propose(0.5, blocks=1))[0].state == "completed"
+    single = bench(home, tmp_path / "weights", "method=weight_l1", *isomorphic)
+    for pool in single.terrain.pools or ():
+        names = [single.terrain.structure.groups[i].name for i in pool]
+        assert len({single.problem.model.get_parameter(name).shape for name in names}) == 1
+
+
 def test_rounded_widths_are_reported_beside_what_was_asked(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=l2", "method.round_to=4", "space=uniform")
     measured, _ = here.run(here.propose(0.5, threshold=0.4))
