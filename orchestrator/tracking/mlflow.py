@@ -157,7 +157,7 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=_absolute(uri))
     found = client.get_experiment_by_name(experiment)
     if found is None:
         try:
@@ -172,6 +172,14 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another tracking.experiment"
         )
     return client, found.experiment_id
+
+
+def _absolute(uri: str) -> str:
+    """MLflow keeps one store per URI and process: a relative file would stay where the first study was run."""
+    if not uri.startswith(_SQLITE):
+        return uri
+    path, question, query = uri.removeprefix(_SQLITE).partition("?")
+    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
 
 
 def _checked(uri: str) -> str | None:

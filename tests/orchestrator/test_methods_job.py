@@ -45,7 +45,7 @@ def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -
     assert [row.method for row in trials[:3]] == ["l1", "fpgm", "random"]
     front = read_csv("runs/digits_small/front.csv", FrontRow)
     assert all(row.method == trials[row.trial].method != "" for row in front)
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
     tags = {int(r.data.tags["trial_number"]): r.data.tags["method"] for r in runs if "trial_number" in r.data.tags}
     assert tags == {row.number: row.method for row in trials}
