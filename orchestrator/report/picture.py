@@ -151,6 +151,10 @@ def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
         label=f"front (test data, {counted} seeds)",
         zorder=5,
     )
+    if len({row.method for row in rows}) > 1:
+        for row in rows:
+            place = (row.cost_ratio, row.test_mean)
+            axes.annotate(row.method, place, (5, -11), textcoords="offset points", fontsize=8, color=_FRONT, zorder=7)
 
 
 def _draw_dense(axes: Axes, dense: FrontRow) -> None:

@@ -22,23 +22,28 @@ def front_table(
 ) -> Table:
     """One line per confirmed model, large to small, beside it the baselines matched to it (`BaselineRow.trial`).
 
-    All qualities are on test data; 'against dense' is the difference of the means.
+    All qualities are on test data; 'against dense' is the difference of the means. Methods that differ are named.
     """
     from rich.table import Table
 
     names = list(dict.fromkeys(row.baseline for row in baselines))
     matched = {(row.baseline, row.trial): row for row in baselines}
     table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
-    axis = next((axis_words(row.axis) for row in front), "FLOPs")
-    for header in ("trial", axis, "left", "params", "ms"):
+    axis = next((row.axis for row in front), "flops")
+    methods = len({row.method for row in front}) > 1
+    left = "params" if axis == "flops" else "nonzero"
+    for header in ("trial", *(["method"] if methods else []), axis_words(axis), "left", left, "ms"):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
     if dense is not None:
-        table.add_row("dense", *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std))
+        table.add_row(
+            "dense", *([""] if several else []), *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std)
+        )
     for row in sorted(front, key=lambda member: -member.cost):
         table.add_row(
             str(row.trial),
+            *([row.method] if methods else []),
             *_costs(row),
             mean_and_spread(row.test_mean, row.test_std),
             "" if dense is None else f"{row.test_mean - dense.test_mean:+.4f}",
@@ -80,7 +85,8 @@ def show(table: Table, stream: TextIO | None = None) -> None:
 
 
 def _costs(row: FrontRow) -> tuple[str, str, str, str]:
-    return count(row.cost), percent(row.cost_ratio), percent(row.params_ratio), f"{row.latency_ms:.2f}"
+    left = row.params_ratio if row.axis == "flops" else 1.0 - row.sparsity
+    return count(row.cost), percent(row.cost_ratio), percent(left), f"{row.latency_ms:.2f}"
 
 
 def _baseline_cell(row: BaselineRow | None) -> str:

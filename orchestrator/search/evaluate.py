@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -141,6 +142,8 @@ class Evaluator:
         folder = self.models / str(number)
         if plan.int8:
             measured = self._quantised(measured, model, folder / INT8, plan)
+        if wrong := {name: value for name, value in measured.metrics.items() if not math.isfinite(value)}:
+            raise ValueError(f"metrics must be finite; got {wrong}")  # before it is saved: nobody may inherit from it
         document = {
             "format": 2,
             "trial": number,
