@@ -37,9 +37,8 @@ def front_table(
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
     if dense is not None:
-        table.add_row(
-            "dense", *([""] if several else []), *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std)
-        )
+        name = ["dense", *([""] if methods else [])]
+        table.add_row(*name, *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std))
     for row in sorted(front, key=lambda member: -member.cost):
         table.add_row(
             str(row.trial),
