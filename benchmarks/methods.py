@@ -4,7 +4,7 @@ A ResNet-20 on Fashion-MNIST at 14 x 14: 38,000 training, 2,000 validation, 10,0
 dense model (kept in --baselines), which all methods prune; each is then finetuned for the same number of optimizer
 steps, without distillation. Methods with several pruning steps, stages or a penalty share these steps out. Everything
 runs through the orchestrator's own configuration, problem, spaces and evaluator, one thread per worker. With the
-defaults about 290 jobs of 8 s and three dense trainings of a minute: some 20 minutes on two cores.
+defaults about 260 jobs of 8 s and three dense trainings of a minute: some 20 minutes on two cores.
 
 Results go to --out as they come, and are not measured again; the tables go into docs/methods.md between its markers.
 """
