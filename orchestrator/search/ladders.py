@@ -71,6 +71,8 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
 
 def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1) -> Counts:
     """Units kept per group when all are ranked in one list by multiples of their group's mean score."""
+    if not alive.any():
+        return structure.counts(alive)
     relative = thresholds.normalised(structure, scores, alive)
     living = [relative[group.units][alive[group.units]] for group in structure.groups]
 

@@ -30,6 +30,7 @@ TINY = [
     "threads=1",
     "study.name=tiny",
 ]
+ALONG = {"space=hybrid": "method=hybrid", "space=patterns": "method=nm_2_4"}  # spaces that are for some methods only
 GROUPS = {
     group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "space", "sampler")
 }
@@ -83,7 +84,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
-    words = choice.split()
+    words = [*choice.split(), *([ALONG[choice]] if choice in ALONG else [])]
     # the choices of groups must come before the values laid over them
     values = [word for word in words if "." in word.partition("=")[0]]
     assert main(["+experiment=digits_small", *(set(words) - set(values)), *TINY, *tracking, *values]) == 0
