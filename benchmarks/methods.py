@@ -4,7 +4,7 @@ A ResNet-20 on Fashion-MNIST at 14 x 14: 38,000 training, 2,000 validation, 10,0
 dense model (kept in --baselines), which all methods prune; each is then finetuned for the same number of optimizer
 steps, without distillation. Methods with several pruning steps, stages or a penalty share these steps out. Everything
 runs through the orchestrator's own configuration, problem, spaces and evaluator, one thread per worker. With the
-defaults about 260 jobs of 8 s and three dense trainings of a minute: some 20 minutes on two cores.
+defaults some 260 jobs of about 9 s and three dense trainings of a minute: 20 to 25 minutes on two idle cores.
 
 Results go to --out as they come, and are not measured again; the tables go into docs/methods.md between its markers.
 """
@@ -403,7 +403,7 @@ def report(document: Path, held: dict[str, Any]) -> None:
     made["setting"] = (
         f"`{held['command']}`, {held['date']}: {seeds} seed{'s' if seeds > 1 else ''}, {run['epochs']} epochs of dense "
         f"training, {run['steps']} steps of finetuning; {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['workers']} workers of one thread, torch {machine['torch']}."
+        f"{machine['workers']} worker{'s' if machine['workers'] > 1 else ''} of one thread, torch {machine['torch']}."
     )
     text = document.read_text(encoding="utf-8")
     for name, body in made.items():
@@ -437,7 +437,7 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="dense trainings, each pruned by every method")
-    parser.add_argument("--steps", type=int, default=200, help=f"of finetuning, a multiple of {UNITS}")
+    parser.add_argument("--steps", type=int, default=240, help=f"of finetuning, a multiple of {UNITS}")
     parser.add_argument("--epochs", type=int, default=3, help="of dense training")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "methods.json")
@@ -461,6 +461,8 @@ def arguments() -> argparse.Namespace:
 def stored(chosen: argparse.Namespace, run: Run) -> dict[str, Any]:
     """The results so far; those of other steps or epochs are not mixed with."""
     same = {"steps": run.steps, "epochs": run.epochs}
+    if chosen.report_only and not chosen.out.exists():
+        raise SystemExit(f"--report-only needs results; {chosen.out} does not exist: leave it out to measure")
     if chosen.out.exists():
         held: dict[str, Any] = json.loads(chosen.out.read_text())
         if chosen.report_only or held["run"] == same:
