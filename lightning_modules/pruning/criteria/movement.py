@@ -11,15 +11,9 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients, require_all
-from lightning_modules.pruning.criteria.members import (
-    Combine,
-    as_scores,
-    check_combine,
-    named,
-    producing_names,
-    unit_sums,
-)
+from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients
+from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import Scores
@@ -46,13 +40,10 @@ class Movement:
         check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        names = producing_names(structure, dict(model.named_parameters()))
-        return unit_sums(structure, self._movements(model, names, calibration), self.combine)
+        return of_units(self._movements, model, structure, calibration, self.combine)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        values = self._movements(model, names, calibration)
-        require_all(values, names)
-        return as_scores(model, values)
+        return of_weights(self._movements, model, names, calibration)
 
     def _movements(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         named(model, names)

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.gradients import mean_gradients, require_all
-from lightning_modules.pruning.criteria.members import (
-    Combine,
-    as_scores,
-    check_combine,
-    named,
-    producing_names,
-    unit_sums,
-)
+from lightning_modules.pruning.criteria.gradients import mean_gradients
+from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import Scores
@@ -36,13 +30,10 @@ class Snip:
         check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        names = producing_names(structure, dict(model.named_parameters()))
-        return unit_sums(structure, _shares(model, names, calibration), self.combine)
+        return of_units(_shares, model, structure, calibration, self.combine)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        values = _shares(model, names, calibration)
-        require_all(values, names)
-        return as_scores(model, values)
+        return of_weights(_shares, model, names, calibration)
 
 
 def _shares(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:

@@ -1,0 +1,33 @@
+"""Criteria that are a value per weight: the same values summed over a unit, or as they are for single weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.criteria.gradients import require_all
+from lightning_modules.pruning.criteria.members import Combine, as_scores, producing_names, unit_sums
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.thresholds import Scores
+
+Saliency = Callable[[nn.Module, Sequence[str], Calibration], dict[str, Tensor]]
+"""From model, names of parameters and calibration to a value per element of each; what the loss misses is left out."""
+
+
+def of_units(
+    saliency: Saliency, model: nn.Module, structure: Structure, calibration: Calibration, combine: Combine
+) -> Scores:
+    """Sums over each unit's producing weights, joined over coupled layers; shape (n_units,)."""
+    names = producing_names(structure, dict(model.named_parameters()))
+    return unit_sums(structure, saliency(model, names, calibration), combine)
+
+
+def of_weights(
+    saliency: Saliency, model: nn.Module, names: Sequence[str], calibration: Calibration
+) -> dict[str, Tensor]:
+    """The values themselves, in the parameters' shapes. Errors: PlanError for a parameter without."""
+    values = saliency(model, names, calibration)
+    require_all(values, names)
+    return as_scores(model, values)
