@@ -126,12 +126,15 @@ class Settings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        weights = all(method.granularity != "unit" for method in self.method.choices())
-        if weights and "flops" in self.objectives.costs:
+        single = all(method.granularity != "unit" for method in self.method.choices())
+        if single and ("flops" in self.objectives.costs or self.objectives.axis != "effective_flops"):
             raise ValueError(
-                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as they are; "
-                "take objectives=quality_effective_flops (or latency_ms, nonzero_params)"
+                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as they are; take "
+                "objectives=quality_effective_flops, with other costs beside it as in "
+                "objectives.costs=[effective_flops,latency_ms]"
             )
+        if single and self.phases.sparsify is not None:
+            raise ValueError(f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none")
         if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
             raise ValueError("phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to")
         return self

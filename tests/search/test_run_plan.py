@@ -281,6 +281,8 @@ def test_combinations_that_cannot_be_are_refused_with_a_remedy(home: Path) -> No
         (["method=weight_l1", "method.depth=true"], "for units"),
         (["method=l2", "method.int8=[]"], "int8"),
         (["method=weight_l1", "objectives=quality_flops"], "quality_effective_flops"),
+        (["method=weight_l1", "objectives.costs=[latency_ms]"], "quality_effective_flops"),
+        (["method=slimming", "method.granularity=weight", "objectives=quality_effective_flops"], "prunes none"),
         (["method=activation_topk", "method.activation.levels=[0.9,0.2]"], "least, most"),
     ):
         with pytest.raises(ConfigError, match=message):
