@@ -119,7 +119,7 @@ def cases() -> list[Case]:
     ranked = f"space=uniform {ONCE} method.scope=global method.normalize=false"
     found += [
         Case(f"{name}, global", name, "weights", "90 % sparsity", "weight_random @ 90 % sparsity", 0.1, ranked, most)
-        for name in ("weight_l1", "weight_taylor")
+        for name in ("weight_l1",)
     ]
     found += by_chance("block", "90 % sparsity", "patterns", f"space=uniform {ONCE}", most)
     for name, share in (("nm_2_4", "2 of 4"), ("nm_1_4", "1 of 4")):

@@ -41,7 +41,8 @@ class Sparse(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         self._uncover()
         step = trainer.global_step + 1
-        if self.regrowth is not None and step % self.regrowth.every == 0:
+        # a step late: validation, at round numbers, sees norms that have met the new mask
+        if self.regrowth is not None and step > 1 and (step - 1) % self.regrowth.every == 0:
             self._move(step / max(1, trainer.max_steps))
         if not self.soft:
             for name, mask in self.masks.items():

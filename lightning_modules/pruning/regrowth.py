@@ -93,7 +93,7 @@ class Surgery:
 
     Both lie around the magnitude t from which on the plan's number of weights would be kept: below (1 - margin) t a
     weight goes, from (1 + margin) t on it comes back. So the number kept may differ from the plan's by what lies in the
-    band.
+    band. The chance of a move falls linearly from 1 to 0 at progress `end` (section 3.3), so that the rest can settle.
     """
 
     dense: ClassVar[bool] = True
@@ -111,7 +111,7 @@ class Surgery:
     def __call__(
         self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
     ) -> Tensor:
-        if progress > self.end:
+        if float(torch.rand((), generator=generator)) >= 1.0 - progress / self.end:
             return mask
         size = weight.detach().abs()
         threshold = size.flatten().kthvalue(min(mask.numel(), mask.numel() - kept + 1)).values

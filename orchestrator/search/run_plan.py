@@ -70,7 +70,8 @@ class _Run:
             before = self.working.copy() if guard else None
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
-            self.problem.recalibrate(self.working.model, self.how.recalibration_batches, self._seed())
+            with stage.shown(self.working):
+                self.problem.recalibrate(self.working.model, self.how.recalibration_batches, self._seed())
             if not event.units:
                 continue
             self.train(event.units, stage.callbacks(self.working, event, self._seed()), last and not waiting)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from pytorch_lightning import Callback
 from torch import nn
 
@@ -61,6 +63,10 @@ class Stage(Protocol):
 
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]: ...
 
+    def shown(self, working: Working) -> AbstractContextManager[None]:
+        """The working model as it is evaluated: weights that are trained on out of sight are at zero inside."""
+        ...
+
 
 def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
     """Units of finetuning before the first step, and the steps; a soft stage ends with a hard one."""
@@ -110,6 +116,9 @@ class UnitStage:
         restricted = self.structure.restrict(working.alive)
         return [Zeroed(lambda: unit_masks.zero(working.model, restricted, keep))]
 
+    def shown(self, working: Working) -> AbstractContextManager[None]:
+        return nullcontext()  # soft units are zeroed in place
+
 
 class WeightStage:
     """Sets weights to zero until each tensor keeps its `shares` of them; soft ones are trained on under the mask."""
@@ -131,6 +140,8 @@ class WeightStage:
         alive = self.begin if self.soft else self.pruner.alive(working.masks)
         now = np.minimum(now, self.structure.counts(alive))
         scores = self.pruner.scores(working.model, alive, seed)
+        if self.soft and event.hard:  # what the network was trained under stays; the rest has drifted out of sight
+            scores = np.where(self.pruner.alive(working.masks), scores + np.ptp(scores) + 1.0, scores)
         keep = thresholds.choose(self.structure, scores, alive, now)
         found = self.pruner.masks(working.model, keep, seed)
         # a pattern that is there stays as it is: its zeros would be chosen again only by chance of a tie
@@ -142,6 +153,17 @@ class WeightStage:
         soft = self.soft and event is not None and not event.hard
         moving = None if self.soft and not soft else self.regrowth
         return [Sparse(working.masks, moving, soft, seed)] if working.masks else []
+
+    @contextmanager
+    def shown(self, working: Working) -> Iterator[None]:
+        dense = {name: p.detach().clone() for name, p in working.model.named_parameters() if name in working.masks}
+        apply(working.model, working.masks)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in dense.items():
+                    working.model.get_parameter(name).copy_(weight)
 
     def _pattern(self, name: str) -> bool:
         return self.pruner.how.kind == "pattern"
