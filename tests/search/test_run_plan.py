@@ -75,8 +75,9 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(home: Path, tmp_path: Path, 
     found = densities(model, names)
     for name in names:
         # blocks at the edge are smaller; a weight that came back where no gradient goes is still zero
-        slack = {"block": 16, "rigl": 4, "set": 4}.get(method, 1)
-        assert abs(found[name] - wanted.get(name, 1.0)) * model.get_parameter(name).numel() <= slack
+        numel = model.get_parameter(name).numel()
+        slack = {"block": 16.0, "rigl": 4 + 0.001 * numel, "set": 4 + 0.001 * numel}.get(method, 1.0)
+        assert abs(found[name] - wanted.get(name, 1.0)) * numel <= slack
     assert measured.ratios["flops"] == 1.0
     assert measured.ratios["effective_flops"] == pytest.approx(0.2, abs=0.01)
     full = here.problem.structure.full()
@@ -112,6 +113,17 @@ def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(home: Path
     child, smaller = here.run(here.propose(0.1), 1)
     assert child.parent == 0
     assert ratio_of(here.problem, smaller) < ratio_of(here.problem, model)
+
+
+def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_path: Path) -> None:
+    """What is chosen anew at the last step has drifted out of sight: the network would not know it."""
+    soft = bench(home, tmp_path / "soft", "method=weight_l1", "method.soft=true", "space.shapes=[one_shot]")
+    hard = bench(home, tmp_path / "hard", "method=weight_l1", "space.shapes=[one_shot]")
+    found = [here.run(here.propose(0.1, schedule__steps=1, finetune__units=2)) for here in (soft, hard)]
+    masks = [[model.get_parameter(name) != 0 for name in soft.problem.weight_names] for _, model in found]
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    quality = [measured.metrics["accuracy"] for measured, _ in found]
+    assert quality[0] > quality[1] - 0.1
 
 
 @pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
