@@ -54,7 +54,7 @@ class _Run:
         if (how := self.problem.settings.phases.sparsify) is None:
             return
         penalty, structure = how.penalty.build(), self.problem.structure.restrict(self.working.alive)
-        keep = stage.doomed(self.working, self.plan.seed)
+        keep = stage.staying(self.working, self.plan.seed)
         callback = Penalised(lambda model, progress: penalty(model, structure, keep, progress))
         self.train(how.units, [callback], last=False)
 

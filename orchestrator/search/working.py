@@ -89,7 +89,7 @@ class UnitStage:
         self.soft = pruner.method.soft
         self._zeroed: Keep | None = None
 
-    def doomed(self, working: Working, seed: int) -> Keep:
+    def staying(self, working: Working, seed: int) -> Keep:
         """The units that would stay if all were decided now."""
         scores = self.pruner.scores(working.model, working.alive, seed)
         return thresholds.choose(self.structure, scores, working.alive, self.final)
