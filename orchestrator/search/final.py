@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules.pruning.removal import rebuild
+from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import axis_words
@@ -76,13 +77,19 @@ def run_baselines(
 ) -> list[BaselineRow]:
     """Ladders with a rung at each of the front's models, at its MACs and units of finetuning; some are confirmed."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [Rung(row.trial, row.cost // 2, _units(study, row.trial)) for row in front]
+    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _units(study, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
         found += _ladder(problem, method, name, rungs, matched, folder, progress)
     return found
+
+
+def _matched_macs(problem: Problem, trial: int) -> int:
+    """Effective MACs by the units and weights of a front model: a ladder prunes these, and no activations."""
+    document = read_plan(problem.settings.study.folder / "trials" / str(trial))
+    return effective_macs(problem.structure, keep_from_json(document["keep"], problem.structure), document["density"])
 
 
 def _ladder(

@@ -122,7 +122,7 @@ def test_scores_are_one_finite_number_per_unit(method: str, case: Case) -> None:
 
 
 def test_scores_are_the_same_twice_and_leave_the_model_alone(method: str, case: Case) -> None:
-    untouched(case, lambda: build(method)(case.model, case.structure, calibration()))
+    assert_untouched(case, lambda: build(method)(case.model, case.structure, calibration()))
 
 
 def test_weights_are_the_same_twice_and_leave_the_model_alone(weighing: str, case: Case) -> None:
@@ -130,10 +130,10 @@ def test_weights_are_the_same_twice_and_leave_the_model_alone(weighing: str, cas
         found = weigh(weighing).weights(case.model, names_of(case), calibration())
         return np.concatenate([value.flatten().numpy() for value in found.values()])
 
-    untouched(case, flat)
+    assert_untouched(case, flat)
 
 
-def untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
+def assert_untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
     """In a model that is partly in train mode, with gradients of its own and a draw of random numbers between."""
     model = case.model.train()
     next(iter(model.children())).eval()

@@ -76,6 +76,11 @@ def test_activations_stay_pruned_in_the_exported_model() -> None:
     model.fc.register_forward_hook(lambda module, inputs, output: seen.append(float((inputs[0] != 0).float().mean())))
     accuracy(model)
     assert max(seen) <= 0.35
+    # a ladder prunes no activations, so it is matched by units: by effective FLOPs it would lose three times as many
+    matched = [b for b in read_csv("runs/digits_small/baselines.csv", BaselineRow) if b.trial is not None]
+    front = {found.trial: found for found in read_csv("runs/digits_small/front.csv", FrontRow)}
+    assert matched
+    assert all(0.7 * front[b.trial].flops <= b.flops <= front[b.trial].flops for b in matched)
     assert row.effective_flops_ratio < row.flops_ratio
 
 
