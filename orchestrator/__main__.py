@@ -107,15 +107,17 @@ def _fetch_methods(container: dict[Any, Any]) -> None:
     if not isinstance(method, dict) or not isinstance(names, list):
         return
     searchpath = [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath=")]
-    known = GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG)
     found = []
     for name in names:
         if not isinstance(name, str):
             found.append(name)
             continue
-        if name not in known:
-            raise ConfigError(f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}")
-        one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
+        try:
+            one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
+        except MissingConfigException as error:
+            known = sorted(error.options or ())
+            message = f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
+            raise ConfigError(message) from error
         found.append(OmegaConf.to_container(one.method, resolve=True))
     method["among"] = found
 

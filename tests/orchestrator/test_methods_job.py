@@ -105,8 +105,16 @@ def test_the_dense_baseline_on_disk_is_never_written_to() -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
-def test_unknown_methods_to_choose_among_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_to_choose_among_may_be_the_user_s_own_and_unknown_ones_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["method=search", "method.among=[l1,tailor]"]) == 2
     assert "'tailor'; nearest: taylor" in capsys.readouterr().err
+    Path("mine/method").mkdir(parents=True)
+    Path("mine/method/own.yaml").write_text(
+        "name: own\ncriterion: {_target_: lightning_modules.pruning.criteria.Random}\n"
+    )
+    own = [f"hydra.searchpath=[file://{Path.cwd() / 'mine'}]", "method=search", "method.among=[l1,own]"]
+    assert main([*own, "job=inspect", "threads=1"]) == 0
     assert main(["method=search", "method.among=[l1,weight_l1]"]) == 2
     assert "prune the same thing" in capsys.readouterr().err
