@@ -3,5 +3,6 @@
 from lightning_modules.models.by_name import timm, torchvision
 from lightning_modules.models.sequences import RowLSTM, SmallViT
 from lightning_modules.models.small import SmallResNet
+from lightning_modules.models.vgg import SmallVGG
 
-__all__ = ["RowLSTM", "SmallResNet", "SmallViT", "timm", "torchvision"]
+__all__ = ["RowLSTM", "SmallResNet", "SmallVGG", "SmallViT", "timm", "torchvision"]
