@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "search"]
+__all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "replay", "search"]
 
 _WHERE = {
     "inspect": ("orchestrator.jobs.inspect", "inspect"),
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.settings", "load"),
+    "replay": ("orchestrator.jobs.replay", "replay"),
     "search": ("orchestrator.jobs.search", "search"),
 }
 

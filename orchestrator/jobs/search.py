@@ -35,6 +35,7 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
+    remove_orphans,
     sampler,
     take_over_interrupted,
 )
@@ -111,6 +112,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     enqueue_chain(study, space, ways, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
     if taken := take_over_interrupted(study):
         progress.tick(f"{taken} interrupted trials begin again")
+    remove_orphans(study, evaluator.models)
     n_trials = settings.study.n_trials
     progress.phase("search", f"{n_trials} trials, {done(study)} done before")
 
@@ -133,7 +135,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     found = rows(study, quality, axis)
     _require_completed(found)
     members, dense = confirm_front(problem, evaluator, found, progress)
-    baselines = run_baselines(problem, next(iter(methods.values())), members, study, progress)
+    baselines = run_baselines(problem, next(iter(methods.values())), members, progress)
     outputs = Outputs(
         settings.study.folder,
         quality,

@@ -98,10 +98,7 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     validation, test, models, measured = [], [], [], []
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
-        copied = copy.deepcopy(candidate.model)
-        held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
-        seeded = seed_of(problem.settings.seed, 4, seed)
-        problem.finetune(copied, how.units, seeded, lr_factor=how.lr_factor, callbacks=held, level=level)
+        copied = finetuned(problem, candidate, seed, how.units, how.lr_factor)
         small = problem.quantised(copied, _int8_path(folder, label, seed), level) if candidate.int8 else copied
         validation.append(problem.validate(small, level))
         test.append(problem.test(small, level))
@@ -118,6 +115,15 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     record = {"key": _key(problem, candidate.source), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
+
+
+def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_factor: float) -> nn.Module:
+    """A copy of the candidate's model after the finetuning of one seed."""
+    copied = copy.deepcopy(candidate.model)
+    held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
+    seeded = seed_of(problem.settings.seed, 4, seed)
+    problem.finetune(copied, units, seeded, lr_factor=lr_factor, callbacks=held, level=candidate.level)
+    return copied
 
 
 def _int8_path(folder: Path, label: str, seed: int) -> Path:

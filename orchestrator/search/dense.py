@@ -17,7 +17,7 @@ from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.search.finished import tensors
+from orchestrator.search.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
 from orchestrator.settings import Settings
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.errors import PlanError
 from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
-from lightning_modules.pruning.structure import Counts, dropped
+from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.search.finished import (
     INT8,
@@ -27,8 +28,10 @@ from orchestrator.search.finished import (
     keep_to_json,
     load_finished,
     nearest_parent,
+    read_plan,
     save_plan,
 )
+from orchestrator.search.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
 from orchestrator.search.measurement import Measurement, Proposal, Report, Rung
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, example_input, seed_of
@@ -43,6 +46,13 @@ class Wanted:
 
     kept: Counts
     density: Mapping[str, float]
+
+
+def begun(problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
+    """What a trial begins from: the dense units `keep` of its parent with these weights, some of `sparse` at zero."""
+    gone = dropped(problem.structure, keep)
+    model = rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
+    return Working(model, keep, zeros_of(model, sparse))
 
 
 @dataclass
@@ -63,9 +73,10 @@ class Evaluator:
         """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group."""
         problem, method = self.problem, self._method(proposal)
         wanted = self.wanted(proposal)
+        others = [found for found in self.finished() if found.number != number]
         if (wanted.kept == problem.structure.sizes).all() and not wanted.density and proposal.activation is None:
             raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
-        parent = nearest_parent(self.finished(), self._vector(wanted)) if problem.settings.search.lineage else None
+        parent = nearest_parent(others, self._vector(wanted)) if problem.settings.search.lineage else None
         plan = self._plan(proposal, method, parent, seed_of(problem.settings.seed, 2, number))
         if reason := self._over_budget(wanted):
             return self._measurement("rejected", parent, wanted, plan, reason=reason)
@@ -89,22 +100,53 @@ class Evaluator:
 
     def inherited(self, parent: Finished | None) -> Working:
         """The model a trial begins from, and the dense units it still has."""
-        problem = self.problem
         if parent is None:
-            return Working(problem.model, problem.structure.full())
+            return Working(self.problem.model, self.problem.structure.full())
         weights = load_file(self.models / str(parent.number) / WEIGHTS)
-        gone = dropped(problem.structure, parent.keep)
-        model = rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
-        return Working(model, parent.keep, zeros_of(model, parent.sparse))
+        return begun(self.problem, weights, parent.keep, parent.sparse)
 
     def finished(self) -> list[Finished]:
         """Every whole plan in the folder, also those that other workers or earlier runs left there."""
-        for path in sorted(self.models.glob(f"*/{PLAN}")):
-            if path.parent.name.isdigit() and int(path.parent.name) not in self._known:
-                self._known[int(path.parent.name)] = load_finished(
-                    path.parent, self.problem.structure, self.problem.weight_names
-                )
+        problem = self.problem
+        there = {
+            int(path.parent.name): path.parent for path in self.models.glob(f"*/{PLAN}") if path.parent.name.isdigit()
+        }
+        self._known = {
+            number: self._known.get(number) or load_finished(there[number], problem.structure, problem.weight_names)
+            for number in sorted(there)
+        }
         return list(self._known.values())
+
+    @cached_property
+    def _dense(self) -> Lineage:
+        """The lineage of the dense model: no links."""
+        model, rewound = self.problem.model, self.problem.rewound
+        early = None if rewound is None else weights_digest(rewound)
+        return Lineage(weights_digest(model), early, recipe_of(self.problem.settings))
+
+    def _lineage(
+        self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, kept: Counts, ended: Ended
+    ) -> Lineage:
+        """The parent's lineage with this trial as its last link."""
+        before = self._dense
+        if parent is not None:
+            folder = self.models / str(parent.number)
+            before = lineage_in(read_plan(folder), folder)
+        link = Link(
+            number,
+            plan.to_json(),
+            self._by_group(wanted.kept),
+            dict(wanted.density),
+            self._by_group(kept),
+            ended.units,
+            weights_digest(ended.working.model),
+            made_with(self.problem.device),
+        )
+        return replace(before, links=(*before.links, link))
+
+    def _by_group(self, kept: Counts) -> dict[str, int]:
+        names = [group.name for group in self.problem.structure.groups]
+        return dict(zip(names, np.asarray(kept).tolist(), strict=True))
 
     def _method(self, proposal: Proposal) -> Method:
         return self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
@@ -145,7 +187,7 @@ class Evaluator:
         if wrong := {name: value for name, value in measured.metrics.items() if not math.isfinite(value)}:
             raise ValueError(f"metrics must be finite; got {wrong}")  # before it is saved: nobody may inherit from it
         document = {
-            "format": 2,
+            "format": 3,
             "trial": number,
             "model": problem.settings.model.without("weights", "pretrained").to_json(),
             "input_shape": list(problem.data.input_shape),
@@ -155,6 +197,7 @@ class Evaluator:
             "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
             "trained_units": ended.units,
+            "lineage": self._lineage(number, plan, parent, wanted, kept, ended).to_json(),
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
             "density": density,
@@ -202,13 +245,12 @@ class Evaluator:
         if model is not None and "latency_ms" in problem.settings.objectives.costs:
             with problem.timed("evaluation"):
                 costs["latency_ms"] = latency_ms(model, example_input(problem.data).to(problem.device))
-        groups = [group.name for group in problem.structure.groups]
         return Measurement(
             state=state,
             parent=None if parent is None else parent.number,
             costs=costs,
             ratios=ratios,
-            kept=dict(zip(groups, np.asarray(kept).tolist(), strict=True)),
+            kept=self._by_group(kept),
             density=dict(wanted.density),
             rungs=rungs,
             reason=reason,

@@ -18,14 +18,14 @@ from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
 from orchestrator.search.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import INT8, WEIGHTS, keep_from_json, read_plan, save_plan
+from orchestrator.search.finished import INT8, PLAN, WEIGHTS, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
+from orchestrator.search.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem
 from orchestrator.search.pruners import WeightPruner
 from orchestrator.search.results import candidates
-from orchestrator.search.study import MEASURED, Study
 
 
 def confirm_front(
@@ -44,13 +44,16 @@ def confirm_front(
     for row in chosen:
         source = evaluator.models / str(row.number)
         document = read_plan(source)
+        target = settings.study.folder / "models" / str(row.number)
+        if not (target / PLAN).exists():  # a run killed between the two: what is confirmed again is exported again
+            (settings.study.folder / "confirm" / f"trial-{row.number}.json").unlink(missing_ok=True)
         weights = load_file(source / WEIGHTS)
         model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
         candidate = Candidate(
             f"trial-{row.number}",
             model,
             keep_from_json(document["keep"], problem.structure),
-            document["plan"],
+            lineage_in(document, source).links[-1].weights,
             tuple(document["density"]),
             document["plan"]["activation"],
             document["plan"]["int8"],
@@ -59,7 +62,7 @@ def confirm_front(
         result, best = confirm(problem, candidate, folder, progress.tick)
         if best is not None:
             int8 = best_int8(problem, candidate, result, folder)
-            _export(settings.study.folder / "models" / str(row.number), document, result, best, how.seeds, int8)
+            _export(problem, target, document, result, best, int8)
         confirmed.append((row, result))
     axis = settings.objectives.axis
     points = np.array([[problem.sign * c.validated(quality), c.costs.along(axis)] for _, c in confirmed])
@@ -72,12 +75,10 @@ def confirm_front(
     return members, _dense(problem, progress)
 
 
-def run_baselines(
-    problem: Problem, method: Method, front: list[FrontRow], study: Study, progress: Progress
-) -> list[BaselineRow]:
+def run_baselines(problem: Problem, method: Method, front: list[FrontRow], progress: Progress) -> list[BaselineRow]:
     """Ladders with a rung at each of the front's models, at its MACs and units of finetuning; some are confirmed."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _units(study, row.trial)) for row in front]
+    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _units(problem, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
@@ -155,14 +156,16 @@ def _baseline_row(problem: Problem, name: str, trial: int | None, result: Confir
 
 
 def _export(
+    problem: Problem,
     folder: Path,
     document: dict[str, Any],
     result: Confirmed,
     model: nn.Module,
-    seeds: tuple[int, ...],
     int8: Path | None,
 ) -> None:
-    """The confirmed weights of the seed that validated best, with what every seed measured."""
+    """The confirmed weights of the seed that validated best, what every seed measured, and the last finetuning."""
+    how = problem.settings.phases.confirm
+    seeds = how.seeds
     by_seed = {
         str(seed): {"validation": v, "test": t}
         for seed, v, t in zip(seeds, result.validation, result.test, strict=True)
@@ -170,17 +173,18 @@ def _export(
     if int8 is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / INT8, int8.read_bytes())
-    save_plan(folder, {**document, "confirmed": by_seed, "confirmed_seed": seeds[result.best]}, model)
+    confirmation = {
+        "seed": seeds[result.best],
+        "units": how.units,
+        "lr_factor": how.lr_factor,
+        "weights": weights_digest(model),
+        "made_with": made_with(problem.device),
+    }
+    confirmed = {"confirmed": by_seed, "confirmed_seed": seeds[result.best], "confirmation": confirmation}
+    save_plan(folder, {**document, **confirmed}, model)
 
 
-def _units(study: Study, number: int) -> int:
+def _units(problem: Problem, number: int) -> int:
     """Units of finetuning in a trial's weights, those of its ancestors included."""
-    trials = study.get_trials(deepcopy=False)
-    total: int = 0
-    at: int = number
-    while True:
-        measured = trials[at].user_attrs[MEASURED]
-        total += measured["trained_units"]
-        if measured["parent"] is None:
-            return total
-        at = measured["parent"]
+    folder = problem.settings.study.folder / "trials" / str(number)
+    return lineage_in(read_plan(folder), folder).trained_units

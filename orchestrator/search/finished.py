@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.errors import DataError
 from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
+from orchestrator.search.lineage import lineage_in, tensors
 
 Has = npt.NDArray[np.float64]
 PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
@@ -26,7 +28,8 @@ class Finished:
     """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are effective ones.
 
     `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
-    `sparse` names the tensors with weights at zero.
+    `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
+    `trained_units` are those in its weights, its ancestors' included.
     """
 
     number: int
@@ -35,15 +38,16 @@ class Finished:
     keep: Keep
     ancestors: tuple[int, ...]
     sparse: tuple[str, ...] = ()
+    trained_units: int = 0
 
 
 def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
     """The cheapest finished plan that has at least what is wanted of everything and more of one; None: the dense model.
 
-    Ties in cost go to the later trial, whose weights have been trained for longer.
+    Ties in cost go to the weights that have been trained for longer, then to the later trial.
     """
     fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
-    return min(fits, key=lambda plan: (plan.macs, -plan.number), default=None)
+    return min(fits, key=lambda plan: (plan.macs, -plan.trained_units, -plan.number), default=None)
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
@@ -51,11 +55,6 @@ def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> No
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, save(tensors(model)))
     write_atomic(folder / PLAN, json.dumps(document, indent=1))
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored twice)."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -67,16 +66,16 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return found
 
 
-def load_finished(folder: Path, structure: Structure, tensors: Sequence[str] = ()) -> Finished:
-    """`tensors` are the weights that may be sparse. Errors: DataError where the units are not those of this model."""
+def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = ()) -> Finished:
+    """`weights` are the tensors that may be sparse. Errors: DataError where the units are not those of this model."""
     document = read_plan(folder)
     try:
         keep = keep_from_json(document["keep"], structure)
-        shares = [float(document["shares"].get(name, 1.0)) for name in tensors]
+        shares = [float(document["shares"].get(name, 1.0)) for name in weights]
         has = np.concatenate([structure.counts(keep).astype(float), shares])
-        macs = int(document["effective_macs"])
-        sparse = tuple(document["shares"])
-        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]), sparse)
+        macs = effective_macs(structure, keep, document["density"])
+        sparse, trained = tuple(document["shares"]), lineage_in(document, folder / PLAN).trained_units
+        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]), sparse, trained)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"

@@ -41,9 +41,9 @@ def trial_row(trial: FrozenTrial, quality: str, axis: str = "flops") -> TrialRow
 
 
 def rows(study: Study, quality: str, axis: str = "flops") -> list[TrialRow]:
-    """All trials that ended by themselves, by number."""
+    """All trials that have ended, by number."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return [trial_row(trial, quality, axis) for trial in ended if trial.user_attrs.get(STATE) != "interrupted"]
+    return [trial_row(trial, quality, axis) for trial in ended]
 
 
 def front(found: Sequence[TrialRow], sign: float, tolerance: float = 0.0) -> list[TrialRow]:

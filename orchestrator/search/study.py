@@ -1,8 +1,8 @@
 """One study: what Optuna is asked, what is told to it, and when the search is done.
 
 Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial is told as PRUNED
-without values. A sampler is made anew for each trial, seeded by the study's seed and the trial's number: a resumed
-study then proposes what an undisturbed one would have.
+without values. A sampler is made anew for each trial, seeded by the study's seed and the trial's number, and a trial
+that was interrupted begins again under its own number: a resumed study then is what an undisturbed one would have been.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -22,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
 from optuna.trial import TrialState
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError, DataError, UserError
 from lightning_modules.recipe import Recipe, locate
 from orchestrator.redact import redact
 from orchestrator.search.measurement import Evaluate, Measurement
@@ -122,26 +124,46 @@ def enqueue_chain(
 
 def done(study: Study) -> int:
     """Trials that count towards the number asked for: all that ended by themselves."""
-    return sum(
-        trial.state.is_finished() and trial.user_attrs.get(STATE) != "interrupted"
-        for trial in study.get_trials(deepcopy=False)
-    )
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def take_over_interrupted(study: Study) -> int:
-    """Trials that a killed run left open are closed as interrupted, and their parameters wait once more."""
+    """Trials that a killed run left open wait once more, with the number, the parameters and so the seed they had."""
     left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in left:
-        _interrupt(study, trial.number, trial.params, trial.user_attrs.get(KIND, "search"))
+        _put_back(study, trial)
     return len(left)
 
 
-def _interrupt(study: Study, number: int, params: dict[str, Any], kind: str) -> None:
-    open_trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-    open_trial.set_user_attr(STATE, "interrupted")
-    study.tell(number, state=TrialState.FAIL)
-    if params:
-        study.enqueue_trial(params, user_attrs={KIND: kind})
+def _put_back(study: Study, trial: FrozenTrial) -> None:
+    """Optuna's queue takes a running trial back; `ask` hands out waiting trials first, the oldest of them before all.
+
+    Under a new number it would have another seed, come after the rest of the chain and shift all later proposals.
+    """
+    if trial.state.is_finished():  # the signal came between telling and going on
+        return
+    storage = study._storage
+    storage.set_trial_user_attr(trial._trial_id, RUNGS, [])  # of what is run again: no standing for others
+    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def remove_orphans(study: Study, models: Path) -> None:
+    """Finished plans that were saved when their trial was not told as completed: nobody may inherit from them.
+
+    To be called when no trial is open. Errors: DataError for plans of trials that this study does not have.
+    """
+    numbers = sorted(
+        int(path.name) for path in models.glob("*") if path.name.isdigit()
+    )  # before the states: what is told later stays
+    trials = study.get_trials(deepcopy=False)
+    if foreign := [number for number in numbers if number >= len(trials)]:
+        raise DataError(
+            f"finished plans must be those of the study's trials; {models} holds {foreign}, and the study has "
+            f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
+        )
+    for number in numbers:
+        if trials[number].state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED):
+            shutil.rmtree(models / str(number))
 
 
 def search(
@@ -156,18 +178,19 @@ def search(
     """Run trials until `n_trials` have ended; `on_trial` sees each of them as it was stored.
 
     A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
-    the open trial marked as interrupted.
+    the open trial put back among those that wait.
     """
     distributions = space.distributions(terrain)
     while done(study) < n_trials:
-        number = len(study.get_trials(deepcopy=False))
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
         study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number))
         trial = study.ask(distributions)
         trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
         try:
             run_trial(study, trial, space, terrain, evaluate, rules)
         except BaseException:
-            _interrupt(study, trial.number, trial.params, trial.user_attrs[KIND])
+            _put_back(study, study.get_trials(deepcopy=False)[trial.number])
             raise
         on_trial(study.get_trials(deepcopy=False)[trial.number])
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
+from torch import nn
 
 from orchestrator.progress import Progress
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.measurement import Measurement, Proposal
+from orchestrator.search.methods import check_method, prepare_method
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
+from orchestrator.search.space import Choices
 from orchestrator.settings import Settings, load
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -31,3 +37,35 @@ def problem_of(folder: Path, *overrides: str) -> Problem:
     data = settings.data.build()
     data.setup()
     return prepare(settings, data, Progress())
+
+
+def silent(rung: int, ratio: float, metrics: Mapping[str, float]) -> None:
+    return None
+
+
+class Bench:
+    """One problem with its methods, and a way to evaluate a chain's plan on it."""
+
+    def __init__(self, home: Path, *overrides: str) -> None:
+        self.problem = problem_of(home, *overrides)
+        settings = self.problem.settings
+        self.methods = {way.name: prepare_method(self.problem, way) for way in settings.method.choices()}
+        terrains = {name: method.terrain(self.problem, None) for name, method in self.methods.items()}
+        space = settings.space.build()
+        check_method(settings, space)
+        self.space = Choices(space, settings.method, terrains)
+        self.terrain = next(iter(terrains.values()))
+        self.evaluator = Evaluator(self.problem, self.methods, settings.study.folder / "trials")
+
+    def propose(self, ratio: float, **params: Any) -> Proposal:
+        named = {key.replace("__", "."): value for key, value in params.items()}
+        return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio, 0.0), **named})
+
+    def run(self, proposal: Proposal, number: int = 0) -> tuple[Measurement, nn.Module]:
+        measured = self.evaluator(proposal, number, silent)
+        parent = next((found for found in self.evaluator.finished() if found.number == number), None)
+        return measured, self.evaluator.inherited(parent).model
+
+
+def bench(home: Path, tmp_path: Path, *overrides: str) -> Bench:
+    return Bench(home, f"study.out={tmp_path}", *overrides)

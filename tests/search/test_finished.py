@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lightning_modules.errors import DataError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.weights import effective_macs
 from orchestrator.search.finished import (
     PLAN,
     WEIGHTS,
@@ -24,9 +25,11 @@ from orchestrator.search.finished import (
     read_plan,
     save_plan,
 )
+from orchestrator.search.lineage import Lineage, Link
 
 MODEL = SmallResNet(10, width=8)
 STRUCTURE = discover(MODEL, (torch.zeros(1, 1, 8, 8),))
+LINK = Link(0, {}, {}, {}, {}, 3, "", {})
 
 
 def finished(number: int, macs: int, *kept: int) -> Finished:
@@ -66,17 +69,20 @@ def document() -> dict[str, object]:
     density = {"fc.weight": 0.25}
     return {
         "trial": 4,
-        "effective_macs": 10,
         "ancestors": [1],
         "keep": keep_to_json(STRUCTURE, keep),
         "shares": density,
+        "density": density,
+        "lineage": Lineage("", None, {}, (LINK, LINK)).to_json(),
     }
 
 
 def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
     save_plan(tmp_path / "4", document(), MODEL)
     found = load_finished(tmp_path / "4", STRUCTURE, ["conv1.weight", "fc.weight"])
-    assert (found.number, found.macs, found.ancestors, found.sparse) == (4, 10, (1,), ("fc.weight",))
+    assert (found.number, found.ancestors, found.sparse) == (4, (1,), ("fc.weight",))
+    assert found.macs == effective_macs(STRUCTURE, STRUCTURE.full(), {"fc.weight": 0.25})
+    assert found.trained_units == 6
     assert found.has.tolist() == [*STRUCTURE.sizes.tolist(), 1.0, 0.25]
     weights = load_file(tmp_path / "4" / WEIGHTS)
     assert all(torch.equal(value, weights[name]) for name, value in MODEL.state_dict().items())

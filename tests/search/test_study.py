@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial
 
-from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.errors import ConfigError, DataError, PlanError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
@@ -32,6 +32,7 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
+    remove_orphans,
     sampler,
     search,
     take_over_interrupted,
@@ -188,7 +189,7 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         run(study, 5, interrupted_at(1))
     assert done(study) == 1
-    assert study.get_trials()[1].user_attrs[STATE] == "interrupted"
+    assert study.get_trials()[1].state == optuna.trial.TrialState.WAITING
     run(study, 5)
     found = rows(study, "accuracy")
     assert len(found) == 5
@@ -202,11 +203,51 @@ def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None
     assert take_over_interrupted(study) == 1
     assert take_over_interrupted(study) == 0
     run(study, 3)
-    again = [
-        trial for trial in study.get_trials() if trial.params == left.params and trial.user_attrs[STATE] == "completed"
-    ]
-    assert len(again) == 1
-    assert again[0].user_attrs[KIND] == "chain uniform"
+    again = study.get_trials()[left.number]
+    assert (again.params, again.user_attrs[STATE]) == (left.params, "completed")
+    assert again.user_attrs[KIND] == "chain uniform"
+    assert len(study.get_trials()) == 3
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///{}/s.db"])
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
+    tmp_path: Path, number: int, storage: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(name: str) -> optuna.Study:
+        place = {"name": "s", "n_trials": 10, "out": str(tmp_path / name)}
+        (tmp_path / name).mkdir(exist_ok=True)
+        if storage is not None:
+            place["storage"] = storage.format(tmp_path / name)
+        study = open_study(settings(tmp_path / name, study=place), ["maximize", "minimize"])
+        enqueue_chain(study, SPACE, [TERRAIN], [0.6, 0.3, 0.1], [0.0])
+        return study
+
+    whole = begun("whole")
+    run(whole, 7)
+    for name, signalled in (("signal", True), ("kill", False)):
+        with monkeypatch.context() as patch:
+            if not signalled:
+                patch.setattr("orchestrator.search.study._put_back", lambda *_: None)
+            with pytest.raises(KeyboardInterrupt):
+                run(begun(name), 7, interrupted_at(number))
+        again = begun(name)
+        assert take_over_interrupted(again) == int(not signalled)
+        run(again, 7)
+        assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
+        assert [t.values for t in again.get_trials()] == [t.values for t in whole.get_trials()]
+
+
+def test_plans_of_trials_that_were_not_told_are_removed_and_foreign_ones_refused(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    run(study, 2)
+    for number in (0, 2):
+        (tmp_path / "trials" / str(number)).mkdir(parents=True)
+    remove_orphans(study, tmp_path / "trials")
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["0"]
+    (tmp_path / "trials" / "7").mkdir()
+    with pytest.raises(DataError, match=r"holds \[7\], and the study has 3 trials"):
+        remove_orphans(study, tmp_path / "trials")
 
 
 def test_the_same_seed_proposes_the_same_trials(tmp_path: Path) -> None:

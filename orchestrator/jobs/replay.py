@@ -1,0 +1,182 @@
+"""Build a model once more from the dense checkpoint, link by link, and say whether its weights are the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.pruning.plan import Plan
+from lightning_modules.pruning.weights import densities
+from orchestrator.progress import Progress
+from orchestrator.report.tables import show, summary_table
+from orchestrator.search.confirm import Candidate, finetuned
+from orchestrator.search.evaluate import begun
+from orchestrator.search.finished import PLAN, WEIGHTS, read_plan
+from orchestrator.search.lineage import Lineage, Link, lineage_in, made_with, recipe_of, tensors, weights_digest
+from orchestrator.search.methods import prepare_method
+from orchestrator.search.prepare import prepare
+from orchestrator.search.problem import Problem
+from orchestrator.search.run_plan import run_plan
+from orchestrator.search.study import differences
+from orchestrator.search.working import Working
+from orchestrator.settings import MethodSettings, Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One link: `difference` is the largest one to the weights it had, None where those are not at hand any more.
+
+    It is infinite where other units were kept. `otherwise` says what differed around the training.
+    """
+
+    name: str
+    identical: bool
+    difference: float | None = None
+    otherwise: str = ""
+
+    def text(self) -> str:
+        """Identical or how far away, in words."""
+        if self.identical:
+            return "identical" if not self.otherwise else f"identical, although {self.otherwise}"
+        far = "the weights are not at hand to compare" if self.difference is None else f"by up to {self.difference:.3g}"
+        far = "other units were kept" if self.difference == math.inf else far
+        return ", ".join(part for part in (f"different: {far}", self.otherwise) if part)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The dense model first, then the trials of the chain, then the confirmation; `model` is what came out."""
+
+    steps: tuple[Step, ...]
+    model: nn.Module
+
+    @property
+    def identical(self) -> bool:
+        """Whether every link's weights are the same bit for bit."""
+        return all(step.identical for step in self.steps)
+
+
+def check(settings: Settings, model: str) -> Replay:
+    """`replay` for the command line. Errors: DataError where a link's weights are not the same bit for bit."""
+    found = replay(settings, model)
+    show(summary_table(f"replay of {model}", [(step.name, step.text()) for step in found.steps]))
+    if not found.identical:
+        first = next(step for step in found.steps if not step.identical)
+        raise DataError(
+            f"a replay must give the same weights bit for bit; {model} differs from '{first.name}' on, {first.text()}; "
+            "bits repeat on the CPU with the same torch and threads: give threads=N as it was, and the data as it was"
+        )
+    return found
+
+
+def replay(settings: Settings, folder: str | Path) -> Replay:
+    """The model in `folder`, an exported one or a finished trial, made anew from the dense model and its plans.
+
+    Nothing else of its study is needed. Errors: ConfigError where the settings are not those it was made with,
+    DataError for a folder without a lineage.
+    """
+    at = Path(folder)
+    document = read_plan(at)
+    lineage = lineage_in(document, at / PLAN)
+    _require_same(settings, lineage)
+    with Progress() as progress:
+        data = settings.data.build()
+        data.setup()
+        problem = prepare(settings, data, progress)
+        steps = [_dense("dense model", problem.model, lineage.dense)]
+        if lineage.rewound is not None and problem.rewound is not None:
+            steps.append(_dense("rewound weights", problem.rewound, lineage.rewound))
+        working = Working(problem.model, problem.structure.full())
+        for place, link in enumerate(lineage.links):
+            progress.phase(f"trial {link.trial}", f"link {place + 1} of {len(lineage.links)}")
+            if place:
+                sparse = tuple(densities(working.model, working.masks))
+                working = begun(problem, tensors(working.model), working.alive, sparse)
+            working = _again(problem, link, working)
+            steps.append(_compared(f"trial {link.trial}", working.model, link.weights, link.made_with, _had(at, link)))
+        model = working.model
+        if (confirmation := document.get("confirmation")) is not None:
+            progress.phase("confirmation", f"seed {confirmation['seed']}")
+            model = _confirmed(problem, working, lineage.links[-1], confirmation)
+            name = f"confirmation, seed {confirmation['seed']}"
+            digest = confirmation["weights"]
+            steps.append(_compared(name, model, digest, confirmation["made_with"], _weights(at, digest)))
+    return Replay(tuple(steps), model.eval())
+
+
+def _require_same(settings: Settings, lineage: Lineage) -> None:
+    """The recipe but for where its data lies: folders move, and the weights tell whether they held the same."""
+    old, new = dict(lineage.recipe), recipe_of(settings)
+    for recipe in (old, new):
+        recipe["data"] = recipe["data"]["_target_"]
+    if changes := differences(old, new):
+        raise ConfigError(
+            f"a model is replayed with the settings it was made with: {'; '.join(changes)}. Give the values it had: "
+            "the same +experiment and overrides as the search"
+        )
+
+
+def _again(problem: Problem, link: Link, working: Working) -> Working:
+    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did not before."""
+    plan = Plan.from_json(link.plan)
+    settings = MethodSettings.model_validate(plan.stages[0].method)
+    method = prepare_method(problem, settings)
+    kept = np.array([link.kept[group.name] for group in problem.structure.groups], dtype=np.int64)
+    ended = run_plan(problem, method, plan, working, kept, link.density, lambda *_: None)
+    if ended.reason:
+        raise DataError(f"trial {link.trial} came to its end and must again; now it did not: {ended.reason}")
+    return ended.working
+
+
+def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str, Any]) -> nn.Module:
+    sparse = tuple(densities(working.model, working.masks))
+    model = begun(problem, tensors(working.model), working.alive, sparse).model
+    level = link.plan["activation"]
+    candidate = Candidate("replay", model, working.alive, None, sparse, level)
+    return finetuned(problem, candidate, how["seed"], how["units"], how["lr_factor"])
+
+
+def _dense(name: str, model: nn.Module, digest: str) -> Step:
+    return Step(name, weights_digest(model) == digest)
+
+
+def _compared(
+    name: str, model: nn.Module, digest: str, made: Mapping[str, Any], before: Mapping[str, Tensor] | None
+) -> Step:
+    now = made_with(next(model.parameters()).device)
+    changed = [f"{key} was {made.get(key)}, now {value}" for key, value in now.items() if made.get(key) != value]
+    step = Step(name, weights_digest(model) == digest, otherwise="; ".join(changed))
+    if step.identical:
+        return replace(step, difference=0.0)
+    return step if before is None else replace(step, difference=_difference(tensors(model), before))
+
+
+def _difference(mine: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The largest absolute one; infinite where the shapes are not the same."""
+    if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in other.items()}:
+        return math.inf
+    return max(float((mine[n].double() - t.double()).abs().max()) for n, t in other.items() if t.numel())
+
+
+def _had(folder: Path, link: Link) -> dict[str, Tensor] | None:
+    """The weights that a link had, where its study is still there."""
+    places = (folder, folder.parent / str(link.trial), folder.parent.parent / "trials" / str(link.trial))
+    return next((found for place in places if (found := _weights(place, link.weights)) is not None), None)
+
+
+def _weights(folder: Path, digest: str) -> dict[str, Tensor] | None:
+    """The weights in a folder, where they are those of the digest."""
+    path = folder / WEIGHTS
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        return None
+    found: dict[str, Tensor] = load_file(path)
+    return found

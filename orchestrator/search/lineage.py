@@ -1,0 +1,94 @@
+"""Where weights come from: the chain of plans from the dense model to them, with a digest of every link's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lightning_modules.errors import DataError
+from orchestrator.redact import redact_tree
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Link:
+    """One finished trial: what it was to come to (`kept` units per group, `density` per weight tensor) and came to.
+
+    `units` are those it has, `weights` is the sha256 of its weights file, `trained_units` what it was finetuned for.
+    """
+
+    trial: int
+    plan: Mapping[str, Any]
+    kept: Mapping[str, int]
+    density: Mapping[str, float]
+    units: Mapping[str, int]
+    trained_units: int
+    weights: str
+    made_with: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """`dense` and `rewound` are digests like a link's `weights`; `recipe` is the part of the settings that it needs."""
+
+    dense: str
+    rewound: str | None
+    recipe: Mapping[str, Any]
+    links: tuple[Link, ...] = ()
+
+    @property
+    def trained_units(self) -> int:
+        """Units of finetuning in the weights at the end, all links together."""
+        return sum(link.trained_units for link in self.links)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:
+    """The lineage in a plan's document. Errors: DataError for a document without one that can be replayed."""
+    try:
+        found = document["lineage"]
+        return Lineage(**{**found, "links": tuple(Link(**link) for link in found["links"])})
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"a plan must carry the chain it came from; {where} does not: {error!r}; an older version wrote it: "
+            "run its study again under another study.name"
+        ) from error
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored twice)."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 of the file that the model's weights make: `sha256sum weights.safetensors` gives the same."""
+    return hashlib.sha256(save(tensors(model))).hexdigest()
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """What bits depend on beside the recipe: kernels are chosen by version and CPU, sums are split by threads."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def recipe_of(settings: Settings) -> dict[str, Any]:
+    """What a lineage depends on beside its plans, secrets removed; a checkpoint counts by its weights, not its path."""
+    whole = redact_tree(settings.plain())
+    phases = {name: whole["phases"][name] for name in ("train", "finetune", "sparsify")}
+    phases["train"] = {name: value for name, value in phases["train"].items() if name != "checkpoint"}
+    method = settings.method.choices()[0]
+    structure = {"attention": method.attention, "depth": method.depth}
+    parts = {name: whole[name] for name in ("model", "data", "task", "seed")}
+    return {**parts, "phases": phases, "method": {**structure, "activation": whole["method"]["activation"]}}

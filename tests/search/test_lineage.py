@@ -1,0 +1,159 @@
+"""Who inherits from whom, on real small plans: properties that hold whatever the search proposes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.finished import Finished, nearest_parent, read_plan
+from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.study import (
+    Rules,
+    enqueue_chain,
+    open_study,
+    remove_orphans,
+    search,
+    take_over_interrupted,
+)
+from tests.search.problems import Bench, bench, silent
+
+QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1", "space.units=[1,1]"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the dense baselines of this module stand: each is trained once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def some(seed: int) -> list[Finished]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(int(rng.integers(1, 30))):
+        has = np.concatenate([rng.integers(1, 6, 3), rng.choice([0.25, 0.5, 1.0], 2)])
+        cost = int(has[:3].prod() * has[3:].sum() * 4)  # grows with each of them, as effective MACs do
+        found.append(Finished(number, cost, has, np.ones(1, dtype=bool), (), (), int(rng.integers(1, 4))))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_trained_longest(seed: int) -> None:
+    plans = some(seed)
+    wanted = np.concatenate([np.random.default_rng(seed + 1000).integers(1, 5, 3), [0.25, 0.5]]).astype(float)
+    parent = nearest_parent(plans, wanted)
+    fits = [plan for plan in plans if (plan.has >= wanted).all() and (plan.has > wanted).any()]
+    if parent is None:
+        assert fits == []
+        return
+    assert parent in fits
+    assert parent.macs == min(plan.macs for plan in fits)
+    tied = [plan for plan in fits if plan.macs == parent.macs]
+    assert parent.trained_units == max(plan.trained_units for plan in tied)
+    assert parent.macs >= wanted[:3].prod() * wanted[3:].sum() * 4
+    order = np.random.default_rng(seed).permutation(len(plans))
+    assert nearest_parent([plans[i] for i in order], wanted) == parent
+
+
+@pytest.mark.parametrize("method", ["l2", "weight_l1", "hybrid", "activation_topk"])
+def test_a_child_has_only_what_its_parent_has_and_costs_no_more(home: Path, tmp_path: Path, method: str) -> None:
+    here = bench(home, tmp_path, f"method={method}", *QUICK)
+    rng = np.random.default_rng(0)
+    extra: dict[str, Any] = {"activation__level": 0.3} if method == "activation_topk" else {}
+    for number in range(7):
+        here.evaluator(here.propose(float(rng.uniform(0.15, 0.8)), **extra), number, silent)
+    found = {plan.number: plan for plan in here.evaluator.finished()}
+    children = 0
+    for number, plan in found.items():
+        document = read_plan(here.evaluator.models / str(number))
+        parent = document["plan"]["parent"]
+        assert document["ancestors"] == [link["trial"] for link in document["lineage"]["links"][:-1]]
+        if parent is None:
+            assert document["ancestors"] == []
+            continue
+        children += 1
+        mother = found[parent]
+        assert not (plan.keep & ~mother.keep).any()
+        assert mother.macs >= plan.macs
+        assert mother.trained_units < plan.trained_units
+        models = [here.evaluator.inherited(plan).model, here.evaluator.inherited(mother).model]
+        weights = [model.state_dict() for model in models]
+        for name in plan.sparse:
+            if weights[0][name].shape == weights[1][name].shape:
+                assert not ((weights[0][name] != 0) & (weights[1][name] == 0)).any()
+    assert children >= 2
+
+
+def test_a_plan_that_another_process_saved_meanwhile_becomes_a_parent(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, *QUICK)
+    other = Evaluator(here.problem, here.methods, here.evaluator.models)
+    assert here.evaluator(here.propose(0.7), 0, silent).parent is None
+    assert other(here.propose(0.5), 1, silent).parent == 0
+    assert here.evaluator(here.propose(0.3), 2, silent).parent == 1
+    shutil.rmtree(other.models / "2")
+    assert here.evaluator(here.propose(0.2), 3, silent).parent == 1
+    # what is run again under its own number does not begin from what a killed run left there
+    assert here.evaluator(here.propose(0.2), 3, silent).parent == 1
+
+
+class Killed(BaseException):
+    pass
+
+
+def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[int, tuple[int | None, bytes]]:
+    """Parent and weights by trial of a study that is killed between saving a plan and telling Optuna."""
+    settings, sign = here.problem.settings, here.problem.sign
+    settings.study.folder.mkdir(parents=True, exist_ok=True)
+    study = open_study(settings, ["maximize", "minimize"])
+    enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2], [0.0])
+    take_over_interrupted(study)
+    remove_orphans(study, here.evaluator.models)
+    rules = Rules("accuracy", sign, 1.0, ("flops",), settings.stopping.build(), settings.sampler, settings.seed)
+
+    def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
+        measured = here.evaluator(proposal, number, report)
+        if number == killed_at:
+            raise Killed
+        return measured
+
+    search(study, here.space, here.terrain, evaluate, rules, n_trials, lambda _: None)
+    return {
+        int(path.name): (read_plan(path)["plan"]["parent"], (path / "weights.safetensors").read_bytes())
+        for path in here.evaluator.models.iterdir()
+    }
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
+    home: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = [*QUICK, "stopping=never", "space=uniform", "space.high=0.8"]
+    whole = studied(bench(home, tmp_path / "whole", *extra), 6)
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.search.study._put_back", lambda *_: None)  # as when the process is gone
+        with pytest.raises(Killed):
+            studied(bench(home, tmp_path / "parts", *extra), 6, killed_at=number)
+    left = bench(home, tmp_path / "parts", *extra)
+    assert (left.evaluator.models / str(number)).exists()
+    assert studied(left, 6) == whole
+    assert sum(parent is not None for parent, _ in whole.values()) >= 3
+
+
+def test_what_is_saved_can_be_traced_to_the_dense_model(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, *QUICK)
+    for number, ratio in enumerate((0.6, 0.4, 0.2)):
+        here.evaluator(here.propose(ratio), number, silent)
+    documents = [read_plan(here.evaluator.models / str(number)) for number in range(3)]
+    links = documents[2]["lineage"]["links"]
+    assert [link["trial"] for link in links] == [0, 1, 2]
+    assert [link["plan"] for link in links] == [document["plan"] for document in documents]
+    for number, link in enumerate(links):
+        weights = load_file(here.evaluator.models / str(number) / "weights.safetensors")
+        assert link["units"]["conv1"] == weights["conv1.weight"].shape[0]
+        assert link["trained_units"] == documents[number]["trained_units"]
+    assert documents[0]["lineage"]["dense"] == documents[2]["lineage"]["dense"] != links[0]["weights"]
