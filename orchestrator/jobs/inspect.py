@@ -20,9 +20,9 @@ from lightning_modules.pruning.weights import Weight, weight_structure
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.dense import build_model
+from orchestrator.search.goals import goals_of
 from orchestrator.search.methods import check_method
 from orchestrator.search.prepare import check_budgets, device_of, find_structure
-from orchestrator.search.problem import quality_direction
 from orchestrator.search.pruners import pools_of
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.settings import MethodSettings, Settings
@@ -52,7 +52,7 @@ def inspect(settings: Settings) -> Inspection:
 
     Errors: UserError for whatever would stop the search before its first trial.
     """
-    quality_direction(settings)
+    goals_of(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = settings.data.build()

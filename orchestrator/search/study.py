@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe, locate
 from orchestrator.redact import redact
+from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
 from orchestrator.search.space import Space, Terrain
@@ -43,18 +44,15 @@ KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
 IDENTITY, CHAINED = "identity", "chained"
 
 Study = optuna.Study
-Direction = Literal["maximize", "minimize"]
 OnTrial = Callable[[FrozenTrial], None]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: how a metric counts, and when a trial is stopped."""
+    """What the loop needs beside the study: what counts, and when a trial is stopped."""
 
-    quality: str
-    sign: float
+    goals: Goals
     dense_quality: float
-    costs: tuple[str, ...]
     stopping: Stopping
     sampler: Recipe
     seed: int
@@ -189,28 +187,40 @@ def run_trial(
 
     try:
         measured = evaluate(space.propose(terrain, trial.params), trial.number, report)
-        values = _values(measured, rules)
+        values = _values(measured, rules.goals)
     except UserError as error:
         _fail(study, trial, str(error), "", begin)
     except Exception as error:
         _fail(study, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
     else:
         trial.set_user_attr(MEASURED, _stored(measured))
-        _close(trial, measured.state, measured.reason, begin)
+        state, reason = _judge(trial, measured, rules.goals)
+        _close(trial, state, reason, begin)
         if measured.state == "completed":
             study.tell(trial, values)
         else:
             study.tell(trial, state=TrialState.PRUNED)
 
 
-def _values(measured: Measurement, rules: Rules) -> list[float]:
+def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[str, str]:
+    """Tell the sampler how far each bound was missed; (state, reason) of the trial.
+
+    Of a trial that did not complete the costs alone count: its metrics are of an early rung.
+    """
+    values = {**measured.costs, **(measured.metrics if measured.state == "completed" else {})}
+    for name, excess in goals.excesses(values).items():
+        trial.set_constraint(name, excess)
+    if measured.state == "completed" and (broken := goals.broken(values)):
+        return "infeasible", broken
+    return measured.state, measured.reason
+
+
+def _values(measured: Measurement, goals: Goals) -> list[float]:
     if measured.state != "completed":
         return []
-    values = [measured.metrics[rules.quality], *(measured.costs[name] for name in rules.costs)]
+    values = [*(measured.metrics[name] for name in goals.signs), *(measured.costs[name] for name in goals.costs)]
     if not all(abs(value) < float("inf") for value in values):
-        raise ValueError(
-            f"objectives must be finite; got {dict(zip((rules.quality, *rules.costs), values, strict=True))}"
-        )
+        raise ValueError(f"objectives must be finite; got {dict(zip(goals.names, values, strict=True))}")
     return values
 
 
@@ -241,7 +251,7 @@ def _stored(measured: Measurement) -> dict[str, Any]:
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:
-    drop = rules.sign * (rules.dense_quality - metrics[rules.quality])
+    drop = rules.goals.sign * (rules.dense_quality - metrics[rules.goals.quality])
     return Standing(number, rung, flops_ratio, metrics["loss"], drop)
 
 
