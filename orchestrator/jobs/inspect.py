@@ -17,12 +17,15 @@ from torch import nn
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.weights import Weight, weight_structure
+from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
+from orchestrator.search.bounds import check_bounds
 from orchestrator.search.dense import build_model
 from orchestrator.search.goals import goals_of
 from orchestrator.search.methods import check_method
-from orchestrator.search.prepare import check_budgets, device_of, find_structure
+from orchestrator.search.prepare import check_budgets, device_of, find_latency_model, find_structure
+from orchestrator.search.problem import example_input
 from orchestrator.search.pruners import pools_of
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.settings import MethodSettings, Settings
@@ -61,6 +64,9 @@ def inspect(settings: Settings) -> Inspection:
     structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
+    example = example_input(data).to(device_of(settings))
+    latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
+    check_bounds(settings, structure, model, example, latency)
     space = settings.space.build()
     check_method(settings, space)
     macs = cost.macs(structure.sizes)

@@ -72,7 +72,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
 
 
 def find_latency_model(
-    settings: Settings, structure: Structure, model: nn.Module, example: Tensor, progress: Progress
+    settings: Settings, structure: Structure, model: nn.Module, example: Tensor, progress: Progress, keep: bool = True
 ) -> LatencyModel | None:
     """Fitted, or read back, where an estimated latency is optimised or bounded; its error is told."""
     if not settings.objectives.uses("estimated_latency_ms"):
@@ -83,7 +83,7 @@ def find_latency_model(
             model,
             structure,
             example,
-            settings.study.baselines,
+            settings.study.baselines if keep else None,
             _architecture(settings),
             lambda done, of: progress.tick(f"{done} of {of} plans"),
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.settings.parts import Part, Ratio
 
@@ -62,6 +62,11 @@ class ObjectiveSettings(Part):
     reference_quality: float = 0.5
     references: Mapping[str, float] = {}
     least_flops_ratio: Ratio = 1 / 32
+
+    @field_validator("bounds", "references", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return {} if value is None else value  # YAML says null: Hydra refuses new keys under an empty mapping
 
     @property
     def axis(self) -> Literal["flops", "effective_flops"]:
