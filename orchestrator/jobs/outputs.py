@@ -87,12 +87,16 @@ class Outputs:
 
 
 def finished_before(settings: Settings) -> Outputs | None:
-    """The outputs of a study that has all the trials asked for, confirmed in the same way; None when there is work."""
+    """The outputs of a study that has all the trials asked for, or all there can be, confirmed in the same way.
+
+    None when there is work.
+    """
     folder = settings.study.folder
     if not (folder / SUMMARY).exists():
         return None
     summary = json.loads((folder / SUMMARY).read_text())
-    if summary["key"] != key(settings) or summary["trials"] < settings.study.n_trials:
+    whole = summary["trials"] >= settings.study.n_trials or summary.get("exhausted", False)
+    if summary["key"] != key(settings) or not whole:
         return None
     dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
     trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)

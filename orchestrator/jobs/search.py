@@ -25,6 +25,7 @@ from orchestrator.search.methods import Method, check_method, prepare_method
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.study import (
@@ -34,7 +35,6 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
-    sampler,
     take_over_interrupted,
 )
 from orchestrator.search.study import search as run_trials
@@ -59,7 +59,8 @@ def search(settings: Settings) -> Outputs:
     """
     require_writable(settings.study.folder)
     if (before := finished_before(settings)) is not None:
-        before.show("this study is complete; more trials: study.n_trials=...")
+        more = "every combination was tried" if before.summary.get("exhausted") else "more trials: study.n_trials=..."
+        before.show(f"this study is complete; {more}")
         return before
     begin = time.perf_counter()
     with Progress() as progress:
@@ -90,7 +91,7 @@ def _parts(settings: Settings, goals: Goals) -> Parts:
     """Everything that a name in the configuration stands for, built before anything is paid for."""
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
-    sampler(settings.sampler, settings.seed)
+    check_sampler(settings.sampler, goals.directions)
     for how in (settings.phases.train, settings.phases.finetune):
         optimization(how).check()
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
@@ -125,18 +126,18 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
     run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial)
     found = rows(study, goals, whole)
+    nothing_left = exhausted(study, space.distributions(ways[0]))
+    if nothing_left:
+        progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
     members, dense = confirm_front(problem, evaluator, found, progress)
     baselines = run_baselines(problem, next(iter(methods.values())), members, study, progress)
-    outputs = Outputs(
-        settings.study.folder,
-        settings.objectives,
-        found,
-        members,
-        baselines,
-        dense,
-        _summary(problem, reference, found, members, progress, parts.tracker.seconds, time.perf_counter() - begin),
-    )
+    summary = {
+        **_summary(problem, reference, found, members, progress),
+        "exhausted": nothing_left,
+        **_shares(progress, parts.tracker, begin),
+    }
+    outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)
     outputs.write(settings)
     return outputs
 
@@ -163,8 +164,6 @@ def _summary(
     found: list[TrialRow],
     members: list[FrontRow],
     progress: Progress,
-    tracked: float,
-    total: float,
 ) -> dict[str, Any]:
     latency, goals = problem.latency, problem.goals
     metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
@@ -175,10 +174,17 @@ def _summary(
         "hypervolume": reference.volume(metrics, [vars(row) for row in members]),
         "reference": reference.plain(),
         **({} if latency is None else {"latency_model_error": latency.mean_error}),
-        "seconds": total,
         "phases": dict(progress.seconds),
+    }
+
+
+def _shares(progress: Progress, tracker: Tracker, begin: float) -> dict[str, float]:
+    """Where the time went."""
+    total = time.perf_counter() - begin
+    return {
+        "seconds": total,
         "orchestration_share": orchestration_share(progress.seconds, total),
-        "tracking_share": tracked / total,
+        "tracking_share": tracker.seconds / total,
     }
 
 

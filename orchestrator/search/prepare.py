@@ -16,7 +16,9 @@ from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds, size_mb
 from orchestrator.search.dense import build_model, rewound_model, train_dense
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
+from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.samplers import sampler
 from orchestrator.settings import Settings
 
 
@@ -46,6 +48,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
+    sampler(settings.sampler, settings.seed, outline(settings, structure, model))
     example = example_input(data).to(device)
     latency = find_latency_model(settings, structure, model, example, progress)
     check_bounds(settings, structure, model, example, latency)

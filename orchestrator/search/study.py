@@ -7,7 +7,6 @@ study then proposes what an undisturbed one would have.
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import time
@@ -23,11 +22,12 @@ from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays
 from optuna.trial import TrialState
 
 from lightning_modules.errors import ConfigError, UserError
-from lightning_modules.recipe import Recipe, locate
+from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
 from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
+from orchestrator.search.samplers import exhausted, sampler
 from orchestrator.search.space import Space, Terrain
 from orchestrator.search.stopping import Standing, Stopping
 from orchestrator.settings import Settings
@@ -114,7 +114,7 @@ def enqueue_chain(
         for blend in blends if space.needs_profile else blends[:1]:
             params = space.chain(terrains[turn % len(terrains)], target, blend)
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
-            study.enqueue_trial(params, user_attrs={KIND: kind})
+            study.enqueue_trial(params, user_attrs={KIND: kind}, skip_if_exists=space.levels is not None)
     study.set_user_attr(CHAINED, True)
 
 
@@ -151,15 +151,15 @@ def search(
     n_trials: int,
     on_trial: OnTrial,
 ) -> None:
-    """Run trials until `n_trials` have ended; `on_trial` sees each of them as it was stored.
+    """Run trials until `n_trials` have ended or nothing is left to try; `on_trial` sees each as it was stored.
 
     A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
     the open trial marked as interrupted.
     """
     distributions = space.distributions(terrain)
-    while done(study) < n_trials:
+    while done(study) < n_trials and not exhausted(study, distributions):
         number = len(study.get_trials(deepcopy=False))
-        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number))
+        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number), distributions)
         trial = study.ask(distributions)
         trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
         try:
@@ -262,12 +262,3 @@ def _peers(study: Study, number: int, rules: Rules) -> list[Standing]:
         if other.number != number
         for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
     ]
-
-
-def sampler(recipe: Recipe, seed: int) -> optuna.samplers.BaseSampler:
-    """Any sampler by its dotted path, seeded where it takes a seed. Errors: ConfigError for what is not a sampler."""
-    accepts = inspect.signature(locate(recipe.target)).parameters
-    built = recipe.build(seed=seed) if "seed" in accepts else recipe.build()
-    if not isinstance(built, optuna.samplers.BaseSampler):
-        raise ConfigError(f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}")
-    return built

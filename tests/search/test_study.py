@@ -33,7 +33,6 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
-    sampler,
     search,
     take_over_interrupted,
 )
@@ -246,12 +245,6 @@ def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
 def test_differences_hide_secrets() -> None:
     assert differences({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b was 1, now 2"]
     assert "hunter2" not in differences({"u": "postgresql://me:hunter2@h/db"}, {"u": None})[0]
-
-
-def test_samplers_by_name() -> None:
-    assert isinstance(sampler(Recipe("optuna.samplers.NSGAIISampler"), 3), optuna.samplers.NSGAIISampler)
-    with pytest.raises(ConfigError, match="sampler must be one of Optuna's"):
-        sampler(Recipe("fractions.Fraction"), 3)
 
 
 def test_front_and_candidates_come_from_completed_trials(tmp_path: Path) -> None:
