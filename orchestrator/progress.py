@@ -117,6 +117,8 @@ class Progress:
             parts.append(f"quality {row.quality:.4f}")
         if row.cost_ratio:
             parts.append(f"{percent(row.cost_ratio)} of the {axis_words(row.axis)}")
+        elif row.flops_ratio:  # a measured cost is not known of a trial that was stopped
+            parts.append(f"{percent(row.flops_ratio)} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
         parts += [duration(row.seconds), f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
@@ -156,10 +158,12 @@ def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
     # A long front is thinned evenly, its two ends kept.
     step = max(1.0, (len(ordered) - 1) / (_FRONT_LINES - 1))
     table = Table(title="validation front so far", title_justify="left", box=None)
-    for header in ("trial", "FLOPs", "quality"):
+    metrics = list(ordered[0].metrics)
+    for header in ("trial", axis_words(ordered[0].axis), "quality", *metrics):
         table.add_column(header, justify="right")
     for place in range(min(len(ordered), _FRONT_LINES)):
         row = ordered[round(place * step)]
         quality = "" if row.quality is None else f"{row.quality:.4f}"
-        table.add_row(str(row.number), percent(row.cost_ratio), quality)
+        further = (f"{row.metrics[name]:.4f}" for name in metrics)
+        table.add_row(str(row.number), percent(row.cost_ratio), quality, *further)
     return table

@@ -1,4 +1,4 @@
-"""VGG for small images: the convolutions of Simonyan & Zisserman 2015 (table 1, D) with batch norm, one linear layer."""
+"""VGG for small images: Simonyan & Zisserman 2015 (table 1, D) with batch norm and a single linear layer."""
 
 from __future__ import annotations
 

@@ -38,6 +38,23 @@ class Cost:
         return np.asarray(self._params(counts))
 
 
+class Features:
+    """What a linear model of latency may weigh: every distinct product of axis lengths, as a share of the dense one.
+
+    MACs of layers and elements of tensors are such products; layers that share theirs share a feature.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._sum = _Sum(structure, [*structure.macs, *structure.params])
+        self._dense = self._sum.terms(structure.sizes).astype(float)
+
+    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Shape (..., n_features), each in [0, 1]; the last one is the constant 1."""
+        shares = self._sum.terms(counts).astype(float) / self._dense
+        found: npt.NDArray[np.float64] = np.concatenate([shares, np.ones((*shares.shape[:-1], 1))], axis=-1)
+        return found
+
+
 class _Sum:
     """Sum of products of affine forms; equal factors are computed once, constants sit in front."""
 
@@ -66,11 +83,15 @@ class _Sum:
         self._constants: Matrix = np.array(list(terms.values()), dtype=dtype)
 
     def __call__(self, counts: Counts) -> Any:
+        return self.terms(counts).sum(-1) + self._fixed
+
+    def terms(self, counts: Counts) -> Any:
+        """The summands that depend on the counts; `counts` has shape (..., n_groups), the result (..., n_terms)."""
         lengths = counts @ self._slopes + self._offsets
         total: Any = self._constants
         for column in self._columns:
             total = total * lengths[..., column]
-        return np.broadcast_to(total, (*lengths.shape[:-1], len(self._constants))).sum(-1) + self._fixed
+        return np.broadcast_to(total, (*lengths.shape[:-1], len(self._constants)))
 
 
 def _intern(

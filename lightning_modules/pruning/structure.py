@@ -144,6 +144,14 @@ class Structure:
         return replace(self, table=rows, groups=groups)
 
 
+def some_of(structure: Structure, kept: Counts) -> Keep:
+    """The first `kept[i]` units of every group: enough for costs, which depend on counts alone."""
+    keep = np.zeros(structure.n_units, dtype=np.bool_)
+    for group, count in zip(structure.groups, kept, strict=True):
+        keep[group.start : group.start + int(count)] = True
+    return keep
+
+
 def dropped(structure: Structure, keep: Keep) -> tuple[str, ...]:
     """Paths of the modules that `keep` replaces by the identity."""
     return tuple(group.name for group in structure.groups if group.kind == "block" and not keep[group.start])

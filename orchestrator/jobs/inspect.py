@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
-from lightning_modules.pruning.weights import Weight, weight_structure
+from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
+from orchestrator.search.bounds import check_bounds
 from orchestrator.search.dense import build_model
+from orchestrator.search.goals import goals_of
 from orchestrator.search.methods import check_method
-from orchestrator.search.prepare import check_budgets, device_of, find_structure
-from orchestrator.search.problem import quality_direction
-from orchestrator.search.pruners import pools_of
-from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.outline import on_weights, outline
+from orchestrator.search.prepare import check_budgets, device_of, find_latency_model, find_structure
+from orchestrator.search.problem import example_input
+from orchestrator.search.samplers import check_sampler, combinations, sampler
 from orchestrator.settings import MethodSettings, Settings
 
 
@@ -32,6 +33,7 @@ from orchestrator.settings import MethodSettings, Settings
 class Inspection:
     """`weights` are the tensors whose single weights the method prunes, None where it prunes units alone.
 
+    `combinations` is how many plans a discrete space has, None where a dimension is continuous.
     `seconds` is the expected duration of the whole job from a few timed steps of the dense model on this machine."""
 
     structure: Structure
@@ -40,6 +42,7 @@ class Inspection:
     params: int
     prunable_macs_fraction: float
     dimensions: int
+    combinations: int | None
     seconds: dict[str, float]
 
     @property
@@ -52,7 +55,7 @@ def inspect(settings: Settings) -> Inspection:
 
     Errors: UserError for whatever would stop the search before its first trial.
     """
-    quality_direction(settings)
+    check_sampler(settings.sampler, goals_of(settings).directions)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = settings.data.build()
@@ -61,52 +64,31 @@ def inspect(settings: Settings) -> Inspection:
     structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
+    example = example_input(data).to(device_of(settings))
+    latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
+    check_bounds(settings, structure, model, example, latency)
     space = settings.space.build()
     check_method(settings, space)
     macs = cost.macs(structure.sizes)
-    terrains = {way.name: _terrain(settings, structure, model, way) for way in settings.method.choices()}
-    choices = Choices(space, settings.method, terrains)
+    distributions = outline(settings, structure, model)
+    sampler(settings.sampler, settings.seed, distributions)
     found = Inspection(
         structure,
         _weights(structure, model, settings.method.choices()[0]),
         macs,
         cost.params(structure.sizes),
         prunable_macs_fraction(structure),
-        len(choices.distributions(next(iter(terrains.values())))),
+        len(distributions),
+        combinations(distributions),
         _expected(settings, model, data, len(structure.groups), space.needs_profile),
     )
     _print(settings, found)
     return found
 
 
-def _terrain(settings: Settings, structure: Structure, model: nn.Module, method: MethodSettings) -> Terrain:
-    """What the space's dimensions depend on; scores and sensitivity, which cost something, are not among it."""
-    then = None if method.then is None else _terrain(settings, structure, model, method.then)
-    structure = _on_weights(structure, model, method) or structure
-    macs = Cost(structure).macs
-    pools = None if method.scope == "local" else pools_of(structure, method, model)
-    return Terrain(
-        structure,
-        macs,
-        macs(structure.sizes),
-        method.rule,
-        np.ones(structure.n_units),
-        settings.phases.finetune.units,
-        pools=pools,
-        then=then,
-        method=method.name,
-    )
-
-
 def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
     """The weight tensors of the first stage that prunes single weights."""
-    return next((found for stage in method.stages() if (found := _on_weights(structure, model, stage))), None)
-
-
-def _on_weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
-    if method.granularity == "unit":
-        return None
-    return weight_structure(structure, structure.full(), model, Weight(method.granularity, method.shape or (1, 1)))
+    return next((found for stage in method.stages() if (found := on_weights(structure, model, stage))), None)
 
 
 def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, profiled: bool) -> dict[str, float]:
@@ -186,6 +168,7 @@ def _print(settings: Settings, found: Inspection) -> None:
                 ),
                 *((f"skipped: {reason}", ", ".join(names[reason])) for reason in skipped),
                 ("search dimensions", f"{found.dimensions}, {settings.study.n_trials} trials"),
+                *([] if found.combinations is None else [("combinations", str(found.combinations))]),
                 ("expected duration", duration(found.total_seconds)),
                 *((f"  {name}", duration(seconds)) for name, seconds in found.seconds.items()),
             ],

@@ -17,7 +17,7 @@ from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
-from orchestrator.settings import Settings
+from orchestrator.settings import ObjectiveSettings, Settings
 
 CONFIG, TRIALS, FRONT, BASELINES, PICTURE, SUMMARY = (
     "config.yaml",
@@ -34,7 +34,7 @@ class Outputs:
     """Rows as in the files; `dense` is the dense model finetuned as long as the front's, `summary` is summary.json."""
 
     folder: Path
-    quality: str
+    objectives: ObjectiveSettings
     trials: Sequence[TrialRow]
     front: Sequence[FrontRow]
     baselines: Sequence[BaselineRow]
@@ -57,7 +57,7 @@ class Outputs:
             self.trials,
             self.front,
             self.baselines,
-            quality=self.quality,
+            quality=self.objectives.quality,
             dense=_as_front(self.dense),
             title=settings.study.name,
         )
@@ -65,7 +65,10 @@ class Outputs:
 
     def show(self, headline: str) -> None:
         """The front beside its baselines, then where things are and where the time went."""
-        show(front_table(self.front, self.baselines, quality=self.quality, dense=_as_front(self.dense)))
+        objectives = self.objectives
+        further = (*objectives.costs[1:], *objectives.metrics)
+        dense = _as_front(self.dense)
+        show(front_table(self.front, self.baselines, quality=objectives.quality, dense=dense, further=further))
         lines = [
             ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
             ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
@@ -84,16 +87,20 @@ class Outputs:
 
 
 def finished_before(settings: Settings) -> Outputs | None:
-    """The outputs of a study that has all the trials asked for, confirmed in the same way; None when there is work."""
+    """The outputs of a study that has all the trials asked for, or all there can be, confirmed in the same way.
+
+    None when there is work.
+    """
     folder = settings.study.folder
     if not (folder / SUMMARY).exists():
         return None
     summary = json.loads((folder / SUMMARY).read_text())
-    if summary["key"] != key(settings) or summary["trials"] < settings.study.n_trials:
+    whole = summary["trials"] >= settings.study.n_trials or summary.get("exhausted", False)
+    if summary["key"] != key(settings) or not whole:
         return None
     dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
     trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)
-    return Outputs(folder, settings.objectives.quality, trials, front, baselines, dense, summary)
+    return Outputs(folder, settings.objectives, trials, front, baselines, dense, summary)
 
 
 def key(settings: Settings) -> str:

@@ -20,15 +20,15 @@ from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
-from orchestrator.search.front import hypervolume
+from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.methods import Method, check_method, prepare_method
 from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem, optimization, quality_direction
+from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.study import (
-    Direction,
     FrozenTrial,
     Rules,
     Study,
@@ -36,7 +36,6 @@ from orchestrator.search.study import (
     enqueue_chain,
     open_study,
     remove_orphans,
-    sampler,
     take_over_interrupted,
 )
 from orchestrator.search.study import search as run_trials
@@ -61,14 +60,15 @@ def search(settings: Settings) -> Outputs:
     """
     require_writable(settings.study.folder)
     if (before := finished_before(settings)) is not None:
-        before.show("this study is complete; more trials: study.n_trials=...")
+        more = "every combination was tried" if before.summary.get("exhausted") else "more trials: study.n_trials=..."
+        before.show(f"this study is complete; {more}")
         return before
     begin = time.perf_counter()
     with Progress() as progress:
-        direction = quality_direction(settings)
+        goals = goals_of(settings)
         data = settings.data.build()
         data.setup()
-        parts = _parts(settings, direction)
+        parts = _parts(settings, goals)
         record_study(parts.tracker, settings, parts.study)
         try:
             problem = prepare(settings, data, progress)
@@ -78,24 +78,26 @@ def search(settings: Settings) -> Outputs:
             raise
         summary = outputs.summary
         parts.tracker.close_study(
-            {name: value for name, value in summary.items() if isinstance(value, int | float)}, outputs.files()
+            {
+                **{name: value for name, value in summary.items() if isinstance(value, int | float)},
+                **{f"reference_{name}": value for name, value in summary["reference"].items()},
+            },
+            outputs.files(),
         )
     outputs.show("done")
     return outputs
 
 
-def _parts(settings: Settings, direction: Direction) -> Parts:
+def _parts(settings: Settings, goals: Goals) -> Parts:
     """Everything that a name in the configuration stands for, built before anything is paid for."""
-    directions: list[Direction] = [direction]
-    directions += ["minimize"] * len(settings.objectives.costs)
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
-    sampler(settings.sampler, settings.seed)
+    check_sampler(settings.sampler, goals.directions)
     for how in (settings.phases.train, settings.phases.finetune):
         optimization(how).check()
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = settings.tracking.build()
-    study = open_study(settings, directions)
+    study = open_study(settings, goals.directions)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
     return Parts(space, stopping, tracker, study)
@@ -103,8 +105,9 @@ def _parts(settings: Settings, direction: Direction) -> Parts:
 
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
     settings, study = problem.settings, parts.study
-    quality = settings.objectives.quality
-    axis = settings.objectives.axis
+    goals, whole = problem.goals, problem.dense_costs
+    reference = reference_of(settings.objectives, goals, problem.dense, whole)
+    study.set_user_attr("reference", reference.plain())
     methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
     space = Choices(parts.space, settings.method, terrains)
     evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
@@ -117,34 +120,26 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     progress.phase("search", f"{n_trials} trials, {done(study)} done before")
 
     def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, quality, axis)
+        found = rows(study, goals, whole)
         record_trial(parts.tracker, settings, problem, trial)
         progress.eta(_seconds_left(problem, found, n_trials))
-        progress.trial(trial_row(trial, quality, axis), front(found, problem.sign), len(found), n_trials)
+        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(found), n_trials)
 
-    rules = Rules(
-        quality,
-        problem.sign,
-        problem.dense[quality],
-        settings.objectives.costs,
-        parts.stopping,
-        settings.sampler,
-        settings.seed,
-    )
+    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
     run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial)
-    found = rows(study, quality, axis)
+    found = rows(study, goals, whole)
+    nothing_left = exhausted(study, space.distributions(ways[0]))
+    if nothing_left:
+        progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
     members, dense = confirm_front(problem, evaluator, found, progress)
     baselines = run_baselines(problem, next(iter(methods.values())), members, progress)
-    outputs = Outputs(
-        settings.study.folder,
-        quality,
-        found,
-        members,
-        baselines,
-        dense,
-        _summary(settings, found, members, progress, parts.tracker.seconds, time.perf_counter() - begin),
-    )
+    summary = {
+        **_summary(problem, reference, found, members, progress),
+        "exhausted": nothing_left,
+        **_shares(progress, parts.tracker, begin),
+    }
+    outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)
     outputs.write(settings)
     return outputs
 
@@ -166,25 +161,32 @@ def _terrains(problem: Problem, profiled: bool, progress: Progress) -> tuple[dic
 
 
 def _summary(
-    settings: Settings,
+    problem: Problem,
+    reference: Reference,
     found: list[TrialRow],
     members: list[FrontRow],
     progress: Progress,
-    tracked: float,
-    total: float,
 ) -> dict[str, Any]:
-    bounds = settings.objectives
-    quality, ratios = [row.test_mean for row in members], [row.cost_ratio for row in members]
+    latency, goals = problem.latency, problem.goals
+    metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
     return {
-        "key": key(settings),
+        "key": key(problem.settings),
         "trials": len(found),
         "states": dict(Counter(row.state for row in found)),
-        "hypervolume": hypervolume(quality, ratios, bounds.reference_quality, bounds.least_flops_ratio),
-        "reference": {"quality": bounds.reference_quality, f"{bounds.axis}_ratio": [bounds.least_flops_ratio, 1.0]},
-        "seconds": total,
+        "hypervolume": reference.volume(metrics, [vars(row) for row in members]),
+        "reference": reference.plain(),
+        **({} if latency is None else {"latency_model_error": latency.mean_error}),
         "phases": dict(progress.seconds),
+    }
+
+
+def _shares(progress: Progress, tracker: Tracker, begin: float) -> dict[str, float]:
+    """Where the time went."""
+    total = time.perf_counter() - begin
+    return {
+        "seconds": total,
         "orchestration_share": orchestration_share(progress.seconds, total),
-        "tracking_share": tracked / total,
+        "tracking_share": tracker.seconds / total,
     }
 
 
@@ -195,10 +197,10 @@ def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> flo
         problem.settings.phases.finetune,
         problem.settings.search.chain,
     )
-    trained = [row for row in found if row.rung and row.cost_ratio]
+    trained = [row for row in found if row.rung and row.flops_ratio]
     if not trained:
         return 0.0
-    ratios = np.array([row.cost_ratio for row in trained], dtype=float)
+    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
     prices = np.array([row.seconds / row.rung for row in trained])
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)

@@ -1,15 +1,15 @@
-"""The picture of a study: quality against FLOPs."""
+"""The picture of a study: quality against the first of its costs."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
-from orchestrator.report.quantities import axis_words, flops
+from orchestrator.report.quantities import axis_words, cost_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
 
 if TYPE_CHECKING:
@@ -173,17 +173,17 @@ def _draw_dense(axes: Axes, dense: FrontRow) -> None:
     )
 
 
-def _dress(axes: Axes, ratios: Iterable[float], quality: str, title: str, dense: FrontRow | None, axis: str) -> None:
+def _dress(axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: FrontRow | None, axis: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min([*ratios, 0.5])
     ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0) if t >= lowest / 2]
     axes.set_xscale("log")
-    axes.set_xlim(lowest / 1.25, 1.15)
+    axes.set_xlim(lowest / 1.25, max(1.15, 1.05 * max([*ratios, 1.0])))  # a measured cost may be above the dense one
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= lowest / 1.25]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    whole = f"; 100 % = {flops(dense.cost)}" if dense is not None else ""
+    whole = f"; 100 % = {cost_words(axis, dense.cost)}" if dense is not None else ""
     axes.set_xlabel(f"{axis_words(axis)} left, share of the dense model (log scale{whole})")
     axes.set_ylabel(quality)
     axes.set_title(title, loc="left", fontsize=12)

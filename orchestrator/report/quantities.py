@@ -40,6 +40,28 @@ def _scaled(number: float, units: tuple[tuple[float, str], ...], unit: str) -> s
     return f"{number:.0f}{unit}"
 
 
-def axis_words(axis: str) -> str:
-    """How the cost along the front is called where people read it."""
-    return {"flops": "FLOPs", "effective_flops": "effective FLOPs"}[axis]
+_WORDS = {
+    "flops": "FLOPs",
+    "effective_flops": "effective FLOPs",
+    "params": "params",
+    "nonzero_params": "nonzero params",
+    "size_mb": "size",
+    "latency_ms": "latency",
+    "estimated_latency_ms": "estimated latency",
+}
+COST_NAMES = tuple(_WORDS)
+FLOPS_LIKE = ("flops", "effective_flops")
+"""Costs whose ratios to the dense model's are known of every plan, and along which targets and baselines stand."""
+_UNITS = {"size_mb": "MB", "latency_ms": "ms", "estimated_latency_ms": "ms"}
+
+
+def axis_words(cost: str) -> str:
+    """How a cost is called where people read it."""
+    return _WORDS[cost]
+
+
+def cost_words(cost: str, value: float) -> str:
+    """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'; counts by letters: 'params', 23_500_000 -> '23.5 M'."""
+    if cost in _UNITS:
+        return f"{value:.3g} {_UNITS[cost]}"
+    return flops(value) if cost in FLOPS_LIKE else count(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,30 +16,31 @@ from orchestrator.files import write_atomic
 
 
 class OnAxis:
-    """A row of a study whose front is laid out along FLOPs or, where single weights are pruned, effective FLOPs."""
+    """A row of a study whose front is laid out along `axis`, the first of its costs."""
 
     axis: str
-    flops: int | None
-    flops_ratio: float | None
-    effective_flops: int | None
-    effective_flops_ratio: float | None
+    dense_cost: float
 
     @property
-    def cost(self) -> int:
-        """FLOPs along the study's axis; 0 where they are not known."""
-        return (self.effective_flops if self.axis == "effective_flops" else self.flops) or 0
+    def cost(self) -> float:
+        """The cost along the study's axis; 0 where it is not known."""
+        return getattr(self, self.axis) or 0
 
     @property
     def cost_ratio(self) -> float:
         """The same against the dense model's; 0 where it is not known."""
-        return (self.effective_flops_ratio if self.axis == "effective_flops" else self.flops_ratio) or 0.0
+        known = getattr(self, f"{self.axis}_ratio", None)
+        if known is None and self.dense_cost:
+            known = self.cost / self.dense_cost
+        return known or 0.0
 
 
 @dataclass(frozen=True)
 class TrialRow(OnAxis):
     """One trial: `quality` on validation data, `flops` = 2 x MACs, ratios against the dense model, wall-clock seconds.
 
-    `effective_flops` count nonzero weights alone; `axis` says which of the two the study's front is laid out along.
+    `effective_flops` count nonzero weights alone; `axis` names the cost that the study's front is laid out along and
+    `dense_cost` is the dense model's. `metrics` are the further ones of the study, on validation data too.
     `parent` is the number of the trial whose weights it inherited, None for the dense model; `loss` is the validation
     loss (nats). `kind` says how the plan was made (an allocation of the chain, or the sampler), `reason` why it did not
     complete.
@@ -61,6 +63,12 @@ class TrialRow(OnAxis):
     effective_flops: int | None = None
     effective_flops_ratio: float | None = None
     axis: str = "flops"
+    dense_cost: float = 0.0
+    nonzero_params: int | None = None
+    size_mb: float | None = None
+    latency_ms: float | None = None
+    estimated_latency_ms: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class FrontRow(OnAxis):
     """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings.
 
     `sparsity` is the share of the dense model's parameters that are gone or zero, `size_mb` that of the tensors, or of
-    the int8 file where the model is quantised.
+    the int8 file where the model is quantised; `metrics` are means on test data of the further ones of the study.
     """
 
     trial: int
@@ -87,6 +95,10 @@ class FrontRow(OnAxis):
     axis: str = "flops"
     sparsity: float = 0.0
     size_mb: float = 0.0
+    dense_cost: float = 0.0
+    nonzero_params: int = 0
+    estimated_latency_ms: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,10 @@ class BaselineRow(OnAxis):
     axis: str = "flops"
     sparsity: float = 0.0
     size_mb: float = 0.0
+    dense_cost: float = 0.0
+    nonzero_params: int = 0
+    estimated_latency_ms: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)
@@ -117,7 +133,7 @@ Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)
 
 def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
     """Writes the header also when there are no rows; None is an empty cell, floats keep every digit."""
-    names = [field.name for field in fields(row_type)]
+    names = [column.name for column in fields(row_type)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -128,7 +144,7 @@ def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> Non
 def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
     """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
     hints = get_type_hints(row_type)
-    names = [field.name for field in fields(row_type)]
+    names = [column.name for column in fields(row_type)]
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
         header = next(reader, [])
@@ -150,6 +166,8 @@ def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
 def _cell(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return json.dumps(value)
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -158,7 +176,8 @@ def _value(cell: str, hint: Any, where: str, column: str) -> Any:
     if optional and cell == "":
         return None
     kind = next(a for a in get_args(hint) if a is not type(None)) if optional else hint
+    read, name = (json.loads, "JSON") if get_origin(kind) is dict else (kind, kind.__name__)
     try:
-        return kind(cell)
+        return read(cell)
     except ValueError as error:
-        raise DataError(f"{where}: {column} must be {kind.__name__}; got '{cell}'; mend or remove the line") from error
+        raise DataError(f"{where}: {column} must be {name}; got '{cell}'; mend or remove the line") from error

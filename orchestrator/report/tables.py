@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from orchestrator.report.quantities import axis_words, count, mean_and_spread, percent
+from orchestrator.report.quantities import (
+    COST_NAMES,
+    FLOPS_LIKE,
+    axis_words,
+    cost_words,
+    count,
+    mean_and_spread,
+    percent,
+)
 from orchestrator.report.rows import BaselineRow, FrontRow
 
 if TYPE_CHECKING:
@@ -18,11 +26,17 @@ _PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
 
 
 def front_table(
-    front: Sequence[FrontRow], baselines: Sequence[BaselineRow], *, quality: str, dense: FrontRow | None
+    front: Sequence[FrontRow],
+    baselines: Sequence[BaselineRow],
+    *,
+    quality: str,
+    dense: FrontRow | None,
+    further: Sequence[str] = (),
 ) -> Table:
     """One line per confirmed model, large to small, beside it the baselines matched to it (`BaselineRow.trial`).
 
     All qualities are on test data; 'against dense' is the difference of the means. Methods that differ are named.
+    `further` are the costs and metrics that are optimised beside the quality and the cost of the axis.
     """
     from rich.table import Table
 
@@ -31,19 +45,20 @@ def front_table(
     table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
     axis = next((row.axis for row in front), "flops")
     methods = len({row.method for row in front}) > 1
-    left = "params" if axis == "flops" else "nonzero"
-    for header in ("trial", *(["method"] if methods else []), axis_words(axis), "left", left, "ms"):
+    columns = _columns(axis, further)
+    for header in ("trial", *(["method"] if methods else []), *columns):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
     if dense is not None:
         name = ["dense", *([""] if methods else [])]
-        table.add_row(*name, *_costs(dense), mean_and_spread(dense.test_mean, dense.test_std))
+        costs = (cell(dense) for cell in columns.values())
+        table.add_row(*name, *costs, mean_and_spread(dense.test_mean, dense.test_std))
     for row in sorted(front, key=lambda member: -member.cost):
         table.add_row(
             str(row.trial),
             *([row.method] if methods else []),
-            *_costs(row),
+            *(cell(row) for cell in columns.values()),
             mean_and_spread(row.test_mean, row.test_std),
             "" if dense is None else f"{row.test_mean - dense.test_mean:+.4f}",
             *(_baseline_cell(matched.get((name, row.trial))) for name in names),
@@ -83,9 +98,26 @@ def show(table: Table, stream: TextIO | None = None) -> None:
     target.flush()
 
 
-def _costs(row: FrontRow) -> tuple[str, str, str, str]:
-    left = row.params_ratio if row.axis == "flops" else 1.0 - row.sparsity
-    return count(row.cost), percent(row.cost_ratio), percent(left), f"{row.latency_ms:.2f}"
+def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[FrontRow], str]]:
+    """Header to cell: the axis and what is left along it, the rest of what is optimised, and what else one asks for."""
+    found: dict[str, Callable[[FrontRow], str]] = {
+        axis_words(axis): lambda row: count(row.cost) if axis in FLOPS_LIKE else cost_words(axis, row.cost),
+        "left": lambda row: percent(row.cost_ratio),
+    }
+    if axis not in FLOPS_LIKE:
+        found["FLOPs left"] = lambda row: percent(row.flops_ratio)
+    if axis == "effective_flops":
+        found["nonzero"] = lambda row: percent(1.0 - row.sparsity)
+    elif axis != "params":
+        found["params"] = lambda row: percent(row.params_ratio)
+    if axis != "latency_ms":
+        found["ms"] = lambda row: f"{row.latency_ms:.2f}"
+    for name in further:
+        if name in COST_NAMES and name not in ("params", "latency_ms"):
+            found[axis_words(name)] = lambda row, name=name: cost_words(name, getattr(row, name))  # type: ignore[misc]
+        elif name not in COST_NAMES:
+            found[name] = lambda row, name=name: f"{row.metrics[name]:.4f}" if name in row.metrics else ""  # type: ignore[misc]
+    return found
 
 
 def _baseline_cell(row: BaselineRow | None) -> str:

@@ -49,10 +49,7 @@ class Costs:
     effective_macs: int
     params: int
     nonzero_params: int
-
-    def along(self, axis: str) -> int:
-        """MACs on the axis of a study."""
-        return self.effective_macs if axis == "effective_flops" else self.macs
+    estimated_latency_ms: float | None = None
 
 
 def costs_of(problem: Problem, candidate: Candidate) -> Costs:
@@ -62,7 +59,8 @@ def costs_of(problem: Problem, candidate: Candidate) -> Costs:
     nonzero = sum(int((parameter != 0).sum()) for parameter in model.parameters())
     density = problem.density(model, candidate.sparse, candidate.level)
     effective = effective_macs(structure, candidate.keep, density)
-    return Costs(problem.cost.macs(kept), effective, problem.cost.params(kept), nonzero)
+    estimated = None if problem.latency is None else problem.latency(kept)
+    return Costs(problem.cost.macs(kept), effective, problem.cost.params(kept), nonzero, estimated)
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,23 @@ class Confirmed:
 
     def validated(self, metric: str) -> float:
         return float(np.mean([found[metric] for found in self.validation]))
+
+    def named(self) -> dict[str, float]:
+        """Costs by the names that objectives have."""
+        costs = self.costs
+        found = {
+            "flops": 2.0 * costs.macs,
+            "effective_flops": 2.0 * costs.effective_macs,
+            "params": float(costs.params),
+            "nonzero_params": float(costs.nonzero_params),
+            "size_mb": self.size_mb,
+            "latency_ms": self.latency_ms,
+        }
+        return (
+            found
+            if costs.estimated_latency_ms is None
+            else {**found, "estimated_latency_ms": costs.estimated_latency_ms}
+        )
 
 
 def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) -> tuple[Confirmed, nn.Module | None]:

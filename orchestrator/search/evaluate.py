@@ -20,6 +20,7 @@ from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
+from orchestrator.search.bounds import costs_before, size_mb
 from orchestrator.search.finished import (
     INT8,
     PLAN,
@@ -78,12 +79,14 @@ class Evaluator:
             raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
         parent = nearest_parent(others, self._vector(wanted)) if problem.settings.search.lineage else None
         plan = self._plan(proposal, method, parent, seed_of(problem.settings.seed, 2, number))
-        if reason := self._over_budget(wanted):
-            return self._measurement("rejected", parent, wanted, plan, reason=reason)
+        before = costs_before(problem, wanted.kept, wanted.density, proposal.activation, proposal.int8)
+        if reason := self._over_budget(wanted, before):
+            rejected = self._measurement("rejected", parent, wanted, plan, reason=reason)
+            return replace(rejected, costs={**rejected.costs, **before})
         ended = run_plan(problem, method, plan, self.inherited(parent), wanted.kept, wanted.density, report)
         if ended.reason:
             return self._measurement("stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
-        return self._finish(number, plan, parent, wanted, ended)
+        return self._finish(number, plan, parent, wanted, ended, before)
 
     def wanted(self, proposal: Proposal) -> Wanted:
         """Counts and densities that the proposal's thresholds mean on the dense model's scores."""
@@ -164,14 +167,22 @@ class Evaluator:
         number = None if parent is None else parent.number
         return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
 
-    def _over_budget(self, wanted: Wanted) -> str:
+    def _over_budget(self, wanted: Wanted, before: Mapping[str, float]) -> str:
         ratios, bounds = self.problem.ratios(wanted.kept, wanted.density), self.problem.settings.objectives
         for name, bound in {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}.items():
             if bound is not None and ratios[name] > bound:
                 return f"{name}_ratio {ratios[name]:.4f} is over objectives.max_{name}_ratio {bound:g}"
-        return ""
+        return self.problem.goals.broken(before)
 
-    def _finish(self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, ended: Ended) -> Measurement:
+    def _finish(
+        self,
+        number: int,
+        plan: Plan,
+        parent: Finished | None,
+        wanted: Wanted,
+        ended: Ended,
+        before: Mapping[str, float],
+    ) -> Measurement:
         """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
         problem, working = self.problem, ended.working
         structure = problem.structure
@@ -180,6 +191,8 @@ class Evaluator:
         density = densities(model, working.masks)
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
         measured = self._measurement("completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
+            measured = replace(measured, costs={**measured.costs, "latency_ms": before["latency_ms"]})
         pruned = problem.activation(plan.activation)
         folder = self.models / str(number)
         if plan.int8:
@@ -240,9 +253,11 @@ class Evaluator:
             "params": float(problem.cost.params(kept)),
         }
         if model is not None:
-            costs["size_mb"] = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6
+            costs["size_mb"] = size_mb(model)
             costs["nonzero_params"] = float(sum(int((p != 0).sum()) for p in model.parameters()))
-        if model is not None and "latency_ms" in problem.settings.objectives.costs:
+        if problem.latency is not None:
+            costs["estimated_latency_ms"] = problem.latency(kept)
+        if model is not None and problem.settings.objectives.uses("latency_ms"):
             with problem.timed("evaluation"):
                 costs["latency_ms"] = latency_ms(model, example_input(problem.data).to(problem.device))
         return Measurement(

@@ -34,11 +34,12 @@ def confirm_front(
     """Front rows, large to small, and the dense model finetuned as long as they are.
 
     Candidates come from the search's front on validation data, within the tolerance; after full finetuning those that
-    another one dominates on validation data (mean over the seeds) leave. Test data decides nothing.
+    another one dominates on validation data (mean over the seeds) leave, and those outside a bound. Test data decides
+    nothing.
     """
     settings = problem.settings
-    how, quality = settings.phases.confirm, settings.objectives.quality
-    chosen = candidates(found, problem.sign, how.tolerance, how.max_models)
+    how = settings.phases.confirm
+    chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
     progress.phase("confirm", f"{len(chosen)} models, {len(how.seeds)} seeds each, then test data")
     confirmed: list[tuple[TrialRow, Confirmed]] = []
     for row in chosen:
@@ -64,9 +65,16 @@ def confirm_front(
             int8 = best_int8(problem, candidate, result, folder)
             _export(problem, target, document, result, best, int8)
         confirmed.append((row, result))
-    axis = settings.objectives.axis
-    points = np.array([[problem.sign * c.validated(quality), c.costs.along(axis)] for _, c in confirmed])
-    kept = non_dominated(points, how.tolerance)
+    goals = problem.goals
+    values = [{name: c.validated(name) for name in c.validation[0]} | c.named() for _, c in confirmed]
+    points = np.array([goals.point(found, found) for found in values]).reshape(-1, len(goals.names))
+    broken = [goals.broken(found) for found in values]
+    for (row, _), reason in zip(confirmed, broken, strict=True):
+        if reason:
+            progress.tick(f"trial-{row.number} leaves the front: {reason}")
+    within = np.array([not reason for reason in broken], dtype=np.bool_)
+    kept = np.zeros(len(confirmed), dtype=np.bool_)
+    kept[within] = non_dominated(points[within], how.tolerance)
     members = [
         _front_row(problem, row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
         for (row, result), keep in zip(confirmed, kept, strict=True)
@@ -144,9 +152,13 @@ def _front_row(problem: Problem, trial: int, result: Confirmed, method: str, pat
         method=method,
         effective_flops=2 * costs.effective_macs,
         effective_flops_ratio=costs.effective_macs / problem.dense_macs,
-        axis=problem.axis,
+        axis=problem.settings.objectives.layout,
         size_mb=result.size_mb,
         sparsity=1.0 - costs.nonzero_params / problem.dense_params,
+        dense_cost=problem.dense_costs[problem.settings.objectives.layout],
+        nonzero_params=costs.nonzero_params,
+        estimated_latency_ms=costs.estimated_latency_ms,
+        metrics={name: result.mean(name) for name in problem.goals.metrics},
     )
 
 

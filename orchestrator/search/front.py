@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-"""Shape (n, 1 + n_costs): quality first (larger is better, whatever the metric), then costs, smaller is better."""
+"""Shape (n, objectives): quality first (larger is better, whatever the metric), then all others, smaller is better."""
 
 
 def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:
@@ -47,19 +47,31 @@ def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], referenc
     return float(moocore.hypervolume(np.array(points), ref=np.array([-reference, 1.0]))) if points else 0.0
 
 
-def spread_out(flops: Sequence[float], most: int, losses: Sequence[float] | None = None) -> list[int]:
-    """Indices of at most `most` values, spread over log FLOPs, cheapest first.
+def volume(points: Points, reference: npt.NDArray[np.float64]) -> float:
+    """Volume between the points and the `reference`, both as in `Points`; what is not better everywhere adds nothing.
+
+    Normalised where costs are ratios to the dense model's: a model of quality `reference + 1` at no cost would fill one
+    unit per further metric's unit.
+    """
+    signs = np.array([-1.0] + [1.0] * (len(reference) - 1))
+    losses, corner = points * signs, reference * signs
+    inside = losses[(losses < corner).all(1)]
+    return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
+
+
+def spread_out(costs: Sequence[float], most: int, losses: Sequence[float] | None = None) -> list[int]:
+    """Indices of at most `most` values, spread over the log of the cost, cheapest first.
 
     The axis is cut into `most` stretches of equal length; each non-empty one gives its lowest loss (without losses the
     value nearest to its middle, and the two ends of all), and empty ones leave their place to the next best values.
     """
-    if len(flops) <= most:
-        return sorted(range(len(flops)), key=lambda i: flops[i])
-    logs = np.log(np.asarray(flops, dtype=float))
+    if len(costs) <= most:
+        return sorted(range(len(costs)), key=lambda i: costs[i])
+    logs = np.log(np.asarray(costs, dtype=float))
     place = (logs - logs.min()) / max(float(np.ptp(logs)), 1e-12)
     cut = np.minimum((place * most).astype(int), most - 1).tolist()
     rank = np.abs(place - np.round(place * (most - 1)) / max(1, most - 1)) if losses is None else np.asarray(losses)
     by_rank = np.argsort(rank, kind="stable").tolist()
     best = {cut[i]: i for i in reversed(by_rank)}  # of a stretch the last written, the lowest rank, stays
     rest = [i for i in by_rank if i not in best.values()]
-    return sorted([*best.values(), *rest[: most - len(best)]], key=lambda i: flops[i])
+    return sorted([*best.values(), *rest[: most - len(best)]], key=lambda i: costs[i])

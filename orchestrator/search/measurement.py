@@ -39,8 +39,8 @@ class Measurement:
     """What came of a plan: costs by objective name, validation metrics by rung, and how it ended.
 
     `kept` are units per group, `density` the share of nonzero weights of each tensor that has been pruned,
-    `trained_units` the units of finetuning spent in this trial. `rejected` = over a budget, nothing was trained;
-    `stopped` = the stopping rule or the guard ended it.
+    `trained_units` the units of finetuning spent in this trial. `rejected` = outside a bound that is known before
+    training, nothing was trained; `stopped` = the stopping rule or the guard ended it.
     """
 
     state: Literal["completed", "stopped", "rejected"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import AttentionTransfer, Distillation, dense_outputs, teacher
@@ -13,8 +13,12 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
 from orchestrator.progress import Progress
+from orchestrator.search.bounds import check_bounds, size_mb
 from orchestrator.search.dense import build_model, rewound_model, train_dense
+from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
+from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.samplers import sampler
 from orchestrator.settings import Settings
 
 
@@ -44,6 +48,10 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         structure = find_structure(settings, model, data)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
+    sampler(settings.sampler, settings.seed, outline(settings, structure, model))
+    example = example_input(data).to(device)
+    latency = find_latency_model(settings, structure, model, example, progress)
+    check_bounds(settings, structure, model, example, latency)
     progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
@@ -59,7 +67,56 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
         distillation = Distillation(teacher(model, cached), how.temperature, how.weight, features)
     rewound = rewound_model(settings, model)
-    return Problem(settings, model, data, structure, cost, metrics, distillation, device, progress.timed, rewound)
+    costs = dense_costs(settings, model, structure, example, latency)
+    timed = progress.timed
+    return Problem(
+        settings, model, data, structure, cost, metrics, distillation, device, timed, rewound, costs, latency
+    )
+
+
+def find_latency_model(
+    settings: Settings, structure: Structure, model: nn.Module, example: Tensor, progress: Progress, keep: bool = True
+) -> LatencyModel | None:
+    """Fitted, or read back, where an estimated latency is optimised or bounded; its error is told."""
+    if not settings.objectives.uses("estimated_latency_ms"):
+        return None
+    progress.phase("latency", "a linear model of it, from random plans measured on this device")
+    with progress.timed("latency model"):
+        found = latency_model(
+            model,
+            structure,
+            example,
+            settings.study.baselines if keep else None,
+            _architecture(settings),
+            lambda done, of: progress.tick(f"{done} of {of} plans"),
+        )
+    progress.phase("latency", f"plans it has not seen: {found.mean_error:.1%} off, {found.worst_error:.1%} at worst")
+    return found
+
+
+def dense_costs(
+    settings: Settings, model: nn.Module, structure: Structure, example: Tensor, latency: LatencyModel | None
+) -> dict[str, float]:
+    """Costs of the dense model that ratios are against; a measured latency where one is optimised."""
+    cost = Cost(structure)
+    flops = 2.0 * cost.macs(structure.sizes)
+    found = {
+        "flops": flops,
+        "effective_flops": flops,
+        "params": float(cost.params(structure.sizes)),
+        "nonzero_params": float(sum(int((p != 0).sum()) for p in model.parameters())),
+        "size_mb": size_mb(model),
+    }
+    if latency is not None:
+        found["estimated_latency_ms"] = latency(structure.sizes)
+    if "latency_ms" in settings.objectives.costs:
+        found["latency_ms"] = dense_latency(model, example, settings.study.baselines, _architecture(settings))
+    return found
+
+
+def _architecture(settings: Settings) -> dict[str, Any]:
+    """What a latency depends on: not the weights."""
+    return settings.model.without("weights", "pretrained").to_json()
 
 
 def find_structure(settings: Settings, model: nn.Module, data: Any) -> Structure:

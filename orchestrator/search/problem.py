@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.structure import Counts, Keep, Structure
+from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
-from lightning_modules.recipe import Recipe, locate, nearest
+from lightning_modules.recipe import Recipe
+from orchestrator.search.goals import Goals, goals_of
+from orchestrator.search.latency_model import LatencyModel
 from orchestrator.settings import OptimizerSettings, Settings
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -34,7 +37,8 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Problem:
-    """`dense` holds the dense model's validation metrics; `rewound` its early state, where one was kept."""
+    """`dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state,
+    where one was kept, `latency` estimates latencies, where they are asked for."""
 
     settings: Settings
     model: nn.Module
@@ -46,11 +50,17 @@ class Problem:
     device: torch.device
     timed: Timed
     rewound: nn.Module | None = None
+    dense_costs: Mapping[str, float] = field(default_factory=dict)
+    latency: LatencyModel | None = None
 
     @property
     def sign(self) -> float:
         """1 where more of the quality metric is better, -1 where less is."""
-        return 1.0 if quality_direction(self.settings) == "maximize" else -1.0
+        return self.goals.sign
+
+    @cached_property
+    def goals(self) -> Goals:
+        return goals_of(self.settings)
 
     @property
     def dense_macs(self) -> int:
@@ -87,7 +97,7 @@ class Problem:
 
     @property
     def axis(self) -> str:
-        """The cost along which targets, bands and the front are laid out."""
+        """The cost along which targets, bands and baselines stand."""
         return self.settings.objectives.axis
 
     def ratios(self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
@@ -163,17 +173,6 @@ class Problem:
             return evaluate(self.task(model), self.data.test_dataloader(), self.device)
 
 
-def quality_direction(settings: Settings) -> Literal["maximize", "minimize"]:
-    """`maximize` or `minimize`. Errors: ConfigError for a metric that the task does not have."""
-    directions: dict[str, Literal["maximize", "minimize"]] = locate(settings.task.target).directions
-    name = settings.objectives.quality
-    if name not in directions:
-        raise ConfigError(
-            f"objectives.quality must be one of {list(directions)}; got '{name}'{nearest(name, list(directions))}"
-        )
-    return directions[name]
-
-
 def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
     """Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given."""
     optimizer = how.optimizer
@@ -182,14 +181,6 @@ def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization
             raise ConfigError("phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it")
         optimizer = Recipe(optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]})
     return Optimization(optimizer, how.warmup, how.clip_norm, how.scheduler)
-
-
-def some_of(structure: Structure, kept: Counts) -> Keep:
-    """The first `kept[i]` units of every group: enough for costs, which depend on counts alone."""
-    keep = np.zeros(structure.n_units, dtype=np.bool_)
-    for group, count in zip(structure.groups, kept, strict=True):
-        keep[group.start : group.start + int(count)] = True
-    return keep
 
 
 def seed_everything(seed: int) -> None:

@@ -7,7 +7,6 @@ that was interrupted begins again under its own number: a resumed study then is 
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
@@ -25,10 +24,12 @@ from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays
 from optuna.trial import TrialState
 
 from lightning_modules.errors import ConfigError, DataError, UserError
-from lightning_modules.recipe import Recipe, locate
+from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
+from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
+from orchestrator.search.samplers import exhausted, sampler
 from orchestrator.search.space import Space, Terrain
 from orchestrator.search.stopping import Standing, Stopping
 from orchestrator.settings import Settings
@@ -45,18 +46,15 @@ KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
 IDENTITY, CHAINED = "identity", "chained"
 
 Study = optuna.Study
-Direction = Literal["maximize", "minimize"]
 OnTrial = Callable[[FrozenTrial], None]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: how a metric counts, and when a trial is stopped."""
+    """What the loop needs beside the study: what counts, and when a trial is stopped."""
 
-    quality: str
-    sign: float
+    goals: Goals
     dense_quality: float
-    costs: tuple[str, ...]
     stopping: Stopping
     sampler: Recipe
     seed: int
@@ -118,7 +116,7 @@ def enqueue_chain(
         for blend in blends if space.needs_profile else blends[:1]:
             params = space.chain(terrains[turn % len(terrains)], target, blend)
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
-            study.enqueue_trial(params, user_attrs={KIND: kind})
+            study.enqueue_trial(params, user_attrs={KIND: kind}, skip_if_exists=space.levels is not None)
     study.set_user_attr(CHAINED, True)
 
 
@@ -175,16 +173,16 @@ def search(
     n_trials: int,
     on_trial: OnTrial,
 ) -> None:
-    """Run trials until `n_trials` have ended; `on_trial` sees each of them as it was stored.
+    """Run trials until `n_trials` have ended or nothing is left to try; `on_trial` sees each as it was stored.
 
     A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
     the open trial put back among those that wait.
     """
     distributions = space.distributions(terrain)
-    while done(study) < n_trials:
+    while done(study) < n_trials and not exhausted(study, distributions):
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
-        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number))
+        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number), distributions)
         trial = study.ask(distributions)
         trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
         try:
@@ -212,28 +210,40 @@ def run_trial(
 
     try:
         measured = evaluate(space.propose(terrain, trial.params), trial.number, report)
-        values = _values(measured, rules)
+        values = _values(measured, rules.goals)
     except UserError as error:
         _fail(study, trial, str(error), "", begin)
     except Exception as error:
         _fail(study, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
     else:
         trial.set_user_attr(MEASURED, _stored(measured))
-        _close(trial, measured.state, measured.reason, begin)
+        state, reason = _judge(trial, measured, rules.goals)
+        _close(trial, state, reason, begin)
         if measured.state == "completed":
             study.tell(trial, values)
         else:
             study.tell(trial, state=TrialState.PRUNED)
 
 
-def _values(measured: Measurement, rules: Rules) -> list[float]:
+def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[str, str]:
+    """Tell the sampler how far each bound was missed; (state, reason) of the trial.
+
+    Of a trial that did not complete the costs alone count: its metrics are of an early rung.
+    """
+    values = {**measured.costs, **(measured.metrics if measured.state == "completed" else {})}
+    for name, excess in goals.excesses(values).items():
+        trial.set_constraint(name, excess)
+    if measured.state == "completed" and (broken := goals.broken(values)):
+        return "infeasible", broken
+    return measured.state, measured.reason
+
+
+def _values(measured: Measurement, goals: Goals) -> list[float]:
     if measured.state != "completed":
         return []
-    values = [measured.metrics[rules.quality], *(measured.costs[name] for name in rules.costs)]
+    values = [*(measured.metrics[name] for name in goals.signs), *(measured.costs[name] for name in goals.costs)]
     if not all(abs(value) < float("inf") for value in values):
-        raise ValueError(
-            f"objectives must be finite; got {dict(zip((rules.quality, *rules.costs), values, strict=True))}"
-        )
+        raise ValueError(f"objectives must be finite; got {dict(zip(goals.names, values, strict=True))}")
     return values
 
 
@@ -264,7 +274,7 @@ def _stored(measured: Measurement) -> dict[str, Any]:
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:
-    drop = rules.sign * (rules.dense_quality - metrics[rules.quality])
+    drop = rules.goals.sign * (rules.dense_quality - metrics[rules.goals.quality])
     return Standing(number, rung, flops_ratio, metrics["loss"], drop)
 
 
@@ -275,12 +285,3 @@ def _peers(study: Study, number: int, rules: Rules) -> list[Standing]:
         if other.number != number
         for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
     ]
-
-
-def sampler(recipe: Recipe, seed: int) -> optuna.samplers.BaseSampler:
-    """Any sampler by its dotted path, seeded where it takes a seed. Errors: ConfigError for what is not a sampler."""
-    accepts = inspect.signature(locate(recipe.target)).parameters
-    built = recipe.build(seed=seed) if "seed" in accepts else recipe.build()
-    if not isinstance(built, optuna.samplers.BaseSampler):
-        raise ConfigError(f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}")
-    return built

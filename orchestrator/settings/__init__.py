@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
 from orchestrator.settings.method import ActivationSettings, MethodSettings
-from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
+from orchestrator.settings.objectives import ObjectiveSettings
+from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
 from orchestrator.settings.phases import FinetuneSettings, GuardSettings, OptimizerSettings, PhaseSettings
 
 __all__ = [
@@ -74,32 +75,6 @@ class SearchSettings(Part):
 
     lineage: bool = True
     chain: ChainSettings = ChainSettings()
-
-
-class ObjectiveSettings(Part):
-    """`quality` is a metric of the task; `costs` are all to be small. Bounds are on ratios to the dense model."""
-
-    quality: str = "accuracy"
-    costs: Annotated[
-        tuple[Literal["flops", "effective_flops", "params", "nonzero_params", "size_mb", "latency_ms"], ...],
-        Field(min_length=1),
-    ] = ("flops",)
-    max_flops_ratio: Ratio | None = None
-    max_params_ratio: Ratio | None = None
-    reference_quality: float = 0.5
-    reference_flops_ratio: Ratio = 1.0
-    least_flops_ratio: Ratio = 1 / 32
-
-    @property
-    def axis(self) -> Literal["flops", "effective_flops"]:
-        """The cost along which targets, bands and the front are laid out."""
-        return "effective_flops" if "effective_flops" in self.costs else "flops"
-
-    @model_validator(mode="after")
-    def _distinct(self) -> ObjectiveSettings:
-        if len(set(self.costs)) != len(self.costs):
-            raise ValueError(f"objectives.costs must differ from one another; got {list(self.costs)}")
-        return self
 
 
 _RECIPES = {"optimizer", "scheduler"}
@@ -204,5 +179,7 @@ def _message(problem: Any) -> str:
 def _known(path: tuple[Any, ...]) -> list[str]:
     part: Any = Settings
     for name in path:
-        part = part.model_fields[name].annotation
-    return list(part.model_fields)
+        fields = getattr(part, "model_fields", None)
+        part = get_args(part)[-1] if fields is None and get_args(part) else (fields or {}).get(name)
+        part = getattr(part, "annotation", part)
+    return list(getattr(part, "model_fields", ()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-TrialState = Literal["completed", "stopped", "failed", "rejected"]
+TrialState = Literal["completed", "infeasible", "stopped", "failed", "rejected"]
 StudyEnd = Literal["finished", "interrupted", "failed"]
 
 

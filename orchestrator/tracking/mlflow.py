@@ -26,7 +26,7 @@ _NUMBER = "trial_number"
 _SQLITE = "sqlite:///"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_SECONDS = 5.0
-_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "rejected": "FINISHED", "failed": "FAILED"}
+_STATUS = {**dict.fromkeys(("completed", "infeasible", "stopped", "rejected"), "FINISHED"), "failed": "FAILED"}
 _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 # MLflow's own settings retry a dead address for minutes; a wrong uri should be known at once.
 _ONE_TRY = {

@@ -107,13 +107,13 @@ class Killed(BaseException):
 
 def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[int, tuple[int | None, bytes]]:
     """Parent and weights by trial of a study that is killed between saving a plan and telling Optuna."""
-    settings, sign = here.problem.settings, here.problem.sign
+    settings = here.problem.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])
     enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2], [0.0])
     take_over_interrupted(study)
     remove_orphans(study, here.evaluator.models)
-    rules = Rules("accuracy", sign, 1.0, ("flops",), settings.stopping.build(), settings.sampler, settings.seed)
+    rules = Rules(here.problem.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed)
 
     def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
         measured = here.evaluator(proposal, number, report)

@@ -18,6 +18,7 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
+from orchestrator.search.goals import Goals
 from orchestrator.search.measurement import Measurement, Proposal, Report
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
@@ -33,7 +34,6 @@ from orchestrator.search.study import (
     enqueue_chain,
     open_study,
     remove_orphans,
-    sampler,
     search,
     take_over_interrupted,
 )
@@ -44,9 +44,8 @@ COST = Cost(STRUCTURE)
 DENSE = COST.macs(STRUCTURE.sizes)
 TERRAIN = Terrain(STRUCTURE, COST.macs, DENSE, "quantile", np.ones(STRUCTURE.n_units), 2)
 SPACE = Allocation(offset=0.3)
-RULES = Rules(
-    "accuracy", 1.0, 0.95, ("flops",), Never(), Recipe("optuna.samplers.TPESampler", {"multivariate": True}), 0
-)
+GOALS = Goals("accuracy", {"accuracy": 1.0}, ("flops",))
+RULES = Rules(GOALS, 0.95, Never(), Recipe("optuna.samplers.TPESampler", {"multivariate": True}), 0)
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:
@@ -106,10 +105,10 @@ def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RUL
 
 def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> None:
     study = start(tmp_path)
-    found = rows(study, "accuracy")
+    found = rows(study, GOALS)
     assert found == []
     run(study, 6)
-    found = rows(study, "accuracy")
+    found = rows(study, GOALS)
     assert [row.kind for row in found] == ["chain uniform"] * 3 + ["search"] * 3
     ratios = [row.flops_ratio or 0.0 for row in found[:3]]
     assert ratios == sorted(ratios, reverse=True)
@@ -126,7 +125,7 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
 
     study = start(tmp_path)
     run(study, 5, fails)
-    found = rows(study, "accuracy")
+    found = rows(study, GOALS)
     assert [row.state for row in found] == ["completed", "failed", "failed", "completed", "completed"]
     assert found[1].reason == "a plan must remove at least one unit"
     assert found[2].reason == "RuntimeError: out of luck"
@@ -140,7 +139,7 @@ def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
 
     study = start(tmp_path)
     run(study, 1, bad)
-    row = rows(study, "accuracy")[0]
+    row = rows(study, GOALS)[0]
     assert row.state == "failed"
     assert "must be finite" in row.reason
 
@@ -152,7 +151,7 @@ def test_a_rejected_plan_counts_and_has_no_score(tmp_path: Path) -> None:
 
     study = start(tmp_path)
     run(study, 2, over)
-    found = rows(study, "accuracy")
+    found = rows(study, GOALS)
     assert [row.state for row in found] == ["rejected", "completed"]
     assert study.get_trials()[0].state == optuna.trial.TrialState.PRUNED
     assert done(study) == 2
@@ -161,7 +160,7 @@ def test_a_rejected_plan_counts_and_has_no_score(tmp_path: Path) -> None:
 def test_the_chain_is_never_stopped_but_the_search_is(tmp_path: Path) -> None:
     study = start(tmp_path)
     run(study, 6, rules=replace(RULES, stopping=Band(max_drop=1e-6)))
-    assert [row.state for row in rows(study, "accuracy")] == ["completed"] * 3 + ["stopped"] * 3
+    assert [row.state for row in rows(study, GOALS)] == ["completed"] * 3 + ["stopped"] * 3
     stopped = study.get_trials()[4]
     assert stopped.user_attrs[REASON].startswith("lost")
     assert len(stopped.user_attrs["rungs"]) == 1
@@ -191,7 +190,7 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
     assert done(study) == 1
     assert study.get_trials()[1].state == optuna.trial.TrialState.WAITING
     run(study, 5)
-    found = rows(study, "accuracy")
+    found = rows(study, GOALS)
     assert len(found) == 5
     assert sum(row.kind == "chain uniform" for row in found) == 3
     assert study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) == []
@@ -289,20 +288,14 @@ def test_differences_hide_secrets() -> None:
     assert "hunter2" not in differences({"u": "postgresql://me:hunter2@h/db"}, {"u": None})[0]
 
 
-def test_samplers_by_name() -> None:
-    assert isinstance(sampler(Recipe("optuna.samplers.NSGAIISampler"), 3), optuna.samplers.NSGAIISampler)
-    with pytest.raises(ConfigError, match="sampler must be one of Optuna's"):
-        sampler(Recipe("fractions.Fraction"), 3)
-
-
 def test_front_and_candidates_come_from_completed_trials(tmp_path: Path) -> None:
     study = start(tmp_path)
     run(study, 10)
-    found = rows(study, "accuracy")
-    members = front(found, 1.0)
+    found = rows(study, GOALS)
+    members = front(found, GOALS)
     assert [row.flops for row in members] == sorted((row.flops or 0 for row in members), reverse=True)
     assert len({row.flops for row in members}) == len(members)
-    chosen = candidates(found, 1.0, 0.0, 3)
+    chosen = candidates(found, GOALS, 0.0, 3)
     assert len(chosen) == min(3, len(members))
     assert {row.number for row in chosen} <= {row.number for row in members}
     assert [row.flops for row in chosen] == sorted((row.flops or 0 for row in chosen), reverse=True)

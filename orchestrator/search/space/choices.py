@@ -9,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from orchestrator.search.measurement import Proposal
 from orchestrator.search.space.contract import Params, Space, Terrain
+from orchestrator.search.space.levels import discretised, snapped
 from orchestrator.settings import MethodSettings
 
 METHOD, ACTIVATION, INT8 = "method", "activation.level", "int8"
@@ -26,6 +27,10 @@ class Choices:
     def needs_profile(self) -> bool:
         return self.space.needs_profile
 
+    @property
+    def levels(self) -> int | None:
+        return self.space.levels
+
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
         found = self.space.distributions(terrain)
         if len(self.terrains) > 1:
@@ -34,7 +39,7 @@ class Choices:
             found[ACTIVATION] = FloatDistribution(*self.method.activation.levels)
         if len(self.method.int8) > 1:
             found[INT8] = CategoricalDistribution(tuple(self.method.int8))
-        return found
+        return discretised(found, self.levels)
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
         """As the space has it, by the terrain's method, with the gentlest activation pruning and unquantised."""
@@ -46,7 +51,7 @@ class Choices:
             found[ACTIVATION] = high if activation.kind == "topk" else low
         if len(self.method.int8) > 1:
             found[INT8] = self.method.int8[0]
-        return found
+        return found if self.levels is None else snapped(found, self.distributions(terrain))
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         name = params.get(METHOD, next(iter(self.terrains)))

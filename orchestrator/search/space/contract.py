@@ -61,7 +61,13 @@ class Terrain:
 
 
 class Space(Protocol):
-    """`chain` gives the parameters of one rung of the opening ladder, within the same distributions."""
+    """`chain` gives the parameters of one rung of the opening ladder, within the same distributions.
+
+    `levels` is how many values every continuous dimension is cut into by whoever asks; None: it stays continuous.
+    """
+
+    @property
+    def levels(self) -> int | None: ...
 
     @property
     def needs_profile(self) -> bool: ...

@@ -11,13 +11,14 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Timing
 from lightning_modules.pruning.schedules import SCHEDULES
 from orchestrator.search.space.contract import Params, Terrain
+from orchestrator.search.space.levels import check_levels
 
 
 @dataclass(frozen=True)
 class Recovery:
     """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, units after each.
 
-    Pairs are [least, most]; where both are the same the dimension is fixed.
+    Pairs are [least, most]; where both are the same the dimension is fixed. `levels` is as in `Space`.
     """
 
     steps: Sequence[int] = (1, 2)
@@ -25,8 +26,10 @@ class Recovery:
     units: Sequence[int] = (1, 2)
     start: Sequence[float] = (0.0, 0.0)
     end: Sequence[float] = (1.0, 1.0)
+    levels: int | None = None
 
     def __post_init__(self) -> None:
+        check_levels(self.levels)
         if unknown := sorted(set(self.shapes) - set(SCHEDULES)):
             raise ConfigError(f"space.shapes must be among {sorted(SCHEDULES)}; got {unknown}")
         for name, (low, high) in {

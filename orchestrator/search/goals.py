@@ -1,0 +1,159 @@
+"""What a study is after, as numbers: points to compare, bounds to keep, a volume to grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.recipe import locate, nearest
+from orchestrator.report.quantities import FLOPS_LIKE
+from orchestrator.report.rows import TrialRow
+from orchestrator.search.front import Points, hypervolume, volume
+from orchestrator.settings import ObjectiveSettings, Settings
+from orchestrator.settings.objectives import COSTS, Bound
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Goals:
+    """`signs` are 1 where more of a metric is better and -1 where less is: quality first, then the further metrics."""
+
+    quality: str
+    signs: Mapping[str, float]
+    costs: tuple[str, ...]
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
+
+    @property
+    def sign(self) -> float:
+        return self.signs[self.quality]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that are optimised beside the quality."""
+        return [name for name in self.signs if name != self.quality]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.signs, *self.costs]
+
+    @property
+    def directions(self) -> list[Direction]:
+        """As Optuna wants them, in the order of `names`."""
+        metrics: list[Direction] = ["maximize" if sign > 0 else "minimize" for sign in self.signs.values()]
+        costs: list[Direction] = ["minimize"] * len(self.costs)
+        return metrics + costs
+
+    def point(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> list[float]:
+        """Quality, larger is better; then further metrics and costs, smaller is better."""
+        first, *further = (sign * metrics[name] for name, sign in self.signs.items())
+        return [first, *(-value for value in further), *(costs[name] for name in self.costs)]
+
+    def points(self, rows: Sequence[TrialRow]) -> Points:
+        """Shape (n, objectives), as in `point`."""
+        found = [self.point({self.quality: row.quality, **row.metrics}, vars(row)) for row in rows]  # type: ignore[dict-item]
+        return np.array(found, dtype=float).reshape(len(rows), len(self.names))
+
+    def excesses(self, values: Mapping[str, float]) -> dict[str, float]:
+        """How far each bounded value that is known lies outside; 0 or less within."""
+        return {name: bound.excess(values[name]) for name, bound in self.bounds.items() if name in values}
+
+    def broken(self, values: Mapping[str, float]) -> str:
+        """Why these values are not to be had, all reasons in one; "" where they keep every bound."""
+        reasons = [bound.broken(name, values[name]) for name, bound in self.bounds.items() if name in values]
+        return "; ".join(reason for reason in reasons if reason)
+
+
+def goals_of(settings: Settings) -> Goals:
+    """Errors: ConfigError for a metric or bound that neither the task nor the costs have, with the nearest names."""
+    objectives = settings.objectives
+    directions = task_directions(settings)
+    for key, names in {"quality": [objectives.quality], "metrics": list(objectives.metrics)}.items():
+        for name in names:
+            if name not in directions:
+                raise ConfigError(
+                    f"objectives.{key} must be {'one' if key == 'quality' else 'some'} of {list(directions)}; "
+                    f"got '{name}'{nearest(name, list(directions))}"
+                )
+    known = [*COSTS, *directions]
+    for name in objectives.bounds:
+        if name not in known:
+            raise ConfigError(
+                f"objectives.bounds must name costs {list(COSTS)} or metrics of the task {list(directions)}; "
+                f"got '{name}'{nearest(name, known)}"
+            )
+    signs = {
+        name: 1.0 if directions[name] == "maximize" else -1.0 for name in (objectives.quality, *objectives.metrics)
+    }
+    _require_float_model(settings)
+    return Goals(objectives.quality, signs, objectives.costs, objectives.bounds)
+
+
+def task_directions(settings: Settings) -> dict[str, Direction]:
+    """The metrics of the task and which way each is better."""
+    directions: dict[str, Direction] = locate(settings.task.target).directions
+    return directions
+
+
+def _require_float_model(settings: Settings) -> None:
+    if settings.objectives.uses("estimated_latency_ms") and any(settings.method.int8):
+        raise ConfigError(
+            "estimated_latency_ms is of models in floating point, and method.int8 quantises them; "
+            "take latency_ms, which is measured, or method.int8=[false]"
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The point from which the hypervolume counts, and the dense model's costs that ratios are against.
+
+    `clip` is the least FLOPs ratio that counts, for the area of two objectives along a log axis; None for a volume.
+    """
+
+    goals: Goals
+    quality: float
+    ratios: Mapping[str, float]
+    metrics: Mapping[str, float]
+    dense: Mapping[str, float]
+    clip: float | None
+
+    def volume(self, metrics: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]) -> float:
+        """Of these models: the area over log FLOPs, or the normalised volume of other and of more objectives."""
+        goals = self.goals
+        if self.clip is not None:
+            (cost,) = goals.costs
+            ratios = [found[cost] / self.dense[cost] for found in costs]
+            quality = [goals.sign * found[goals.quality] for found in metrics]
+            return hypervolume(quality, ratios, goals.sign * self.quality, self.clip)
+        points = [goals.point(m, c) for m, c in zip(metrics, costs, strict=True)]
+        scale = np.array([1.0] * len(goals.signs) + [self.dense[name] for name in goals.costs])
+        return volume(np.array(points).reshape(-1, len(scale)) / scale, np.array(self._corner()))
+
+    def plain(self) -> dict[str, Any]:
+        """As it is stored: values of metrics, ratios of costs to the dense model's."""
+        metrics = {self.goals.quality: self.quality, **self.metrics}
+        clip = {} if self.clip is None else {"least_ratio": self.clip}
+        return {**metrics, **{f"{name}_ratio": ratio for name, ratio in self.ratios.items()}, **clip}
+
+    def _corner(self) -> list[float]:
+        return self.goals.point({self.goals.quality: self.quality, **self.metrics}, self.ratios)
+
+
+def reference_of(
+    objectives: ObjectiveSettings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]
+) -> Reference:
+    """`dense` are the dense model's validation metrics, `costs` its costs; what is not configured follows from them."""
+    given = objectives.references
+    area = len(goals.names) == 2 and goals.costs[0] in FLOPS_LIKE and not given
+    return Reference(
+        goals,
+        objectives.reference_quality,
+        {name: given.get(name, 1.0) for name in goals.costs},
+        {name: given.get(name, dense[name] - goals.signs[name]) for name in goals.metrics},
+        {name: costs[name] for name in goals.costs},
+        objectives.least_flops_ratio if area else None,
+    )

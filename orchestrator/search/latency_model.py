@@ -1,0 +1,137 @@
+"""Latency estimated from kept counts alone: a linear model, fitted once to measurements on this device.
+
+The features are products of axis lengths (see `Features`), the coefficients milliseconds and not negative, so that a
+plan that keeps less of everything is never estimated slower.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from lightning_modules.phases.latency import latency_ms
+from lightning_modules.pruning.cost import Features
+from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.structure import Counts, Structure, some_of
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+
+PLANS = 48
+HELD_OUT = 12
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """`coefficients` in ms per feature, of shape (n_features,); errors are of plans that it was not fitted to.
+
+    `mean_error` and `worst_error` are |estimated / measured - 1|.
+    """
+
+    features: Features
+    coefficients: npt.NDArray[np.float64]
+    mean_error: float
+    worst_error: float
+
+    def __call__(self, counts: Counts) -> float:
+        """Milliseconds at batch 1; `counts` has shape (n_groups,)."""
+        return float(self.features(counts) @ self.coefficients)
+
+
+def fit(features: Features, counts: Counts, measured: npt.NDArray[np.float64], held: int = HELD_OUT) -> LatencyModel:
+    """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
+
+    The last `held` plans tell the error of a model fitted to the others; the model returned is fitted to all.
+    """
+    x = features(counts)
+    some = _coefficients(x[:-held], measured[:-held])
+    errors = np.abs(x[-held:] @ some / measured[-held:] - 1.0)
+    return LatencyModel(features, _coefficients(x, measured), float(errors.mean()), float(errors.max()))
+
+
+def _coefficients(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    found: npt.NDArray[np.float64] = nnls(x / y[:, None], np.ones(len(y)))[0]
+    return found
+
+
+def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
+    """Plans of all sizes, the dense one first; shape (n_plans, n_groups).
+
+    Each has a level, log-uniform from a twentieth to all, and its groups lie within an octave around it.
+    """
+    generator = np.random.default_rng(seed)
+    level = np.exp(generator.uniform(np.log(0.05), 0.0, (n_plans, 1)))
+    shares = np.minimum(1.0, level * np.exp2(generator.uniform(-0.5, 0.5, (n_plans, len(structure.groups)))))
+    shares[0] = 1.0
+    drawn = np.rint(shares * structure.sizes)
+    single = structure.sizes == 1  # a whole block goes or stays
+    drawn = np.where(single & (generator.uniform(size=drawn.shape) < 0.3), 0.0, drawn)
+    drawn[0] = structure.sizes
+    return np.clip(drawn, structure.least, structure.sizes).astype(np.int64)
+
+
+def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
+    """An untrained model of these counts: enough for what depends on shapes alone."""
+    return remove(model, structure, some_of(structure, kept)).eval()
+
+
+def latency_model(
+    model: nn.Module,
+    structure: Structure,
+    example: Tensor,
+    folder: Path | None,
+    name: object,
+    tick: Callable[[int, int], None],
+) -> LatencyModel:
+    """Measured and fitted once, then read back from `folder` (None: not kept); `name` says which model it is.
+
+    `name` is plain data; `tick` is told (plans measured, plans).
+    """
+    features = Features(structure)
+    sizes = [[group.name, group.size] for group in structure.groups]
+    key = digest([name, sizes, list(example.shape), here(example.device), PLANS])
+    path = None if folder is None else folder / f"latency-{key}.json"
+    if path is not None and path.exists():
+        stored = json.loads(path.read_text())
+        errors = stored["held_out_error"]
+        return LatencyModel(features, np.array(stored["coefficients_ms"]), errors["mean"], errors["worst"])
+    counts = random_counts(structure, PLANS, 0)
+    measured = []
+    for place, kept in enumerate(counts):
+        measured.append(latency_ms(pruned(model, structure, kept).to(example.device), example))
+        tick(place + 1, PLANS)
+    found = fit(features, counts, np.array(measured))
+    if path is None:
+        return found
+    document = {
+        "held_out_error": {"mean": found.mean_error, "worst": found.worst_error, "plans": HELD_OUT},
+        "coefficients_ms": found.coefficients.tolist(),
+        "counts": counts.tolist(),
+        "measured_ms": measured,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(document, indent=1))
+    return found
+
+
+def dense_latency(model: nn.Module, example: Tensor, folder: Path, name: object) -> float:
+    """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
+    path = folder / f"latency-dense-{digest([name, list(example.shape), here(example.device)])}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"latency_ms": latency_ms(model, example)}))
+    return float(json.loads(path.read_text())["latency_ms"])
+
+
+def here(device: torch.device) -> list[object]:
+    """What a latency depends on beside the model: the machine, the device, its threads."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return [platform.node(), platform.machine(), kind, torch.get_num_threads()]

@@ -1,0 +1,102 @@
+"""What a study optimises, what it refuses, and from where its progress is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.settings.parts import Part, Ratio
+
+CostName = Literal[
+    "flops", "effective_flops", "params", "nonzero_params", "size_mb", "latency_ms", "estimated_latency_ms"
+]
+COSTS: tuple[str, ...] = get_args(CostName)
+MOST_OBJECTIVES = 4
+
+
+class Bound(Part):
+    """What a cost or metric may be, in its own unit; a plan outside is rejected, or infeasible."""
+
+    least: float | None = None
+    most: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Bound:
+        if self.least is None and self.most is None:
+            raise ValueError("a bound needs `least`, `most` or both, as in {most: 3.0}")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"a bound's least must not be above its most; got {self.least:g} and {self.most:g}")
+        return self
+
+    def excess(self, value: float) -> float:
+        """How far `value` is outside; 0 or less within."""
+        over = -float("inf") if self.most is None else value - self.most
+        under = -float("inf") if self.least is None else self.least - value
+        return max(over, under)
+
+    def broken(self, name: str, value: float) -> str:
+        """The reason to refuse `value`, or "" where it is within."""
+        if self.excess(value) <= 0.0:
+            return ""
+        if self.most is not None and value > self.most:
+            return f"{name} {value:.4g} is over objectives.bounds.{name}.most {self.most:g}"
+        return f"{name} {value:.4g} is under objectives.bounds.{name}.least {self.least:g}"
+
+
+class ObjectiveSettings(Part):
+    """`quality` and the further `metrics` are the task's, each with its own direction; `costs` are all to be small.
+
+    The front is laid out along the first cost. `max_..._ratio` are bounds against the dense model, `bounds` absolute.
+    `references` is the point from which the hypervolume counts: for a cost its ratio to the dense model's (1), for a
+    further metric its value (one unit worse than the dense model's).
+    """
+
+    quality: str = "accuracy"
+    metrics: tuple[str, ...] = ()
+    costs: Annotated[tuple[CostName, ...], Field(min_length=1)] = ("flops",)
+    bounds: Mapping[str, Bound] = {}
+    max_flops_ratio: Ratio | None = None
+    max_params_ratio: Ratio | None = None
+    reference_quality: float = 0.5
+    references: Mapping[str, float] = {}
+    least_flops_ratio: Ratio = 1 / 32
+
+    @field_validator("bounds", "references", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return {} if value is None else value  # YAML says null: Hydra refuses new keys under an empty mapping
+
+    @property
+    def axis(self) -> Literal["flops", "effective_flops"]:
+        """The cost along which targets, bands and baselines stand: a ratio that is known before any training."""
+        return "effective_flops" if "effective_flops" in self.costs else "flops"
+
+    @property
+    def layout(self) -> CostName:
+        """The cost along which the front is laid out and candidates are spread."""
+        return self.costs[0]
+
+    def uses(self, cost: CostName) -> bool:
+        """Whether a cost is optimised or bounded."""
+        return cost in self.costs or cost in self.bounds
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ObjectiveSettings:
+        metrics = (self.quality, *self.metrics)
+        for name, values in {"costs": self.costs, "quality and objectives.metrics": metrics}.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"objectives.{name} must differ from one another; got {list(values)}")
+        count = len(metrics) + len(self.costs)
+        if count > MOST_OBJECTIVES:
+            raise ValueError(
+                f"a study has 2 to {MOST_OBJECTIVES} objectives; quality, metrics and costs are {count}: "
+                f"{[*metrics, *self.costs]}; leave some out, or bound them (objectives.bounds)"
+            )
+        if unknown := sorted(set(self.references) - {*self.metrics, *self.costs}):
+            raise ValueError(
+                f"objectives.references must be of objectives.metrics or objectives.costs; got {unknown}; "
+                "the quality's is objectives.reference_quality"
+            )
+        return self
