@@ -84,9 +84,9 @@ def confirm_front(
 
 
 def run_baselines(problem: Problem, method: Method, front: list[FrontRow], progress: Progress) -> list[BaselineRow]:
-    """Ladders with a rung at each of the front's models, at its MACs and units of finetuning; some are confirmed."""
+    """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed."""
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _units(problem, row.trial)) for row in front]
+    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _steps(problem, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
@@ -110,7 +110,7 @@ def _ladder(
     folder: Path,
     progress: Progress,
 ) -> list[BaselineRow]:
-    source = [name, [[rung.trial, rung.macs, rung.units] for rung in rungs], method.settings.plain()]
+    source = [name, [[rung.trial, rung.macs, rung.steps] for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
     before = [confirmed_before(problem, f"{name}-{trial}", folder, source) for trial in wanted]
     if all(before):
@@ -196,7 +196,7 @@ def _export(
     save_plan(folder, {**document, **confirmed}, model)
 
 
-def _units(problem: Problem, number: int) -> int:
-    """Units of finetuning in a trial's weights, those of its ancestors included."""
+def _steps(problem: Problem, number: int) -> int:
+    """Optimizer steps in a trial's weights, those of its ancestors included."""
     folder = problem.settings.study.folder / "trials" / str(number)
-    return lineage_in(read_plan(folder), folder).trained_units
+    return lineage_in(read_plan(folder), folder).trained_steps(problem.settings.phases.finetune.unit_steps)

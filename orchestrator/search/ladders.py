@@ -29,15 +29,15 @@ PLACES = {"uniform": 0, "random": 1, "global": 2}
 
 @dataclass(frozen=True)
 class Rung:
-    """Match `macs` for front trial `trial`, finetuned for `units` units in all, its ancestors' included."""
+    """Match `macs` for front trial `trial`, finetuned for `steps` optimizer steps in all, its ancestors' included."""
 
     trial: int
     macs: int
-    units: int
+    steps: int
 
 
 def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> Iterator[tuple[Rung, nn.Module, Keep]]:
-    """The ladder's model and dense units at each rung, large to small, after the units its match has been finetuned.
+    """The ladder's model and dense units at each rung, large to small, after the steps its match has been finetuned.
 
     A ladder prunes as the method's first stage does; a hybrid method is thus compared with removal alone.
     """
@@ -62,10 +62,11 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             if isinstance(pruner, UnitPruner):
                 units_alive = keep
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
-        units = max(1, rung.units - spent)
+        steps = max(problem.settings.phases.finetune.unit_steps, rung.steps - spent)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
-        problem.finetune(model, units, seed_of(seed, place), callbacks=[Sparse(masks)] if masks else [])
-        spent += units
+        held = [Sparse(masks)] if masks else []
+        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, unit_steps=steps)
+        spent += steps
         yield rung, model.eval(), units_alive
 
 

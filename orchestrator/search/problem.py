@@ -125,12 +125,13 @@ class Problem:
         lr_factor: float = 1.0,
         callbacks: Sequence[Callback] = (),
         level: float | None = None,
+        unit_steps: int | None = None,
     ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
 
-        With a `level` activations are pruned meanwhile.
+        With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit; None: as configured.
         """
-        how = self.settings.phases.finetune
+        unit_steps = unit_steps or self.settings.phases.finetune.unit_steps
         task = self.task(model)
         task.distillation = self.distillation  # type: ignore[assignment]
         seed_everything(seed)
@@ -140,9 +141,9 @@ class Problem:
             fit(
                 task,
                 self.data.train_batches(seed),
-                self._optimization(units * how.unit_steps, lr_factor),
+                self._optimization(units * unit_steps, lr_factor),
                 units=units,
-                unit_steps=how.unit_steps,
+                unit_steps=unit_steps,
                 device=self.device,
                 val=self.data.val_dataloader(),
                 on_unit=on_unit,

@@ -121,7 +121,13 @@ class _Run:
         if self.working.masks and not any(isinstance(callback, Sparse) for callback in callbacks):
             found.append(Sparse(self.working.masks))
         self.problem.finetune(
-            self.working.model, units, self._seed(), on_unit, callbacks=found, level=self.plan.activation
+            self.working.model,
+            units,
+            self._seed(),
+            on_unit,
+            callbacks=found,
+            level=self.plan.activation,
+            unit_steps=self.plan.timing.unit_steps,
         )
         self.working.optimizer = carried.state if carried else None
         self.spent += units

@@ -1,0 +1,161 @@
+"""A budget in time: what a step costs on this machine, and how many of them each trial gets.
+
+Longer rungs come first, up to `search.chain.most_epochs` each, then trials around them: measured, steps that are
+inherited pay most (docs/decisions.md). A budget in epochs is shared out alike, at one second per step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.removal import remove
+from orchestrator.search.allocation import scaled
+from orchestrator.search.problem import Problem
+from orchestrator.settings.budget import Budget
+
+CONFIRMING = 0.2
+"""The part of a budget in time that is kept for confirming the front."""
+STEPS = 3
+"""Optimizer steps that are timed at each of the ratios, after one to warm up."""
+FEWEST = 16
+"""Steps of a rung; below that there are fewer rungs."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling); see `measure`."""
+
+    ratios: tuple[float, ...]
+    step: tuple[float, ...]
+    beside: tuple[float, ...]
+
+    def step_at(self, ratio: float) -> float:
+        return self._at(ratio, self.step)
+
+    def beside_at(self, ratio: float) -> float:
+        return self._at(ratio, self.beside)
+
+    def _at(self, ratio: float, values: Sequence[float]) -> float:
+        return float(np.interp(np.log(ratio), np.log(self.ratios[::-1]), values[::-1]))
+
+
+STEPWISE = Speed((1.0,), (1.0,), (0.0,))
+"""Every step costs one, nothing else costs anything."""
+
+
+def measure(problem: Problem, targets: Sequence[float]) -> Speed:
+    """Time steps, recalibration and validation of models cut evenly to the largest, middle and smallest target."""
+    ratios = sorted({targets[0], targets[len(targets) // 2], targets[-1]}, reverse=True)
+    structure, units = problem.structure, problem.settings.phases.finetune.units
+    step, beside = [], []
+    for ratio in ratios:
+        shares = np.ones(len(structure.groups))
+        kept = scaled(structure.sizes, problem.cost.macs, int(ratio * problem.dense_macs), shares)
+        keep = thresholds.choose(structure, np.zeros(structure.n_units), structure.full(), kept)
+        model = remove(problem.model, structure, keep)
+        problem.finetune(model, 1, 0, unit_steps=1)
+        begin = time.perf_counter()
+        problem.finetune(model, 1, 0, unit_steps=STEPS)
+        middle = time.perf_counter()
+        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, 0)
+        problem.validate(model)
+        step.append((middle - begin) / STEPS)
+        beside.append((time.perf_counter() - middle) * units)
+    return Speed(tuple(ratios), tuple(step), tuple(beside))
+
+
+class Pace:
+    """How many steps a trial gets, so that the chain and what follows end with the budget.
+
+    `clock` gives what is used up, in the unit of `available` and of `speed`; it is read between trials, and where they
+    take longer than `speed` says, those that follow get fewer steps. `chained` says that the chain is already done.
+    """
+
+    def __init__(
+        self,
+        speed: Speed,
+        targets: Sequence[float],
+        available: float,
+        most_steps: int,
+        clock: Callable[[], float],
+        ladders: int = 1,
+        chained: bool = False,
+    ) -> None:
+        self.speed, self.targets, self.available, self.clock = speed, tuple(targets), available, clock
+        self.most_steps, self.ladders, self.chained = most_steps, ladders, chained
+        self.slower, self._open = 1.0, (0.0, 0.0)
+
+    def __call__(self, ratio: float, units: int) -> int:
+        """Optimizer steps in each of a trial's `units` units, at least one."""
+        self._learn()
+        left = self.available - self.clock()
+        rungs = [target for target in self.targets if target <= 1.02 * ratio]
+        if self.chained or not rungs:
+            steps = (left / self.slower - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
+        else:
+            self.chained = len(rungs) == 1 and self.ladders == 1
+            steps = self._evenly(left / (self.slower * self.ladders), rungs)
+        steps = int(min(self.most_steps, max(units, steps)))
+        self._open = (self.clock(), self._price(ratio, steps))
+        return max(1, steps // units)
+
+    def more(self) -> bool:
+        """Whether another trial of the chain's length would end in time, or the chain is not done."""
+        if not self.chained:
+            return True
+        self._learn()
+        steps = min(self.most_steps, max(FEWEST, self._evenly(self.available, self.targets)))
+        mean = float(np.exp(np.mean(np.log(self.targets))))
+        return self.slower * self._price(mean, int(steps)) <= self.available - self.clock()
+
+    def _evenly(self, left: float, rungs: Sequence[float]) -> float:
+        """The number of steps that, the same on all rungs, takes up what is left."""
+        beside = sum(map(self.speed.beside_at, rungs))
+        return max(0.0, left - beside) / sum(map(self.speed.step_at, rungs))
+
+    def _price(self, ratio: float, steps: int) -> float:
+        return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
+
+    def _learn(self) -> None:
+        begin, expected = self._open
+        if expected > 0.0:
+            self.slower = 0.5 * self.slower + 0.5 * (self.clock() - begin) / expected
+            self._open = (0.0, 0.0)
+
+
+def fewer_rungs(targets: Callable[[int], Sequence[float]], rungs: int, speed: Speed, available: float) -> list[float]:
+    """`targets(n)` for the largest n up to `rungs` at which a rung gets `FEWEST` steps; never under 3 of them."""
+    for count in range(rungs, 3, -1):
+        found = targets(count)
+        beside = sum(map(speed.beside_at, found))
+        if available - beside >= FEWEST * sum(map(speed.step_at, found)):
+            return list(found)
+    return list(targets(min(rungs, 3)))
+
+
+def require_time(budget: Budget, left: float) -> None:
+    """Errors: ConfigError where less than a tenth of the budget is left when the search begins."""
+    if left < 0.1 * budget.amount:
+        raise ConfigError(
+            f"study.budget={budget.text} must leave time for the search; what came before it took all but "
+            f"{max(0.0, left):.0f} s and is kept: give the same command again, or a larger budget"
+        )
+
+
+def confirming(problem: Problem, speed: Speed, targets: Sequence[float], seconds: float) -> Problem:
+    """The problem with units as long as the time allows for the confirmation of every model and seed."""
+    how = problem.settings.phases.confirm
+    models = min(how.max_models, len(targets)) + 1  # and the dense one
+    steps = sum(map(speed.step_at, targets)) / len(targets) * models * len(how.seeds) * how.units
+    beside = sum(map(speed.beside_at, targets)) / len(targets) * models * len(how.seeds)
+    unit_steps = int(max(1.0, (seconds - beside) / steps))
+    finetune = problem.settings.phases.finetune
+    finetune = finetune.model_copy(update={"unit_steps": min(unit_steps, finetune.unit_steps * 10)})
+    phases = problem.settings.phases.model_copy(update={"finetune": finetune})
+    return replace(problem, settings=problem.settings.model_copy(update={"phases": phases}))

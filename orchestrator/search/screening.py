@@ -1,0 +1,129 @@
+"""Which allocation of the same cost to train: the one whose outputs, untrained, stay nearest to the dense model's.
+
+A random walk over octaves per group around what was proposed. Every candidate has the proposal's cost, is cut from the
+same parent, has its norms recalibrated, and is judged by KL(dense || pruned) on training data: a few forward passes,
+where training it would take hundreds of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.structure import Counts
+from orchestrator.search.allocation import scaled
+from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.pruners import UnitPruner
+from orchestrator.search.working import Working
+
+Octaves = npt.NDArray[np.float64]
+"""By how much each group keeps more than was proposed, before the cost is made the same again; shape (n_groups,)."""
+WIDEST = 2.0
+"""Octaves: no group departs further."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The counts chosen among `tried`, and KL (nats) of the proposal and of the choice; `octaves` are for children."""
+
+    kept: Counts
+    octaves: Octaves
+    proposed: float
+    chosen: float
+    tried: int
+
+    def to_json(self) -> dict[str, Any]:
+        octaves = [round(float(octave), 4) for octave in self.octaves]
+        return {"octaves": octaves, "proposed": self.proposed, "chosen": self.chosen, "tried": self.tried}
+
+
+def candidates(share: float, steps: int, batches: int) -> int:
+    """How many candidates `share` of the time of `steps` optimizer steps pays for.
+
+    A step is about three forward passes (backward counts for two), a candidate two for each of its batches.
+    """
+    return int(share * steps * 3 / (2 * batches))
+
+
+def screen(
+    problem: Problem, pruner: UnitPruner, working: Working, proposed: Counts, inherited: Octaves, tries: int, seed: int
+) -> Screened:
+    """The best of `tries` allocations at the cost of `proposed`, none with more of a group than `working` has.
+
+    `inherited` are the parent's octaves, from which the walk begins where they do better than none. Whole blocks stay
+    as they were proposed.
+    """
+    how = problem.settings.search.screening
+    assert how is not None
+    with problem.timed("screening"):
+        judge = _Judge(problem, pruner, working, proposed, seed, how.batches)
+        best, kept = np.zeros(len(proposed)), judge.counts(np.zeros(len(proposed)))
+        least = first = judge(kept)
+        for octaves in _walk(inherited, tries, how.octaves, seed, lambda: best):
+            found = judge.counts(octaves)
+            if (found != kept).any() and (loss := judge(found)) < least:
+                best, kept, least = octaves, found, loss
+    return Screened(kept, best, first, least, tries)
+
+
+def _walk(inherited: Octaves, tries: int, width: float, seed: int, best: Any) -> Iterator[Octaves]:
+    """The parent's octaves, then steps of half the groups, wide and narrow in turn, from the best so far."""
+    rng = np.random.default_rng(seed_of(seed, 12))
+    for number in range(tries):
+        if number == 0 and inherited.any():
+            yield inherited
+            continue
+        step = rng.normal(0.0, width if number % 2 else 0.5 * width, len(inherited))
+        octaves = best() + step * (rng.random(len(inherited)) < 0.5)
+        yield np.clip(octaves - octaves.mean(), -WIDEST, WIDEST)
+
+
+class _Judge:
+    """Counts of the same cost from octaves, and how far the outputs of a model cut to counts are from the dense ones."""
+
+    def __init__(
+        self, problem: Problem, pruner: UnitPruner, working: Working, proposed: Counts, seed: int, batches: int
+    ) -> None:
+        self.problem, self.pruner, self.working, self.proposed = problem, pruner, working, proposed
+        self.structure = problem.structure
+        self.now = self.structure.counts(working.alive)
+        self.target = problem.cost.macs(proposed)
+        self.blocks = np.array([group.kind == "block" for group in self.structure.groups])
+        self.batches = list(islice(problem.data.train_batches(seed_of(seed, 11)), batches))
+        self.scores = pruner.scores(working.model, working.alive, seed)
+        self.dense = self._log_probabilities(problem.model)
+
+    def counts(self, octaves: Octaves) -> Counts:
+        """The most that keeps the proposal's cost, the groups in the proportions that the octaves give."""
+        sizes, share = self.structure.sizes, self.proposed / self.structure.sizes
+
+        def kept(found: Counts) -> Counts:
+            wide = np.minimum(thresholds.rounded(self.structure, found, self.pruner.method.round_to), self.now)
+            return np.where(self.blocks, np.minimum(self.proposed, self.now), wide)
+
+        found = scaled(sizes, lambda counts: self.problem.cost.macs(kept(counts)), self.target, share * 2.0**octaves)
+        return kept(np.maximum(found, self.structure.least))
+
+    def __call__(self, kept: Counts) -> float:
+        working = self.working
+        keep = thresholds.choose(self.structure, self.scores, working.alive, kept)
+        model = remove(working.model, self.structure.restrict(working.alive), keep)
+        recalibrate(model, self.batches, len(self.batches), self.problem.device)
+        pruned = self._log_probabilities(model)
+        return float(F.kl_div(pruned, self.dense, reduction="batchmean", log_target=True))
+
+    @torch.no_grad()
+    def _log_probabilities(self, model: nn.Module) -> Tensor:
+        model.eval()
+        return torch.cat([F.log_softmax(model(batch[0].to(self.problem.device)), 1) for batch in self.batches])

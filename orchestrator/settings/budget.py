@@ -1,0 +1,36 @@
+"""How much a study may take: time, trials, or epochs of finetuning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`amount` of `unit`; `text` is how it was written."""
+
+    amount: float
+    unit: Literal["seconds", "trials", "epochs"]
+    text: str
+
+    @property
+    def paced(self) -> bool:
+        """Whether the finetuning of each trial follows from the budget."""
+        return self.unit != "trials"
+
+
+def parse(value: Any) -> Budget:
+    """Errors: ValueError for anything but a number above 0 with one of its units."""
+    if isinstance(value, Budget):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|trials|epochs)\s*", str(value))
+    if found is None or float(found[1]) <= 0.0 or (found[2] == "trials" and float(found[1]) % 1):
+        raise ValueError(f"must be a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got {value!r}")
+    amount, unit, text = float(found[1]), found[2], f"{found[1]}{found[2]}"
+    if unit in SECONDS:
+        return Budget(amount * SECONDS[unit], "seconds", text)
+    return Budget(amount, "trials" if unit == "trials" else "epochs", text)
