@@ -163,6 +163,7 @@ class Made:
     """A space of the log FLOPs and six choices that cost loss where they are off."""
 
     needs_profile = False
+    levels = None
 
     def distributions(self, terrain: Any) -> dict[str, Any]:
         unit = optuna.distributions.FloatDistribution(0.0, 1.0)
