@@ -15,13 +15,15 @@ from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
 from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv, write_csv
+from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 
-CONFIG, TRIALS, FRONT, BASELINES, PICTURE, SUMMARY = (
+CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY = (
     "config.yaml",
     "trials.csv",
+    "rungs.csv",
     "front.csv",
     "baselines.csv",
     "pareto.png",
@@ -41,15 +43,20 @@ class Outputs:
     dense: BaselineRow
     summary: Mapping[str, Any]
 
+    def rungs(self) -> list[RungRow]:
+        """How far each rung foretold the end."""
+        return [RungRow(**row) for row in self.summary.get("rungs", ())]
+
     def files(self) -> list[Path]:
         """The tables, the picture and the summary."""
-        return [self.folder / name for name in (CONFIG, TRIALS, FRONT, BASELINES, PICTURE, SUMMARY)]
+        return [self.folder / name for name in (CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY)]
 
     def write(self, settings: Settings) -> None:
         """All files of the contract; the summary last: where it stands, the others are whole."""
         plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
         write_atomic(self.folder / CONFIG, plain)
         write_csv(self.folder / TRIALS, self.trials, TrialRow)
+        write_csv(self.folder / RUNGS, self.rungs(), RungRow)
         write_csv(self.folder / FRONT, self.front, FrontRow)
         write_csv(self.folder / BASELINES, [self.dense, *self.baselines], BaselineRow)
         pareto(
@@ -71,6 +78,7 @@ class Outputs:
         show(front_table(self.front, self.baselines, quality=objectives.quality, dense=dense, further=further))
         lines = [
             ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
+            ("rungs", in_words(self.rungs())),
             ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
             ("time", duration(self.summary["seconds"])),
             *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),

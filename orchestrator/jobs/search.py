@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,12 @@ from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.methods import Method, check_method, prepare_method
+from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.rungs import columns as rung_columns
+from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
@@ -35,7 +38,6 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
-    remove_orphans,
     take_over_interrupted,
 )
 from orchestrator.search.study import search as run_trials
@@ -81,6 +83,7 @@ def search(settings: Settings) -> Outputs:
             {
                 **{name: value for name, value in summary.items() if isinstance(value, int | float)},
                 **{f"reference_{name}": value for name, value in summary["reference"].items()},
+                **rung_columns(outputs.rungs()),
             },
             outputs.files(),
         )
@@ -137,6 +140,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     summary = {
         **_summary(problem, reference, found, members, progress),
         "exhausted": nothing_left,
+        "rungs": [asdict(row) for row in rung_rows(study.get_trials(deepcopy=False), goals, problem.axis)],
         **_shares(progress, parts.tracker, begin),
     }
     outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)

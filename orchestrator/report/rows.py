@@ -1,4 +1,4 @@
-"""The rows of trials.csv, front.csv and baselines.csv, and their way to disk and back."""
+"""The rows of trials.csv, rungs.csv, front.csv and baselines.csv, and their way to disk and back."""
 
 from __future__ import annotations
 
@@ -128,7 +128,25 @@ class BaselineRow(OnAxis):
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow)
+@dataclass(frozen=True)
+class RungRow:
+    """One row of rungs.csv: Spearman's correlation of what a rung showed with the quality in the end; 1 = same order.
+
+    `loss` and `quality` are the rung's on validation data, signed so that 1 is good. `..._at_cost` are partial: ranks
+    with those of log FLOPs taken out, since larger models lead at every rung. `trials` completed after more finetuning
+    than this rung; None stands for too few of them, or for values that are all the same. Where trials were stopped the
+    rest is alike, which lowers the correlations.
+    """
+
+    rung: int
+    trials: int
+    loss: float | None
+    loss_at_cost: float | None
+    quality: float | None
+    quality_at_cost: float | None
+
+
+Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow, RungRow)
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:

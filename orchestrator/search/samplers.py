@@ -99,7 +99,7 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
     trials = study.get_trials(deepcopy=False)
     if whole is None or len(trials) < whole:
         return False
-    tried = [t for t in trials if t.state.is_finished() and t.user_attrs.get("state") != "interrupted"]
+    tried = [trial for trial in trials if trial.state.is_finished()]
     return len(_places(tried, distributions)) == whole
 
 

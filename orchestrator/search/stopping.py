@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import moocore
+import numpy as np
+import numpy.typing as npt
+
 from lightning_modules.errors import ConfigError
 
 
@@ -21,17 +25,29 @@ class Standing:
     quality_drop: float
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How many trials of the search have ended by themselves, the chain left out, and how many of them completed."""
+
+    trials: int = 0
+    completed: int = 0
+
+    def owes(self, least: float) -> bool:
+        """Whether one more trial that does not complete would leave less than the share `least` of them completed."""
+        return self.completed < least * (self.trials + 1)
+
+
 class Stopping(Protocol):
     """The reason to stop the trial that stands at `mine`, or None to go on; `peers` are all earlier standings."""
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing]) -> str | None: ...
+    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Never:
     """Every trial gets its full finetuning."""
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing]) -> str | None:
+    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
         return None
 
 
@@ -39,42 +55,127 @@ class Never:
 class Band:
     """Compare only with trials of about the same cost: within `octaves` of FLOPs, at the same rung.
 
-    A trial goes on when its validation loss is among the better `keep` share of its band. A band with fewer than
-    `min_peers` others decides nothing. A trial that dominates its band (no peer with at most its FLOPs has a smaller
-    loss) is never stopped, one that has lost more than `max_drop` of quality always is: exact costs alone would keep
-    every tiny model on the front.
+    A trial goes on when its validation loss is among the better `keep` share of its band, each loss counted from the
+    band's own trend over log FLOPs; raw losses would favour the largest models. The trend never rises with the cost, so
+    nobody is behind a trial that it dominates: what dominates its whole band goes on. So does what stands on the band's
+    front between a cheaper and a dearer trial. At its ends the front says little: each new smallest model is on it by a
+    cost that is exact, each new largest one by a loss that falls with the cost; there half as many are stopped.
+
+    A band with fewer than `min_peers` others decides nothing. Nobody is stopped while less than `least_completed` of
+    the search's trials are completed: TPE's good set, the best tenth, would fill with stopped ones. A trial that lost
+    more than `max_drop` of quality is stopped even then: completed, it would stand on the front by its cost alone.
     """
 
     octaves: float = 0.5
     keep: float = 0.5
     min_peers: int = 3
     max_drop: float = 0.3
+    least_completed: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.keep <= 1.0:
-            raise ConfigError(f"stopping.keep must be a share in (0, 1]; got {self.keep}")
-        if self.octaves <= 0.0 or self.min_peers < 1 or self.max_drop <= 0.0:
-            raise ConfigError(
-                "stopping needs octaves > 0, min_peers >= 1 and max_drop > 0; "
-                f"got {self.octaves}, {self.min_peers} and {self.max_drop}"
-            )
+        _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
+        if self.octaves <= 0.0:
+            raise ConfigError(f"stopping.octaves must be above 0; got {self.octaves}")
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing]) -> str | None:
-        if mine.quality_drop > self.max_drop:
-            return f"lost {mine.quality_drop:.3f} of quality, more than {self.max_drop:g}"
+    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
+        if reason := _lost(mine, self.max_drop):
+            return reason
         band = [
             peer
-            for peer in peers
-            if peer.rung == mine.rung
-            and peer.trial != mine.trial
-            and abs(math.log2(peer.flops_ratio / mine.flops_ratio)) <= self.octaves
+            for peer in _at_rung(mine, peers)
+            if abs(math.log2(peer.flops_ratio / mine.flops_ratio)) <= self.octaves
         ]
-        if len(band) < self.min_peers:
+        if len(band) < self.min_peers or ended.owes(self.least_completed):
             return None
-        rivals = [peer for peer in band if peer.flops_ratio <= mine.flops_ratio]
-        if all(mine.loss < peer.loss for peer in rivals):
+        octaves = np.array([math.log2(peer.flops_ratio / mine.flops_ratio) for peer in band])
+        losses = np.array([peer.loss for peer in band])
+        excess = losses - trend(octaves, losses) * octaves
+        better = int((excess < mine.loss).sum())
+        keep = self.keep
+        if (losses[octaves <= 0.0] > mine.loss).all():  # on the band's front
+            if (octaves < 0.0).any() and (octaves > 0.0).any():
+                return None
+            keep = 0.5 * (1.0 + keep)
+        if better < keep * (len(band) + 1):
             return None
-        better = sum(peer.loss < mine.loss for peer in band)
-        if better < self.keep * (len(band) + 1):
+        return (
+            f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss for their cost "
+            f"at rung {mine.rung}"
+        )
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Compare with all trials at the same rung by non-dominated sorting over (loss, FLOPs); MO-ASHA, arXiv 2106.12639.
+
+    A trial goes on when its place is among the better `keep` share: by rank first, within a rank by the hypervolume
+    that the front of this rank would lose with it (larger is better; the corner is the worst loss and the largest log
+    FLOPs of the rung, so that being the smallest or the largest counts for nothing). `min_peers`, `max_drop` and
+    `least_completed` are as in `Band`.
+    """
+
+    keep: float = 0.5
+    min_peers: int = 6
+    max_drop: float = 0.3
+    least_completed: float = 0.15
+
+    def __post_init__(self) -> None:
+        _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
+
+    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
+        if reason := _lost(mine, self.max_drop):
+            return reason
+        rung = [mine, *_at_rung(mine, peers)]
+        if len(rung) <= self.min_peers or ended.owes(self.least_completed):
             return None
-        return f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss at rung {mine.rung}"
+        points = np.array([[standing.loss, math.log2(standing.flops_ratio)] for standing in rung])
+        before = places(points)[0]
+        if before < self.keep * len(rung):
+            return None
+        return f"{before} of {len(rung) - 1} trials were before it in loss and FLOPs together at rung {mine.rung}"
+
+
+def places(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """How many points are before each one: of a lower rank, or of the same with more hypervolume of their own.
+
+    `points` has shape (n, 2), both columns to be small; equal points have the same place.
+    """
+    ranks = np.asarray(moocore.pareto_rank(points), dtype=np.int64)  # ranks, not an order: point i has rank ranks[i]
+    corner = points.max(0)
+    volumes = np.zeros(len(points))
+    for rank in np.unique(ranks):
+        members = np.flatnonzero(ranks == rank)
+        volumes[members] = moocore.hv_contributions(points[members], ref=corner)
+    lower = ranks[None, :] < ranks[:, None]
+    larger = (ranks[None, :] == ranks[:, None]) & (volumes[None, :] > volumes[:, None])
+    found: npt.NDArray[np.int64] = (lower | larger).sum(1)
+    return found
+
+
+def trend(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
+    """Loss per octave of FLOPs: the median slope of all pairs (Theil and Sen), at most 0; 0 where costs are equal."""
+    i, j = np.triu_indices(len(octaves), 1)
+    run = octaves[j] - octaves[i]
+    apart = run != 0.0
+    if not apart.any():
+        return 0.0
+    return min(0.0, float(np.median((losses[j] - losses[i])[apart] / run[apart])))
+
+
+def _at_rung(mine: Standing, peers: Sequence[Standing]) -> list[Standing]:
+    return [peer for peer in peers if peer.rung == mine.rung and peer.trial != mine.trial]
+
+
+def _lost(mine: Standing, max_drop: float) -> str | None:
+    if mine.quality_drop <= max_drop:
+        return None
+    return f"lost {mine.quality_drop:.3f} of quality, more than {max_drop:g}"
+
+
+def _check(keep: float, min_peers: int, max_drop: float, least_completed: float) -> None:
+    if not 0.0 < keep <= 1.0:
+        raise ConfigError(f"stopping.keep must be a share in (0, 1]; got {keep}")
+    if not 0.0 <= least_completed <= 1.0:
+        raise ConfigError(f"stopping.least_completed must be a share in [0, 1]; got {least_completed}")
+    if min_peers < 1 or max_drop <= 0.0:
+        raise ConfigError(f"stopping needs min_peers >= 1 and max_drop > 0; got {min_peers} and {max_drop}")

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
-from optuna.trial import TrialState
+from optuna.trial import TrialState as TrialState
 
-from lightning_modules.errors import ConfigError, DataError, UserError
+from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
 from orchestrator.search.goals import Direction, Goals
@@ -31,7 +29,7 @@ from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
 from orchestrator.search.samplers import exhausted, sampler
 from orchestrator.search.space import Space, Terrain
-from orchestrator.search.stopping import Standing, Stopping
+from orchestrator.search.stopping import Ended, Standing, Stopping
 from orchestrator.settings import Settings
 
 KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
@@ -145,25 +143,6 @@ def _put_back(study: Study, trial: FrozenTrial) -> None:
     storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
-def remove_orphans(study: Study, models: Path) -> None:
-    """Finished plans that were saved when their trial was not told as completed: nobody may inherit from them.
-
-    To be called when no trial is open. Errors: DataError for plans of trials that this study does not have.
-    """
-    numbers = sorted(
-        int(path.name) for path in models.glob("*") if path.name.isdigit()
-    )  # before the states: what is told later stays
-    trials = study.get_trials(deepcopy=False)
-    if foreign := [number for number in numbers if number >= len(trials)]:
-        raise DataError(
-            f"finished plans must be those of the study's trials; {models} holds {foreign}, and the study has "
-            f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
-        )
-    for number in numbers:
-        if trials[number].state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED):
-            shutil.rmtree(models / str(number))
-
-
 def search(
     study: Study,
     space: Space,
@@ -206,7 +185,7 @@ def run_trial(
         if trial.user_attrs[KIND] != "search":
             return None
         mine = _standing(trial.number, rung, flops_ratio, metrics, rules)
-        return rules.stopping(mine, _peers(study, trial.number, rules))
+        return rules.stopping(mine, _peers(study, trial.number, rules), _ended(study))
 
     try:
         measured = evaluate(space.propose(terrain, trial.params), trial.number, report)
@@ -285,3 +264,10 @@ def _peers(study: Study, number: int, rules: Rules) -> list[Standing]:
         if other.number != number
         for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
     ]
+
+
+def _ended(study: Study) -> Ended:
+    """Failed trials are left out, as samplers do."""
+    told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    found = [trial.state for trial in told if trial.user_attrs.get(KIND) == "search"]
+    return Ended(len(found), found.count(TrialState.COMPLETE))

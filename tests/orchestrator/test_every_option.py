@@ -37,6 +37,7 @@ GROUPS = {
 CHOICES = [
     *(f"{group}={name}" for group, names in GROUPS.items() for name in names),
     "stopping=band",
+    "stopping=pareto",
     "objectives=quality_flops_params",
     "objectives=quality_latency",
     "objectives.costs=[flops,size_mb]",

@@ -18,7 +18,7 @@ import orchestrator
 from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv
 from orchestrator.search.finished import read_plan
 
 SMALL = [
@@ -64,6 +64,10 @@ def test_the_files_of_the_contract(run: Path) -> None:
     front = read_csv(run / "front.csv", FrontRow)
     baselines = read_csv(run / "baselines.csv", BaselineRow)
     assert [row.number for row in trials] == list(range(6))
+    rungs = read_csv(run / "rungs.csv", RungRow)
+    beyond = [row for row in trials if row.state == "completed" and row.rung > 1]
+    assert [(row.rung, row.trials) for row in rungs[:1]] == ([(1, len(beyond))] if beyond else [])
+    assert json.loads((run / "summary.json").read_text())["rungs"] == [vars(row) for row in rungs]
     assert {row.baseline for row in baselines} == {"dense", "uniform", "random", "global"}
     assert 1 <= len(front) <= 3
     for row in front:

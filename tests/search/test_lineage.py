@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import Finished, nearest_parent, read_plan
 from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.study import (
     Rules,
     enqueue_chain,
     open_study,
-    remove_orphans,
     search,
     take_over_interrupted,
 )

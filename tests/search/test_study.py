@@ -20,6 +20,7 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
@@ -33,7 +34,6 @@ from orchestrator.search.study import (
     done,
     enqueue_chain,
     open_study,
-    remove_orphans,
     search,
     take_over_interrupted,
 )
@@ -208,8 +208,7 @@ def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None
     assert len(study.get_trials()) == 3
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///{}/s.db"])
-@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize(("number", "storage"), [(1, None), (4, None), (4, "sqlite:///{}/s.db")])
 def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
     tmp_path: Path, number: int, storage: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

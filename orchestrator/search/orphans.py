@@ -1,0 +1,27 @@
+"""Plans that a killed run saved and never told of: nobody may inherit from them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning_modules.errors import DataError
+from orchestrator.search.study import Study, TrialState
+
+
+def remove_orphans(study: Study, models: Path) -> None:
+    """Removes the finished plans of trials that wait once more, or ended otherwise than as completed.
+
+    To be called when no trial is open. Errors: DataError for plans of trials that this study does not have.
+    """
+    # folders before states: a plan that is told of meanwhile stays
+    numbers = sorted(int(path.name) for path in models.glob("*") if path.name.isdigit())
+    trials = study.get_trials(deepcopy=False)
+    if foreign := [number for number in numbers if number >= len(trials)]:
+        raise DataError(
+            f"finished plans must be those of the study's trials; {models} holds {foreign}, and the study has "
+            f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
+        )
+    for number in numbers:
+        if trials[number].state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED):
+            shutil.rmtree(models / str(number))
