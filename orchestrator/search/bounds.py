@@ -13,6 +13,7 @@ from lightning_modules.pruning.structure import Counts, Structure
 from orchestrator.search.latency_model import LatencyModel, pruned
 from orchestrator.search.problem import Problem, example_input
 from orchestrator.settings import Settings
+from orchestrator.settings.objectives import digits
 
 SHAPED = ("size_mb", "latency_ms")
 """Costs of a model in floating point that follow from its shapes: an untrained one tells them."""
@@ -62,13 +63,13 @@ def check_bounds(
     for name, bound in bounds.items():
         if bound.most is not None and smallest.get(name, 0.0) > bound.most:
             raise ConfigError(
-                f"objectives.bounds.{name}.most must be at least {smallest[name]:.4g}, what the smallest plan has; "
-                f"got {bound.most:g}"
+                f"objectives.bounds.{name}.most must be at least {digits(smallest[name])}, what the smallest plan has; "
+                f"got {digits(bound.most)}"
             )
         if bound.least is not None and largest.get(name, float("inf")) < bound.least:
             raise ConfigError(
-                f"objectives.bounds.{name}.least must be at most {largest[name]:.4g}, what the dense model has; "
-                f"got {bound.least:g}"
+                f"objectives.bounds.{name}.least must be at most {digits(largest[name])}, what the dense model has; "
+                f"got {digits(bound.least)}"
             )
 
 

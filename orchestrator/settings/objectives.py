@@ -16,6 +16,11 @@ COSTS: tuple[str, ...] = get_args(CostName)
 MOST_OBJECTIVES = 4
 
 
+def digits(value: float) -> str:
+    """Four digits, or all before the point: 0.12345 -> '0.1235', 200472.0 -> '200472'."""
+    return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
 class Bound(Part):
     """What a cost or metric may be, in its own unit; a plan outside is rejected, or infeasible."""
 
@@ -41,8 +46,9 @@ class Bound(Part):
         if self.excess(value) <= 0.0:
             return ""
         if self.most is not None and value > self.most:
-            return f"{name} {value:.4g} is over objectives.bounds.{name}.most {self.most:g}"
-        return f"{name} {value:.4g} is under objectives.bounds.{name}.least {self.least:g}"
+            return f"{name} {digits(value)} is over objectives.bounds.{name}.most {digits(self.most)}"
+        assert self.least is not None
+        return f"{name} {digits(value)} is under objectives.bounds.{name}.least {digits(self.least)}"
 
 
 class ObjectiveSettings(Part):

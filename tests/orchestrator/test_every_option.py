@@ -30,17 +30,28 @@ TINY = [
     "threads=1",
     "study.name=tiny",
 ]
-ALONG = {"space=hybrid": "method=hybrid", "space=patterns": "method=nm_2_4"}  # spaces that are for some methods only
-GROUPS = {
-    group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "space", "sampler")
+ALONG = {  # choices that are for some others only
+    "space=hybrid": "method=hybrid",
+    "space=patterns": "method=nm_2_4",
+    "sampler=brute_force": "space.levels=2",
 }
+GROUPS = {
+    group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    for group in ("method", "space", "sampler", "objectives")
+}
+GROUPS["sampler"].remove("hub")  # needs a package: tests/orchestrator/test_objectives_job.py
+GROUPS["objectives"].remove("quality_effective_flops")  # chosen by the methods it is for
 CHOICES = [
     *(f"{group}={name}" for group, names in GROUPS.items() for name in names),
     "stopping=band",
     "stopping=pareto",
-    "objectives=quality_flops_params",
-    "objectives=quality_latency",
-    "objectives.costs=[flops,size_mb]",
+    "objectives.costs=[flops,nonzero_params]",
+    "objectives.costs=[params,estimated_latency_ms] objectives.metrics=[f1]",
+    "objectives.costs=[size_mb] objectives.references={size_mb:0.9}",
+    "objectives=quality_size method=int8 method.int8=[false,true] objectives.bounds={size_mb:{most:0.5}}",
+    "objectives.bounds={latency_ms:{most:1000},nonzero_params:{most:1e9},f1:{least:0.01}}",
+    "space=uniform space.levels=4",
+    "method=activation space.levels=3",
     "objectives.quality=f1",
     "objectives.quality=loss",
     "phases=deep",

@@ -1,0 +1,119 @@
+"""Bounds on a real, small problem: what is known before training rejects, what is not makes infeasible."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_modules.errors import ConfigError
+from orchestrator.search.bounds import check_bounds, costs_before, size_mb
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.latency_model import pruned
+from orchestrator.search.measurement import Measurement
+from orchestrator.search.methods import prepare_method
+from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.space import Uniform
+from tests.search.problems import problem_of
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose dense baseline all problems of this file share."""
+    return tmp_path_factory.mktemp("bounds")
+
+
+def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
+    method = prepare_method(problem, problem.settings.method)
+    space = Uniform(steps=(1, 1), shapes=("one_shot",), units=(1, 1))
+    params = {"threshold": threshold, "schedule.steps": 1, "schedule.shape": "one_shot", "finetune.units": 1}
+    proposal = space.propose(method.terrain(problem, None), params)
+    evaluator = Evaluator(problem, {"l2": method}, folder / "models")
+    return evaluator(proposal, 0, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("bound", "reason"),
+    [
+        ("size_mb: {most: 0.02}", r"size_mb 0.0\d+ is over objectives.bounds.size_mb.most 0.02"),
+        ("flops: {most: 20000}", "flops .* is over objectives.bounds.flops.most 20000"),
+        ("params: {least: 15000}", "params .* is under objectives.bounds.params.least 15000"),
+        ("effective_flops: {most: 20000}", "effective_flops .* is over"),
+        ("latency_ms: {least: 0.01, most: 1000}, size_mb: {most: 0.02}", "size_mb"),
+    ],
+)
+def test_what_is_known_before_training_rejects(home: Path, tmp_path: Path, bound: str, reason: str) -> None:
+    problem = problem_of(home, f"objectives.bounds={{{bound}}}")
+    found = evaluated(problem, 0.3, tmp_path)
+    assert found.state == "rejected"
+    assert found.rungs == ()
+    assert re.search(reason, found.reason)
+    assert not (tmp_path / "models").exists()
+
+
+def test_quality_and_nonzero_weights_are_known_afterwards(home: Path, tmp_path: Path) -> None:
+    problem = problem_of(home, "objectives.bounds={accuracy: {least: 0.999}, nonzero_params: {most: 10}}")
+    found = evaluated(problem, 0.3, tmp_path)
+    assert found.state == "completed"
+    values = {**found.costs, **found.metrics}
+    assert problem.goals.broken(values).count("objectives.bounds.") == 2
+
+
+def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path: Path) -> None:
+    problem = problem_of(home, "objectives.bounds={latency_ms: {most: 1000}}")
+    calls: list[float] = []
+
+    def clock(*_: Any) -> float:
+        calls.append(float(len(calls) + 1))
+        return calls[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.search.bounds.latency_ms", clock)
+        found = evaluated(problem, 0.3, tmp_path)
+    assert found.state == "completed"
+    assert calls == [1.0]
+    assert found.costs["latency_ms"] == 1.0
+
+
+def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) -> None:
+    problem = problem_of(home, "objectives.bounds={size_mb: {most: 9}}", "objectives=quality_estimated_latency")
+    found = evaluated(problem, 0.4, tmp_path)
+    kept = problem.structure.sizes * 0 + list(found.kept.values())
+    before = costs_before(problem, kept, {}, None, False)
+    assert set(before) == {"flops", "params", "effective_flops", "estimated_latency_ms", "size_mb"}
+    assert before == pytest.approx({name: found.costs[name] for name in before})
+    assert "size_mb" not in costs_before(problem, kept, {}, None, True)
+    assert "effective_flops" not in costs_before(problem, kept, {}, 0.5, False)
+    assert size_mb(pruned(problem.model, problem.structure, kept)) == pytest.approx(found.costs["size_mb"])
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (
+            "size_mb: {most: 0.0001}",
+            r"objectives.bounds.size_mb.most must be at least 0.000\d+, what the smallest",
+        ),
+        ("latency_ms: {most: 1e-6}", r"objectives.bounds.latency_ms.most must be at least 0"),
+        ("params: {least: 1e9}", r"objectives.bounds.params.least must be at most .* what the dense model has"),
+        ("estimated_latency_ms: {most: 1e-9}", r"objectives.bounds.estimated_latency_ms.most must be at least"),
+        ("flops: {most: 1}", r"objectives.bounds.flops.most must be at least"),
+    ],
+)
+def test_bounds_that_nothing_keeps_are_refused_before_training(tmp_path: Path, bound: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        problem_of(tmp_path, f"objectives.bounds={{{bound}}}")
+    assert not list(tmp_path.glob("baselines/*/dense.json"))
+
+
+def test_methods_of_single_weights_leave_sizes_as_they_are(home: Path) -> None:
+    problem = problem_of(home, "method=weight_l1", "objectives=quality_effective_flops")
+    settings = problem.settings
+    whole = size_mb(problem.model)
+    tight = settings.model_copy(
+        update={"objectives": settings.objectives.model_validate({"bounds": {"size_mb": {"most": 0.9 * whole}}})}
+    )
+    with pytest.raises(ConfigError, match=r"size_mb.most must be at least"):
+        check_bounds(tight, problem.structure, problem.model, example_input(problem.data), None)
