@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-COMPUTE_PHASES = ("dense training", "profile", "finetune", "evaluation")
+COMPUTE_PHASES = ("dense training", "profile", "screening", "finetune", "evaluation")
 """The phases any search would have to pay for; all other time is orchestration."""
 
 

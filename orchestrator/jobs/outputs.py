@@ -95,7 +95,7 @@ class Outputs:
 
 
 def finished_before(settings: Settings) -> Outputs | None:
-    """The outputs of a study that has all the trials asked for, or all there can be, confirmed in the same way.
+    """The outputs of a study that has all the trials or the time asked for, or all there can be, confirmed alike.
 
     None when there is work.
     """
@@ -103,7 +103,9 @@ def finished_before(settings: Settings) -> Outputs | None:
     if not (folder / SUMMARY).exists():
         return None
     summary = json.loads((folder / SUMMARY).read_text())
-    whole = summary["trials"] >= settings.study.n_trials or summary.get("exhausted", False)
+    paced = settings.study.paced
+    enough = summary["trials"] >= settings.study.n_trials if paced is None else summary.get("budget") == paced.text
+    whole = enough or summary.get("exhausted", False)
     if summary["key"] != key(settings) or not whole:
         return None
     dense, *baselines = read_csv(folder / BASELINES, BaselineRow)

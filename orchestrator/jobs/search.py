@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import uuid
 from collections import Counter
@@ -23,6 +24,7 @@ from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.methods import Method, check_method, prepare_method
 from orchestrator.search.orphans import remove_orphans
+from orchestrator.search.pacing import Pacing, pacing_of
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.results import front, rows, trial_row
@@ -62,7 +64,8 @@ def search(settings: Settings) -> Outputs:
     """
     require_writable(settings.study.folder)
     if (before := finished_before(settings)) is not None:
-        more = "every combination was tried" if before.summary.get("exhausted") else "more trials: study.n_trials=..."
+        more = "more trials: study.n_trials=..." if settings.study.paced is None else "more time: study.budget=..."
+        more = "every combination was tried" if before.summary.get("exhausted") else more
         before.show(f"this study is complete; {more}")
         return before
     begin = time.perf_counter()
@@ -106,46 +109,78 @@ def _parts(settings: Settings, goals: Goals) -> Parts:
     return Parts(space, stopping, tracker, study)
 
 
+@dataclass(frozen=True)
+class Explored:
+    """All trials, and what they were made with; `nothing_left` says that every combination of the space was tried."""
+
+    found: list[TrialRow]
+    evaluator: Evaluator
+    pacing: Pacing | None
+    nothing_left: bool
+
+
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
-    settings, study = problem.settings, parts.study
-    goals, whole = problem.goals, problem.dense_costs
-    reference = reference_of(settings.objectives, goals, problem.dense, whole)
-    study.set_user_attr("reference", reference.plain())
-    methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
-    space = Choices(parts.space, settings.method, terrains)
-    evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
-    chain, ways = settings.search.chain, list(terrains.values())
-    enqueue_chain(study, space, ways, chain.targets(settings.objectives.max_flops_ratio), chain.equal_loss)
-    if taken := take_over_interrupted(study):
-        progress.tick(f"{taken} interrupted trials begin again")
-    remove_orphans(study, evaluator.models)
-    n_trials = settings.study.n_trials
-    progress.phase("search", f"{n_trials} trials, {done(study)} done before")
-
-    def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, goals, whole)
-        record_trial(parts.tracker, settings, problem, trial)
-        progress.eta(_seconds_left(problem, found, n_trials))
-        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(found), n_trials)
-
-    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
-    run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial)
-    found = rows(study, goals, whole)
-    nothing_left = exhausted(study, space.distributions(ways[0]))
-    if nothing_left:
+    settings = problem.settings
+    reference = reference_of(settings.objectives, problem.goals, problem.dense, problem.dense_costs)
+    parts.study.set_user_attr("reference", reference.plain())
+    explored = explore(problem, parts, progress, begin)
+    found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
+    if explored.nothing_left:
         progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
-    members, dense = confirm_front(problem, evaluator, found, progress)
-    baselines = run_baselines(problem, next(iter(methods.values())), members, progress)
+    confirming = problem if pacing is None else pacing.confirming(problem)
+    members, dense = confirm_front(confirming, evaluator, found, progress)
+    first = next(iter(evaluator.methods.values()))
+    afford = None if pacing is None else lambda rungs: pacing.affords(confirming, rungs)
+    baselines = run_baselines(confirming, first, members, progress, afford)
+    left_out = sorted(set(settings.phases.confirm.baselines) - {row.baseline for row in baselines})
     summary = {
         **_summary(problem, reference, found, members, progress),
-        "exhausted": nothing_left,
-        "rungs": [asdict(row) for row in rung_rows(study.get_trials(deepcopy=False), goals, problem.axis)],
+        "exhausted": explored.nothing_left,
+        "budget": None if settings.study.budget is None else settings.study.budget.text,
+        "baselines_left_out": left_out,
+        "rungs": [
+            asdict(row) for row in rung_rows(parts.study.get_trials(deepcopy=False), problem.goals, problem.axis)
+        ],
         **_shares(progress, parts.tracker, begin),
     }
     outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)
     outputs.write(settings)
     return outputs
+
+
+def explore(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Explored:
+    """The search without what follows it: the chain, then trials around it; `begin` is when the run began."""
+    settings, study = problem.settings, parts.study
+    goals, whole = problem.goals, problem.dense_costs
+    methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
+    space = Choices(parts.space, settings.method, terrains)
+    evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
+    chain, ways = settings.search.chain, list(terrains.values())
+    pacing = pacing_of(problem, study, begin, progress)
+    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
+    evaluator.pace = evaluator.pace if pacing is None else pacing.pace
+    enqueue_chain(study, space, ways, targets, chain.equal_loss)
+    if taken := take_over_interrupted(study):
+        progress.tick(f"{taken} interrupted trials begin again")
+    remove_orphans(study, evaluator.models)
+    n_trials = settings.study.n_trials if pacing is None else sys.maxsize
+    asked = f"{n_trials} trials" if pacing is None else pacing.words
+    progress.phase("search", f"{asked}, {done(study)} done before")
+
+    def on_trial(trial: FrozenTrial) -> None:
+        found = rows(study, goals, whole)
+        record_trial(parts.tracker, settings, problem, trial)
+        left = None if pacing is None else pacing.seconds_left()
+        progress.eta(_seconds_left(problem, found, n_trials) if left is None else left)
+        total = n_trials if pacing is None else max(len(found), len(targets))
+        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(found), total)
+
+    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
+    in_time = (lambda: True) if pacing is None else pacing.pace.more
+    run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial, in_time)
+    nothing_left = exhausted(study, space.distributions(ways[0]))
+    return Explored(rows(study, goals, whole), evaluator, pacing, nothing_left)
 
 
 def _terrains(problem: Problem, profiled: bool, progress: Progress) -> tuple[dict[str, Method], dict[str, Terrain]]:

@@ -6,30 +6,18 @@ inherited pay most (docs/decisions.md). A budget in epochs is shared out alike, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_modules.errors import ConfigError
-from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.removal import remove
-from orchestrator.search.allocation import scaled
-from orchestrator.search.problem import Problem
-from orchestrator.settings.budget import Budget
-
-CONFIRMING = 0.2
-"""The part of a budget in time that is kept for confirming the front."""
-STEPS = 3
-"""Optimizer steps that are timed at each of the ratios, after one to warm up."""
 FEWEST = 16
 """Steps of a rung; below that there are fewer rungs."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling); see `measure`."""
+    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling)."""
 
     ratios: tuple[float, ...]
     step: tuple[float, ...]
@@ -47,27 +35,6 @@ class Speed:
 
 STEPWISE = Speed((1.0,), (1.0,), (0.0,))
 """Every step costs one, nothing else costs anything."""
-
-
-def measure(problem: Problem, targets: Sequence[float]) -> Speed:
-    """Time steps, recalibration and validation of models cut evenly to the largest, middle and smallest target."""
-    ratios = sorted({targets[0], targets[len(targets) // 2], targets[-1]}, reverse=True)
-    structure, units = problem.structure, problem.settings.phases.finetune.units
-    step, beside = [], []
-    for ratio in ratios:
-        shares = np.ones(len(structure.groups))
-        kept = scaled(structure.sizes, problem.cost.macs, int(ratio * problem.dense_macs), shares)
-        keep = thresholds.choose(structure, np.zeros(structure.n_units), structure.full(), kept)
-        model = remove(problem.model, structure, keep)
-        problem.finetune(model, 1, 0, unit_steps=1)
-        begin = time.perf_counter()
-        problem.finetune(model, 1, 0, unit_steps=STEPS)
-        middle = time.perf_counter()
-        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, 0)
-        problem.validate(model)
-        step.append((middle - begin) / STEPS)
-        beside.append((time.perf_counter() - middle) * units)
-    return Speed(tuple(ratios), tuple(step), tuple(beside))
 
 
 class Pace:
@@ -137,25 +104,3 @@ def fewer_rungs(targets: Callable[[int], Sequence[float]], rungs: int, speed: Sp
         if available - beside >= FEWEST * sum(map(speed.step_at, found)):
             return list(found)
     return list(targets(min(rungs, 3)))
-
-
-def require_time(budget: Budget, left: float) -> None:
-    """Errors: ConfigError where less than a tenth of the budget is left when the search begins."""
-    if left < 0.1 * budget.amount:
-        raise ConfigError(
-            f"study.budget={budget.text} must leave time for the search; what came before it took all but "
-            f"{max(0.0, left):.0f} s and is kept: give the same command again, or a larger budget"
-        )
-
-
-def confirming(problem: Problem, speed: Speed, targets: Sequence[float], seconds: float) -> Problem:
-    """The problem with units as long as the time allows for the confirmation of every model and seed."""
-    how = problem.settings.phases.confirm
-    models = min(how.max_models, len(targets)) + 1  # and the dense one
-    steps = sum(map(speed.step_at, targets)) / len(targets) * models * len(how.seeds) * how.units
-    beside = sum(map(speed.beside_at, targets)) / len(targets) * models * len(how.seeds)
-    unit_steps = int(max(1.0, (seconds - beside) / steps))
-    finetune = problem.settings.phases.finetune
-    finetune = finetune.model_copy(update={"unit_steps": min(unit_steps, finetune.unit_steps * 10)})
-    phases = problem.settings.phases.model_copy(update={"finetune": finetune})
-    return replace(problem, settings=problem.settings.model_copy(update={"phases": phases}))

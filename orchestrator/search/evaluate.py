@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.errors import PlanError
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, Keep, dropped
+from lightning_modules.pruning.thresholds import quantiles
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
-from orchestrator.search.bounds import costs_before, size_mb
+from orchestrator.search.bounds import costs_before
 from orchestrator.search.finished import (
     INT8,
     PLAN,
@@ -33,20 +33,14 @@ from orchestrator.search.finished import (
     save_plan,
 )
 from orchestrator.search.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
-from orchestrator.search.measurement import Measurement, Proposal, Report, Rung
+from orchestrator.search.measured import Wanted, by_group, measurement, quantised
+from orchestrator.search.measurement import Cut, Measurement, Proposal, Report
 from orchestrator.search.methods import Method
-from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.pruners import UnitPruner
 from orchestrator.search.run_plan import Ended, run_plan
+from orchestrator.search.screening import Screened, candidates, screen
 from orchestrator.search.working import Working
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a proposal comes to: units per group of the dense model, and the share of weights each tensor keeps."""
-
-    kept: Counts
-    density: Mapping[str, float]
 
 
 def begun(problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
@@ -62,12 +56,13 @@ class Evaluator:
 
     Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
     are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
-    of the moment.
+    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units; None: as configured.
     """
 
     problem: Problem
     methods: Mapping[str, Method]
     models: Path
+    pace: Callable[[float, int], int | None] = lambda ratio, units: None
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
@@ -77,16 +72,54 @@ class Evaluator:
         others = [found for found in self.finished() if found.number != number]
         if (wanted.kept == problem.structure.sizes).all() and not wanted.density and proposal.activation is None:
             raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
-        parent = nearest_parent(others, self._vector(wanted)) if problem.settings.search.lineage else None
-        plan = self._plan(proposal, method, parent, seed_of(problem.settings.seed, 2, number))
+        parent = self._parent(others, wanted)
+        seed = seed_of(problem.settings.seed, 2, number)
         before = costs_before(problem, wanted.kept, wanted.density, proposal.activation, proposal.int8)
         if reason := self._over_budget(wanted, before):
-            rejected = self._measurement("rejected", parent, wanted, plan, reason=reason)
+            rejected = measurement(
+                problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
+            )
             return replace(rejected, costs={**rejected.costs, **before})
-        ended = run_plan(problem, method, plan, self.inherited(parent), wanted.kept, wanted.density, report)
+        ratio = problem.ratios(wanted.kept, wanted.density)[problem.axis]
+        timing = replace(proposal.timing, unit_steps=self.pace(ratio, proposal.timing.total))
+        proposal, working = replace(proposal, timing=timing), self.inherited(parent)
+        screened = self._screened(proposal, parent, working, wanted, seed)
+        if screened is not None:
+            wanted = replace(wanted, kept=screened.kept)
+            first = Cut(quantiles(problem.structure, screened.kept), "quantile")
+            proposal = replace(proposal, cuts=(first, *proposal.cuts[1:]))
+            before = costs_before(problem, wanted.kept, wanted.density, proposal.activation, proposal.int8)
+        plan = self._plan(proposal, parent, seed)
+        ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
-            return self._measurement("stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
-        return self._finish(number, plan, parent, wanted, ended, before)
+            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
+        return self._finish(number, plan, parent, wanted, ended, before, screened)
+
+    def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
+        if not self.problem.settings.search.lineage:
+            return None
+        if self.problem.settings.search.screening is None:
+            return nearest_parent(others, self._vector(wanted))
+        ratios = self.problem.ratios(wanted.kept, wanted.density)
+        macs = round(ratios["effective_flops"] * self.problem.dense_macs)
+        return nearest_parent(others, self._vector(wanted), len(wanted.kept), macs)
+
+    def _screened(
+        self, proposal: Proposal, parent: Finished | None, working: Working, wanted: Wanted, seed: int
+    ) -> Screened | None:
+        """The allocation chosen at the proposal's cost; None where it stays as proposed."""
+        problem, pruner = self.problem, self._method(proposal).stages[0].pruner
+        how, timing = problem.settings.search.screening, proposal.timing
+        if how is None or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
+            return None
+        steps = timing.total * (timing.unit_steps or problem.settings.phases.finetune.unit_steps)
+        inherited = np.zeros(len(wanted.kept)) if parent is None else np.asarray(parent.octaves)
+        tries = candidates(how.share, steps, how.batches)
+        found = screen(problem, pruner, working, wanted.kept, inherited, tries, seed)
+        before = costs_before(problem, found.kept, wanted.density, proposal.activation, proposal.int8)
+        if self._over_budget(replace(wanted, kept=found.kept), before):
+            found = screen(problem, pruner, working, wanted.kept, inherited, 0, seed)
+        return found
 
     def wanted(self, proposal: Proposal) -> Wanted:
         """Counts and densities that the proposal's thresholds mean on the dense model's scores."""
@@ -138,18 +171,14 @@ class Evaluator:
         link = Link(
             number,
             plan.to_json(),
-            self._by_group(wanted.kept),
+            by_group(self.problem, wanted.kept),
             dict(wanted.density),
-            self._by_group(kept),
+            by_group(self.problem, kept),
             ended.units,
             weights_digest(ended.working.model),
             made_with(self.problem.device),
         )
         return replace(before, links=(*before.links, link))
-
-    def _by_group(self, kept: Counts) -> dict[str, int]:
-        names = [group.name for group in self.problem.structure.groups]
-        return dict(zip(names, np.asarray(kept).tolist(), strict=True))
 
     def _method(self, proposal: Proposal) -> Method:
         return self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
@@ -159,10 +188,10 @@ class Evaluator:
         density = [wanted.density.get(name, 1.0) for name in self.problem.weight_names]
         return np.concatenate([wanted.kept.astype(float), density])
 
-    def _plan(self, proposal: Proposal, method: Method, parent: Finished | None, seed: int) -> Plan:
+    def _plan(self, proposal: Proposal, parent: Finished | None, seed: int) -> Plan:
         stages = tuple(
             StagePlan(cut.thresholds, cut.rule, stage.settings.plain())
-            for stage, cut in zip(method.stages, proposal.cuts, strict=True)
+            for stage, cut in zip(self._method(proposal).stages, proposal.cuts, strict=True)
         )
         number = None if parent is None else parent.number
         return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
@@ -182,6 +211,7 @@ class Evaluator:
         wanted: Wanted,
         ended: Ended,
         before: Mapping[str, float],
+        screened: Screened | None,
     ) -> Measurement:
         """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
         problem, working = self.problem, ended.working
@@ -190,13 +220,13 @@ class Evaluator:
         model = working.model.eval()
         density = densities(model, working.masks)
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
-        measured = self._measurement("completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.units)
         if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
             measured = replace(measured, costs={**measured.costs, "latency_ms": before["latency_ms"]})
         pruned = problem.activation(plan.activation)
         folder = self.models / str(number)
         if plan.int8:
-            measured = self._quantised(measured, model, folder / INT8, plan)
+            measured = quantised(problem, measured, model, folder / INT8, plan)
         if wrong := {name: value for name, value in measured.metrics.items() if not math.isfinite(value)}:
             raise ValueError(f"metrics must be finite; got {wrong}")  # before it is saved: nobody may inherit from it
         document = {
@@ -210,6 +240,7 @@ class Evaluator:
             "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
             "trained_units": ended.units,
+            "screening": None if screened is None else screened.to_json(),
             "lineage": self._lineage(number, plan, parent, wanted, kept, ended).to_json(),
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
@@ -222,54 +253,3 @@ class Evaluator:
         }
         save_plan(folder, document, model)
         return measured
-
-    def _quantised(self, measured: Measurement, model: nn.Module, path: Path, plan: Plan) -> Measurement:
-        """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
-        small = self.problem.quantised(model, path, plan.activation)
-        unit = measured.rungs[-1][0] if measured.rungs else 0
-        costs = {**measured.costs, "size_mb": path.stat().st_size / 1e6}
-        if "latency_ms" in costs:
-            with self.problem.timed("evaluation"):
-                costs["latency_ms"] = latency_ms(small, example_input(self.problem.data))
-        rungs = (*measured.rungs[:-1], (unit, self.problem.validate(small)))
-        return replace(measured, costs=costs, rungs=rungs)
-
-    def _measurement(
-        self,
-        state: Any,
-        parent: Finished | None,
-        wanted: Wanted,
-        plan: Plan,
-        rungs: tuple[Rung, ...] = (),
-        reason: str = "",
-        model: nn.Module | None = None,
-        units: int = 0,
-    ) -> Measurement:
-        problem, kept = self.problem, wanted.kept
-        ratios = problem.ratios(kept, wanted.density)
-        costs = {
-            "flops": 2.0 * problem.cost.macs(kept),
-            "effective_flops": 2.0 * round(ratios["effective_flops"] * problem.dense_macs),
-            "params": float(problem.cost.params(kept)),
-        }
-        if model is not None:
-            costs["size_mb"] = size_mb(model)
-            costs["nonzero_params"] = float(sum(int((p != 0).sum()) for p in model.parameters()))
-        if problem.latency is not None:
-            costs["estimated_latency_ms"] = problem.latency(kept)
-        if model is not None and problem.settings.objectives.uses("latency_ms"):
-            with problem.timed("evaluation"):
-                costs["latency_ms"] = latency_ms(model, example_input(problem.data).to(problem.device))
-        return Measurement(
-            state=state,
-            parent=None if parent is None else parent.number,
-            costs=costs,
-            ratios=ratios,
-            kept=self._by_group(kept),
-            density=dict(wanted.density),
-            rungs=rungs,
-            reason=reason,
-            plan=plan.to_json(),
-            method=plan.stages[0].method["name"],
-            trained_units=units,
-        )

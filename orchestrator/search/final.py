@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,25 @@ def confirm_front(
     return members, _dense(problem, progress)
 
 
-def run_baselines(problem: Problem, method: Method, front: list[FrontRow], progress: Progress) -> list[BaselineRow]:
-    """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed."""
+def run_baselines(
+    problem: Problem,
+    method: Method,
+    front: list[FrontRow],
+    progress: Progress,
+    afford: Callable[[Sequence[Rung]], bool] | None = None,
+) -> list[BaselineRow]:
+    """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
+
+    One that a budget in time cannot `afford` is left out.
+    """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
     rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _steps(problem, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
+        if afford is not None and not afford(rungs):
+            progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
+            continue
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
         found += _ladder(problem, method, name, rungs, matched, folder, progress)
     return found

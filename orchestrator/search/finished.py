@@ -29,7 +29,7 @@ class Finished:
 
     `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
     `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
-    `trained_units` are those in its weights, its ancestors' included.
+    `trained_units` are those in its weights, its ancestors' included; `octaves` are as in screening.py.
     """
 
     number: int
@@ -39,14 +39,28 @@ class Finished:
     ancestors: tuple[int, ...]
     sparse: tuple[str, ...] = ()
     trained_units: int = 0
+    octaves: tuple[float, ...] = ()
 
 
-def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
+ROOM = 0.5
+"""Of what is wanted of a group, the part that a parent must have where the rest may be had from other groups."""
+
+
+def nearest_parent(
+    finished: list[Finished], wanted: Has, flexible: int = 0, macs: int | None = None
+) -> Finished | None:
     """The cheapest finished plan that has at least what is wanted of everything and more of one; None: the dense model.
 
-    Ties in cost go to the weights that have been trained for longer, then to the later trial.
+    Of the first `flexible` entries a parent that costs more than `macs` needs to have half only: an allocation that is
+    chosen at this cost makes up for it. Ties in cost go to the weights that have been trained for longer, then to the
+    later trial.
     """
-    fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
+    least = np.where(np.arange(len(wanted)) < flexible, np.minimum(wanted, np.maximum(1.0, ROOM * wanted)), wanted)
+    fits = [
+        plan
+        for plan in finished
+        if (plan.has >= least - 1e-9).all() and (plan.has > wanted + 1e-9).any() and (macs is None or plan.macs > macs)
+    ]
     return min(fits, key=lambda plan: (plan.macs, -plan.trained_units, -plan.number), default=None)
 
 
@@ -75,7 +89,10 @@ def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = (
         has = np.concatenate([structure.counts(keep).astype(float), shares])
         macs = effective_macs(structure, keep, document["density"])
         sparse, trained = tuple(document["shares"]), lineage_in(document, folder / PLAN).trained_units
-        return Finished(int(document["trial"]), macs, has, keep, tuple(document["ancestors"]), sparse, trained)
+        screened = document.get("screening")
+        octaves = (0.0,) * len(structure.groups) if screened is None else tuple(map(float, screened["octaves"]))
+        ancestors = tuple(document["ancestors"])
+        return Finished(int(document["trial"]), macs, has, keep, ancestors, sparse, trained, octaves)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"

@@ -7,7 +7,6 @@ where training it would take hundreds of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -70,27 +69,25 @@ def screen(
         judge = _Judge(problem, pruner, working, proposed, seed, how.batches)
         best, kept = np.zeros(len(proposed)), judge.counts(np.zeros(len(proposed)))
         least = first = judge(kept)
-        for octaves in _walk(inherited, tries, how.octaves, seed, lambda: best):
+        rng = np.random.default_rng(seed_of(seed, 12))
+        for number in range(tries):
+            octaves = inherited if number == 0 and inherited.any() else _step(best, how.octaves, number, rng)
             found = judge.counts(octaves)
             if (found != kept).any() and (loss := judge(found)) < least:
                 best, kept, least = octaves, found, loss
     return Screened(kept, best, first, least, tries)
 
 
-def _walk(inherited: Octaves, tries: int, width: float, seed: int, best: Any) -> Iterator[Octaves]:
-    """The parent's octaves, then steps of half the groups, wide and narrow in turn, from the best so far."""
-    rng = np.random.default_rng(seed_of(seed, 12))
-    for number in range(tries):
-        if number == 0 and inherited.any():
-            yield inherited
-            continue
-        step = rng.normal(0.0, width if number % 2 else 0.5 * width, len(inherited))
-        octaves = best() + step * (rng.random(len(inherited)) < 0.5)
-        yield np.clip(octaves - octaves.mean(), -WIDEST, WIDEST)
+def _step(best: Octaves, width: float, number: int, rng: np.random.Generator) -> Octaves:
+    """From the best so far, half of the groups by a wide or a narrow step in turn."""
+    step = rng.normal(0.0, width if number % 2 else 0.5 * width, len(best))
+    octaves = best + step * (rng.random(len(best)) < 0.5)
+    clipped: Octaves = np.clip(octaves - octaves.mean(), -WIDEST, WIDEST)
+    return clipped
 
 
 class _Judge:
-    """Counts of the same cost from octaves, and how far the outputs of a model cut to counts are from the dense ones."""
+    """Counts of the same cost from octaves, and how far a model cut to counts is from the dense outputs."""
 
     def __init__(
         self, problem: Problem, pruner: UnitPruner, working: Working, proposed: Counts, seed: int, batches: int

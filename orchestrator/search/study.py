@@ -151,14 +151,17 @@ def search(
     rules: Rules,
     n_trials: int,
     on_trial: OnTrial,
+    in_time: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Run trials until `n_trials` have ended or nothing is left to try; `on_trial` sees each as it was stored.
+    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough for another.
+
+    `on_trial` sees each as it was stored.
 
     A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
     the open trial put back among those that wait.
     """
     distributions = space.distributions(terrain)
-    while done(study) < n_trials and not exhausted(study, distributions):
+    while done(study) < n_trials and in_time() and not exhausted(study, distributions):
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
         study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number), distributions)

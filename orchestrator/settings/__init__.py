@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_serializer, model_validator
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
+from orchestrator.settings.budget import Budget, parse
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
@@ -31,13 +32,32 @@ __all__ = [
 
 
 class StudySettings(Part):
-    """`name` is the folder under `out`; `storage` null means a journal file in that folder."""
+    """`name` is the folder under `out`; `storage` null means a journal file in that folder.
+
+    A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     n_trials: Positive
+    budget: Annotated[Budget | None, BeforeValidator(lambda value: value if value is None else parse(value))] = None
     out: Path = Path("runs")
     baselines: Path = Path("baselines")
     storage: str | None = None
+
+    @model_validator(mode="after")
+    def _counted(self) -> StudySettings:
+        if self.budget is not None and self.budget.unit == "trials":
+            object.__setattr__(self, "n_trials", int(self.budget.amount))
+        return self
+
+    @field_serializer("budget")
+    def _written(self, budget: Budget | None) -> str | None:
+        return None if budget is None else budget.text
+
+    @property
+    def paced(self) -> Budget | None:
+        """The budget where it is in time or epochs."""
+        return self.budget if self.budget is not None and self.budget.paced else None
 
     @property
     def folder(self) -> Path:
@@ -47,13 +67,15 @@ class StudySettings(Part):
 class ChainSettings(Part):
     """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
-    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss.
+    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Under a
+    budget in time a rung is finetuned for at most `most_epochs`; what is left goes to trials around the chain.
     """
 
     rungs: Count = 8
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
+    most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
     @model_validator(mode="after")
     def _falls(self) -> ChainSettings:
@@ -70,11 +92,26 @@ class ChainSettings(Part):
         return [top * step**rung for rung in range(self.rungs)]
 
 
+class ScreeningSettings(Part):
+    """Allocations of equal cost that are compared before training, for `share` of the time of a trial's steps.
+
+    `batches` of training data judge each of them; `octaves` is how far a group moves in one step of the walk.
+    """
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
+    batches: Positive = 2
+    octaves: Annotated[float, Field(gt=0.0, le=2.0)] = 0.35
+
+
 class SearchSettings(Part):
-    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model."""
+    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
+
+    `screening` null trains every allocation as it was proposed.
+    """
 
     lineage: bool = True
     chain: ChainSettings = ChainSettings()
+    screening: ScreeningSettings | None = ScreeningSettings()
 
 
 _RECIPES = {"optimizer", "scheduler"}
