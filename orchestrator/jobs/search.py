@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.methods import Method, check_method, prepare_method
 from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.pacing import Pacing, pacing_of
+from orchestrator.search.pacing import CONFIRMING, Pacing, pacing_of
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.results import front, rows, trial_row
@@ -73,7 +74,7 @@ def search(settings: Settings) -> Outputs:
         goals = goals_of(settings)
         data = settings.data.build()
         data.setup()
-        parts = _parts(settings, goals)
+        parts = parts_of(settings, goals)
         record_study(parts.tracker, settings, parts.study)
         try:
             problem = prepare(settings, data, progress)
@@ -94,7 +95,7 @@ def search(settings: Settings) -> Outputs:
     return outputs
 
 
-def _parts(settings: Settings, goals: Goals) -> Parts:
+def parts_of(settings: Settings, goals: Goals) -> Parts:
     """Everything that a name in the configuration stands for, built before anything is paid for."""
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
@@ -149,15 +150,25 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     return outputs
 
 
-def explore(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Explored:
-    """The search without what follows it: the chain, then trials around it; `begin` is when the run began."""
+def explore(
+    problem: Problem,
+    parts: Parts,
+    progress: Progress,
+    begin: float,
+    now: Callable[[], float] = time.perf_counter,
+    confirming: float = CONFIRMING,
+) -> Explored:
+    """The search without what follows it: the chain, then trials around it.
+
+    `begin` is when the run began by the clock `now`; of a budget in time the share `confirming` is left for later.
+    """
     settings, study = problem.settings, parts.study
     goals, whole = problem.goals, problem.dense_costs
     methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
     space = Choices(parts.space, settings.method, terrains)
     evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
     chain, ways = settings.search.chain, list(terrains.values())
-    pacing = pacing_of(problem, study, begin, progress)
+    pacing = pacing_of(problem, study, begin, progress, now, confirming)
     targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     enqueue_chain(study, space, ways, targets, chain.equal_loss)

@@ -96,6 +96,22 @@ class Pace:
             self._open = (0.0, 0.0)
 
 
+class Unpaced:
+    """Trials as long as configured until another of their mean length would not end in time: a search without chain."""
+
+    slower = 1.0
+
+    def __init__(self, available: float, clock: Callable[[], float]) -> None:
+        self.available, self.clock, self.begin, self.trials = available, clock, clock(), 0
+
+    def __call__(self, ratio: float, units: int) -> None:
+        self.trials += 1
+
+    def more(self) -> bool:
+        used = self.clock()
+        return used + (used - self.begin) / max(1, self.trials) <= self.available
+
+
 def fewer_rungs(targets: Callable[[int], Sequence[float]], rungs: int, speed: Speed, available: float) -> list[float]:
     """`targets(n)` for the largest n up to `rungs` at which a rung gets `FEWEST` steps; never under 3 of them."""
     for count in range(rungs, 3, -1):

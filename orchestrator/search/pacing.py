@@ -13,7 +13,7 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.removal import remove
 from orchestrator.progress import Progress
 from orchestrator.search.allocation import scaled
-from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, fewer_rungs
+from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
 from orchestrator.search.ladders import Rung
 from orchestrator.search.problem import Problem
 from orchestrator.search.study import KIND, MEASURED, SECONDS, Study
@@ -32,7 +32,7 @@ class Pacing:
 
     budget: Budget
     targets: tuple[float, ...]
-    pace: Pace
+    pace: Pace | Unpaced
     speed: Speed
     clock: Callable[[], float]
 
@@ -73,8 +73,15 @@ class Pacing:
         return sum(map(price, self.targets)) / len(self.targets)
 
 
-def pacing_of(problem: Problem, study: Study, begin: float, progress: Progress) -> Pacing | None:
-    """None where the study has no budget in time or epochs; `begin` is when this run began (`time.perf_counter`).
+def pacing_of(
+    problem: Problem,
+    study: Study,
+    begin: float,
+    progress: Progress,
+    now: Callable[[], float] = time.perf_counter,
+    confirming: float = CONFIRMING,
+) -> Pacing | None:
+    """None where the study has no budget in time or epochs; `begin` is when this run began by the clock `now`.
 
     Errors: ConfigError where what came before has used the budget up.
     """
@@ -90,15 +97,17 @@ def pacing_of(problem: Problem, study: Study, begin: float, progress: Progress) 
             return _steps_done(problem, study)
     else:
         earlier = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.get_trials(deepcopy=False))
-        available = (1.0 - CONFIRMING) * budget.amount
+        available = (1.0 - confirming) * budget.amount
 
         def clock() -> float:
-            return float(earlier + time.perf_counter() - begin)
+            return float(earlier + now() - begin)
 
         _require_time(budget, budget.amount - clock())
         progress.phase("speed", "of optimizer steps at three FLOPs ratios")
         with problem.timed("profile"):
-            speed = measure(problem, _targets(problem, chain.rungs))
+            speed = measure(problem, _targets(problem, max(1, chain.rungs)), now)
+    if chain.rungs == 0:
+        return Pacing(budget, (chain.largest, chain.smallest), Unpaced(available, clock), speed, clock)
     if TARGETS not in study.user_attrs:
         found = fewer_rungs(lambda n: _targets(problem, n), chain.rungs, speed, (available - clock()) / ladders)
         study.set_user_attr(TARGETS, found)
@@ -135,7 +144,7 @@ def _require_time(budget: Budget, left: float) -> None:
         )
 
 
-def measure(problem: Problem, targets: Sequence[float]) -> Speed:
+def measure(problem: Problem, targets: Sequence[float], now: Callable[[], float]) -> Speed:
     """Time steps, recalibration and validation of models cut evenly to the largest, middle and smallest target."""
     ratios = sorted({targets[0], targets[len(targets) // 2], targets[-1]}, reverse=True)
     structure, units = problem.structure, problem.settings.phases.finetune.units
@@ -146,11 +155,11 @@ def measure(problem: Problem, targets: Sequence[float]) -> Speed:
         keep = thresholds.choose(structure, np.zeros(structure.n_units), structure.full(), kept)
         model = remove(problem.model, structure, keep)
         problem.finetune(model, 1, 0, unit_steps=1)
-        begin = time.perf_counter()
+        begin = now()
         problem.finetune(model, 1, 0, unit_steps=STEPS)
-        middle = time.perf_counter()
+        middle = now()
         problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, 0)
         problem.validate(model)
         step.append((middle - begin) / STEPS)
-        beside.append((time.perf_counter() - middle) * units)
+        beside.append((now() - middle) * units)
     return Speed(tuple(ratios), tuple(step), tuple(beside))
