@@ -169,7 +169,9 @@ def explore(
     evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
     chain, ways = settings.search.chain, list(terrains.values())
     pacing = pacing_of(problem, study, begin, progress, now, confirming)
-    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
+    targets = chain.targets(settings.objectives.max_flops_ratio)
+    if pacing is not None and chain.rungs > 0:
+        targets = list(pacing.targets)
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     enqueue_chain(study, space, ways, targets, chain.equal_loss)
     if taken := take_over_interrupted(study):

@@ -1,0 +1,325 @@
+"""Our search beside its rivals at equal CPU seconds: `python benchmarks/search.py --budgets 120 600 --workers 2`.
+
+Four settings, each with one dense model that everything is cut from: a ResNet-20 and a VGG-16-BN on Fashion-MNIST
+(14 x 14 and 32 x 32), a MobileNetV2 on Fashion-MNIST, a ResNet-50 on digits (32 x 32). All rivals have the same data,
+FLOPs targets, optimizer, batches, validation images and one thread; seeds change the search, its batches and its
+draws. They are run side by side, seed by seed; the seconds are those of the process (`time.process_time`), so that
+workers which wait for one another do not count. What a rival's models are is decided on validation data; the test
+data is read after the budget has ended.
+
+Results go to --out as they come, and are not measured again; the tables and the pictures go into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+from search_tables import Point, Result, write  # type: ignore[import-not-found]
+from torch import nn
+
+from orchestrator import settings as schema
+from orchestrator.files import write_atomic
+from orchestrator.jobs.search import explore, parts_of
+from orchestrator.load import load_pruned
+from orchestrator.progress import Progress
+from orchestrator.search.goals import goals_of
+from orchestrator.search.pacing import measure
+from orchestrator.search.prepare import prepare
+from orchestrator.search.problem import Problem, seed_of
+
+ROOT = Path(__file__).resolve().parent.parent
+FASHION = "data=fashion_mnist data.train_images=18000 data.val_fraction=0.1112 data.batch_size=64"
+TARGETS = (0.5, 0.03125, 7)
+"""Largest and smallest FLOPs ratio of all chains and ladders, and their rungs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """`overrides` make the problem; `epochs` train the dense model."""
+
+    name: str
+    title: str
+    overrides: str
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "resnet20",
+            "ResNet-20, Fashion-MNIST at 14 x 14",
+            f"model=resnet_small model.blocks=3 {FASHION} data.size=14 phases.train.epochs=12",
+        ),
+        Setting(
+            "vgg16",
+            "VGG-16-BN of a quarter of the width, Fashion-MNIST at 32 x 32",
+            f"model=vgg_small model.width=16 {FASHION} data.size=32 phases.train.epochs=8",
+        ),
+        Setting(
+            "mobilenet",
+            "MobileNetV2, Fashion-MNIST at 28 x 28",
+            f"model=torchvision model.name=mobilenet_v2 {FASHION} data.size=28 data.channels=3 phases=deep "
+            "phases.train.epochs=12 phases.train.optimizer.lr=0.002",
+        ),
+        Setting(
+            "resnet50",
+            "ResNet-50, digits at 32 x 32",
+            "model=resnet50 data=digits_rgb data.batch_size=32 phases=deep phases.train.epochs=10",
+        ),
+    )
+}
+PLAIN = "phases.finetune.distillation=null"
+ALONE = f"search.lineage=false search.screening=null search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
+SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
+RIVALS = {
+    "naive TPE": f"sampler=tpe {ALONE} {SHORT}",
+    "naive NSGA-II": f"sampler=nsga2 {ALONE} {SHORT}",
+    "torch-pruning global": PLAIN,
+    "torch-pruning uniform": PLAIN,
+    "chain": f"search.screening=null {PLAIN}",
+    "chain + distillation": "search.screening=null",
+    "ours": "",
+}
+"""Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""
+CHAINED = (
+    f"search.chain.rungs={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
+    f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
+    "search.chain.most_epochs=1000 stopping=never"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    setting: str
+    rival: str
+    budget: float
+    seed: int
+
+
+def composed(words: Sequence[str]) -> schema.Settings:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        found = OmegaConf.to_container(hydra.compose("config", list(words)), resolve=True)
+    assert isinstance(found, dict)
+    return schema.load({str(key): value for key, value in found.items()})
+
+
+def common(baselines: Path, out: Path) -> list[str]:
+    where = [f"study.baselines={baselines}", f"study.out={out}", "tracking=none", "device=cpu", "threads=1"]
+    return [*where, "phases.finetune.recalibration_batches=4"]
+
+
+def dense(setting: str, baselines: Path) -> Path:
+    """The weights of the setting's dense model, trained where they are not there yet."""
+    with tempfile.TemporaryDirectory() as out:
+        settings = composed([*SETTINGS[setting].overrides.split(), *common(baselines, Path(out))])
+        data = settings.data.build()
+        data.setup()
+        prepare(settings, data, Progress(open(os.devnull, "w")))
+    return baselines / settings.dense_digest() / "weights.safetensors"
+
+
+def run(job: Job, baselines: Path) -> Result:
+    """One rival with one seed, from the dense weights to the test accuracy of its models."""
+    torch.set_num_threads(1)
+    weights = baselines / f"{job.setting}.safetensors"
+    how = RIVALS[job.rival]
+    chain = "" if "rungs=0" in how else CHAINED
+    with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as silent:
+        words = [
+            *SETTINGS[job.setting].overrides.split(), "phases.train.epochs=0", f"phases.train.checkpoint={weights}",
+            *common(baselines, Path(out)), *chain.split(), *how.split(), f"seed={job.seed}",
+            f"study.budget={job.budget:g}s",
+        ]  # fmt: skip
+        settings = composed(words)
+        settings.study.folder.mkdir(parents=True, exist_ok=True)
+        data = settings.data.build()
+        data.setup()
+        progress = Progress(silent)
+        problem = prepare(settings, data, progress)  # shared by all: data, dense outputs, structure
+        climb = ladder if job.rival.startswith("torch-pruning") else studied
+        begin = time.process_time()
+        models = list(climb(problem, job, progress, begin))
+        seconds = time.process_time() - begin
+        points = [
+            Point(ratio, validation, problem.test(model)["accuracy"], at) for ratio, validation, model, at in models
+        ]
+        shares = {name: round(value, 2) for name, value in progress.seconds.items()}
+    return Result(job.setting, job.rival, job.budget, job.seed, seconds, points, shares)
+
+
+Found = tuple[float, float, nn.Module, float]
+"""FLOPs ratio, validation accuracy, model, CPU seconds after which it was there."""
+
+
+def studied(problem: Problem, job: Job, progress: Progress, begin: float) -> Iterator[Found]:
+    """What the configuration finds by the search itself, without the confirmation that follows it for a user."""
+    parts = parts_of(problem.settings, goals_of(problem.settings))
+    explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
+    spent = 0.0
+    for row in explored.found:
+        spent += row.seconds
+        if row.state == "completed" and row.quality is not None and row.flops_ratio is not None:
+            model = load_pruned(explored.evaluator.models / str(row.number))
+            yield row.flops_ratio, row.quality, model, spent
+
+
+def ladder(problem: Problem, job: Job, progress: Progress, begin: float) -> Iterator[Found]:
+    """torch-pruning's magnitude pruner at the same targets, each from the dense model, equal steps for each."""
+    targets = targets_of(*TARGETS)
+    speed = measure(problem, targets, time.process_time)
+    for place, target in enumerate(targets):
+        rest = targets[place:]
+        left = job.budget - (time.process_time() - begin) - sum(map(speed.beside_at, rest))
+        model = pruned(problem, target, whole=job.rival.endswith("global"))
+        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, job.seed)
+        steps = max(1, int(left / sum(map(speed.step_at, rest))))
+        problem.finetune(model, 1, seed_of(job.seed, 7, place), unit_steps=steps)
+        model.eval()
+        yield macs(problem, model), problem.validate(model)["accuracy"], model, time.process_time() - begin
+
+
+def targets_of(largest: float, smallest: float, rungs: int) -> list[float]:
+    return [largest * (smallest / largest) ** (rung / (rungs - 1)) for rung in range(rungs)]
+
+
+def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
+    """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its pruning ratio."""
+    import copy
+
+    import torch_pruning as tp
+
+    example = torch.zeros(1, *problem.data.input_shape)
+    classifier = [module for module in problem.model.modules() if isinstance(module, nn.Linear)][-1]
+    name = next(name for name, module in problem.model.named_modules() if module is classifier)
+
+    def at(ratio: float) -> nn.Module:
+        model = copy.deepcopy(problem.model).eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=whole,
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.95 if whole else 1.0,
+            ignored_layers=[model.get_submodule(name)],
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+        )
+        pruner.step()
+        return model
+
+    low, high = 0.0, 0.99
+    for _ in range(7):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if macs(problem, at(middle)) <= target else (middle, high)
+    return at(high)
+
+
+def macs(problem: Problem, model: nn.Module) -> float:
+    """MACs of convolutions and linear layers against the dense model's, counted alike for all, by hooks."""
+    return counted(model, problem.data.input_shape) / counted(problem.model, problem.data.input_shape)
+
+
+def counted(model: nn.Module, shape: tuple[int, ...]) -> int:
+    total = 0
+
+    def conv(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        places = output.shape[-1] * output.shape[-2] if output.dim() == 4 else 1
+        total += weight.numel() * places
+
+    kinds = (nn.Conv2d, nn.Linear)
+    handles = [module.register_forward_hook(conv) for module in model.modules() if isinstance(module, kinds)]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[120.0, 600.0], help="CPU seconds of a search")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each; at most one per core")
+    parser.add_argument("--baselines", type=Path, default=Path("baselines"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "search.json")
+    parser.add_argument("--tables", action="store_true", help="write the document from what is there, run nothing")
+    given = parser.parse_args(arguments)
+    results = read(given.out)
+    jobs = [
+        Job(setting, rival, budget, seed)
+        for budget in given.budgets
+        for seed in range(1, given.seeds + 1)
+        for setting in given.settings
+        for rival in given.rivals
+    ]
+    there = {(r.setting, r.rival, r.budget, r.seed) for r in results}
+    waiting = [job for job in jobs if dataclasses.astuple(job) not in there]
+    if not given.tables:
+        given.baselines.mkdir(parents=True, exist_ok=True)
+        for setting in dict.fromkeys(job.setting for job in waiting):
+            kept = given.baselines / f"{setting}.safetensors"
+            if not kept.exists():
+                write_atomic(kept, dense(setting, given.baselines).read_bytes())
+        for result in worked(waiting, given.baselines, given.workers):
+            results.append(result)
+            keep(given.out, results)
+            print(result.line(), flush=True)
+    titles = {name: setting.title for name, setting in SETTINGS.items()}
+    write(ROOT / "docs" / "benchmarks.md", results, titles, list(RIVALS))
+    return 0
+
+
+def worked(jobs: Sequence[Job], baselines: Path, workers: int) -> Iterator[Result]:
+    """Results as they come; workers are new processes, so that nothing is inherited."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(run, job, baselines) for job in jobs]):
+            yield future.result()
+
+
+def machine() -> str:
+    """Processor, cores, torch: what the numbers hang on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.processor()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today().isoformat()}"
+
+
+def read(path: Path) -> list[Result]:
+    return [Result.from_json(row) for row in json.loads(path.read_text())["results"]] if path.exists() else []
+
+
+def keep(path: Path, results: Sequence[Result]) -> None:
+    command = "python benchmarks/search.py " + " ".join(sys.argv[1:])
+    document = {"machine": machine(), "command": command, "results": [dataclasses.asdict(r) for r in results]}
+    write_atomic(path, json.dumps(document, indent=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

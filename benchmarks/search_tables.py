@@ -1,0 +1,183 @@
+"""What the rows of benchmarks/search.py come to: tables and pictures for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from orchestrator.files import write_atomic
+from orchestrator.search.front import hypervolume, non_dominated
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+RATIOS = (0.05, 0.10, 0.15, 0.25, 0.35)
+LEAST = 1 / 32
+OCTAVES = -math.log2(LEAST)
+LONG = 10.0
+"""A rival's final volume is looked for in what ours reaches with this fraction of its budget."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One model: FLOPs ratio, accuracies, and the CPU seconds after which it was there."""
+
+    ratio: float
+    validation: float
+    test: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One rival with one seed; `seconds` is what it took, `phases` where they went."""
+
+    setting: str
+    rival: str
+    budget: float
+    seed: int
+    seconds: float
+    points: Sequence[Point]
+    phases: Mapping[str, float]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        return cls(**{**data, "points": [Point(**point) for point in data["points"]]})
+
+    def front(self) -> list[Point]:
+        """The models that no other dominates on validation data."""
+        if not self.points:
+            return []
+        kept = non_dominated(np.array([[p.validation, p.ratio] for p in self.points]))
+        return [point for point, keep in zip(self.points, kept, strict=True) if keep]
+
+    def volume(self, reference: float) -> float:
+        """Test accuracy above `reference`, times octaves of FLOPs, under the front down to 1/32."""
+        front = self.front()
+        return OCTAVES * hypervolume([p.test for p in front], [p.ratio for p in front], reference, LEAST)
+
+    def at(self, ratio: float) -> float | None:
+        """Test accuracy of the front's best model within `ratio` of the FLOPs, by validation; None where none is."""
+        fits = [point for point in self.front() if point.ratio <= 1.0001 * ratio]
+        return max(fits, key=lambda point: point.validation).test if fits else None
+
+    def line(self) -> str:
+        found = " ".join("  -  " if (value := self.at(ratio)) is None else f"{value:.3f}" for ratio in RATIOS)
+        return (
+            f"{self.setting:10s} {self.budget:4.0f} s seed {self.seed} {self.rival:22s} {found}  "
+            f"volume over .8 {self.volume(0.8):.3f}, over .5 {self.volume(0.5):.3f}, "
+            f"{self.seconds:.0f} s, {len(self.points)} models"
+        )
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
+    """One row per rival: means and standard deviations over its seeds."""
+    heads = [f"{100 * ratio:.0f} %" for ratio in RATIOS]
+    lines = [["", "seeds", *heads, "volume over .8", "volume over .5", "models", "CPU s"]]
+    for rival in rivals:
+        mine = [result for result in results if result.rival == rival]
+        if not mine:
+            continue
+        cells = []
+        for ratio in RATIOS:
+            values = [value for result in mine if (value := result.at(ratio)) is not None]
+            cells.append(spread(values) if len(values) == len(mine) else "-")
+        volumes = [spread([result.volume(reference) for result in mine]) for reference in (0.8, 0.5)]
+        models = f"{statistics.fmean(len(result.points) for result in mine):.0f}"
+        seconds = f"{statistics.fmean(result.seconds for result in mine):.0f}"
+        lines.append([rival, str(len(mine)), *cells, *volumes, models, seconds])
+    return lines
+
+
+def verdict(results: Sequence[Result], rivals: Sequence[str]) -> str:
+    """Ours beside the strongest rival, by volume over .8: the difference, and it over the pooled spread."""
+    ours = [result.volume(0.8) for result in results if result.rival == "ours"]
+    others = {
+        rival: [result.volume(0.8) for result in results if result.rival == rival]
+        for rival in rivals
+        if rival != "ours" and any(result.rival == rival for result in results)
+    }
+    if not ours or not others:
+        return ""
+    name, best = max(others.items(), key=lambda item: statistics.fmean(item[1]))
+    apart = statistics.fmean(ours) - statistics.fmean(best)
+    text = f"Ours against the strongest rival ({name}): {apart:+.3f} in volume over .8"
+    if min(len(ours), len(best)) > 1:
+        pooled = math.sqrt((statistics.variance(ours) + statistics.variance(best)) / 2)
+        text += f", {apart / pooled:+.1f} pooled standard deviations" if pooled > 0.0 else ""
+    return text + "."
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rest))
+
+
+def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title: str) -> None:
+    """Test accuracy over FLOPs: the mean of the seeds' fronts as steps, their range as a band."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.4))
+    grid = np.geomspace(LEAST, 0.5, 200)
+    for place, rival in enumerate(rivals):
+        mine = [result for result in results if result.rival == rival]
+        if not mine:
+            continue
+        values = np.array([[result.at(ratio) or np.nan for ratio in grid] for result in mine])
+        there = ~np.isnan(values).any(0)
+        ours = rival == "ours"
+        color = "black" if ours else f"C{place}"
+        axes.plot(grid[there], values[:, there].mean(0), color=color, lw=2.2 if ours else 1.2, label=rival)
+        axes.fill_between(grid[there], values[:, there].min(0), values[:, there].max(0), color=color, alpha=0.15, lw=0)
+    axes.set_xscale("log")
+    axes.set_xticks([1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5], ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"])
+    axes.minorticks_off()
+    best = max(point.test for result in results for point in result.points)
+    low = min(
+        value for result in results if result.rival == "ours" for point in result.points for value in [point.test]
+    )
+    axes.set_ylim(max(0.0, low - 1.5 * (best - low) - 0.01), best + 0.1 * (best - low) + 0.002)
+    axes.set_xlabel("FLOPs of the dense model")
+    axes.set_ylabel("test accuracy")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write(
+    document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str], setting: str = ""
+) -> None:
+    """Everything between the document's markers, and the pictures beside it; `setting` says how it was measured."""
+    parts = [setting] if setting else []
+    for name, title in titles.items():
+        for budget in sorted({result.budget for result in results}):
+            mine = [result for result in results if result.setting == name and result.budget == budget]
+            if not mine:
+                continue
+            parts += [f"### {title}, {budget:g} s", markdown(table(mine, rivals)), verdict(mine, rivals)]
+            if any(result.rival == "ours" for result in mine) and len({result.rival for result in mine}) > 1:
+                path = document.parent / "benchmarks" / f"{name}-{budget:g}.png"
+                path.parent.mkdir(exist_ok=True)
+                picture(path, mine, rivals, f"{title}, {budget:g} CPU s")
+                parts.append(f"![{title}, {budget:g} s]({path.parent.name}/{path.name})")
+    body = "\n\n".join(part for part in parts if part)
+    text = document.read_text()
+    marked = re.compile(r"(<!-- results: begin -->\n).*(<!-- results: end -->)", re.S)
+    write_atomic(document, marked.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", text))
