@@ -64,6 +64,7 @@ class Evaluator:
     models: Path
     pace: Callable[[float, int], int | None] = lambda ratio, units: None
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
+    _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
         """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group."""
@@ -74,7 +75,7 @@ class Evaluator:
             raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
         parent = self._parent(others, wanted)
         seed = seed_of(problem.settings.seed, 2, number)
-        before = costs_before(problem, wanted.kept, wanted.density, proposal.activation, proposal.int8)
+        before = self._before(proposal, wanted)
         if reason := self._over_budget(wanted, before):
             rejected = measurement(
                 problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
@@ -88,7 +89,7 @@ class Evaluator:
             wanted = replace(wanted, kept=screened.kept)
             first = Cut(quantiles(problem.structure, screened.kept), "quantile")
             proposal = replace(proposal, cuts=(first, *proposal.cuts[1:]))
-            before = costs_before(problem, wanted.kept, wanted.density, proposal.activation, proposal.int8)
+            before = self._before(proposal, wanted)
         plan = self._plan(proposal, parent, seed)
         ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
@@ -116,10 +117,18 @@ class Evaluator:
         inherited = np.zeros(len(wanted.kept)) if parent is None else np.asarray(parent.octaves)
         tries = candidates(how.share, steps, how.batches)
         found = screen(problem, pruner, working, wanted.kept, inherited, tries, seed)
-        before = costs_before(problem, found.kept, wanted.density, proposal.activation, proposal.int8)
-        if self._over_budget(replace(wanted, kept=found.kept), before):
+        chosen = replace(wanted, kept=found.kept)
+        if self._over_budget(chosen, self._before(proposal, chosen)):
             found = screen(problem, pruner, working, wanted.kept, inherited, 0, seed)
         return found
+
+    def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
+        """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""
+        level, int8 = proposal.activation, proposal.int8
+        key = (wanted.kept.tobytes(), tuple(sorted(wanted.density.items())), level, int8)
+        if key not in self._costs:
+            self._costs[key] = costs_before(self.problem, wanted.kept, wanted.density, level, int8)
+        return self._costs[key]
 
     def wanted(self, proposal: Proposal) -> Wanted:
         """Counts and densities that the proposal's thresholds mean on the dense model's scores."""

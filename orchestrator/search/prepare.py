@@ -88,7 +88,7 @@ def find_latency_model(
             example,
             settings.study.baselines if keep else None,
             _architecture(settings),
-            lambda done, of: progress.tick(f"{done} of {of} plans"),
+            lambda done, of: progress.tick(f"{done} of {of} measurements"),
         )
     progress.phase("latency", f"plans it has not seen: {found.mean_error:.1%} off, {found.worst_error:.1%} at worst")
     return found

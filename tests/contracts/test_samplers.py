@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,20 @@ def test_bounds_reach_the_sampler_as_constraints() -> None:
         assert trial.constraints == pytest.approx({"accuracy": missed})
         assert trial.user_attrs[STATE] == ("infeasible" if missed > 0 else "completed")
     assert {trial.user_attrs[STATE] for trial in study.get_trials()} == {"completed", "infeasible"}
+
+
+def test_of_a_trial_that_was_stopped_the_sampler_learns_the_costs_alone() -> None:
+    goals = Goals("accuracy", {"accuracy": 1.0}, ("flops",), {"accuracy": Bound(least=0.99), "flops": Bound(most=1.0)})
+
+    def stopped(proposal: Proposal, number: int, report: Report) -> Measurement:
+        return replace(pretend(proposal, number, report), state="stopped" if number else "rejected", reason="why")
+
+    study = optuna.create_study(directions=goals.directions)
+    rules = Rules(goals, 0.95, Never(), Recipe("optuna.samplers.RandomSampler"), 0)
+    search(study, space_for(rules.sampler), TERRAIN, stopped, rules, 2, lambda trial: None)
+    for trial, state in zip(study.get_trials(), ("rejected", "stopped"), strict=True):
+        assert (trial.user_attrs[STATE], trial.user_attrs["reason"]) == (state, "why")
+        assert trial.constraints == {"flops": trial.user_attrs["measured"]["costs"]["flops"] - 1.0}
 
 
 def test_samplers_of_one_objective_are_refused_with_what_optuna_says() -> None:

@@ -1,6 +1,7 @@
 """Rows survive the way to disk and back."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ TRIALS = [
     TrialRow(0, "completed", 2, None, 0.1 + 0.2, 10**12, 1 / 3, 7, 1.0, 1.5, 0.25, "uniform", ""),
     TrialRow(1, "rejected", 0, 0, None, None, None, None, None, 0.0, None, "sampler", 'over, "budget"\nby far'),
 ]
+TRIALS.append(replace(TRIALS[0], axis="size_mb", size_mb=0.5, dense_cost=2.0, metrics={"loss": 0.1 + 0.2, "f1": 1.0}))
 FRONT = [FrontRow(3, 0.9, 0.0, 2, 10, 0.5, 4, 0.25, math.inf, "models/3")]
 BASELINES = [BaselineRow("uniform", 3, 0.9, 1e-17, 2, 10, 0.5, 4, 0.25, 1.0, "")]
 
@@ -22,6 +24,14 @@ BASELINES = [BaselineRow("uniform", 3, 0.9, 1e-17, 2, 10, 0.5, 4, 0.25, 1.0, "")
 def test_round_trip(tmp_path: Path, rows: list, row_type: type) -> None:
     write_csv(tmp_path / "rows.csv", rows, row_type)
     assert read_csv(tmp_path / "rows.csv", row_type) == rows
+
+
+def test_the_cost_of_a_row_is_the_one_its_study_is_laid_out_along() -> None:
+    assert (TRIALS[0].cost, TRIALS[0].cost_ratio) == (10**12, 1 / 3)
+    assert (TRIALS[-1].cost, TRIALS[-1].cost_ratio) == (0.5, 0.25)
+    assert (TRIALS[1].cost, TRIALS[1].cost_ratio) == (0, 0.0)
+    slow = replace(FRONT[0], axis="latency_ms", latency_ms=3.0, dense_cost=4.0)
+    assert (slow.cost, slow.cost_ratio) == (3.0, 0.75)
 
 
 def test_columns_are_those_of_the_output_contract(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from orchestrator.search.front import hypervolume, non_dominated, spread_out
+from orchestrator.search.front import hypervolume, non_dominated, spread_out, volume
 
 
 def test_dominated_points_leave() -> None:
@@ -30,6 +33,28 @@ def test_a_tolerance_keeps_what_cannot_be_told_apart() -> None:
 def test_three_objectives() -> None:
     points = np.array([[0.9, 10.0, 1.0], [0.9, 10.0, 2.0], [0.8, 11.0, 0.5]])
     assert non_dominated(points).tolist() == [True, False, True]
+
+
+@given(points=arrays(float, st.tuples(st.integers(1, 12), st.integers(2, 4)), elements=st.integers(0, 4).map(float)))
+def test_whoever_leaves_is_dominated_and_whoever_stays_is_not(points: np.ndarray) -> None:
+    losses = points * np.array([-1.0] + [1.0] * (points.shape[1] - 1))
+    worse = (losses[:, None] <= losses[None]).all(2) & (losses[:, None] < losses[None]).any(2)
+    kept = non_dominated(points)
+    assert not (worse.any(0) & kept).any()
+    left = np.flatnonzero(~kept)
+    assert all(worse[kept, i].any() or (losses[kept] == losses[i]).all(1).any() for i in left)
+
+
+@given(
+    points=arrays(float, st.tuples(st.integers(1, 8), st.just(3)), elements=st.floats(0.0, 1.0, width=16)),
+    more=st.lists(st.floats(0.0, 1.0, width=16), min_size=3, max_size=3),
+)
+def test_the_volume_grows_with_points_and_is_that_of_the_front(points: np.ndarray, more: list[float]) -> None:
+    corner = np.array([0.25, 0.75, 1.0])
+    whole = volume(points, corner)
+    assert 0.0 <= whole <= 0.75 * 0.75 + 1e-9
+    assert volume(np.vstack([points, more]), corner) >= whole - 1e-9
+    assert volume(points[non_dominated(points)], corner) == pytest.approx(whole)
 
 
 def test_no_points_have_no_front() -> None:

@@ -69,13 +69,13 @@ def test_what_is_measured_has_the_shapes_of_the_plan() -> None:
 def test_it_is_fitted_once_tells_its_error_and_takes_microseconds(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     found = latency_model(MODEL, STRUCTURE, EXAMPLE, tmp_path, "small", lambda done, of: seen.append((done, of)))
-    assert seen[-1] == (48, 48)
+    assert seen[-1] == (96, 96)
     assert 0.0 < found.mean_error <= found.worst_error
     assert found.mean_error < 0.5  # a hundredth on an idle core; tests may share theirs
     (path,) = tmp_path.glob("latency-*.json")
     assert json.loads(path.read_text())["held_out_error"]["mean"] == found.mean_error
     again = latency_model(MODEL, STRUCTURE, EXAMPLE, tmp_path, "small", lambda done, of: seen.append((0, 0)))
-    assert seen[-1] == (48, 48)
+    assert seen[-1] == (96, 96)
     assert again(STRUCTURE.sizes) == found(STRUCTURE.sizes)
     begin = time.perf_counter()
     for _ in range(100):
