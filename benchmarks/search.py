@@ -132,7 +132,8 @@ def dense(setting: str, baselines: Path) -> Path:
         settings = composed([*SETTINGS[setting].overrides.split(), *common(baselines, Path(out))])
         data = settings.data.build()
         data.setup()
-        prepare(settings, data, Progress(open(os.devnull, "w")))
+        with open(os.devnull, "w") as silent:
+            prepare(settings, data, Progress(silent))
     return baselines / settings.dense_digest() / "weights.safetensors"
 
 
