@@ -71,13 +71,14 @@ SETTINGS = {
         Setting(
             "vgg16",
             "VGG-16-BN of a quarter of the width, Fashion-MNIST at 32 x 32",
-            f"model=vgg_small model.width=16 {FASHION} data.size=32 phases.train.epochs=8",
+            f"model=vgg_small model.width=16 {FASHION} data.size=32 phases.train.epochs=8 "
+            "phases.finetune.optimizer.lr=0.02",
         ),
         Setting(
             "mobilenet",
             "MobileNetV2, Fashion-MNIST at 28 x 28",
             f"model=torchvision model.name=mobilenet_v2 {FASHION} data.size=28 data.channels=3 phases=deep "
-            "phases.train.epochs=12 phases.train.optimizer.lr=0.002",
+            "phases.train.epochs=12 phases.train.optimizer.lr=0.002 phases.finetune.optimizer.lr=0.005",
         ),
         Setting(
             "resnet50",
@@ -293,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep(given.out, results)
             print(result.line(), flush=True)
     titles = {name: setting.title for name, setting in SETTINGS.items()}
-    write(ROOT / "docs" / "benchmarks.md", results, titles, list(RIVALS))
+    write(ROOT / "docs" / "benchmarks.md", results, titles, list(RIVALS), made(given.out))
     return 0
 
 
@@ -310,6 +311,14 @@ def machine() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = names[0].partition(":")[2].strip() if names else platform.processor()
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today().isoformat()}"
+
+
+def made(path: Path) -> str:
+    """How the rows came about, in a sentence or two."""
+    if not path.exists():
+        return ""
+    document = json.loads(path.read_text())
+    return f"Machine: {document['machine']}. Command: `{document['command']}`."
 
 
 def read(path: Path) -> list[Result]:
