@@ -56,7 +56,7 @@ def inspect(settings: Settings) -> Inspection:
     Errors: UserError for whatever would stop the search before its first trial.
     """
     check_sampler(settings.sampler, goals_of(settings).directions)
-    if settings.threads is not None:
+    if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
     data = settings.data.build()
     data.setup()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_serializer, model_validator
 
@@ -134,7 +134,7 @@ class Settings(Part):
     search: SearchSettings = SearchSettings()
     seed: Count = 0
     device: str = "auto"
-    threads: Positive | None = None
+    threads: Positive | Literal["auto"] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

@@ -1,0 +1,77 @@
+"""How many CPU threads train this model fastest: small layers lose more by sharing than they gain."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+from orchestrator.search.allocation import scaled
+from orchestrator.settings import Settings
+
+STEPS = 4
+"""Training steps timed with each number of threads, after one to warm up."""
+
+
+def set_threads(settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device) -> str:
+    """Set torch's threads as configured; what was found where they were measured, else an empty string.
+
+    `auto` tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with
+    the dense baselines, since the bits of a result hang on it: delete the file to measure anew.
+    """
+    if settings.threads is None or device.type != "cpu":
+        return ""
+    if settings.threads != "auto":
+        torch.set_num_threads(settings.threads)
+        return ""
+    where = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__]
+    key = digest([where, settings.model, settings.data, settings.search.chain.model_dump(mode="json")])
+    path = settings.study.baselines / f"threads-{key}.json"
+    if not path.exists():
+        found = _measured(settings, structure, model, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(found))
+    milliseconds: dict[str, float] = json.loads(path.read_text())
+    best = min(milliseconds, key=lambda count: milliseconds[count])
+    torch.set_num_threads(int(best))
+    steps = ", ".join(f"{count}: {value:.1f} ms" for count, value in milliseconds.items())
+    return f"{best} of {os.cpu_count()}; a step with {steps}"
+
+
+def _measured(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> dict[str, float]:
+    """Median milliseconds of a training step by the number of threads."""
+    cut = copy.deepcopy(model)
+    if structure.groups:
+        chain, macs = settings.search.chain, Cost(structure).macs
+        target = int(math.sqrt(chain.largest * chain.smallest) * macs(structure.sizes))
+        kept = scaled(structure.sizes, macs, target, np.ones(len(structure.groups)))
+        scores = np.zeros(structure.n_units)
+        cut = remove(cut, structure, thresholds.choose(structure, scores, structure.full(), kept))
+    task = settings.task.build(model=cut, num_classes=data.num_classes).train()
+    batches = list(islice(data.train_batches(0), STEPS + 1))
+    found = {}
+    for power in range((os.cpu_count() or 1).bit_length()):
+        torch.set_num_threads(2**power)
+        times = []
+        for batch in batches:
+            begin = time.perf_counter()
+            task.loss(cut, [part for part in batch if isinstance(part, Tensor)]).backward()
+            times.append(time.perf_counter() - begin)
+        found[str(2**power)] = 1e3 * statistics.median(times[1:] or times)
+    return found
