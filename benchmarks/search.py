@@ -95,8 +95,9 @@ RIVALS = {
     "naive NSGA-II": f"sampler=nsga2 {ALONE} {SHORT}",
     "torch-pruning global": PLAIN,
     "torch-pruning uniform": PLAIN,
-    "chain": f"search.screening=null {PLAIN}",
-    "chain + distillation": "search.screening=null",
+    "chain": f"search.screening=null search.chain.even=steps {PLAIN}",
+    "chain + distillation": "search.screening=null search.chain.even=steps",
+    "ours without screening": "search.screening=null",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""

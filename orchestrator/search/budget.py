@@ -53,9 +53,11 @@ class Pace:
         clock: Callable[[], float],
         ladders: int = 1,
         chained: bool = False,
+        even: str = "time",
     ) -> None:
         self.speed, self.targets, self.available, self.clock = speed, tuple(targets), available, clock
         self.most_steps, self.ladders, self.chained = most_steps, ladders, chained
+        self.even = even
         self.slower, self._open = 1.0, (0.0, 0.0)
 
     def __call__(self, ratio: float, units: int) -> int:
@@ -67,7 +69,9 @@ class Pace:
             steps = (left / self.slower - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
         else:
             self.chained = len(rungs) == 1 and self.ladders == 1
-            steps = self._evenly(left / (self.slower * self.ladders), rungs)
+            left /= self.slower * self.ladders
+            equally = (left / len(rungs) - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
+            steps = self._evenly(left, rungs) if self.even == "steps" else equally
         steps = int(min(self.most_steps, max(units, steps)))
         self._open = (self.clock(), self._price(ratio, steps))
         return max(1, steps // units)

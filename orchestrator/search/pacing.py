@@ -113,7 +113,7 @@ def pacing_of(
         study.set_user_attr(TARGETS, found)
     targets = study.user_attrs[TARGETS]
     most = max(1, round(chain.most_epochs * per_epoch))
-    pace = Pace(speed, targets, available, most, clock, ladders, _chained(study, len(targets) * ladders))
+    pace = Pace(speed, targets, available, most, clock, ladders, _chained(study, len(targets) * ladders), chain.even)
     return Pacing(budget, tuple(targets), pace, speed, clock)
 
 

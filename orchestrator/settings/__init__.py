@@ -68,13 +68,15 @@ class ChainSettings(Part):
     """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
     One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Under a
-    budget in time a rung is finetuned for at most `most_epochs`; what is left goes to trials around the chain.
+    budget in time all rungs get the same `time`, or the same `steps`, and at most `most_epochs`; what is left goes to
+    trials around the chain.
     """
 
     rungs: Count = 8
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
+    even: Literal["time", "steps"] = "time"
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
     @model_validator(mode="after")
