@@ -19,6 +19,7 @@ from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, r
 from orchestrator.report.tables import front_table, show, summary_table
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
+from orchestrator.settings.budget import parse
 
 CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY = (
     "config.yaml",
@@ -80,6 +81,7 @@ class Outputs:
             ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
             ("rungs", in_words(self.rungs())),
             ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
+            *([("left out", _left_out(self.summary))] if self.summary.get("baselines_left_out") else []),
             ("time", duration(self.summary["seconds"])),
             *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),
             (
@@ -94,6 +96,11 @@ class Outputs:
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 
 
+def _left_out(summary: Mapping[str, Any]) -> str:
+    names = ", ".join(summary["baselines_left_out"])
+    return f"baselines {names}: they would not have ended within study.budget={summary['budget']}"
+
+
 def finished_before(settings: Settings) -> Outputs | None:
     """The outputs of a study that has all the trials or the time asked for, or all there can be, confirmed alike.
 
@@ -104,7 +111,10 @@ def finished_before(settings: Settings) -> Outputs | None:
         return None
     summary = json.loads((folder / SUMMARY).read_text())
     paced = settings.study.paced
-    enough = summary["trials"] >= settings.study.n_trials if paced is None else summary.get("budget") == paced.text
+    if paced is None:
+        enough = summary["trials"] >= settings.study.n_trials
+    else:
+        enough = summary.get("budget") is not None and parse(summary["budget"]).covers(paced)
     whole = enough or summary.get("exhausted", False)
     if summary["key"] != key(settings) or not whole:
         return None

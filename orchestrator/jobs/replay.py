@@ -141,7 +141,7 @@ def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str,
     sparse = tuple(densities(working.model, working.masks))
     model = begun(problem, tensors(working.model), working.alive, sparse).model
     level = link.plan["activation"]
-    candidate = Candidate("replay", model, working.alive, None, sparse, level)
+    candidate = Candidate("replay", model, working.alive, None, sparse, level, unit_steps=how.get("unit_steps"))
     return finetuned(problem, candidate, how["seed"], how["units"], how["lr_factor"])
 
 

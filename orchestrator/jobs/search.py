@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,27 +23,31 @@ from orchestrator.report.rows import FrontRow, TrialRow
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
+from orchestrator.search.ladders import Rung
 from orchestrator.search.methods import Method, check_method, prepare_method
 from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.pacing import CONFIRMING, Pacing, pacing_of
+from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, pacing_of
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
-from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.results import candidates, front, rows, trial_row
 from orchestrator.search.rungs import columns as rung_columns
 from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.study import (
+    WARM,
     FrozenTrial,
     Rules,
     Study,
     done,
     enqueue_chain,
     open_study,
+    own_trials,
     take_over_interrupted,
 )
 from orchestrator.search.study import search as run_trials
+from orchestrator.search.warm_start import check_warm_start, filled, take_over
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 
@@ -105,6 +109,7 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = settings.tracking.build()
     study = open_study(settings, goals.directions)
+    check_warm_start(settings, study)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
     return Parts(space, stopping, tracker, study)
@@ -126,23 +131,29 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     parts.study.set_user_attr("reference", reference.plain())
     explored = explore(problem, parts, progress, begin)
     found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
+    how = settings.phases.confirm
     if explored.nothing_left:
         progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
-    confirming = problem if pacing is None else pacing.confirming(problem)
-    members, dense = confirm_front(confirming, evaluator, found, progress)
+    chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
+    ratios = [row.flops_ratio or 1.0 for row in chosen]
+    unit_steps = None if pacing is None else pacing.confirming(problem, ratios)
+    members, dense = confirm_front(problem, evaluator, chosen, progress, unit_steps)
     first = next(iter(evaluator.methods.values()))
-    afford = None if pacing is None else lambda rungs: pacing.affords(confirming, rungs)
-    baselines = run_baselines(confirming, first, members, progress, afford)
-    left_out = sorted(set(settings.phases.confirm.baselines) - {row.baseline for row in baselines})
+    left_out: list[str] = []
+
+    def afford(name: str, rungs: Sequence[Rung], confirmed: Sequence[Rung]) -> bool:
+        enough = pacing is None or pacing.affords(problem, rungs, confirmed, unit_steps)
+        left_out.extend([] if enough else [name])
+        return enough
+
+    baselines = run_baselines(problem, first, members, progress, afford, unit_steps)
     summary = {
         **_summary(problem, reference, found, members, progress),
         "exhausted": explored.nothing_left,
         "budget": None if settings.study.budget is None else settings.study.budget.text,
-        "baselines_left_out": left_out,
-        "rungs": [
-            asdict(row) for row in rung_rows(parts.study.get_trials(deepcopy=False), problem.goals, problem.axis)
-        ],
+        "baselines_left_out": sorted(left_out),
+        "rungs": [asdict(row) for row in rung_rows(own_trials(parts.study), problem.goals, problem.axis)],
         **_shares(progress, parts.tracker, begin),
     }
     outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)
@@ -168,12 +179,17 @@ def explore(
     space = Choices(parts.space, settings.method, terrains)
     evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
     chain, ways = settings.search.chain, list(terrains.values())
-    pacing = pacing_of(problem, study, begin, progress, now, confirming)
-    targets = chain.targets(settings.objectives.max_flops_ratio)
-    if pacing is not None and chain.rungs > 0:
-        targets = list(pacing.targets)
+    if taken := take_over(study, space, ways[0], evaluator):
+        progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
+    pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
+    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
-    enqueue_chain(study, space, ways, targets, chain.equal_loss)
+    finetune = settings.phases.finetune
+    usual = [float(finetune.units * finetune.unit_steps)] * len(targets)
+    granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
+    rung_steps = usual if pacing is None else pacing.rung_steps
+    stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
+    enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
     if taken := take_over_interrupted(study):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
@@ -183,11 +199,12 @@ def explore(
 
     def on_trial(trial: FrozenTrial) -> None:
         found = rows(study, goals, whole)
+        mine = [row for row in found if row.kind != WARM]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
-        progress.eta(_seconds_left(problem, found, n_trials) if left is None else left)
-        total = n_trials if pacing is None else max(len(found), len(targets))
-        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(found), total)
+        progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
+        total = n_trials if pacing is None else max(len(mine), len(targets))
+        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
 
     rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
     in_time = (lambda: True) if pacing is None else pacing.pace.more
@@ -223,7 +240,8 @@ def _summary(
     metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
     return {
         "key": key(problem.settings),
-        "trials": len(found),
+        "trials": len([row for row in found if row.kind != WARM]),
+        "taken_over": len([row for row in found if row.kind == WARM]),
         "states": dict(Counter(row.state for row in found)),
         "hypervolume": reference.volume(metrics, [vars(row) for row in members]),
         "reference": reference.plain(),

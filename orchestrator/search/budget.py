@@ -17,7 +17,10 @@ FEWEST = 16
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling)."""
+    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling).
+
+    Weights at zero save no time: a plan has its place here by FLOPs, whatever the axis of its study.
+    """
 
     ratios: tuple[float, ...]
     step: tuple[float, ...]
@@ -41,63 +44,71 @@ class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
     `clock` gives what is used up, in the unit of `available` and of `speed`; it is read between trials, and where they
-    take longer than `speed` says, those that follow get fewer steps. `chained` says that the chain is already done.
+    take longer than `speed` says, those that follow get fewer steps. `chain` are the FLOPs ratios of its rungs, `left`
+    tells those of rungs that have not ended, the one at work first; `steps_done` tells the steps of all trials so far.
+    With `even` "time" all rungs get the same time, small ones thus more steps, else the same number of steps.
     """
 
     def __init__(
         self,
         speed: Speed,
-        targets: Sequence[float],
+        chain: Sequence[float],
         available: float,
         most_steps: int,
         clock: Callable[[], float],
-        ladders: int = 1,
-        chained: bool = False,
+        left: Callable[[], Sequence[float]],
+        steps_done: Callable[[], float],
         even: str = "time",
     ) -> None:
-        self.speed, self.targets, self.available, self.clock = speed, tuple(targets), available, clock
-        self.most_steps, self.ladders, self.chained = most_steps, ladders, chained
-        self.even = even
-        self.slower, self._open = 1.0, (0.0, 0.0)
+        self.speed, self.chain, self.available, self.most_steps = speed, tuple(chain), available, most_steps
+        self.clock, self.left, self.steps_done, self.even = clock, left, steps_done, even
+        self._took = self._expected = 0.0
+        self._open: tuple[float, float, float] | None = None
+
+    @property
+    def slower(self) -> float:
+        """How many times as long as by `speed` trials have taken."""
+        return self._took / self._expected if self._expected > 0.0 else 1.0
 
     def __call__(self, ratio: float, units: int) -> int:
-        """Optimizer steps in each of a trial's `units` units, at least one."""
+        """Optimizer steps, at least one, in each of a trial's `units` units of finetuning; `ratio` is that of FLOPs."""
         self._learn()
-        left = self.available - self.clock()
-        rungs = [target for target in self.targets if target <= 1.02 * ratio]
-        if self.chained or not rungs:
-            steps = (left / self.slower - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
-        else:
-            self.chained = len(rungs) == 1 and self.ladders == 1
-            left /= self.slower * self.ladders
-            equally = (left / len(rungs) - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
-            steps = self._evenly(left, rungs) if self.even == "steps" else equally
-        steps = int(min(self.most_steps, max(units, steps)))
-        self._open = (self.clock(), self._price(ratio, steps))
-        return max(1, steps // units)
+        steps = self._share((self.available - self.clock()) / self.slower, ratio, self.left()[1:])
+        self._open = (self.clock(), self.steps_done(), ratio)
+        return max(1, int(min(self.most_steps, steps)) // units)
 
     def more(self) -> bool:
-        """Whether another trial of the chain's length would end in time, or the chain is not done."""
-        if not self.chained:
+        """Whether the chain is not done, or another trial as long as its rungs would end in time."""
+        if self.left():
             return True
         self._learn()
-        steps = min(self.most_steps, max(FEWEST, self._evenly(self.available, self.targets)))
-        mean = float(np.exp(np.mean(np.log(self.targets))))
-        return self.slower * self._price(mean, int(steps)) <= self.available - self.clock()
+        mean = float(np.exp(np.mean(np.log(self.chain))))
+        return self.slower * self._price(mean, self.rung_steps(mean)) <= self.available - self.clock()
 
-    def _evenly(self, left: float, rungs: Sequence[float]) -> float:
-        """The number of steps that, the same on all rungs, takes up what is left."""
+    def rung_steps(self, ratio: float) -> int:
+        """Steps of a rung where the chain has all that is available, or as many as are wanted."""
+        return int(min(self.most_steps, max(FEWEST, self._share(self.available, ratio, self.chain[1:]))))
+
+    def _share(self, left: float, ratio: float, others: Sequence[float]) -> float:
+        """The steps of one rung where it and the others take up what is left."""
+        rungs = [ratio, *others]
+        if self.even == "time":
+            return max(0.0, left / len(rungs) - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
         beside = sum(map(self.speed.beside_at, rungs))
         return max(0.0, left - beside) / sum(map(self.speed.step_at, rungs))
 
-    def _price(self, ratio: float, steps: int) -> float:
+    def _price(self, ratio: float, steps: float) -> float:
         return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
 
     def _learn(self) -> None:
-        begin, expected = self._open
-        if expected > 0.0:
-            self.slower = 0.5 * self.slower + 0.5 * (self.clock() - begin) / expected
-            self._open = (0.0, 0.0)
+        """From all trials together: one that was held up does not starve the next."""
+        if self._open is None:
+            return
+        begin, before, ratio = self._open
+        self._open = None
+        if (steps := self.steps_done() - before) > 0.0:
+            self._took += self.clock() - begin
+            self._expected += self._price(ratio, steps)
 
 
 class Unpaced:
@@ -116,11 +127,11 @@ class Unpaced:
         return used + (used - self.begin) / max(1, self.trials) <= self.available
 
 
-def fewer_rungs(targets: Callable[[int], Sequence[float]], rungs: int, speed: Speed, available: float) -> list[float]:
-    """`targets(n)` for the largest n up to `rungs` at which a rung gets `FEWEST` steps; never under 3 of them."""
-    for count in range(rungs, 3, -1):
-        found = targets(count)
+def fewer_rungs(rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float) -> int:
+    """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
+    for count in range(most, 3, -1):
+        found = rungs(count)
         beside = sum(map(speed.beside_at, found))
         if available - beside >= FEWEST * sum(map(speed.step_at, found)):
-            return list(found)
-    return list(targets(min(rungs, 3)))
+            return count
+    return min(most, 3)

@@ -29,7 +29,7 @@ class Candidate:
     """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
 
     Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `int8` what is
-    measured is the quantised model.
+    measured is the quantised model. `unit_steps` are the optimizer steps of a unit; None: as configured.
     """
 
     label: str
@@ -39,6 +39,7 @@ class Candidate:
     sparse: tuple[str, ...] = ()
     level: float | None = None
     int8: bool = False
+    unit_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     The model returned is the seed with the best validation quality, None when nothing had to be trained.
     """
     how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
-    if (stored := confirmed_before(problem, label, folder, candidate.source)) is not None:
+    if (stored := confirmed_before(problem, label, folder, candidate.source, candidate.unit_steps)) is not None:
         return stored, None
     validation, test, models, measured = [], [], [], []
     for place, seed in enumerate(how.seeds):
@@ -127,7 +128,7 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
         size = _int8_path(folder, label, how.seeds[best]).stat().st_size / 1e6
     found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs_of(problem, candidate))
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"key": _key(problem, candidate.source), **asdict(found)}
+    record = {"key": _key(problem, candidate.source, candidate.unit_steps), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
 
@@ -137,7 +138,15 @@ def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_
     copied = copy.deepcopy(candidate.model)
     held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
     seeded = seed_of(problem.settings.seed, 4, seed)
-    problem.finetune(copied, units, seeded, lr_factor=lr_factor, callbacks=held, level=candidate.level)
+    problem.finetune(
+        copied,
+        units,
+        seeded,
+        lr_factor=lr_factor,
+        callbacks=held,
+        level=candidate.level,
+        unit_steps=candidate.unit_steps,
+    )
     return copied
 
 
@@ -156,19 +165,22 @@ def _best(problem: Problem, validation: list[dict[str, float]]) -> int:
     return max(range(len(validation)), key=lambda i: (problem.sign * validation[i][quality], -validation[i]["loss"]))
 
 
-def confirmed_before(problem: Problem, label: str, folder: Path, source: Any) -> Confirmed | None:
+def confirmed_before(
+    problem: Problem, label: str, folder: Path, source: Any, unit_steps: int | None = None
+) -> Confirmed | None:
     """What an earlier run measured of the same model in the same way."""
     path = folder / f"{label}.json"
     if not path.exists():
         return None
     found = json.loads(path.read_text())
-    if found.pop("key") != _key(problem, source):
+    if found.pop("key") != _key(problem, source, unit_steps):
         return None
     metrics = {name: tuple(found[name]) for name in ("validation", "test")}
     return Confirmed(**{**found, **metrics, "costs": Costs(**found["costs"])})
 
 
-def _key(problem: Problem, source: Any) -> str:
+def _key(problem: Problem, source: Any, unit_steps: int | None) -> str:
     how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer", "scheduler"})
+    rest["unit_steps"] = unit_steps or finetune.unit_steps
     return digest([source, how.seeds, how.units, how.lr_factor, rest, finetune.optimizer, finetune.scheduler])

@@ -38,7 +38,7 @@ from orchestrator.search.measurement import Cut, Measurement, Proposal, Report
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.pruners import UnitPruner
-from orchestrator.search.run_plan import Ended, run_plan
+from orchestrator.search.run_plan import Ended, planned_units, run_plan
 from orchestrator.search.screening import Screened, candidates, screen
 from orchestrator.search.working import Working
 
@@ -56,7 +56,7 @@ class Evaluator:
 
     Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
     are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
-    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units; None: as configured.
+    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units in all; None: as configured.
     """
 
     problem: Problem
@@ -81,10 +81,13 @@ class Evaluator:
                 problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
             )
             return replace(rejected, costs={**rejected.costs, **before})
-        ratio = problem.ratios(wanted.kept, wanted.density)[problem.axis]
-        timing = replace(proposal.timing, unit_steps=self.pace(ratio, proposal.timing.total))
-        proposal, working = replace(proposal, timing=timing), self.inherited(parent)
-        screened = self._screened(proposal, parent, working, wanted, seed)
+        working = self.inherited(parent)
+        alive = problem.structure.counts(working.alive)
+        units = planned_units(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
+        unit_steps = self.pace(problem.ratios(wanted.kept)["flops"], units)
+        proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps))
+        steps = units * (unit_steps or problem.settings.phases.finetune.unit_steps)
+        screened = self._screened(proposal, parent, working, wanted, steps, seed)
         if screened is not None:
             wanted = replace(wanted, kept=screened.kept)
             first = Cut(quantiles(problem.structure, screened.kept), "quantile")
@@ -106,21 +109,21 @@ class Evaluator:
         return nearest_parent(others, self._vector(wanted), len(wanted.kept), macs)
 
     def _screened(
-        self, proposal: Proposal, parent: Finished | None, working: Working, wanted: Wanted, seed: int
+        self, proposal: Proposal, parent: Finished | None, working: Working, wanted: Wanted, steps: int, seed: int
     ) -> Screened | None:
-        """The allocation chosen at the proposal's cost; None where it stays as proposed."""
+        """The allocation chosen at the proposal's cost and within all bounds; None where it stays as proposed."""
         problem, pruner = self.problem, self._method(proposal).stages[0].pruner
-        how, timing = problem.settings.search.screening, proposal.timing
+        how = problem.settings.search.screening
         if how is None or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
             return None
-        steps = timing.total * (timing.unit_steps or problem.settings.phases.finetune.unit_steps)
         inherited = np.zeros(len(wanted.kept)) if parent is None else np.asarray(parent.octaves)
         tries = candidates(how.share, steps, how.batches)
-        found = screen(problem, pruner, working, wanted.kept, inherited, tries, seed)
-        chosen = replace(wanted, kept=found.kept)
-        if self._over_budget(chosen, self._before(proposal, chosen)):
-            found = screen(problem, pruner, working, wanted.kept, inherited, 0, seed)
-        return found
+
+        def allowed(kept: Counts) -> bool:
+            chosen = replace(wanted, kept=kept)
+            return not self._over_budget(chosen, self._before(proposal, chosen))
+
+        return screen(problem, pruner, working, wanted.kept, inherited, tries, seed, allowed)
 
     def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
         """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""

@@ -26,21 +26,24 @@ from orchestrator.search.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem
 from orchestrator.search.pruners import WeightPruner
-from orchestrator.search.results import candidates
 
 
 def confirm_front(
-    problem: Problem, evaluator: Evaluator, found: list[TrialRow], progress: Progress
+    problem: Problem,
+    evaluator: Evaluator,
+    chosen: list[TrialRow],
+    progress: Progress,
+    unit_steps: int | None = None,
 ) -> tuple[list[FrontRow], BaselineRow]:
     """Front rows, large to small, and the dense model finetuned as long as they are.
 
-    Candidates come from the search's front on validation data, within the tolerance; after full finetuning those that
+    `chosen` come from the search's front on validation data (`results.candidates`); `unit_steps` are those of a unit,
+    None: as configured. After full finetuning those that
     another one dominates on validation data (mean over the seeds) leave, and those outside a bound. Test data decides
     nothing.
     """
     settings = problem.settings
     how = settings.phases.confirm
-    chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
     progress.phase("confirm", f"{len(chosen)} models, {len(how.seeds)} seeds each, then test data")
     confirmed: list[tuple[TrialRow, Confirmed]] = []
     for row in chosen:
@@ -59,12 +62,13 @@ def confirm_front(
             tuple(document["density"]),
             document["plan"]["activation"],
             document["plan"]["int8"],
+            unit_steps,
         )
         folder = settings.study.folder / "confirm"
         result, best = confirm(problem, candidate, folder, progress.tick)
         if best is not None:
             int8 = best_int8(problem, candidate, result, folder)
-            _export(problem, target, document, result, best, int8)
+            _export(problem, target, document, result, best, int8, unit_steps)
         confirmed.append((row, result))
     goals = problem.goals
     values = [{name: c.validated(name) for name in c.validation[0]} | c.named() for _, c in confirmed]
@@ -81,7 +85,7 @@ def confirm_front(
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
-    return members, _dense(problem, progress)
+    return members, _dense(problem, progress, unit_steps)
 
 
 def run_baselines(
@@ -89,22 +93,23 @@ def run_baselines(
     method: Method,
     front: list[FrontRow],
     progress: Progress,
-    afford: Callable[[Sequence[Rung]], bool] | None = None,
+    afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: True,
+    unit_steps: int | None = None,
 ) -> list[BaselineRow]:
     """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
 
-    One that a budget in time cannot `afford` is left out.
+    One that a budget in time cannot `afford` (its name, rungs, those of them that are confirmed) is left out.
     """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
     rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _steps(problem, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found = []
     for name in how.baselines:
-        if afford is not None and not afford(rungs):
+        if not afford(name, rungs, [rung for rung in rungs if rung.trial in matched]):
             progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
             continue
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
-        found += _ladder(problem, method, name, rungs, matched, folder, progress)
+        found += _ladder(problem, method, name, rungs, matched, folder, progress, unit_steps)
     return found
 
 
@@ -122,10 +127,11 @@ def _ladder(
     matched: set[int],
     folder: Path,
     progress: Progress,
+    unit_steps: int | None,
 ) -> list[BaselineRow]:
     source = [name, [[rung.trial, rung.macs, rung.steps] for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
-    before = [confirmed_before(problem, f"{name}-{trial}", folder, source) for trial in wanted]
+    before = [confirmed_before(problem, f"{name}-{trial}", folder, source, unit_steps) for trial in wanted]
     if all(before):
         return [_baseline_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
@@ -136,15 +142,16 @@ def _ladder(
         progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the {words}")
         if rung.trial not in matched:
             continue
-        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse)
+        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse, unit_steps=unit_steps)
         result, _ = confirm(problem, candidate, folder, progress.tick)
         found.append(_baseline_row(problem, name, rung.trial, result))
     return found
 
 
-def _dense(problem: Problem, progress: Progress) -> BaselineRow:
+def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> BaselineRow:
     model: nn.Module = copy.deepcopy(problem.model)
-    candidate = Candidate("dense", model, problem.structure.full(), [problem.settings.dense_digest()])
+    source = [problem.settings.dense_digest()]
+    candidate = Candidate("dense", model, problem.structure.full(), source, unit_steps=unit_steps)
     result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
     return _baseline_row(problem, "dense", None, result)
 
@@ -187,6 +194,7 @@ def _export(
     result: Confirmed,
     model: nn.Module,
     int8: Path | None,
+    unit_steps: int | None,
 ) -> None:
     """The confirmed weights of the seed that validated best, what every seed measured, and the last finetuning."""
     how = problem.settings.phases.confirm
@@ -201,6 +209,7 @@ def _export(
     confirmation = {
         "seed": seeds[result.best],
         "units": how.units,
+        "unit_steps": unit_steps,
         "lr_factor": how.lr_factor,
         "weights": weights_digest(model),
         "made_with": made_with(problem.device),
@@ -212,4 +221,4 @@ def _export(
 def _steps(problem: Problem, number: int) -> int:
     """Optimizer steps in a trial's weights, those of its ancestors included."""
     folder = problem.settings.study.folder / "trials" / str(number)
-    return lineage_in(read_plan(folder), folder).trained_steps(problem.settings.phases.finetune.unit_steps)
+    return lineage_in(read_plan(folder), folder).trained_steps

@@ -6,7 +6,7 @@ a FLOPs target is shared out: equal ratios, random ratios, or one global ranking
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,16 @@ class Rung:
     steps: int
 
 
+def steps_by_rung(rungs: Sequence[Rung], least: int) -> list[tuple[Rung, int]]:
+    """Rungs large to small, with the optimizer steps that each adds: what its match has more, `least` at least."""
+    spent, found = 0, []
+    for rung in sorted(rungs, key=lambda rung: -rung.macs):
+        steps = max(least, rung.steps - spent)
+        spent += steps
+        found.append((rung, steps))
+    return found
+
+
 def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> Iterator[tuple[Rung, nn.Module, Keep]]:
     """The ladder's model and dense units at each rung, large to small, after the steps its match has been finetuned.
 
@@ -43,12 +53,12 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
     """
     pruner = method.stages[0].pruner
     structure, cost = pruner.structure, pruner.cost
-    model, alive, spent = problem.model, structure.full(), 0
+    model, alive = problem.model, structure.full()
     units_alive = problem.structure.full()
     seed = seed_of(problem.settings.seed, 5, PLACES[name])
     least = 0 if any(group.kind == "pattern" for group in structure.groups) else 1  # whole blocks stay
     shares = np.random.default_rng(seed).uniform(0.1, 1.0, len(structure.groups))
-    for place, rung in enumerate(sorted(rungs, key=lambda rung: -rung.macs)):
+    for place, (rung, steps) in enumerate(steps_by_rung(rungs, problem.settings.phases.finetune.unit_steps)):
         scores = pruner.scores(model, alive, seed)
         now = structure.counts(alive)
         if name == "global":
@@ -62,11 +72,9 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             if isinstance(pruner, UnitPruner):
                 units_alive = keep
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
-        steps = max(problem.settings.phases.finetune.unit_steps, rung.steps - spent)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
         held = [Sparse(masks)] if masks else []
         problem.finetune(model, 1, seed_of(seed, place), callbacks=held, unit_steps=steps)
-        spent += steps
         yield rung, model.eval(), units_alive
 
 

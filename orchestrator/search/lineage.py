@@ -47,9 +47,11 @@ class Lineage:
         """Units of finetuning in the weights at the end, all links together."""
         return sum(link.trained_units for link in self.links)
 
-    def trained_steps(self, unit_steps: int) -> int:
-        """Optimizer steps in the weights at the end, where a unit has `unit_steps` unless its plan says otherwise."""
-        return sum(link.trained_units * (link.plan["timing"].get("unit_steps") or unit_steps) for link in self.links)
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps in the weights at the end, all links together; a plan may have units of its own length."""
+        usual = self.recipe["phases"]["finetune"]["unit_steps"]
+        return sum(link.trained_units * (link.plan["timing"].get("unit_steps") or usual) for link in self.links)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

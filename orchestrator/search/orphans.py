@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lightning_modules.errors import DataError
-from orchestrator.search.study import Study, TrialState
+from orchestrator.search.study import KIND, WARM, Study, TrialState
 
 
 def remove_orphans(study: Study, models: Path) -> None:
@@ -23,5 +23,7 @@ def remove_orphans(study: Study, models: Path) -> None:
             f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
         )
     for number in numbers:
-        if trials[number].state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED):
+        trial = trials[number]
+        told = trial.state not in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED)
+        if not told and trial.user_attrs.get(KIND) != WARM:
             shutil.rmtree(models / str(number))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from torch import nn
 
-from lightning_modules.errors import ConfigError
+from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.removal import remove
 from orchestrator.progress import Progress
 from orchestrator.search.allocation import scaled
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
-from orchestrator.search.ladders import Rung
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.ladders import Rung, steps_by_rung
 from orchestrator.search.problem import Problem
-from orchestrator.search.study import KIND, MEASURED, SECONDS, Study
+from orchestrator.search.pruners import UnitPruner
+from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.study import MEASURED, SECONDS, Study, own_trials, queued
 from orchestrator.settings.budget import Budget
 
 CONFIRMING = 0.2
 """The part of a budget in time that is kept for confirming the front."""
 STEPS = 3
-"""Optimizer steps that are timed at each of the ratios, after one to warm up."""
+"""Optimizer steps that are timed at each of the ratios."""
 TARGETS = "targets"
 
 
@@ -40,41 +46,80 @@ class Pacing:
     def words(self) -> str:
         return f"{self.budget.text}, a chain of {len(self.targets)} rungs first"
 
+    @property
+    def rung_steps(self) -> list[float]:
+        """Steps of the chain's rungs, large to small, as long as all goes as expected."""
+        if isinstance(self.pace, Unpaced):
+            return []
+        return [float(self.pace.rung_steps(ratio)) for ratio in self.pace.chain[: len(self.targets)]]
+
     def seconds_left(self) -> float | None:
         """Of the whole run; None where the budget is not in seconds."""
         return max(0.0, self.budget.amount - self.clock()) if self.budget.unit == "seconds" else None
 
-    def confirming(self, problem: Problem) -> Problem:
-        """The problem with units as long as the rest of the time allows for every model and seed of the confirmation.
+    def confirming(self, problem: Problem, flops_ratios: Sequence[float]) -> int | None:
+        """Steps of a unit with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
 
-        A budget in epochs leaves the confirmation as it is configured.
+        None where the budget is not in seconds: confirmed as configured.
         """
         if (left := self.seconds_left()) is None:
-            return problem
-        how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
-        runs = (min(how.max_models, len(self.targets)) + 1) * len(how.seeds)  # the dense model is one of them
-        step, beside = self._mean(self.speed.step_at), self._mean(self.speed.beside_at)
-        steps = (left / (self.pace.slower * runs) - beside) / (step * how.units)
-        finetune = finetune.model_copy(update={"unit_steps": int(np.clip(steps, FEWEST, 10 * finetune.unit_steps))})
-        phases = problem.settings.phases.model_copy(update={"finetune": finetune})
-        return replace(problem, settings=problem.settings.model_copy(update={"phases": phases}))
+            return None
+        how, usual = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps
+        models = [1.0, *flops_ratios]
+        beside, step = sum(map(self.speed.beside_at, models)), sum(map(self.speed.step_at, models))
+        steps = (left / (self.pace.slower * len(how.seeds)) - beside) / (how.units * step)
+        return int(np.clip(steps, FEWEST, max(FEWEST, 10 * usual)))
 
-    def affords(self, problem: Problem, rungs: Sequence[Rung]) -> bool:
-        """Whether a ladder with these rungs, and its confirmation, would end in time."""
+    def affords(
+        self, problem: Problem, rungs: Sequence[Rung], confirmed: Sequence[Rung], unit_steps: int | None
+    ) -> bool:
+        """Whether a ladder with these rungs, some of them `confirmed` as in `confirming`, would end in time."""
         if (left := self.seconds_left()) is None:
             return True
-        how, unit_steps = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps
-        confirmed = min(how.max_baseline_models, len(rungs)) * len(how.seeds)
-        steps = max((rung.steps for rung in rungs), default=0) + confirmed * how.units * unit_steps
-        beside = (len(rungs) + confirmed) * self._mean(self.speed.beside_at)
-        return self.pace.slower * (steps * self._mean(self.speed.step_at) + beside) <= left
+        how, usual, seconds = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps, 0.0
+        for rung, steps in steps_by_rung(rungs, usual):
+            seconds += self._price(self._ratio(problem, rung), steps)
+        for rung in confirmed:
+            seconds += len(how.seeds) * self._price(self._ratio(problem, rung), how.units * (unit_steps or usual))
+        return self.pace.slower * seconds <= left
 
-    def _mean(self, price: Callable[[float], float]) -> float:
-        return sum(map(price, self.targets)) / len(self.targets)
+    def _price(self, ratio: float, steps: float) -> float:
+        return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
+
+    def _ratio(self, problem: Problem, rung: Rung) -> float:
+        """Of a ladder's FLOPs: where single weights are pruned they stay the dense ones."""
+        return rung.macs / problem.dense_macs if len(self.speed.ratios) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The FLOPs ratio that a trial's parameters come to: what its steps cost."""
+
+    evaluator: Evaluator
+    space: Space
+    terrain: Terrain
+
+    @property
+    def cut(self) -> bool:
+        """Whether plans remove anything; weights at zero cost as much as others."""
+        methods = self.evaluator.methods.values()
+        return any(isinstance(stage.pruner, UnitPruner) for method in methods for stage in method.stages)
+
+    def flops_ratio(self, params: Params) -> float:
+        if not self.cut:
+            return 1.0
+        try:
+            kept = self.evaluator.wanted(self.space.propose(self.terrain, params)).kept
+        except PlanError:  # the trial will say so
+            return 1.0
+        return self.evaluator.problem.ratios(kept)["flops"]
+
+    def at(self, target: float) -> float:
+        return self.flops_ratio(self.space.chain(self.terrain, target, 0.0)) if self.cut else 1.0
 
 
 def pacing_of(
-    problem: Problem,
+    plans: Plans,
     study: Study,
     begin: float,
     progress: Progress,
@@ -83,38 +128,51 @@ def pacing_of(
 ) -> Pacing | None:
     """None where the study has no budget in time or epochs; `begin` is when this run began by the clock `now`.
 
-    Errors: ConfigError where what came before has used the budget up.
+    Errors: ConfigError where what came before the first trial has used the budget up.
     """
+    problem = plans.evaluator.problem
     budget, chain = problem.settings.study.paced, problem.settings.search.chain
     if budget is None:
         return None
     per_epoch = len(problem.data.train_batches(0))
-    ladders = len(chain.equal_loss)
     if budget.unit == "epochs":
         speed, available = STEPWISE, budget.amount * per_epoch
 
         def clock() -> float:
-            return _steps_done(problem, study)
+            return _charged(problem, study)
     else:
-        earlier = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in study.get_trials(deepcopy=False))
-        available = (1.0 - confirming) * budget.amount
+        trials = own_trials(study)
+        earlier = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials)
+        before = now() - begin
+        if not any(trial.state.is_finished() for trial in trials):
+            _require_time(budget, before)
+        available = before + (1.0 - confirming) * (budget.amount - before)
 
         def clock() -> float:
             return float(earlier + now() - begin)
 
-        _require_time(budget, budget.amount - clock())
-        progress.phase("speed", "of optimizer steps at three FLOPs ratios")
+        progress.phase("speed", "of optimizer steps at up to three FLOPs ratios")
         with problem.timed("profile"):
-            speed = measure(problem, _targets(problem, max(1, chain.rungs)), now)
+            speed = _screened(problem, plans, now)
     if chain.rungs == 0:
-        return Pacing(budget, (chain.largest, chain.smallest), Unpaced(available, clock), speed, clock)
+        return Pacing(budget, (), Unpaced(available, clock), speed, clock)
     if TARGETS not in study.user_attrs:
-        found = fewer_rungs(lambda n: _targets(problem, n), chain.rungs, speed, (available - clock()) / ladders)
-        study.set_user_attr(TARGETS, found)
-    targets = study.user_attrs[TARGETS]
+        rungs = fewer_rungs(
+            lambda count: [plans.at(target) for target in _targets(problem, count)] * len(chain.equal_loss),
+            chain.rungs,
+            speed,
+            available - clock(),
+        )
+        study.set_user_attr(TARGETS, _targets(problem, rungs))
+    targets = tuple(study.user_attrs[TARGETS])
     most = max(1, round(chain.most_epochs * per_epoch))
-    pace = Pace(speed, targets, available, most, clock, ladders, _chained(study, len(targets) * ladders), chain.even)
-    return Pacing(budget, tuple(targets), pace, speed, clock)
+
+    def left() -> list[float]:
+        return [plans.flops_ratio(params) for params in queued(study)]
+
+    priced = [plans.at(target) for target in targets] * len(chain.equal_loss)
+    pace = Pace(speed, priced, available, most, clock, left, lambda: _steps_done(problem, study), chain.even)
+    return Pacing(budget, targets, pace, speed, clock)
 
 
 def _targets(problem: Problem, rungs: int) -> list[float]:
@@ -122,44 +180,72 @@ def _targets(problem: Problem, rungs: int) -> list[float]:
     return chain.targets(problem.settings.objectives.max_flops_ratio)
 
 
-def _chained(study: Study, rungs: int) -> bool:
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return len([trial for trial in ended if trial.user_attrs.get(KIND, "").startswith("chain")]) >= rungs
-
-
 def _steps_done(problem: Problem, study: Study) -> float:
     """Optimizer steps of all trials so far."""
-    usual, total = problem.settings.phases.finetune.unit_steps, 0
-    for trial in study.get_trials(deepcopy=False):
-        if measured := trial.user_attrs.get(MEASURED):
-            total += measured["trained_units"] * (measured["plan"]["timing"]["unit_steps"] or usual)
-    return float(total)
+    return float(sum(_steps(problem, trial.user_attrs.get(MEASURED)) for trial in own_trials(study)))
 
 
-def _require_time(budget: Budget, left: float) -> None:
-    if left < 0.1 * budget.amount:
+def _charged(problem: Problem, study: Study) -> float:
+    """Those, and something for trials without any: `FEWEST` for a failed one, one for a rejected one.
+
+    Otherwise a space in which every plan fails would never end.
+    """
+    ended = [trial for trial in own_trials(study) if trial.state.is_finished()]
+    found = [trial.user_attrs.get(MEASURED) for trial in ended]
+    return float(sum(FEWEST if measured is None else max(1, _steps(problem, measured)) for measured in found))
+
+
+def _steps(problem: Problem, measured: Mapping[str, Any] | None) -> int:
+    if measured is None:
+        return 0
+    usual = problem.settings.phases.finetune.unit_steps
+    return int(measured["trained_units"] * (measured["plan"]["timing"]["unit_steps"] or usual))
+
+
+def _require_time(budget: Budget, before: float) -> None:
+    if before > 0.9 * budget.amount:
         raise ConfigError(
-            f"study.budget={budget.text} must leave time for the search; what came before it took all but "
-            f"{max(0.0, left):.0f} s and is kept: give the same command again, or a larger budget"
+            f"study.budget={budget.text} must leave time for the search; the dense model and what else comes before it "
+            f"took {before:.0f} s. They are kept: give the same command again, or a larger budget"
         )
 
 
-def measure(problem: Problem, targets: Sequence[float], now: Callable[[], float]) -> Speed:
-    """Time steps, recalibration and validation of models cut evenly to the largest, middle and smallest target."""
-    ratios = sorted({targets[0], targets[len(targets) // 2], targets[-1]}, reverse=True)
-    structure, units = problem.structure, problem.settings.phases.finetune.units
-    step, beside = [], []
-    for ratio in ratios:
-        shares = np.ones(len(structure.groups))
-        kept = scaled(structure.sizes, problem.cost.macs, int(ratio * problem.dense_macs), shares)
+def _screened(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
+    """Of this study's models; steps come with the screening that they pay for."""
+    targets, screening = (
+        _targets(problem, max(1, problem.settings.search.chain.rungs)),
+        problem.settings.search.screening,
+    )
+    if not plans.cut:
+        return measure(problem, [], now)
+    found = measure(problem, [plans.at(targets[len(targets) // 2]), plans.at(targets[-1])], now)
+    share = 1.0 if screening is None else 1.0 + screening.share
+    return replace(found, step=tuple(share * step for step in found.step))
+
+
+def measure(problem: Problem, ratios: Sequence[float], now: Callable[[], float]) -> Speed:
+    """Time steps, recalibration and validation of the dense model and of ones cut evenly to these FLOPs ratios."""
+    structure, sizes = problem.structure, problem.structure.sizes
+    models: dict[float, nn.Module] = {1.0: copy.deepcopy(problem.model)}
+    for ratio in (ratios[len(ratios) // 2], ratios[-1]) if ratios else ():
+        kept = scaled(sizes, problem.cost.macs, int(ratio * problem.dense_macs), np.ones(len(sizes)))
         keep = thresholds.choose(structure, np.zeros(structure.n_units), structure.full(), kept)
-        model = remove(problem.model, structure, keep)
-        problem.finetune(model, 1, 0, unit_steps=1)
+        models[problem.ratios(kept)["flops"]] = remove(problem.model, structure, keep)
+    found = {ratio: _timed(problem, model, now) for ratio, model in models.items()}
+    falling = tuple(sorted(found, reverse=True))
+    return Speed(falling, tuple(found[ratio][0] for ratio in falling), tuple(found[ratio][1] for ratio in falling))
+
+
+def _timed(problem: Problem, model: nn.Module, now: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a step, and of a trial beside its steps; the first run of one step warms up."""
+    finetune, moments = problem.settings.phases.finetune, [0.0]
+    for steps in (1, 1, 1 + STEPS):
         begin = now()
-        problem.finetune(model, 1, 0, unit_steps=STEPS)
-        middle = now()
-        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, 0)
-        problem.validate(model)
-        step.append((middle - begin) / STEPS)
-        beside.append((now() - middle) * units)
-    return Speed(tuple(ratios), tuple(step), tuple(beside))
+        problem.finetune(model, 1, 0, unit_steps=steps)
+        moments.append(now() - begin)
+    one, several = moments[-2:]
+    step = max((several - one) / STEPS, 0.25 * several / (1 + STEPS))
+    begin = now()
+    problem.recalibrate(model, finetune.recalibration_batches, 0)
+    problem.validate(model)
+    return step, now() - begin + finetune.units * max(0.0, one - step)

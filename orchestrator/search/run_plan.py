@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from lightning_modules.phases.carried import Carried
 from lightning_modules.phases.penalised import Penalised
 from lightning_modules.phases.sparse import Sparse
-from lightning_modules.pruning.plan import Plan
+from lightning_modules.pruning.plan import Plan, Timing
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.dense import fresh_model
 from orchestrator.search.measurement import Report, Rung
@@ -146,6 +146,19 @@ class _Run:
 
     def _seed(self) -> int:
         return seed_of(self.plan.seed, self.turn + 1)
+
+
+def planned_units(
+    problem: Problem, method: Method, timing: Timing, alive: Counts, kept: Counts, density: Mapping[str, float]
+) -> int:
+    """Units of finetuning in all stages of `run_plan` from `alive` units on, where no guard changes them."""
+    sparsify, found = problem.settings.phases.sparsify, 0
+    for stage in method.stages:
+        units = isinstance(stage.pruner, UnitPruner)
+        if (kept < alive).any() if units else density:
+            found += max(timing.total, 2 if stage.settings.soft else 1)
+            found += sparsify.units if units and sparsify is not None else 0
+    return found or timing.total
 
 
 def run_plan(

@@ -7,6 +7,7 @@ where training it would take hundreds of steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -56,24 +57,33 @@ def candidates(share: float, steps: int, batches: int) -> int:
 
 
 def screen(
-    problem: Problem, pruner: UnitPruner, working: Working, proposed: Counts, inherited: Octaves, tries: int, seed: int
+    problem: Problem,
+    pruner: UnitPruner,
+    working: Working,
+    proposed: Counts,
+    inherited: Octaves,
+    tries: int,
+    seed: int,
+    allowed: Callable[[Counts], bool] = lambda kept: True,
 ) -> Screened:
     """The best of `tries` allocations at the cost of `proposed`, none with more of a group than `working` has.
 
     `inherited` are the parent's octaves, from which the walk begins where they do better than none. Whole blocks stay
-    as they were proposed.
+    as they were proposed. `allowed` refuses counts outside a bound; those of the proposal are within all.
     """
     how = problem.settings.search.screening
     assert how is not None
     with problem.timed("screening"):
         judge = _Judge(problem, pruner, working, proposed, seed, how.batches)
         best, kept = np.zeros(len(proposed)), judge.counts(np.zeros(len(proposed)))
+        if not allowed(kept):  # where the parent has less than was proposed, other groups have got more
+            kept = np.minimum(proposed, judge.now)
         least = first = judge(kept)
         rng = np.random.default_rng(seed_of(seed, 12))
         for number in range(tries):
             octaves = inherited if number == 0 and inherited.any() else _step(best, how.octaves, number, rng)
             found = judge.counts(octaves)
-            if (found != kept).any() and (loss := judge(found)) < least:
+            if (found != kept).any() and (loss := judge(found)) < least and allowed(found):
                 best, kept, least = octaves, found, loss
     return Screened(kept, best, first, least, tries)
 
@@ -95,6 +105,9 @@ class _Judge:
         self.problem, self.pruner, self.working, self.proposed = problem, pruner, working, proposed
         self.structure = problem.structure
         self.now = self.structure.counts(working.alive)
+        step = pruner.method.round_to
+        whole = (self.now == self.structure.sizes) | (self.now < step)
+        self.most = np.where(whole, self.now, self.now - self.now % step)  # a guard may have left an odd width
         self.target = problem.cost.macs(proposed)
         self.blocks = np.array([group.kind == "block" for group in self.structure.groups])
         self.batches = list(islice(problem.data.train_batches(seed_of(seed, 11)), batches))
@@ -106,7 +119,7 @@ class _Judge:
         sizes, share = self.structure.sizes, self.proposed / self.structure.sizes
 
         def kept(found: Counts) -> Counts:
-            wide = np.minimum(thresholds.rounded(self.structure, found, self.pruner.method.round_to), self.now)
+            wide = np.minimum(thresholds.rounded(self.structure, found, self.pruner.method.round_to), self.most)
             return np.where(self.blocks, np.minimum(self.proposed, self.now), wide)
 
         found = scaled(sizes, lambda counts: self.problem.cost.macs(kept(counts)), self.target, share * 2.0**octaves)

@@ -28,7 +28,7 @@ from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
 from orchestrator.search.samplers import exhausted, sampler
-from orchestrator.search.space import Space, Terrain
+from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.stopping import Ended, Standing, Stopping
 from orchestrator.settings import Settings
 
@@ -41,7 +41,9 @@ KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
     "seconds",
     "trace",
 )
-IDENTITY, CHAINED = "identity", "chained"
+IDENTITY, CHAINED, GIVEN, ORIGIN = "identity", "chained", "given", "origin"
+WARM = "warm"
+"""The kind of a trial that was taken over from another study: no work of this one."""
 
 Study = optuna.Study
 OnTrial = Callable[[FrozenTrial], None]
@@ -67,7 +69,7 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     study = optuna.create_study(
         study_name=settings.study.name,
-        storage=_storage(settings),
+        storage=storage_of(settings),
         directions=list(directions),
         load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(settings.seed),
@@ -84,7 +86,8 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     return study
 
 
-def _storage(settings: Settings) -> BaseStorage | str:
+def storage_of(settings: Settings) -> BaseStorage | str:
+    """Where the study of this name is kept."""
     if settings.study.storage is not None:
         return settings.study.storage
     path = settings.study.folder / "study.journal"
@@ -102,9 +105,17 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def enqueue_chain(
-    study: Study, space: Space, terrains: Sequence[Terrain], targets: Sequence[float], blends: Sequence[float]
+    study: Study,
+    space: Space,
+    terrains: Sequence[Terrain],
+    targets: Sequence[float],
+    blends: Sequence[float],
+    filled: Callable[[Params, int], bool] = lambda params, place: False,
 ) -> None:
-    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs."""
+    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs.
+
+    A rung that is `filled` already, by its parameters and place, is left out.
+    """
     if study.user_attrs.get(CHAINED):
         return
     names = {
@@ -113,14 +124,27 @@ def enqueue_chain(
     for turn, target in enumerate(targets):
         for blend in blends if space.needs_profile else blends[:1]:
             params = space.chain(terrains[turn % len(terrains)], target, blend)
+            if filled(params, turn):
+                continue
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
-            study.enqueue_trial(params, user_attrs={KIND: kind}, skip_if_exists=space.levels is not None)
+            study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
     study.set_user_attr(CHAINED, True)
 
 
+def queued(study: Study) -> list[Params]:
+    """Parameters of the enqueued trials that have not ended, in the order in which they run, the open one included."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+    return [trial.user_attrs[GIVEN] for trial in trials if GIVEN in trial.user_attrs]
+
+
 def done(study: Study) -> int:
-    """Trials that count towards the number asked for: all that ended by themselves."""
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    """Trials that count towards the number asked for: all of this study's that ended by themselves."""
+    return sum(trial.state.is_finished() for trial in own_trials(study))
+
+
+def own_trials(study: Study) -> list[FrozenTrial]:
+    """Without those that were taken over from another study."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) != WARM]
 
 
 def take_over_interrupted(study: Study) -> int:

@@ -108,10 +108,11 @@ class ScreeningSettings(Part):
 class SearchSettings(Part):
     """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
 
-    `screening` null trains every allocation as it was proposed.
+    `screening` null trains every allocation as it was proposed. `warm_start` is the name of a study to begin with.
     """
 
     lineage: bool = True
+    warm_start: str | None = None
     chain: ChainSettings = ChainSettings()
     screening: ScreeningSettings | None = ScreeningSettings()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,10 @@ class Budget:
     unit: Literal["seconds", "trials", "epochs"]
     text: str
 
+    def covers(self, other: Budget) -> bool:
+        """Whether it is at least as much of the same."""
+        return self.unit == other.unit and self.amount >= other.amount
+
     @property
     def paced(self) -> bool:
         """Whether the finetuning of each trial follows from the budget."""
@@ -28,9 +33,10 @@ def parse(value: Any) -> Budget:
     if isinstance(value, Budget):
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|trials|epochs)\s*", str(value))
-    if found is None or float(found[1]) <= 0.0 or (found[2] == "trials" and float(found[1]) % 1):
+    number = 0.0 if found is None else float(found[1])
+    if found is None or not 0.0 < number < math.inf or (found[2] == "trials" and number % 1):
         raise ValueError(f"must be a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got {value!r}")
-    amount, unit, text = float(found[1]), found[2], f"{found[1]}{found[2]}"
+    unit, text = found[2], f"{found[1]}{found[2]}"
     if unit in SECONDS:
-        return Budget(amount * SECONDS[unit], "seconds", text)
-    return Budget(amount, "trials" if unit == "trials" else "epochs", text)
+        return Budget(number * SECONDS[unit], "seconds", text)
+    return Budget(number, "trials" if unit == "trials" else "epochs", text)

@@ -88,7 +88,7 @@ def test_baselines_stand_at_the_flops_of_the_front(run: Path) -> None:
             assert (row.baseline, row.flops_ratio) == ("dense", 1.0)
         else:
             assert row.flops <= front[row.trial].flops
-            assert row.flops >= 0.7 * front[row.trial].flops
+            assert row.flops >= 0.6 * front[row.trial].flops  # whole units: at width 8 the last steps are coarse
 
 
 def test_children_keep_units_of_their_parents_only(run: Path) -> None:

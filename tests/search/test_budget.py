@@ -1,0 +1,218 @@
+"""A budget in time or epochs: how it is written, and what steps each trial gets from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
+from orchestrator.settings.budget import parse
+
+SPEED = Speed((1.0, 0.2, 0.05), (2.0, 0.8, 0.5), (5.0, 4.0, 3.0))
+CHAIN = [0.7, 0.43, 0.26, 0.16, 0.1, 0.06]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("90s", 90.0, "seconds"),
+        ("20min", 1200.0, "seconds"),
+        ("1.5h", 5400.0, "seconds"),
+        (" 2 d ", 172800.0, "seconds"),
+        ("40trials", 40.0, "trials"),
+        ("30epochs", 30.0, "epochs"),
+        ("0.5epochs", 0.5, "epochs"),
+    ],
+)
+def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) -> None:
+    found = parse(text)
+    assert (found.amount, found.unit) == (amount, unit)
+    assert parse(found.text) == found
+    assert parse(found) is found
+    assert found.paced == (unit != "trials")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "20", 20, "min", "-1h", "0s", "0.0epochs", "1.5trials", "1h30min", "20 mins", "1e3s", "9" * 400 + "s", True],
+)
+def test_anything_else_is_refused_with_examples(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got"):
+        parse(value)
+
+
+def test_a_budget_covers_less_of_the_same_however_it_is_written() -> None:
+    assert parse("1h").covers(parse("60min"))
+    assert parse("2h").covers(parse("60min"))
+    assert not parse("59min").covers(parse("1h"))
+    assert not parse("2h").covers(parse("1epochs"))
+
+
+@dataclass
+class Machine:
+    """Runs trials at the price of `speed` times `slower`; trials at `rungs` first."""
+
+    rungs: list[float]
+    slower: Callable[[int], float] = lambda number: 1.0
+    now: float = 0.0
+    steps: float = 0.0
+    ran: list[tuple[float, int]] = field(default_factory=list)
+
+    def pace(
+        self,
+        available: float,
+        most: int = 10**9,
+        speed: Speed = SPEED,
+        chain: Sequence[float] = CHAIN,
+        even: str = "steps",
+    ) -> Pace:
+        return Pace(speed, chain, available, most, lambda: self.now, lambda: self.rungs, lambda: self.steps, even)
+
+    def run(self, pace: Pace, ratio: float = 0.3, units: int = 2, last: int = 100) -> None:
+        while pace.more() and len(self.ran) < last:
+            at = self.rungs[0] if self.rungs else ratio
+            steps = units * pace(at, units)
+            self.now += self.slower(len(self.ran)) * (steps * pace.speed.step_at(at) + pace.speed.beside_at(at))
+            self.steps += steps
+            self.ran.append((at, steps))
+            del self.rungs[:1]
+
+
+def test_the_chain_takes_what_is_available_the_same_steps_on_all_rungs() -> None:
+    machine = Machine([*CHAIN])
+    machine.run(machine.pace(1000.0))
+    assert [ratio for ratio, _ in machine.ran] == CHAIN
+    steps = [steps for _, steps in machine.ran]
+    expected = (1000.0 - sum(map(SPEED.beside_at, CHAIN))) / sum(map(SPEED.step_at, CHAIN))
+    assert all(abs(found - expected) <= 4 for found in steps)
+    assert 980.0 <= machine.now <= 1000.0
+
+
+@pytest.mark.parametrize("slower", [lambda n: 2.0, lambda n: 1.0 + 0.2 * n, lambda n: 3.0 if n == 2 else 1.0])
+def test_the_chain_ends_in_time_on_a_slower_machine(slower: Callable[[int], float]) -> None:
+    machine = Machine([*CHAIN], slower)
+    machine.run(machine.pace(1000.0))
+    assert len(machine.ran) >= len(CHAIN)
+    assert machine.now <= (1000.0 if slower(0) == 2.0 else 1100.0)
+    if slower(2) < 3.0:  # a stall of a rung that takes all there is leaves nothing for the others
+        assert min(steps for _, steps in machine.ran[:6]) > FEWEST
+
+
+def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
+    machine = Machine([*CHAIN])
+    pace = machine.pace(1000.0, even="time")
+    expected = [pace.rung_steps(ratio) for ratio in CHAIN]
+    machine.run(pace)
+    assert len(machine.ran) == len(CHAIN)
+    times = [steps * SPEED.step_at(ratio) + SPEED.beside_at(ratio) for ratio, steps in machine.ran]
+    assert max(times) - min(times) <= 10.0
+    assert [steps for _, steps in machine.ran] == sorted(steps for _, steps in machine.ran)
+    assert all(abs(steps - found) <= 4 + 0.02 * found for (_, steps), found in zip(machine.ran, expected, strict=True))
+    assert 980.0 <= machine.now <= 1000.0
+
+
+def test_without_a_chain_trials_of_the_configured_length_end_in_time() -> None:
+    machine = Machine([])
+    pace = Unpaced(100.0, lambda: machine.now)
+    trials = 0
+    while pace.more():
+        assert pace(0.3, 2) is None  # type: ignore[func-returns-value]
+        machine.now += 7.0
+        trials += 1
+    assert trials == 14
+
+
+def test_a_faster_machine_trains_for_longer() -> None:
+    usual, fast = Machine([*CHAIN]), Machine([*CHAIN], lambda n: 0.5)
+    for machine in (usual, fast):
+        machine.run(machine.pace(1000.0))
+        assert machine.now <= 1000.0
+    assert fast.steps > 1.4 * usual.steps
+
+
+def test_a_larger_budget_first_makes_rungs_longer_then_adds_trials() -> None:
+    found = []
+    for available in (300.0, 600.0, 1200.0, 2400.0, 4800.0):
+        machine = Machine([*CHAIN])
+        machine.run(machine.pace(available, most=150))
+        assert machine.now <= available
+        found.append((max(steps for _, steps in machine.ran), len(machine.ran) - len(CHAIN)))
+    longest = [steps for steps, _ in found]
+    assert longest == sorted(longest)
+    assert longest[0] < 60
+    assert longest[-1] == 150
+    more = [trials for _, trials in found]
+    assert more == sorted(more)
+    assert more[:2] == [0, 0]
+    assert more[-1] >= 10
+
+
+def test_what_is_resumed_goes_on_with_what_is_left() -> None:
+    whole = Machine([*CHAIN])
+    whole.run(whole.pace(1000.0))
+    parts = Machine([*CHAIN])
+    parts.run(parts.pace(1000.0), last=3)
+    assert len(parts.ran) == 3
+    parts.run(parts.pace(1000.0))
+    assert parts.ran == whole.ran
+
+
+def test_two_ladders_share_alike() -> None:
+    rungs = [ratio for ratio in CHAIN for _ in range(2)]
+    machine = Machine(rungs)
+    machine.run(machine.pace(1000.0, chain=CHAIN * 2))
+    assert len(machine.ran) == 2 * len(CHAIN)
+    steps = [steps for _, steps in machine.ran]
+    assert max(steps) - min(steps) <= 4
+    assert machine.now <= 1000.0
+
+
+def test_time_that_is_gone_still_leaves_every_rung_a_step_per_unit() -> None:
+    machine = Machine([*CHAIN], now=2000.0)
+    machine.run(machine.pace(1000.0))
+    assert machine.ran == [(ratio, 2) for ratio in CHAIN]
+
+
+def test_a_trial_that_ends_early_says_nothing_of_the_speed() -> None:
+    machine = Machine([])
+    pace = machine.pace(10000.0, most=100)
+    pace(0.3, 2)
+    machine.steps += 10  # of a hundred: it was stopped
+    machine.now += 10 * SPEED.step_at(0.3) + SPEED.beside_at(0.3)
+    assert pace.more()
+    assert pace.slower == pytest.approx(1.0)
+    pace(0.3, 2)  # this one failed
+    machine.now += 300.0
+    assert pace.more()
+    assert pace.slower == pytest.approx(1.0)
+
+
+def test_epochs_are_shared_out_exactly() -> None:
+    machine = Machine([*CHAIN])
+    machine.run(machine.pace(300.0, speed=STEPWISE))
+    assert [steps for _, steps in machine.ran] == [50] * 6
+    assert machine.now == 300.0
+
+
+def test_there_are_fewer_rungs_where_each_would_get_too_few_steps() -> None:
+    def rungs(count: int) -> list[float]:
+        return CHAIN[:count]
+
+    def needs(count: int) -> float:
+        return sum(SPEED.beside_at(ratio) + FEWEST * SPEED.step_at(ratio) for ratio in CHAIN[:count])
+
+    assert fewer_rungs(rungs, 6, SPEED, needs(6)) == 6
+    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0) == 5
+    assert fewer_rungs(rungs, 6, SPEED, 0.0) == 3
+    assert fewer_rungs(rungs, 2, SPEED, 0.0) == 2
+
+
+def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_models() -> None:
+    assert SPEED.step_at(0.2) == pytest.approx(0.8)
+    assert 0.5 < SPEED.step_at(0.1) < 0.8
+    assert SPEED.step_at(0.01) == 0.5
+    dense = Speed((1.0,), (2.0,), (5.0,))
+    assert dense.step_at(0.1) == dense.step_at(1.0) == 2.0
