@@ -98,6 +98,7 @@ RIVALS = {
     "chain": f"search.screening=null search.chain.even=steps {PLAIN}",
     "chain + distillation": "search.screening=null search.chain.even=steps",
     "ours without screening": "search.screening=null",
+    "ours with equal steps": "search.chain.even=steps",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""
