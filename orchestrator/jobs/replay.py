@@ -21,12 +21,20 @@ from orchestrator.report.tables import show, summary_table
 from orchestrator.search.confirm import Candidate, finetuned
 from orchestrator.search.evaluate import begun
 from orchestrator.search.finished import PLAN, WEIGHTS, read_plan
-from orchestrator.search.lineage import Lineage, Link, lineage_in, made_with, recipe_of, tensors, weights_digest
+from orchestrator.search.lineage import (
+    Lineage,
+    Link,
+    differences,
+    lineage_in,
+    made_with,
+    recipe_of,
+    tensors,
+    weights_digest,
+)
 from orchestrator.search.methods import prepare_method
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
 from orchestrator.search.run_plan import run_plan
-from orchestrator.search.study import differences
 from orchestrator.search.working import Working
 from orchestrator.settings import MethodSettings, Settings
 

@@ -22,6 +22,7 @@ from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
+from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.ladders import Rung
 from orchestrator.search.methods import Method, check_method, prepare_method
@@ -42,6 +43,7 @@ from orchestrator.search.study import (
     Study,
     done,
     enqueue_chain,
+    enqueue_plans,
     open_study,
     own_trials,
     take_over_interrupted,
@@ -110,6 +112,7 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     tracker = settings.tracking.build()
     study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
+    read_plans(settings)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
     return Parts(space, stopping, tracker, study)
@@ -190,6 +193,7 @@ def explore(
     rung_steps = usual if pacing is None else pacing.rung_steps
     stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
     enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
+    enqueue_plans(study, read_plans(settings))
     if taken := take_over_interrupted(study):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)

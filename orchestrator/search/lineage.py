@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_modules.errors import DataError
-from orchestrator.redact import redact_tree
+from orchestrator.redact import redact, redact_tree
 from orchestrator.settings import Settings
 
 
@@ -98,3 +98,13 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     structure = {"attention": method.attention, "depth": method.depth}
     parts = {name: whole[name] for name in ("model", "data", "task", "seed")}
     return {**parts, "phases": phases, "method": {**structure, "activation": whole["method"]["activation"]}}
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`path: old -> new` for every leaf of two trees of plain data that differs, secrets hidden."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if old == new else [redact(f"{path} was {old!r}, now {new!r}")]

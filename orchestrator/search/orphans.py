@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 from lightning_modules.errors import DataError
-from orchestrator.search.study import KIND, WARM, Study, TrialState
+from orchestrator.search.study import STATE, Study, TrialState
+
+SAVED = ("completed", "infeasible", "parent")
+"""States of trials whose plans stay."""
 
 
 def remove_orphans(study: Study, models: Path) -> None:
@@ -24,6 +27,6 @@ def remove_orphans(study: Study, models: Path) -> None:
         )
     for number in numbers:
         trial = trials[number]
-        told = trial.state not in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED)
-        if not told and trial.user_attrs.get(KIND) != WARM:
+        unseen = trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in SAVED  # hidden from samplers alone
+        if trial.state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED) and not unseen:
             shutil.rmtree(models / str(number))

@@ -106,7 +106,7 @@ class Plans:
         return any(isinstance(stage.pruner, UnitPruner) for method in methods for stage in method.stages)
 
     def flops_ratio(self, params: Params) -> float:
-        if not self.cut:
+        if not self.cut or not params:  # a user's own plan may keep most of the model
             return 1.0
         try:
             kept = self.evaluator.wanted(self.space.propose(self.terrain, params)).kept

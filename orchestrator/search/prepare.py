@@ -15,6 +15,7 @@ from lightning_modules.pruning.structure import Structure
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds, size_mb
 from orchestrator.search.dense import build_model, rewound_model, train_dense
+from orchestrator.search.given import check_plans
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, example_input
@@ -53,6 +54,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     example = example_input(data).to(device)
     latency = find_latency_model(settings, structure, model, example, progress)
     check_bounds(settings, structure, model, example, latency)
+    check_plans(settings, structure, model)
     progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ from optuna.trial import TrialState as TrialState
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
+from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
+from orchestrator.search.lineage import differences
 from orchestrator.search.measurement import Evaluate, Measurement
 from orchestrator.search.problem import seed_of
 from orchestrator.search.samplers import exhausted, sampler
@@ -32,16 +34,9 @@ from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.stopping import Ended, Standing, Stopping
 from orchestrator.settings import Settings
 
-KIND, REASON, STATE, RUNGS, MEASURED, SECONDS, TRACE = (
-    "kind",
-    "reason",
-    "state",
-    "rungs",
-    "measured",
-    "seconds",
-    "trace",
-)
-IDENTITY, CHAINED, GIVEN, ORIGIN = "identity", "chained", "given", "origin"
+KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
+MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
+IDENTITY, CHAINED, GIVEN, ORIGIN, OWN = "identity", "chained", "given", "origin", "own"
 WARM = "warm"
 """The kind of a trial that was taken over from another study: no work of this one."""
 
@@ -94,16 +89,6 @@ def storage_of(settings: Settings) -> BaseStorage | str:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`path: old -> new` for every leaf of two trees of plain data that differs, secrets hidden."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    return [] if old == new else [redact(f"{path} was {old!r}, now {new!r}")]
-
-
 def enqueue_chain(
     study: Study,
     space: Space,
@@ -129,6 +114,14 @@ def enqueue_chain(
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
             study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
     study.set_user_attr(CHAINED, True)
+
+
+def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
+    """The user's own plans, by their thresholds, each once in a study's life."""
+    known = [trial.user_attrs.get(OWN) for trial in study.get_trials(deepcopy=False)]
+    for thresholds in plans:
+        if thresholds not in known:
+            study.enqueue_trial({}, user_attrs={KIND: "given", GIVEN: {}, OWN: dict(thresholds)})
 
 
 def queued(study: Study) -> list[Params]:
@@ -189,7 +182,8 @@ def search(
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
         study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number), distributions)
-        trial = study.ask(distributions)
+        own = bool(waiting) and OWN in waiting[0].user_attrs
+        trial = study.ask({} if own else distributions)
         trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
         try:
             run_trial(study, trial, space, terrain, evaluate, rules)
@@ -215,7 +209,9 @@ def run_trial(
         return rules.stopping(mine, _peers(study, trial.number, rules), _ended(study))
 
     try:
-        measured = evaluate(space.propose(terrain, trial.params), trial.number, report)
+        own = trial.user_attrs.get(OWN)
+        proposal = space.propose(terrain, trial.params) if own is None else given(space, terrain, own)
+        measured = evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
     except UserError as error:
         _fail(study, trial, str(error), "", begin)
@@ -225,7 +221,9 @@ def run_trial(
         trial.set_user_attr(MEASURED, _stored(measured))
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)
-        if measured.state == "completed":
+        if not trial.params:  # samplers must not see it: they draw from the dimensions that all trials have
+            study.tell(trial, state=TrialState.FAIL)
+        elif measured.state == "completed":
             study.tell(trial, values)
         else:
             study.tell(trial, state=TrialState.PRUNED)

@@ -21,7 +21,7 @@ from lightning_modules.errors import ConfigError, PlanError
 from orchestrator.files import write_atomic
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import PLAN, read_plan
-from orchestrator.search.lineage import Lineage, lineage_in, recipe_of, weights_digest
+from orchestrator.search.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.study import (
@@ -35,7 +35,6 @@ from orchestrator.search.study import (
     STATE,
     WARM,
     Study,
-    differences,
     storage_of,
 )
 from orchestrator.settings import Settings

@@ -108,11 +108,13 @@ class ScreeningSettings(Part):
 class SearchSettings(Part):
     """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
 
-    `screening` null trains every allocation as it was proposed. `warm_start` is the name of a study to begin with.
+    `screening` null trains every allocation as it was proposed. `warm_start` is the name of a study to begin with,
+    `plans` are files of thresholds that are tried behind the chain.
     """
 
     lineage: bool = True
     warm_start: str | None = None
+    plans: tuple[Path, ...] = ()
     chain: ChainSettings = ChainSettings()
     screening: ScreeningSettings | None = ScreeningSettings()
 

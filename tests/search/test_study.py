@@ -19,6 +19,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
+from orchestrator.search.lineage import differences
 from orchestrator.search.measurement import Measurement, Proposal, Report
 from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.results import candidates, front, rows
@@ -30,7 +31,6 @@ from orchestrator.search.study import (
     STATE,
     TRACE,
     Rules,
-    differences,
     done,
     enqueue_chain,
     open_study,

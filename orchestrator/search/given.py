@@ -1,0 +1,60 @@
+"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `given` behind the chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.recipe import nearest
+from orchestrator.search.measurement import Cut, Proposal
+from orchestrator.search.outline import on_weights
+from orchestrator.search.space import Space, Terrain
+from orchestrator.settings import Settings
+
+Thresholds = dict[str, float]
+
+
+def read_plans(settings: Settings) -> list[Thresholds]:
+    """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to numbers."""
+    if settings.search.plans and len(settings.method.choices()[0].stages()) > 1:
+        raise ConfigError("search.plans has one threshold per group; a method with a second stage (`then`) needs two")
+    return [_read(path) for path in settings.search.plans]
+
+
+def _read(path: Path) -> Thresholds:
+    rule = 'a plan is a JSON file {"group": threshold, ...} with numbers from 0 on, as in search.plans=[mine.json]'
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{rule}; {path}: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{rule}; {path} holds {found!r}")
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+            raise ConfigError(f"{rule}; {path} has {value!r} for '{name}'")
+    return {name: float(value) for name, value in found.items()}
+
+
+def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> None:
+    """Errors: ConfigError for groups that the method does not have in this model, with the nearest names."""
+    first = settings.method.choices()[0].stages()[0]
+    groups = (on_weights(structure, model, first) or structure).groups
+    known = [group.name for group in groups]
+    for path, thresholds in zip(settings.search.plans, read_plans(settings), strict=True):
+        if unknown := sorted(set(thresholds) - set(known)):
+            raise ConfigError(
+                f"{path} names unknown groups {unknown}{nearest(unknown[0], known)}; the model has {known}; "
+                "job=inspect lists them"
+            )
+
+
+def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Proposal:
+    """These thresholds in the unit of the method's rule, trained as a rung of the chain is; other groups stay whole."""
+    usual = space.propose(terrain, space.chain(terrain, 0.5, 0.0))
+    return replace(usual, cuts=(Cut(dict(thresholds), terrain.rule),))
