@@ -84,6 +84,10 @@ def _dense(problem: Problem, settings: MethodSettings) -> Dense:
 def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
     shapes = set(getattr(space, "shapes", ()))
+    if getattr(space, "distillation", None) is not None and settings.phases.finetune.distillation is None:
+        raise ConfigError(
+            "space.distillation weighs the dense outputs; it needs phases.finetune.distillation, not null"
+        )
     if any(settings.method.int8):
         require_packages()
     for method in settings.method.choices():

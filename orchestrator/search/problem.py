@@ -126,14 +126,19 @@ class Problem:
         callbacks: Sequence[Callback] = (),
         level: float | None = None,
         unit_steps: int | None = None,
+        distillation: float | None = None,
     ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
 
-        With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit; None: as configured.
+        With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
+        `distillation` is the weight of the dense outputs; None: as configured.
         """
         unit_steps = unit_steps or self.settings.phases.finetune.unit_steps
         task = self.task(model)
-        task.distillation = self.distillation  # type: ignore[assignment]
+        teaching = self.distillation
+        if teaching is not None and distillation is not None:
+            teaching = replace(teaching, weight=distillation)
+        task.distillation = teaching  # type: ignore[assignment]
         seed_everything(seed)
         features = None if self.distillation is None else self.distillation.features
         watched = nullcontext() if features is None else features.watching(model)

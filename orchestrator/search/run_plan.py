@@ -128,6 +128,7 @@ class _Run:
             callbacks=found,
             level=self.plan.activation,
             unit_steps=self.plan.timing.unit_steps,
+            distillation=self.plan.timing.distillation,
         )
         self.working.optimizer = carried.state if carried else None
         self.spent += units

@@ -74,6 +74,7 @@ CHOICES = [
     "method=activation_topk method.int8=[true]",
     "method=int8 method.int8=[false,true]",
     "method=depth model.blocks=2",
+    "space.distillation=[0.2,0.8]",
     "space.start=[0.0,0.5] space.end=[0.6,1.0] space.steps=[2,3] space.shapes=[exponential,cosine]",
     "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},units:1}",
     "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",

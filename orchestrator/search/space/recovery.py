@@ -1,4 +1,4 @@
-"""The schedule as search dimensions: how many pruning steps, of which shape, when, and how much finetuning."""
+"""Schedule and recovery as search dimensions: pruning steps, their shape and moments, finetuning, distillation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from orchestrator.search.space.levels import check_levels
 class Recovery:
     """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, units after each.
 
-    Pairs are [least, most]; where both are the same the dimension is fixed. `levels` is as in `Space`.
+    Pairs are [least, most]; where both are the same the dimension is fixed. `distillation` is the weight of the dense
+    outputs, None as the phases have it; the opening ladder takes the middle. `levels` is as in `Space`.
     """
 
     steps: Sequence[int] = (1, 2)
@@ -26,6 +27,7 @@ class Recovery:
     units: Sequence[int] = (1, 2)
     start: Sequence[float] = (0.0, 0.0)
     end: Sequence[float] = (1.0, 1.0)
+    distillation: Sequence[float] | None = None
     levels: int | None = None
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Recovery:
         }.items():
             if not 1 <= low <= high:
                 raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
+        if (weight := self.distillation) is not None and not 0.0 <= weight[0] <= weight[-1] <= 1.0:
+            raise ConfigError(f"space.distillation must be [least, most] weights within [0, 1]; got {list(weight)}")
         if not 0.0 <= self.start[0] <= self.start[-1] < self.end[0] <= self.end[-1] <= 1.0:
             raise ConfigError(
                 "space.start and space.end must be [least, most] fractions, every start before every end; "
@@ -53,6 +57,8 @@ class Recovery:
         for name, bounds in {"schedule.start": self.start, "schedule.end": self.end}.items():
             if bounds[0] < bounds[-1]:
                 found[name] = FloatDistribution(bounds[0], bounds[-1])
+        if (weight := self.distillation) is not None and weight[0] < weight[-1]:
+            found["distillation.weight"] = FloatDistribution(weight[0], weight[-1])
         return found
 
     def first(self, units: int) -> Params:
@@ -63,6 +69,7 @@ class Recovery:
             "finetune.units": min(max(units, self.units[0]), self.units[-1]),
             "schedule.start": self.start[0],
             "schedule.end": self.end[-1],
+            "distillation.weight": self._middle(),
         }
         return {name: found[name] for name in self.recovery()}
 
@@ -73,7 +80,11 @@ class Recovery:
             params["finetune.units"],
             params.get("schedule.start", self.start[0]),
             params.get("schedule.end", self.end[-1]),
+            distillation=params.get("distillation.weight", self._middle()),
         )
+
+    def _middle(self) -> float | None:
+        return None if self.distillation is None else 0.5 * (self.distillation[0] + self.distillation[-1])
 
 
 def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
