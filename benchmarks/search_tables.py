@@ -110,7 +110,7 @@ def verdict(results: Sequence[Result], rivals: Sequence[str]) -> str:
     others = {
         rival: [result.volume(0.8) for result in results if result.rival == rival]
         for rival in rivals
-        if rival != "ours" and any(result.rival == rival for result in results)
+        if not rival.startswith("ours") and any(result.rival == rival for result in results)
     }
     if not ours or not others:
         return ""
