@@ -88,17 +88,17 @@ SETTINGS = {
     )
 }
 PLAIN = "phases.finetune.distillation=null"
-ALONE = f"search.lineage=false search.screening=null search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
+ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
 RIVALS = {
     "naive TPE": f"sampler=tpe {ALONE} {SHORT}",
     "naive NSGA-II": f"sampler=nsga2 {ALONE} {SHORT}",
     "torch-pruning global": PLAIN,
     "torch-pruning uniform": PLAIN,
-    "chain": f"search.screening=null search.chain.even=steps {PLAIN}",
-    "chain + distillation": "search.screening=null search.chain.even=steps",
-    "ours without screening": "search.screening=null",
-    "ours with equal steps": "search.chain.even=steps",
+    "chain": f"search.chain.even=steps {PLAIN}",
+    "chain + distillation": "search.chain.even=steps",
+    "ours, screened, equal steps": "search.screening.share=0.08 search.chain.even=steps",
+    "ours, screened": "search.screening.share=0.08",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""

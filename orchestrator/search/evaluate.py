@@ -102,7 +102,7 @@ class Evaluator:
     def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
         if not self.problem.settings.search.lineage:
             return None
-        if self.problem.settings.search.screening is None:
+        if self.problem.settings.search.screening.share == 0.0:
             return nearest_parent(others, self._vector(wanted))
         ratios = self.problem.ratios(wanted.kept, wanted.density)
         macs = round(ratios["effective_flops"] * self.problem.dense_macs)
@@ -114,7 +114,7 @@ class Evaluator:
         """The allocation chosen at the proposal's cost and within all bounds; None where it stays as proposed."""
         problem, pruner = self.problem, self._method(proposal).stages[0].pruner
         how = problem.settings.search.screening
-        if how is None or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
+        if how.share == 0.0 or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
             return None
         inherited = np.zeros(len(wanted.kept)) if parent is None else np.asarray(parent.octaves)
         tries = candidates(how.share, steps, how.batches)

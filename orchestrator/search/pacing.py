@@ -212,15 +212,12 @@ def _require_time(budget: Budget, before: float) -> None:
 
 def _screened(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
     """Of this study's models; steps come with the screening that they pay for."""
-    targets, screening = (
-        _targets(problem, max(1, problem.settings.search.chain.rungs)),
-        problem.settings.search.screening,
-    )
+    settings = problem.settings.search
+    targets = _targets(problem, max(1, settings.chain.rungs))
     if not plans.cut:
         return measure(problem, [], now)
     found = measure(problem, [plans.at(targets[len(targets) // 2]), plans.at(targets[-1])], now)
-    share = 1.0 if screening is None else 1.0 + screening.share
-    return replace(found, step=tuple(share * step for step in found.step))
+    return replace(found, step=tuple((1.0 + settings.screening.share) * step for step in found.step))
 
 
 def measure(problem: Problem, ratios: Sequence[float], now: Callable[[], float]) -> Speed:

@@ -72,7 +72,6 @@ def screen(
     as they were proposed. `allowed` refuses counts outside a bound; those of the proposal are within all.
     """
     how = problem.settings.search.screening
-    assert how is not None
     with problem.timed("screening"):
         judge = _Judge(problem, pruner, working, proposed, seed, how.batches)
         best, kept = np.zeros(len(proposed)), judge.counts(np.zeros(len(proposed)))

@@ -97,10 +97,11 @@ class ChainSettings(Part):
 class ScreeningSettings(Part):
     """Allocations of equal cost that are compared before training, for `share` of the time of a trial's steps.
 
-    `batches` of training data judge each of them; `octaves` is how far a group moves in one step of the walk.
+    `share` 0 trains every allocation as it was proposed. `batches` of training data judge each candidate; `octaves` is
+    how far a group moves in one step of the walk.
     """
 
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
+    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     batches: Positive = 2
     octaves: Annotated[float, Field(gt=0.0, le=2.0)] = 0.35
 
@@ -108,7 +109,7 @@ class ScreeningSettings(Part):
 class SearchSettings(Part):
     """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
 
-    `screening` null trains every allocation as it was proposed. `warm_start` is the name of a study to begin with,
+    `warm_start` is the name of a study to begin with,
     `plans` are files of thresholds that are tried behind the chain.
     """
 
@@ -116,7 +117,7 @@ class SearchSettings(Part):
     warm_start: str | None = None
     plans: tuple[Path, ...] = ()
     chain: ChainSettings = ChainSettings()
-    screening: ScreeningSettings | None = ScreeningSettings()
+    screening: ScreeningSettings = ScreeningSettings()
 
 
 _RECIPES = {"optimizer", "scheduler"}

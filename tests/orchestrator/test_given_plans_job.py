@@ -28,7 +28,7 @@ def write(name: str, content: object) -> str:
 def test_they_are_tried_behind_the_chain_and_inherit_like_others() -> None:
     write("wide.json", {"conv1": 0.25})
     write("mine.json", {"conv1": 0.5, "stages.1.0.conv1": 0.5, "stages.2.0.conv1": 0.75})
-    command = [*OURS, "search.plans=[wide.json,mine.json]", "search.screening=null"]
+    command = [*OURS, "search.plans=[wide.json,mine.json]"]
     assert main([*command, "study.n_trials=5"]) == 0
     rows = read_csv("runs/ours/trials.csv", TrialRow)
     assert [row.kind for row in rows] == [*["chain uniform"] * 3, "given", "given"]

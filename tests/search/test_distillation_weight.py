@@ -20,7 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def here(home: Path, tmp_path: Path, *overrides: str) -> Bench:
-    return bench(home, tmp_path, "search.screening=null", *overrides)
+    return bench(home, tmp_path, *overrides)
 
 
 def test_a_range_is_a_dimension_and_the_chain_takes_its_middle(home: Path, tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from orchestrator.search.methods import check_method
 from orchestrator.search.problem import Problem
 from tests.search.problems import bench, problem_of, settings_of, silent
 
-AS_PROPOSED = "search.screening=null"
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -93,7 +91,7 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
 
 @pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
 def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape: str) -> None:
-    here = bench(home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]", AS_PROPOSED)
+    here = bench(home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]")
     proposal = here.propose(0.4)
     measured, model = here.run(proposal)
     assert list(measured.kept.values()) == here.evaluator.wanted(proposal).kept.tolist()

@@ -176,7 +176,7 @@ def test_a_parent_needs_half_of_what_other_groups_make_up_for() -> None:
 
 
 def test_without_screening_the_plan_is_what_was_proposed(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, "method=l2", *QUICK, "search.screening=null")
+    here = bench(home, tmp_path, "method=l2", *QUICK)
     proposal = here.propose(0.3)
     measured = here.evaluator(proposal, 0, silent)
     document = read_plan(here.evaluator.models / "0")
