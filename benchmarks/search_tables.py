@@ -22,6 +22,7 @@ from matplotlib import pyplot
 RATIOS = (0.05, 0.10, 0.15, 0.25, 0.35)
 LEAST = 1 / 32
 OCTAVES = -math.log2(LEAST)
+COLORS = ("C0", "C1", "C2", "C4", "C5", "C3", "C8", "C9")
 TOLERANCE = 0.01
 """Of accuracy: about one standard error of the difference of two models on 2,000 validation images."""
 
@@ -140,7 +141,7 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
         values = np.array([[result.at(ratio) or np.nan for ratio in grid] for result in mine])
         there = ~np.isnan(values).any(0)
         ours = rival == "ours"
-        color = "black" if ours else f"C{place}"
+        color = "black" if ours else COLORS[place % len(COLORS)]
         axes.plot(grid[there], values[:, there].mean(0), color=color, lw=2.2 if ours else 1.2, label=rival)
         axes.fill_between(grid[there], values[:, there].min(0), values[:, there].max(0), color=color, alpha=0.15, lw=0)
     axes.set_xscale("log")
