@@ -177,7 +177,7 @@ def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     shown = " ".join(capsys.readouterr().out.split())
     assert ("would not have ended within" in shown) == bool(left_out)
     folder = next((RUN / "models").iterdir())  # confirmed with units of the length that there was time for
-    assert read_plan(folder)["confirmation"]["unit_steps"] != 16
+    assert read_plan(folder)["confirmation"]["unit_steps"] >= 16  # never fewer, however late it is
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 
 
