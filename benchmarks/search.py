@@ -25,15 +25,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
 
 import hydra
 import torch
 from omegaconf import OmegaConf
+from search_ladders import Found, ladder  # type: ignore[import-not-found]
 from search_tables import Point, Result, write  # type: ignore[import-not-found]
-from torch import nn
 
 from orchestrator import settings as schema
 from orchestrator.files import write_atomic
@@ -41,9 +40,8 @@ from orchestrator.jobs.search import explore, parts_of
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.search.goals import goals_of
-from orchestrator.search.pacing import measure
 from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.problem import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = "data=fashion_mnist data.train_images=18000 data.val_fraction=0.1112 data.batch_size=64"
@@ -53,7 +51,7 @@ TARGETS = (0.5, 0.03125, 7)
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """`overrides` make the problem; `epochs` train the dense model."""
+    """`overrides` of the configuration make the problem and its dense model."""
 
     name: str
     title: str
@@ -158,9 +156,12 @@ def run(job: Job, baselines: Path) -> Result:
         data.setup()
         progress = Progress(silent)
         problem = prepare(settings, data, progress)  # shared by all: data, dense outputs, structure
-        climb = ladder if job.rival.startswith("torch-pruning") else studied
         begin = time.process_time()
-        models = list(climb(problem, job, progress, begin))
+        if job.rival.startswith("torch-pruning"):
+            whole = job.rival.endswith("global")
+            models = list(ladder(problem, targets_of(*TARGETS), whole, job.budget, job.seed, begin))
+        else:
+            models = list(studied(problem, progress, begin))
         seconds = time.process_time() - begin
         points = [
             Point(ratio, validation, problem.test(model)["accuracy"], at) for ratio, validation, model, at in models
@@ -169,11 +170,7 @@ def run(job: Job, baselines: Path) -> Result:
     return Result(job.setting, job.rival, job.budget, job.seed, seconds, points, shares)
 
 
-Found = tuple[float, float, nn.Module, float]
-"""FLOPs ratio, validation accuracy, model, CPU seconds after which it was there."""
-
-
-def studied(problem: Problem, job: Job, progress: Progress, begin: float) -> Iterator[Found]:
+def studied(problem: Problem, progress: Progress, begin: float) -> Iterator[Found]:
     """What the configuration finds by the search itself, without the confirmation that follows it for a user."""
     parts = parts_of(problem.settings, goals_of(problem.settings))
     explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
@@ -185,83 +182,8 @@ def studied(problem: Problem, job: Job, progress: Progress, begin: float) -> Ite
             yield row.flops_ratio, row.quality, model, spent
 
 
-def ladder(problem: Problem, job: Job, progress: Progress, begin: float) -> Iterator[Found]:
-    """torch-pruning's magnitude pruner at the same targets, each from the dense model, equal steps for each."""
-    targets = targets_of(*TARGETS)
-    speed = measure(problem, targets, time.process_time)
-    for place, target in enumerate(targets):
-        rest = targets[place:]
-        left = job.budget - (time.process_time() - begin) - sum(map(speed.beside_at, rest))
-        model = pruned(problem, target, whole=job.rival.endswith("global"))
-        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, job.seed)
-        steps = max(1, int(left / sum(map(speed.step_at, rest))))
-        problem.finetune(model, 1, seed_of(job.seed, 7, place), unit_steps=steps)
-        model.eval()
-        yield macs(problem, model), problem.validate(model)["accuracy"], model, time.process_time() - begin
-
-
 def targets_of(largest: float, smallest: float, rungs: int) -> list[float]:
     return [largest * (smallest / largest) ** (rung / (rungs - 1)) for rung in range(rungs)]
-
-
-def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
-    """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its pruning ratio."""
-    import copy
-
-    import torch_pruning as tp
-
-    example = torch.zeros(1, *problem.data.input_shape)
-    classifier = [module for module in problem.model.modules() if isinstance(module, nn.Linear)][-1]
-    name = next(name for name, module in problem.model.named_modules() if module is classifier)
-
-    def at(ratio: float) -> nn.Module:
-        model = copy.deepcopy(problem.model).eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        pruner = tp.pruner.BasePruner(
-            model,
-            example,
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=whole,
-            pruning_ratio=ratio,
-            max_pruning_ratio=0.95 if whole else 1.0,
-            ignored_layers=[model.get_submodule(name)],
-            in_channel_groups={},
-            out_channel_groups={},
-            num_heads={},
-        )
-        pruner.step()
-        return model
-
-    low, high = 0.0, 0.99
-    for _ in range(7):
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if macs(problem, at(middle)) <= target else (middle, high)
-    return at(high)
-
-
-def macs(problem: Problem, model: nn.Module) -> float:
-    """MACs of convolutions and linear layers against the dense model's, counted alike for all, by hooks."""
-    return counted(model, problem.data.input_shape) / counted(problem.model, problem.data.input_shape)
-
-
-def counted(model: nn.Module, shape: tuple[int, ...]) -> int:
-    total = 0
-
-    def conv(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        places = output.shape[-1] * output.shape[-2] if output.dim() == 4 else 1
-        total += weight.numel() * places
-
-    kinds = (nn.Conv2d, nn.Linear)
-    handles = [module.register_forward_hook(conv) for module in model.modules() if isinstance(module, kinds)]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
-    for handle in handles:
-        handle.remove()
-    return total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from lightning_modules.pruning.structure import Counts
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.structure import Counts, Structure
+from lightning_modules.pruning.thresholds import choose
 
 Ratios = npt.NDArray[np.float64]
 """Pruning ratio per group: the fraction of its dense units removed; shape (n_groups,)."""
@@ -62,6 +66,14 @@ def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1
         return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)), least)
 
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
+
+
+def cut_evenly(model: nn.Module, structure: Structure, flops_ratio: float) -> tuple[nn.Module, Counts]:
+    """The model with equal ratios of its groups within `flops_ratio`, the first units kept: for timing, not for use."""
+    macs, even = Cost(structure).macs, np.ones(len(structure.groups))
+    kept = scaled(structure.sizes, macs, int(flops_ratio * macs(structure.sizes)), even)
+    keep = choose(structure, np.zeros(structure.n_units), structure.full(), kept)
+    return remove(model, structure, keep), kept
 
 
 def allocate(

@@ -40,6 +40,15 @@ STEPWISE = Speed((1.0,), (1.0,), (0.0,))
 """Every step costs one, nothing else costs anything."""
 
 
+def share(speed: Speed, left: float, ratio: float, others: Sequence[float], even: str) -> float:
+    """The steps of one rung where it and the others take up what is left."""
+    rungs = [ratio, *others]
+    if even == "time":
+        return max(0.0, left / len(rungs) - speed.beside_at(ratio)) / speed.step_at(ratio)
+    beside = sum(map(speed.beside_at, rungs))
+    return max(0.0, left - beside) / sum(map(speed.step_at, rungs))
+
+
 class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
@@ -73,7 +82,8 @@ class Pace:
     def __call__(self, ratio: float, units: int) -> int:
         """Optimizer steps, at least one, in each of a trial's `units` units of finetuning; `ratio` is that of FLOPs."""
         self._learn()
-        steps = self._share((self.available - self.clock()) / self.slower, ratio, self.left()[1:])
+        left = (self.available - self.clock()) / self.slower
+        steps = share(self.speed, left, ratio, self.left()[1:], self.even)
         self._open = (self.clock(), self.steps_done(), ratio)
         return max(1, int(min(self.most_steps, steps)) // units)
 
@@ -87,15 +97,9 @@ class Pace:
 
     def rung_steps(self, ratio: float) -> int:
         """Steps of a rung where the chain has all that is available, or as many as are wanted."""
-        return int(min(self.most_steps, max(FEWEST, self._share(self.available, ratio, self.chain[1:]))))
-
-    def _share(self, left: float, ratio: float, others: Sequence[float]) -> float:
-        """The steps of one rung where it and the others take up what is left."""
-        rungs = [ratio, *others]
-        if self.even == "time":
-            return max(0.0, left / len(rungs) - self.speed.beside_at(ratio)) / self.speed.step_at(ratio)
-        beside = sum(map(self.speed.beside_at, rungs))
-        return max(0.0, left - beside) / sum(map(self.speed.step_at, rungs))
+        return int(
+            min(self.most_steps, max(FEWEST, share(self.speed, self.available, ratio, self.chain[1:], self.even)))
+        )
 
     def _price(self, ratio: float, steps: float) -> float:
         return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
@@ -127,11 +131,10 @@ class Unpaced:
         return used + (used - self.begin) / max(1, self.trials) <= self.available
 
 
-def fewer_rungs(rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float) -> int:
+def fewer_rungs(rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float, even: str) -> int:
     """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):
         found = rungs(count)
-        beside = sum(map(speed.beside_at, found))
-        if available - beside >= FEWEST * sum(map(speed.step_at, found)):
+        if share(speed, available, max(found), sorted(found)[:-1], even) >= FEWEST:  # the dearest gets the fewest
             return count
     return min(most, 3)

@@ -12,10 +12,8 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.errors import ConfigError, PlanError
-from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.removal import remove
 from orchestrator.progress import Progress
-from orchestrator.search.allocation import scaled
+from orchestrator.search.allocation import cut_evenly
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.ladders import Rung, steps_by_rung
@@ -44,7 +42,7 @@ class Pacing:
 
     @property
     def words(self) -> str:
-        return f"{self.budget.text}, a chain of {len(self.targets)} rungs first"
+        return f"{self.budget.text}, a chain of {len(self.targets)} rungs first" if self.targets else self.budget.text
 
     @property
     def rung_steps(self) -> list[float]:
@@ -153,7 +151,7 @@ def pacing_of(
 
         progress.phase("speed", "of optimizer steps at up to three FLOPs ratios")
         with problem.timed("profile"):
-            speed = _screened(problem, plans, now)
+            speed = _speed(problem, plans, now)
     if chain.rungs == 0:
         return Pacing(budget, (), Unpaced(available, clock), speed, clock)
     if TARGETS not in study.user_attrs:
@@ -162,6 +160,7 @@ def pacing_of(
             chain.rungs,
             speed,
             available - clock(),
+            chain.even,
         )
         study.set_user_attr(TARGETS, _targets(problem, rungs))
     targets = tuple(study.user_attrs[TARGETS])
@@ -210,24 +209,21 @@ def _require_time(budget: Budget, before: float) -> None:
         )
 
 
-def _screened(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
-    """Of this study's models; steps come with the screening that they pay for."""
+def _speed(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
+    """Of the dense model, the chain's middle and its end; steps come with the screening that they pay for."""
     settings = problem.settings.search
     targets = _targets(problem, max(1, settings.chain.rungs))
-    if not plans.cut:
-        return measure(problem, [], now)
-    found = measure(problem, [plans.at(targets[len(targets) // 2]), plans.at(targets[-1])], now)
+    ratios = [plans.at(target) for target in (targets[len(targets) // 2], targets[-1])] if plans.cut else []
+    found = measure(problem, ratios, now)
     return replace(found, step=tuple((1.0 + settings.screening.share) * step for step in found.step))
 
 
 def measure(problem: Problem, ratios: Sequence[float], now: Callable[[], float]) -> Speed:
-    """Time steps, recalibration and validation of the dense model and of ones cut evenly to these FLOPs ratios."""
-    structure, sizes = problem.structure, problem.structure.sizes
+    """Time steps, recalibration and validation of the dense model and of ones cut evenly to each of these ratios."""
     models: dict[float, nn.Module] = {1.0: copy.deepcopy(problem.model)}
-    for ratio in (ratios[len(ratios) // 2], ratios[-1]) if ratios else ():
-        kept = scaled(sizes, problem.cost.macs, int(ratio * problem.dense_macs), np.ones(len(sizes)))
-        keep = thresholds.choose(structure, np.zeros(structure.n_units), structure.full(), kept)
-        models[problem.ratios(kept)["flops"]] = remove(problem.model, structure, keep)
+    for ratio in ratios:
+        model, kept = cut_evenly(problem.model, problem.structure, ratio)
+        models[problem.ratios(kept)["flops"]] = model
     found = {ratio: _timed(problem, model, now) for ratio, model in models.items()}
     falling = tuple(sorted(found, reverse=True))
     return Speed(falling, tuple(found[ratio][0] for ratio in falling), tuple(found[ratio][1] for ratio in falling))

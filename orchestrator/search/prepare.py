@@ -20,7 +20,7 @@ from orchestrator.search.latency_model import LatencyModel, dense_latency, laten
 from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, example_input
 from orchestrator.search.samplers import sampler
-from orchestrator.search.threads import set_threads
+from orchestrator.search.threads import choose_threads
 from orchestrator.settings import Settings
 
 
@@ -42,11 +42,13 @@ def device_of(settings: Settings) -> torch.device:
 def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     """Find the structure, check budgets against it, then train or read the dense baseline."""
     device = device_of(settings)
+    if isinstance(settings.threads, int):
+        torch.set_num_threads(settings.threads)
     progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
     model = build_model(settings, data)
     with progress.timed("structure"):
         structure = find_structure(settings, model, data)
-    if found := set_threads(settings, structure, model, data, device):
+    if found := choose_threads(settings, structure, model, data, device):
         progress.phase("threads", found)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)

@@ -12,39 +12,33 @@ import time
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.search.allocation import scaled
+from orchestrator.search.allocation import cut_evenly
 from orchestrator.settings import Settings
 
 STEPS = 4
 """Training steps timed with each number of threads, after one to warm up."""
 
 
-def set_threads(settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device) -> str:
-    """Set torch's threads as configured; what was found where they were measured, else an empty string.
+def choose_threads(settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device) -> str:
+    """For `threads=auto` on the CPU: measure, set torch's threads, and return what was found; else an empty string.
 
-    `auto` tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with
-    the dense baselines, since the bits of a result hang on it: delete the file to measure anew.
+    Tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with the
+    dense baselines, since the bits of a result hang on it: delete the file to measure anew.
     """
-    if settings.threads is None or device.type != "cpu":
-        return ""
-    if settings.threads != "auto":
-        torch.set_num_threads(settings.threads)
+    if settings.threads != "auto" or device.type != "cpu":
         return ""
     where = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__]
-    key = digest([where, settings.model, settings.data, settings.search.chain.model_dump(mode="json")])
+    middle = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
+    key = digest([where, settings.model, settings.data, middle])
     path = settings.study.baselines / f"threads-{key}.json"
     if not path.exists():
-        found = _measured(settings, structure, model, data)
+        found = _measured(settings, structure, model, data, middle)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(found))
     milliseconds: dict[str, float] = json.loads(path.read_text())
@@ -54,15 +48,11 @@ def set_threads(settings: Settings, structure: Structure, model: nn.Module, data
     return f"{best} of {os.cpu_count()}; a step with {steps}"
 
 
-def _measured(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> dict[str, float]:
+def _measured(
+    settings: Settings, structure: Structure, model: nn.Module, data: Any, flops_ratio: float
+) -> dict[str, float]:
     """Median milliseconds of a training step by the number of threads."""
-    cut = copy.deepcopy(model)
-    if structure.groups:
-        chain, macs = settings.search.chain, Cost(structure).macs
-        target = int(math.sqrt(chain.largest * chain.smallest) * macs(structure.sizes))
-        kept = scaled(structure.sizes, macs, target, np.ones(len(structure.groups)))
-        scores = np.zeros(structure.n_units)
-        cut = remove(cut, structure, thresholds.choose(structure, scores, structure.full(), kept))
+    cut = cut_evenly(model, structure, flops_ratio)[0] if structure.groups else copy.deepcopy(model)
     task = settings.task.build(model=cut, num_classes=data.num_classes).train()
     batches = list(islice(data.train_batches(0), STEPS + 1))
     found = {}

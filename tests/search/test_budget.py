@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+from orchestrator.progress import Progress
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
+from orchestrator.search.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
+from tests.search.problems import bench
 
 SPEED = Speed((1.0, 0.2, 0.05), (2.0, 0.8, 0.5), (5.0, 4.0, 3.0))
 CHAIN = [0.7, 0.43, 0.26, 0.16, 0.1, 0.06]
@@ -204,10 +210,29 @@ def test_there_are_fewer_rungs_where_each_would_get_too_few_steps() -> None:
     def needs(count: int) -> float:
         return sum(SPEED.beside_at(ratio) + FEWEST * SPEED.step_at(ratio) for ratio in CHAIN[:count])
 
-    assert fewer_rungs(rungs, 6, SPEED, needs(6)) == 6
-    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0) == 5
-    assert fewer_rungs(rungs, 6, SPEED, 0.0) == 3
-    assert fewer_rungs(rungs, 2, SPEED, 0.0) == 2
+    assert fewer_rungs(rungs, 6, SPEED, needs(6), "steps") == 6
+    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0, "steps") == 5
+    assert fewer_rungs(rungs, 6, SPEED, 0.0, "steps") == 3
+    assert fewer_rungs(rungs, 2, SPEED, 0.0, "steps") == 2
+
+
+def test_of_equal_times_the_dearest_rung_gets_the_fewest_steps() -> None:
+    def rungs(count: int) -> list[float]:
+        return CHAIN[:count]
+
+    dearest = SPEED.beside_at(CHAIN[0]) + FEWEST * SPEED.step_at(CHAIN[0])
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, "time") == 6
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, "time") == 5
+
+
+def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
+    here = bench(tmp_path, tmp_path / "runs", "study.budget=1h", "search.chain.rungs=5", "model.width=16")
+    ticks = itertools.count()
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    plans = Plans(here.evaluator, here.space, here.terrain)
+    pacing = pacing_of(plans, study, 0.0, Progress(), lambda: float(next(ticks)))
+    assert pacing is not None
+    assert pacing.speed.ratios == pytest.approx((1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2)
 
 
 def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_models() -> None:

@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_modules.errors import ConfigError
-from orchestrator.search.threads import set_threads
+from orchestrator.search import prepare
+from orchestrator.search.threads import choose_threads
 from tests.search.problems import problem_of
 
 
@@ -22,14 +24,14 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def set_as(problem, value: object) -> str:  # type: ignore[no-untyped-def]
+def chosen(problem, value: object) -> str:  # type: ignore[no-untyped-def]
     settings = problem.settings.model_copy(update={"threads": value})
-    return set_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+    return choose_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
 
 
 def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> None:
     problem = problem_of(tmp_path)
-    said = set_as(problem, "auto")
+    said = chosen(problem, "auto")
     (path,) = problem.settings.study.baselines.glob("threads-*.json")
     measured = json.loads(path.read_text())
     assert set(measured) == {str(2**p) for p in range((os.cpu_count() or 1).bit_length())}
@@ -37,16 +39,28 @@ def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> No
     assert torch.get_num_threads() == int(fastest)
     assert said.startswith(f"{fastest} of ")
     path.write_text(json.dumps({"1": 2.0, "2": 1.0}))
-    set_as(problem, "auto")
+    chosen(problem, "auto")
     assert torch.get_num_threads() == 2  # what was measured once is not measured again
 
 
-def test_a_number_is_set_and_null_leaves_the_threads_alone(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)
-    assert set_as(problem, 1) == ""
-    assert torch.get_num_threads() == 1
+def test_a_number_is_set_before_the_structure_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    looked_for = prepare.find_structure
+
+    def find_structure(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return looked_for(*arguments)
+
+    monkeypatch.setattr(prepare, "find_structure", find_structure)
     torch.set_num_threads(2)
-    assert set_as(problem, None) == ""
+    problem_of(tmp_path, "threads=1")
+    assert seen == [1]
+
+
+def test_only_auto_measures(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)
+    torch.set_num_threads(2)
+    assert chosen(problem, None) == chosen(problem, 1) == ""
     assert torch.get_num_threads() == 2
     assert not list(problem.settings.study.baselines.glob("threads-*.json"))
 
