@@ -173,7 +173,8 @@ def run(job: Job, baselines: Path) -> Result:
 def studied(problem: Problem, progress: Progress, begin: float) -> Iterator[Found]:
     """What the configuration finds by the search itself, without the confirmation that follows it for a user."""
     parts = parts_of(problem.settings, goals_of(problem.settings))
-    explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
+    with parts.leases.leading():
+        explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
     spent = 0.0
     for row in explored.found:
         spent += row.seconds

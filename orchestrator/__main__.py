@@ -14,8 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -34,20 +33,9 @@ from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import nearest
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree
+from orchestrator.stopped import Stopped, stoppable
 
 CONFIG_NAME = "config"
-
-
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM, as an exception, so that every `finally` runs.
-
-    Not a KeyboardInterrupt: Lightning turns that one into exit code 1. Not an Exception: nothing that deals with a
-    failed trial may take it for one.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
@@ -57,10 +45,10 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
     # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argv, sys.argv = sys.argv, ["orchestrator", *words]
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     codes: list[int] = []
     try:
-        hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
+        with stoppable():
+            hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
     except Stopped as stopped:
         return _say_how_to_go_on(words, stopped.signum)
     except KeyboardInterrupt:
@@ -70,8 +58,6 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return 2
     finally:
         sys.argv = argv
-        for number, handler in before.items():
-            signal.signal(number, handler)
     # A bug says more about the whole than a mistake in one of several runs.
     return 1 if 1 in codes else max(codes, default=0)
 
@@ -156,12 +142,6 @@ def _hide_secrets_of_multirun() -> None:
     if path.is_file():
         content = redact_tree(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
         write_atomic(path, OmegaConf.to_yaml(content))
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    # A second signal ends the process at once: whoever sends it does not want to wait for the cleaning up.
-    signal.signal(signum, signal.SIG_DFL)
-    raise Stopped(signum)
 
 
 def _say_how_to_go_on(words: Sequence[str], signum: int) -> int:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from orchestrator.search.problem import Problem
-from orchestrator.search.study import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
+from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
 

@@ -18,6 +18,7 @@ from orchestrator.clock import orchestration_share
 from orchestrator.files import require_writable
 from orchestrator.jobs.outputs import Outputs, finished_before, key
 from orchestrator.jobs.records import record_study, record_trial
+from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
 from orchestrator.search.evaluate import Evaluator
@@ -25,30 +26,23 @@ from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.ladders import Rung
-from orchestrator.search.methods import Method, check_method, prepare_method
+from orchestrator.search.leases import Leases
+from orchestrator.search.lineage import weights_digest
+from orchestrator.search.loop import search as run_trials
+from orchestrator.search.loop import supply
+from orchestrator.search.methods import check_method
 from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, pacing_of
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, optimization
+from orchestrator.search.queue import WANTED, done, enqueue_chain, enqueue_plans, own_trials, take_over_interrupted
+from orchestrator.search.ready import DENSE, OVER, make_ready
 from orchestrator.search.results import candidates, front, rows, trial_row
 from orchestrator.search.rungs import columns as rung_columns
 from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
-from orchestrator.search.sensitivity import profile
-from orchestrator.search.space import Choices, Terrain
-from orchestrator.search.study import (
-    WARM,
-    FrozenTrial,
-    Rules,
-    Study,
-    done,
-    enqueue_chain,
-    enqueue_plans,
-    open_study,
-    own_trials,
-    take_over_interrupted,
-)
-from orchestrator.search.study import search as run_trials
+from orchestrator.search.study import open_study
+from orchestrator.search.trial import WARM, FrozenTrial, Study
 from orchestrator.search.warm_start import check_warm_start, filled, take_over
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
@@ -62,6 +56,7 @@ class Parts:
     stopping: Any
     tracker: Tracker
     study: Study
+    leases: Leases
 
 
 def search(settings: Settings) -> Outputs:
@@ -81,13 +76,15 @@ def search(settings: Settings) -> Outputs:
         data = settings.data.build()
         data.setup()
         parts = parts_of(settings, goals)
-        record_study(parts.tracker, settings, parts.study)
-        try:
-            problem = prepare(settings, data, progress)
-            outputs = _search(problem, parts, progress, begin)
-        except BaseException as error:
-            parts.tracker.close_study({}, [], "failed" if isinstance(error, Exception) else "interrupted")
-            raise
+        with parts.leases.leading():
+            parts.study.set_user_attr(OVER, False)
+            record_study(parts.tracker, settings, parts.study)
+            try:
+                problem = prepare(settings, data, progress)
+                outputs = _search(problem, parts, progress, begin)
+            except BaseException as error:
+                parts.tracker.close_study({}, [], "failed" if isinstance(error, Exception) else "interrupted")
+                raise
         summary = outputs.summary
         parts.tracker.close_study(
             {
@@ -115,7 +112,7 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     read_plans(settings)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-    return Parts(space, stopping, tracker, study)
+    return Parts(space, stopping, tracker, study, Leases(study, settings.study.lease))
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,9 @@ def explore(
     """
     settings, study = problem.settings, parts.study
     goals, whole = problem.goals, problem.dense_costs
-    methods, terrains = _terrains(problem, parts.space.needs_profile, progress)
-    space = Choices(parts.space, settings.method, terrains)
-    evaluator = Evaluator(problem, methods, settings.study.folder / "trials")
-    chain, ways = settings.search.chain, list(terrains.values())
+    ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
+    space, evaluator, ways = ready.space, ready.evaluator, ready.terrains
+    chain = settings.search.chain
     if taken := take_over(study, space, ways[0], evaluator):
         progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
     pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
@@ -194,7 +190,8 @@ def explore(
     stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
     enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
     enqueue_plans(study, read_plans(settings))
-    if taken := take_over_interrupted(study):
+    trials = ready.trials(study, parts.stopping, parts.leases)
+    if taken := take_over_interrupted(study, parts.leases):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
     n_trials = settings.study.n_trials if pacing is None else sys.maxsize
@@ -210,27 +207,16 @@ def explore(
         total = n_trials if pacing is None else max(len(mine), len(targets))
         progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
 
-    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
-    in_time = (lambda: True) if pacing is None else pacing.pace.more
-    run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial, in_time)
-    nothing_left = exhausted(study, space.distributions(ways[0]))
+    study.set_user_attr(WANTED, n_trials)
+    study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
+    if settings.workers > 1:
+        with Workers(settings, study) as workers:
+            supply(trials, n_trials, settings.workers, on_trial, lambda: workers.look(progress))
+    else:
+        run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
+    study.set_user_attr(OVER, True)
+    nothing_left = exhausted(study, trials.distributions)
     return Explored(rows(study, goals, whole), evaluator, pacing, nothing_left)
-
-
-def _terrains(problem: Problem, profiled: bool, progress: Progress) -> tuple[dict[str, Method], dict[str, Terrain]]:
-    """Each method made ready and, where the space asks for it, its sensitivity profile; by the methods' names."""
-    methods: dict[str, Method] = {}
-    terrains: dict[str, Terrain] = {}
-    for way in problem.settings.method.choices():
-        method = methods[way.name] = prepare_method(problem, way)
-        sensitivity = None
-        if profiled:
-            progress.phase(
-                "sensitivity", f"{way.name}: {len(method.stages[0].pruner.structure.groups)} groups, each alone"
-            )
-            sensitivity = profile(problem, method, lambda done, of: progress.tick(f"{done} of {of} groups"))
-        terrains[way.name] = method.terrain(problem, sensitivity)
-    return methods, terrains
 
 
 def _summary(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,12 +57,16 @@ class Evaluator:
     Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
     are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
     of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units in all; None: as configured.
+    `told` are the trials that have ended in the study, the others' plans are nobody's parents; `may_save` raises where
+    a trial is somebody else's by now.
     """
 
     problem: Problem
     methods: Mapping[str, Method]
     models: Path
     pace: Callable[[float, int], int | None] = lambda ratio, units: None
+    told: Callable[[], Container[int]] | None = None
+    may_save: Callable[[int], None] = lambda number: None
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
     _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
@@ -159,9 +163,11 @@ class Evaluator:
         there = {
             int(path.parent.name): path.parent for path in self.models.glob(f"*/{PLAN}") if path.parent.name.isdigit()
         }
+        told = there if self.told is None else self.told()
         self._known = {
             number: self._known.get(number) or load_finished(there[number], problem.structure, problem.weight_names)
             for number in sorted(there)
+            if number in told
         }
         return list(self._known.values())
 
@@ -263,5 +269,6 @@ class Evaluator:
             "activation": None if pruned is None else asdict(pruned),
             "dropped": list(dropped(structure, working.alive)),
         }
+        self.may_save(number)
         save_plan(folder, document, model)
         return measured

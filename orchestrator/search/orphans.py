@@ -6,10 +6,20 @@ import shutil
 from pathlib import Path
 
 from lightning_modules.errors import DataError
-from orchestrator.search.study import STATE, Study, TrialState
+from orchestrator.search.trial import STATE, FrozenTrial, Study, TrialState
 
 SAVED = ("completed", "infeasible", "parent")
 """States of trials whose plans stay."""
+
+
+def plans_told(study: Study) -> set[int]:
+    """Numbers of the trials whose plans others may inherit from: those whose end is in the study."""
+    return {trial.number for trial in study.get_trials(deepcopy=False) if _stays(trial)}
+
+
+def _stays(trial: FrozenTrial) -> bool:
+    hidden = trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in SAVED  # from samplers alone
+    return trial.state == TrialState.COMPLETE or hidden
 
 
 def remove_orphans(study: Study, models: Path) -> None:
@@ -26,7 +36,5 @@ def remove_orphans(study: Study, models: Path) -> None:
             f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
         )
     for number in numbers:
-        trial = trials[number]
-        unseen = trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in SAVED  # hidden from samplers alone
-        if trial.state in (TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED) and not unseen:
+        if trials[number].state != TrialState.RUNNING and not _stays(trials[number]):
             shutil.rmtree(models / str(number))

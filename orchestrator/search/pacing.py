@@ -19,8 +19,9 @@ from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.ladders import Rung, steps_by_rung
 from orchestrator.search.problem import Problem
 from orchestrator.search.pruners import UnitPruner
+from orchestrator.search.queue import own_trials, queued
 from orchestrator.search.space import Params, Space, Terrain
-from orchestrator.search.study import MEASURED, SECONDS, Study, own_trials, queued
+from orchestrator.search.trial import MEASURED, SECONDS, Study
 from orchestrator.settings.budget import Budget
 
 CONFIRMING = 0.2

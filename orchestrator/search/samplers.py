@@ -100,10 +100,10 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
     if whole is None or len(trials) < whole:
         return False
     tried = [trial for trial in trials if trial.state.is_finished()]
-    return len(_places(tried, distributions)) == whole
+    return len(places(tried, distributions)) == whole
 
 
-def _places(trials: Sequence[FrozenTrial], distributions: Distributions) -> set[tuple[int, ...]]:
+def places(trials: Sequence[FrozenTrial], distributions: Distributions) -> set[tuple[int, ...]]:
     """Where in the space each trial with a value for every dimension lies; what lies off the grid is left out."""
     values = {name: values_of(distribution) for name, distribution in distributions.items()}
     found = set()
@@ -144,7 +144,7 @@ class BruteForce(BaseSampler):
         values = [values_of(distribution) for distribution in search_space.values()]
         shape = [len(options) for options in values]
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        tried = {int(np.ravel_multi_index(place, shape)) for place in _places(others, search_space)}
+        tried = {int(np.ravel_multi_index(place, shape)) for place in places(others, search_space)}
         draw = np.random.default_rng(self._seed)
         chosen = _nth_untried(int(draw.integers(max(1, math.prod(shape) - len(tried)))), sorted(tried))
         if chosen >= math.prod(shape):  # all are: only another worker's trial can be left to wait for

@@ -1,8 +1,7 @@
-"""One study: what Optuna is asked, what is told to it, and when the search is done.
+"""One study: opened once, and each of its trials from the parameters to what is told.
 
 Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial is told as PRUNED
-without values. A sampler is made anew for each trial, seeded by the study's seed and the trial's number, and a trial
-that was interrupted begins again under its own number: a resumed study then is what an undisturbed one would have been.
+without values.
 """
 
 from __future__ import annotations
@@ -11,37 +10,39 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
-from optuna.trial import TrialState as TrialState
 
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
+from orchestrator.search.leases import LeaseLostError, Leases
 from orchestrator.search.lineage import differences
 from orchestrator.search.measurement import Evaluate, Measurement
-from orchestrator.search.problem import seed_of
-from orchestrator.search.samplers import exhausted, sampler
-from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.samplers import Distributions
+from orchestrator.search.space import Space, Terrain
 from orchestrator.search.stopping import Ended, Standing, Stopping
+from orchestrator.search.storage import storage_of
+from orchestrator.search.trial import (
+    KIND,
+    MEASURED,
+    OWN,
+    REASON,
+    RUNGS,
+    SECONDS,
+    STATE,
+    TRACE,
+    Study,
+    TrialState,
+)
 from orchestrator.settings import Settings
 
-KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
-MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
-IDENTITY, CHAINED, GIVEN, ORIGIN, OWN = "identity", "chained", "given", "origin", "own"
-WARM = "warm"
-"""The kind of a trial that was taken over from another study: no work of this one."""
-
-Study = optuna.Study
-OnTrial = Callable[[FrozenTrial], None]
+IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -69,138 +70,67 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
         load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(settings.seed),
     )
-    identity = json.loads(json.dumps(settings.identity()))
-    stored = study.user_attrs.get(IDENTITY)
-    if stored is None or not study.get_trials(deepcopy=False):  # a mistake mended before the first trial binds nobody
-        study.set_user_attr(IDENTITY, identity)
-    elif changes := differences(stored, identity):
-        raise ConfigError(
-            f"study '{settings.study.name}' belongs to another search: {'; '.join(changes)}. "
-            "Give study.name another value, or the old values"
-        )
+    identity = _identity(settings)
+    if study.user_attrs.get(IDENTITY) is None or not study.get_trials(deepcopy=False):
+        study.set_user_attr(IDENTITY, identity)  # a mistake mended before the first trial binds nobody
+    _require_same(study, identity)
     return study
 
 
-def storage_of(settings: Settings) -> BaseStorage | str:
-    """Where the study of this name is kept."""
-    if settings.study.storage is not None:
-        return settings.study.storage
-    path = settings.study.folder / "study.journal"
-    return JournalStorage(JournalFileBackend(str(path)))
+def join_study(settings: Settings) -> Study:
+    """The study of this name, which another process has opened.
 
-
-def enqueue_chain(
-    study: Study,
-    space: Space,
-    terrains: Sequence[Terrain],
-    targets: Sequence[float],
-    blends: Sequence[float],
-    filled: Callable[[Params, int], bool] = lambda params, place: False,
-) -> None:
-    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs.
-
-    A rung that is `filled` already, by its parameters and place, is left out.
+    Errors: ConfigError where there is none, or it was made by another search.
     """
-    if study.user_attrs.get(CHAINED):
-        return
-    names = {
-        blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
-    }
-    for turn, target in enumerate(targets):
-        for blend in blends if space.needs_profile else blends[:1]:
-            params = space.chain(terrains[turn % len(terrains)], target, blend)
-            if filled(params, turn):
-                continue
-            kind = f"chain {names[blend]}" if space.needs_profile else "chain"
-            study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
-    study.set_user_attr(CHAINED, True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.load_study(study_name=settings.study.name, storage=storage_of(settings))
+    except KeyError as error:
+        raise ConfigError(
+            f"job=work helps with a study that is there; '{settings.study.name}' is not in "
+            f"{redact(settings.study.storage or str(settings.study.folder))}: start it with job=search"
+        ) from error
+    _require_same(study, _identity(settings))
+    return study
 
 
-def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
-    """The user's own plans, by their thresholds, each once in a study's life."""
-    known = [trial.user_attrs.get(OWN) for trial in study.get_trials(deepcopy=False)]
-    for thresholds in plans:
-        if thresholds not in known:
-            study.enqueue_trial({}, user_attrs={KIND: "given", GIVEN: {}, OWN: dict(thresholds)})
+def _identity(settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(settings.identity()))
+    return found
 
 
-def queued(study: Study) -> list[Params]:
-    """Parameters of the enqueued trials that have not ended, in the order in which they run, the open one included."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    return [trial.user_attrs[GIVEN] for trial in trials if GIVEN in trial.user_attrs]
+def _require_same(study: Study, identity: dict[str, Any]) -> None:
+    if changes := differences(study.user_attrs.get(IDENTITY), identity):
+        raise ConfigError(
+            f"study '{study.study_name}' belongs to another search: {'; '.join(changes)}. "
+            "Give study.name another value, or the old values"
+        )
 
 
-def done(study: Study) -> int:
-    """Trials that count towards the number asked for: all of this study's that ended by themselves."""
-    return sum(trial.state.is_finished() for trial in own_trials(study))
+@dataclass(frozen=True)
+class Trials:
+    """A study, and all that turns one of its trials into a measurement."""
+
+    study: Study
+    space: Space
+    terrain: Terrain
+    evaluate: Evaluate
+    rules: Rules
+    leases: Leases
+
+    @property
+    def distributions(self) -> Distributions:
+        return self.space.distributions(self.terrain)
 
 
-def own_trials(study: Study) -> list[FrozenTrial]:
-    """Without those that were taken over from another study."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) != WARM]
-
-
-def take_over_interrupted(study: Study) -> int:
-    """Trials that a killed run left open wait once more, with the number, the parameters and so the seed they had."""
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in left:
-        _put_back(study, trial)
-    return len(left)
-
-
-def _put_back(study: Study, trial: FrozenTrial) -> None:
-    """Optuna's queue takes a running trial back; `ask` hands out waiting trials first, the oldest of them before all.
-
-    Under a new number it would have another seed, come after the rest of the chain and shift all later proposals.
-    """
-    if trial.state.is_finished():  # the signal came between telling and going on
-        return
-    storage = study._storage
-    storage.set_trial_user_attr(trial._trial_id, RUNGS, [])  # of what is run again: no standing for others
-    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-
-
-def search(
-    study: Study,
-    space: Space,
-    terrain: Terrain,
-    evaluate: Evaluate,
-    rules: Rules,
-    n_trials: int,
-    on_trial: OnTrial,
-    in_time: Callable[[], bool] = lambda: True,
-) -> None:
-    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough for another.
-
-    `on_trial` sees each as it was stored.
-
-    A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
-    the open trial put back among those that wait.
-    """
-    distributions = space.distributions(terrain)
-    while done(study) < n_trials and in_time() and not exhausted(study, distributions):
-        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
-        study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, number), distributions)
-        own = bool(waiting) and OWN in waiting[0].user_attrs
-        trial = study.ask({} if own else distributions)
-        trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
-        try:
-            run_trial(study, trial, space, terrain, evaluate, rules)
-        except BaseException:
-            _put_back(study, study.get_trials(deepcopy=False)[trial.number])
-            raise
-        on_trial(study.get_trials(deepcopy=False)[trial.number])
-
-
-def run_trial(
-    study: Study, trial: optuna.Trial, space: Space, terrain: Terrain, evaluate: Evaluate, rules: Rules
-) -> None:
-    """One trial from its parameters to what is told."""
+def run_trial(trials: Trials, trial: optuna.Trial) -> None:
+    """One trial from its parameters to what is told. Errors: LeaseLostError where another process has taken it over."""
+    study, rules, terrain = trials.study, trials.rules, trials.terrain
     begin = time.perf_counter()
     rungs: list[tuple[int, float, dict[str, float]]] = []
 
     def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
+        trials.leases.require(trial.number)
         rungs.append((rung, flops_ratio, dict(metrics)))
         trial.set_user_attr(RUNGS, rungs)
         if trial.user_attrs[KIND] != "search":
@@ -210,13 +140,16 @@ def run_trial(
 
     try:
         own = trial.user_attrs.get(OWN)
-        proposal = space.propose(terrain, trial.params) if own is None else given(space, terrain, own)
-        measured = evaluate(proposal, trial.number, report)
+        proposal = trials.space.propose(terrain, trial.params) if own is None else given(trials.space, terrain, own)
+        measured = trials.evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
+        trials.leases.require(trial.number)
+    except LeaseLostError:
+        raise
     except UserError as error:
-        _fail(study, trial, str(error), "", begin)
+        _fail(trials, trial, str(error), "", begin)
     except Exception as error:
-        _fail(study, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
+        _fail(trials, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
     else:
         trial.set_user_attr(MEASURED, _stored(measured))
         state, reason = _judge(trial, measured, rules.goals)
@@ -251,10 +184,11 @@ def _values(measured: Measurement, goals: Goals) -> list[float]:
     return values
 
 
-def _fail(study: Study, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
+def _fail(trials: Trials, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
+    trials.leases.require(trial.number)
     trial.set_user_attr(TRACE, redact(trace))
     _close(trial, "failed", redact(reason), begin)
-    study.tell(trial, state=TrialState.FAIL)
+    trials.study.tell(trial, state=TrialState.FAIL)
 
 
 def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:

@@ -24,19 +24,9 @@ from orchestrator.search.finished import PLAN, read_plan
 from orchestrator.search.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
-from orchestrator.search.study import (
-    IDENTITY,
-    KIND,
-    MEASURED,
-    ORIGIN,
-    REASON,
-    RUNGS,
-    SECONDS,
-    STATE,
-    WARM,
-    Study,
-    storage_of,
-)
+from orchestrator.search.storage import storage_of
+from orchestrator.search.study import IDENTITY
+from orchestrator.search.trial import KIND, MEASURED, ORIGIN, REASON, RUNGS, SECONDS, STATE, WARM, Study
 from orchestrator.settings import Settings
 
 TAKEN_OVER = "taken_over"

@@ -35,6 +35,8 @@ class StudySettings(Part):
     """`name` is the folder under `out`; `storage` null means a journal file in that folder.
 
     A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
+    `lease` are the seconds without a sign of life after which a trial is taken over, `storage_patience` those for
+    which a database may be away.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -43,6 +45,8 @@ class StudySettings(Part):
     out: Path = Path("runs")
     baselines: Path = Path("baselines")
     storage: str | None = None
+    storage_patience: Annotated[float, Field(ge=0.0)] = 600.0
+    lease: Annotated[float, Field(gt=0.0)] = 60.0
 
     @model_validator(mode="after")
     def _counted(self) -> StudySettings:
@@ -139,6 +143,7 @@ class Settings(Part):
     study: StudySettings
     search: SearchSettings = SearchSettings()
     seed: Count = 0
+    workers: Positive = 1
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
 
@@ -155,6 +160,11 @@ class Settings(Part):
             raise ValueError(f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none")
         if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
             raise ValueError("phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to")
+        if self.study.paced is not None and self.workers > 1:
+            raise ValueError(
+                f"a budget in time or epochs paces one process; study.budget={self.study.paced.text} with "
+                f"workers={self.workers}: take workers=1, or a budget in trials"
+            )
         return self
 
     def plain(self) -> dict[str, Any]:
@@ -179,7 +189,7 @@ class Settings(Part):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same search: everything a trial's result depends on, nothing about how many."""
         whole = self.plain()
-        for name in ("study", "tracking", "job", "device", "threads"):
+        for name in ("study", "tracking", "job", "workers", "device", "threads"):
             whole.pop(name)
         whole["phases"].pop("confirm")
         return whole

@@ -12,15 +12,12 @@ from safetensors.torch import load_file
 
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import Finished, nearest_parent, read_plan
+from orchestrator.search.leases import Leases
+from orchestrator.search.loop import search
 from orchestrator.search.measurement import Measurement, Proposal, Report
 from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.study import (
-    Rules,
-    enqueue_chain,
-    open_study,
-    search,
-    take_over_interrupted,
-)
+from orchestrator.search.queue import enqueue_chain, take_over_interrupted
+from orchestrator.search.study import Rules, Trials, open_study
 from tests.search.problems import Bench, bench, silent
 
 QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1", "space.units=[1,1]"]
@@ -111,7 +108,8 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])
     enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2], [0.0])
-    take_over_interrupted(study)
+    leases = Leases(study, 60.0)
+    take_over_interrupted(study, leases)
     remove_orphans(study, here.evaluator.models)
     rules = Rules(here.problem.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed)
 
@@ -121,7 +119,8 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
             raise Killed
         return measured
 
-    search(study, here.space, here.terrain, evaluate, rules, n_trials, lambda _: None)
+    with leases.leading():
+        search(Trials(study, here.space, here.terrain, evaluate, rules, leases), n_trials, lambda _: None)
     return {
         int(path.name): (read_plan(path)["plan"]["parent"], (path / "weights.safetensors").read_bytes())
         for path in here.evaluator.models.iterdir()
@@ -135,7 +134,8 @@ def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
     extra = [*QUICK, "stopping=never", "space=uniform", "space.high=0.8"]
     whole = studied(bench(home, tmp_path / "whole", *extra), 6)
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.search.study._put_back", lambda *_: None)  # as when the process is gone
+        patch.setattr("orchestrator.search.loop.put_back", lambda *_: None)  # as when the process is gone
+        patch.setattr("orchestrator.search.leases._started", lambda pid: "before")
         with pytest.raises(Killed):
             studied(bench(home, tmp_path / "parts", *extra), 6, killed_at=number)
     left = bench(home, tmp_path / "parts", *extra)

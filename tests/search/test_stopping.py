@@ -15,9 +15,13 @@ import pytest
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
+from orchestrator.search.leases import Leases
+from orchestrator.search.loop import search
 from orchestrator.search.measurement import Measurement, Report
+from orchestrator.search.queue import enqueue_chain
 from orchestrator.search.stopping import Band, Ended, Never, Pareto, Standing, Stopping, places, trend
-from orchestrator.search.study import RUNGS, Rules, enqueue_chain, search
+from orchestrator.search.study import Rules, Trials
+from orchestrator.search.trial import RUNGS
 
 RULE = Band(octaves=0.5, keep=0.5, min_peers=3, max_drop=0.3)
 MANY = Ended(100, 50)
@@ -232,7 +236,9 @@ def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     rules = Rules(
         Goals("accuracy", {"accuracy": 1.0}, ("flops",)), 1.0, rule, Recipe("optuna.samplers.RandomSampler"), seed
     )
-    search(study, space, terrain, noisy, rules, n_trials, lambda _: None)
+    leases = Leases(study, 60.0)
+    with leases.leading():
+        search(Trials(study, space, terrain, noisy, rules, leases), n_trials, lambda _: None)
     spent, points = 0, []
     for trial in study.get_trials(deepcopy=False):
         used = len(trial.user_attrs[RUNGS])

@@ -18,25 +18,19 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
+from orchestrator.search import leases
 from orchestrator.search.goals import Goals
+from orchestrator.search.leases import Leases
 from orchestrator.search.lineage import differences
+from orchestrator.search.loop import search
 from orchestrator.search.measurement import Measurement, Proposal, Report
 from orchestrator.search.orphans import remove_orphans
+from orchestrator.search.queue import done, enqueue_chain, take_over_interrupted
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
-from orchestrator.search.study import (
-    KIND,
-    REASON,
-    STATE,
-    TRACE,
-    Rules,
-    done,
-    enqueue_chain,
-    open_study,
-    search,
-    take_over_interrupted,
-)
+from orchestrator.search.study import Rules, Trials, open_study
+from orchestrator.search.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load
 
 STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
@@ -99,7 +93,9 @@ def start(tmp_path: Path) -> optuna.Study:
 
 def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RULES) -> list[FrozenTrial]:
     seen: list[FrozenTrial] = []
-    search(study, SPACE, TERRAIN, evaluate, rules, n, seen.append)
+    mine = Leases(study, 60.0)
+    with mine.leading():
+        search(Trials(study, SPACE, TERRAIN, evaluate, rules, mine), n, seen.append)
     return seen
 
 
@@ -199,8 +195,8 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
 def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     study = start(tmp_path)
     left = study.ask(SPACE.distributions(TERRAIN))
-    assert take_over_interrupted(study) == 1
-    assert take_over_interrupted(study) == 0
+    assert take_over_interrupted(study, Leases(study, 60.0)) == 1
+    assert take_over_interrupted(study, Leases(study, 60.0)) == 0
     run(study, 3)
     again = study.get_trials()[left.number]
     assert (again.params, again.user_attrs[STATE]) == (left.params, "completed")
@@ -226,11 +222,12 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
     for name, signalled in (("signal", True), ("kill", False)):
         with monkeypatch.context() as patch:
             if not signalled:
-                patch.setattr("orchestrator.search.study._put_back", lambda *_: None)
+                patch.setattr("orchestrator.search.loop.put_back", lambda *_: None)
             with pytest.raises(KeyboardInterrupt):
                 run(begun(name), 7, interrupted_at(number))
         again = begun(name)
-        assert take_over_interrupted(again) == int(not signalled)
+        monkeypatch.setattr(leases, "_started", lambda pid, name=name: name)  # another process has this number now
+        assert take_over_interrupted(again, Leases(again, 60.0)) == int(not signalled)
         run(again, 7)
         assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
         assert [t.values for t in again.get_trials()] == [t.values for t in whole.get_trials()]

@@ -1,0 +1,157 @@
+"""Several processes on one machine that run the trials of one study, watched by the process that began them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from lightning_modules.errors import UserError
+from orchestrator.progress import Progress
+from orchestrator.redact import redact
+from orchestrator.search.leases import LEASE
+from orchestrator.search.queue import fail, own_trials, running
+from orchestrator.search.trial import RUNGS, FrozenTrial, Study
+from orchestrator.settings import Settings
+from orchestrator.stopped import Stopped, stoppable
+
+DEATHS = 5
+"""So many workers may die over one trial before it is recorded as failed, and so many in a row without one ending."""
+GRACE_SECONDS = 30.0
+"""For a worker to put its trial back and end, once it was told to."""
+
+
+class Workers:
+    """A context: `settings.workers` processes run trials inside it, and are told to end at its end.
+
+    Each has its share of the CPU's threads, and of the GPUs in turn; what it says is in `workers/<number>.log`.
+    """
+
+    def __init__(self, settings: Settings, study: Study) -> None:
+        self._settings, self._study = settings, study
+        self._folder = settings.study.folder / "workers"
+        self._processes: dict[int, BaseProcess] = {}
+        self._deaths: Counter[int] = Counter()
+        self._in_a_row, self._ended = 0, 0
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for place in range(self._settings.workers):
+            self._begin(place)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        until = time.monotonic() + GRACE_SECONDS
+        for process in self._processes.values():
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def busy(self) -> bool:
+        return any(process.is_alive() for process in self._processes.values())
+
+    def look(self, progress: Progress) -> None:
+        """Replace those that died, and say what runs. Errors: UserError with what they said where all keep ending."""
+        progress.tick(_in_words(running(self._study)))
+        ended = sum(trial.state.is_finished() for trial in own_trials(self._study))
+        if ended > self._ended:
+            self._ended, self._in_a_row = ended, 0
+        for place, process in list(self._processes.items()):
+            if process.is_alive() or process.exitcode == 0:
+                continue
+            process.join()
+            self._mourn(place, process, progress)
+            self._begin(place)
+
+    def _mourn(self, place: int, process: BaseProcess, progress: Progress) -> None:
+        said = _last_words(self._log(place))
+        if process.exitcode == 2:
+            raise UserError(said)
+        self._in_a_row += 1
+        code = process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        progress.phase("workers", f"worker {place} ended with {how} and is replaced; see {self._log(place)}")
+        for trial in running(self._study):
+            if (trial.user_attrs.get(LEASE) or {}).get("pid") == process.pid:
+                self._deaths[trial.number] += 1
+                if self._deaths[trial.number] >= DEATHS:
+                    fail(self._study, trial.number, f"{DEATHS} workers died over it, the last with {how}")
+        if self._in_a_row >= DEATHS * self._settings.workers:
+            raise UserError(
+                f"workers must live long enough to end a trial; {self._in_a_row} in a row ended without, the last with "
+                f"{how}: {said or 'it said nothing'}; memory may be short: take fewer workers, or a smaller batch"
+            )
+
+    def _begin(self, place: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        given = (share_of(self._settings, place), str(self._log(place)), os.getpid())
+        process = context.Process(target=_run, args=given, name=f"worker {place}", daemon=True)
+        process.start()
+        self._processes[place] = process
+
+    def _log(self, place: int) -> Path:
+        return self._folder / f"{place}.log"
+
+
+def share_of(settings: Settings, place: int) -> Settings:
+    """The settings of one of the workers: its threads, its GPU."""
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
+    device = settings.device
+    if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        device = f"cuda:{place % torch.cuda.device_count()}"
+    return settings.model_copy(update={"workers": 1, "threads": threads, "device": device})
+
+
+def _run(settings: Settings, log: str, parent: int) -> None:
+    """The life of one worker process."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for standard in (1, 2):
+        os.dup2(stream, standard)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    from orchestrator.jobs.work import work
+
+    try:
+        with stoppable():
+            work(settings)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.signum)
+    except UserError as error:
+        print(redact(str(error)), file=sys.stderr, flush=True)
+        sys.exit(2)
+    except Exception as error:
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed puts its trial back and ends: nobody would end it otherwise."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _in_words(trials: list[FrozenTrial]) -> str:
+    rungs = [f"{trial.number} (unit {len(trial.user_attrs.get(RUNGS, ())) + 1})" for trial in trials]
+    return f"running: {', '.join(rungs)}" if rungs else "nothing runs"
+
+
+def _last_words(log: Path) -> str:
+    """What a worker said last."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    return lines[-1] if lines else ""

@@ -1,0 +1,96 @@
+"""A study in a database on a server, which may be away for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from lightning_modules.errors import ConfigError, UserError
+from orchestrator.redact import redact
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+"""Seconds between two attempts to reach it: doubled from the first to the longest."""
+
+
+def database(url: str, patience: float) -> BaseStorage:
+    """Optuna's storage at `url`; every call is repeated for `patience` seconds while there is no answer.
+
+    Errors: ConfigError, at once, for a database that cannot be opened.
+    """
+    try:
+        inner = get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(
+            f"study.storage needs a driver for '{redact(url)}': {error}; "
+            "for PostgreSQL pip install 'pruning-orchestrator[postgresql]'"
+        ) from None
+    except (DBAPIError, StorageInternalError, ArgumentError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
+            "mend the address or start the server, and give the same command again"
+        ) from None
+    patient: BaseStorage = PatientStorage(inner, url, patience)
+    return patient
+
+
+class _Patient:
+    """Asks again, at growing intervals, for as long as `patience` seconds where the database does not answer."""
+
+    def __init__(
+        self,
+        inner: BaseStorage,
+        url: str,
+        patience: float,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._inner, self._url, self._patience, self._now, self._sleep = inner, url, patience, now, sleep
+
+    def _asked(self, name: str, *arguments: Any, **named: Any) -> Any:
+        begin, pause, again = self._now(), FIRST_PAUSE, False
+        while True:
+            try:
+                return getattr(self._inner, name)(*arguments, **named)
+            except UpdateFinishedTrialError:
+                # the answer to the first attempt was lost: it had been done
+                if again and name == "set_trial_state_values" and self._is_so(*arguments, **named):
+                    return True
+                raise
+            except (StorageInternalError, DBAPIError) as error:
+                if self._now() + pause - begin > self._patience:
+                    raise UserError(
+                        f"study.storage must answer; '{redact(self._url)}' has not for {self._patience:g} s "
+                        f"(study.storage_patience): {_reason(error)}; what was finished is kept, give the same command "
+                        "again when it is back"
+                    ) from None
+                self._sleep(pause)
+                pause, again = min(2 * pause, LONGEST_PAUSE), True
+
+    def _is_so(self, trial_id: int, state: object, *rest: Any, **named: Any) -> bool:
+        return bool(self._inner.get_trial(trial_id).state == state)
+
+
+def _patiently(name: str) -> Any:
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self._asked(name, *arguments, **named)
+
+    call.__name__ = name
+    return call
+
+
+_CALLS = [name for name, value in vars(BaseStorage).items() if callable(value) and not name.startswith("_")]
+PatientStorage: Any = type("PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS})
+"""A storage around another: every call of Optuna's interface, repeated while the database does not answer."""
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the database itself says."""
+    cause: BaseException = error.__cause__ or error
+    cause = getattr(cause, "orig", None) or cause
+    lines = [line.strip() for line in redact(str(cause)).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(cause).__name__

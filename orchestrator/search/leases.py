@@ -1,0 +1,213 @@
+"""Who works on what: a lease on each running trial, and on the study itself, renewed for as long as its holder lives.
+
+A lease is judged by whether it changes, on the judge's own clock: clocks of machines may differ. It names its holder's
+machine and process, so that on the same machine a killed one is seen at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+
+from lightning_modules.errors import ConfigError
+from orchestrator.search.trial import FrozenTrial, Study
+
+LEASE = "lease"
+LEADER = "leader"
+"""The study's attribute with the lease of the process that decides how many trials there are and confirms the front."""
+BEATS = 6
+"""Signs of life within the time after which a silent holder is taken for dead."""
+UNSIGNED_SECONDS = 2.0
+"""A running trial without a lease had its process killed between the two; this long for one to be written yet."""
+SETTLE_SECONDS = 0.2
+"""Two that claim a study at the same moment both write, wait, and read who wrote last (Fischer's algorithm)."""
+
+Lease = Mapping[str, Any]
+
+
+class LeaseLostError(Exception):
+    """Somebody else works on this trial now; what this process has of it is not wanted any more."""
+
+
+def here() -> dict[str, Any]:
+    """This process, as others on the same machine can look it up."""
+    return {"host": platform.node(), "place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+class Leases:
+    """The leases of one process on one study; `patience` in seconds of silence until a holder is taken for dead."""
+
+    def __init__(self, study: Study, patience: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.study, self.patience, self.now = study, patience, now
+        self.owner = uuid.uuid4().hex
+        self._beat = 0
+        self._held: dict[str, Callable[[Lease], None]] = {}
+        self._seen: dict[str, tuple[Any, float]] = {}
+        self._error: BaseException | None = None
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def trial(self, number: int, trial_id: int) -> Iterator[None]:
+        """Holds the lease of a trial that this process has begun."""
+
+        def write(lease: Lease) -> None:
+            self.study._storage.set_trial_user_attr(trial_id, LEASE, dict(lease))
+
+        with self._holding(f"trial {number}", write):
+            yield
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Holds the study itself.
+
+        Errors: ConfigError where another process does; after `patience` seconds without a sign of life it is followed.
+        """
+        self._wait_for_leader()
+
+        def write(lease: Lease) -> None:
+            if _owner(self.study.user_attrs.get(LEADER)) in (self.owner, None):
+                self.study.set_user_attr(LEADER, dict(lease))
+
+        self.study.set_user_attr(LEADER, None)
+        with self._holding(LEADER, write):
+            time.sleep(SETTLE_SECONDS)
+            if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
+                raise _taken(self.study, found)
+            try:
+                yield
+            finally:
+                self._release_leader()
+
+    def require(self, number: int) -> None:
+        """Errors: LeaseLostError where the trial has been taken over; what a sign of life failed with."""
+        if self._error is not None:
+            raise self._error
+        found = self.study.get_trials(deepcopy=False)[number]
+        if found.state.is_finished() or _owner(found.user_attrs.get(LEASE)) != self.owner:
+            raise LeaseLostError(f"trial {number} was taken over by {words(found.user_attrs.get(LEASE))}")
+
+    def require_lead(self) -> None:
+        """Errors: ConfigError where this process was silent for so long that another one leads the study."""
+        if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
+            raise _taken(self.study, found)
+
+    def abandoned(self, trial: FrozenTrial) -> bool:
+        """Whether nobody works on this running trial any more, as far as can be seen from here by now."""
+        lease = trial.user_attrs.get(LEASE)
+        return self._silent(f"trial {trial.number}", lease, self.patience if lease else UNSIGNED_SECONDS)
+
+    def led(self) -> bool:
+        """Whether a process leads the study, as far as can be seen from here by now."""
+        lease = self.study.user_attrs.get(LEADER)
+        return lease is not None and not self._silent(LEADER, lease, self.patience)
+
+    def _silent(self, name: str, lease: Lease | None, patience: float) -> bool:
+        if lease and lease["place"] == _place() and _started(lease["pid"]) != lease["started"]:
+            return True
+        if name not in self._seen or self._seen[name][0] != _sign(lease):
+            self._seen[name] = _sign(lease), self.now()
+        return self.now() - self._seen[name][1] > patience
+
+    def _wait_for_leader(self) -> None:
+        """Until the leader is known to be gone, or seen to be alive."""
+        first = self.study.user_attrs.get(LEADER)
+        while (lease := self.study.user_attrs.get(LEADER)) and not self._silent(LEADER, lease, self.patience):
+            if lease["place"] == _place() or _sign(lease) != _sign(first):
+                raise _taken(self.study, lease)
+            time.sleep(min(1.0, self.patience / BEATS))
+
+    def _release_leader(self) -> None:
+        if _owner(self.study.user_attrs.get(LEADER)) == self.owner:
+            self.study.set_user_attr(LEADER, None)
+
+    @contextmanager
+    def _holding(self, name: str, write: Callable[[Lease], None]) -> Iterator[None]:
+        self._signed(write)
+        with self._lock:
+            self._held[name] = write
+            if len(self._held) == 1:
+                threading.Thread(target=self._renew, args=(self._wake,), name="leases", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._held[name]
+                if not self._held:
+                    self._wake.set()
+                    self._wake = threading.Event()
+
+    def _renew(self, over: threading.Event) -> None:
+        """In a thread of its own: training does not come back for minutes."""
+        while not over.wait(self.patience / BEATS):
+            with self._lock:
+                held = list(self._held.values())
+            for write in held:
+                try:
+                    self._signed(write)
+                except UpdateFinishedTrialError:
+                    continue  # it was told a moment ago
+                except BaseException as error:
+                    self._error = error
+                    return
+
+    def _signed(self, write: Callable[[Lease], None]) -> None:
+        self._beat += 1
+        write({**here(), "owner": self.owner, "beat": self._beat})
+
+
+def words(lease: Lease | None) -> str:
+    """The holder of a lease, for people."""
+    return f"process {lease['pid']} on {lease['host']}" if lease else "nobody"
+
+
+def _owner(lease: Lease | None) -> str | None:
+    return lease["owner"] if lease else None
+
+
+def _sign(lease: Lease | None) -> tuple[str, int] | None:
+    """What changes for as long as the holder lives."""
+    return (lease["owner"], lease["beat"]) if lease else None
+
+
+def _taken(study: Study, lease: Lease | None) -> ConfigError:
+    return ConfigError(
+        f"study '{study.study_name}' is being searched by {words(lease)}; a second search would share its trials: "
+        "to help it, give the same command with job=work; to begin another, give study.name another value"
+    )
+
+
+def _place() -> str:
+    """The same for processes that can look one another up: this start of this machine, this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _started(pid: int) -> str:
+    """When a process began, so that a later one with its number is not taken for it; empty where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]  # killed, and its parent has not looked yet
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "running"

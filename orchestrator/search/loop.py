@@ -1,0 +1,128 @@
+"""The loops that run trials: by one process, by one among several, and by one that lets others run them.
+
+A sampler is made anew for each trial, seeded by the study's seed and the trial's number: with trials that begin again
+under their own number, a resumed study is what an undisturbed one would have been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import optuna
+
+from orchestrator.search.leases import LeaseLostError
+from orchestrator.search.problem import seed_of
+from orchestrator.search.queue import (
+    LOOK_SECONDS,
+    WANTED,
+    add_slot,
+    claim,
+    own_trials,
+    put_back,
+    running,
+    slots_left,
+    take_over,
+    waiting,
+)
+from orchestrator.search.samplers import sampler
+from orchestrator.search.study import Trials, run_trial
+from orchestrator.search.trial import KIND, OWN, FrozenTrial, Study
+
+OnTrial = Callable[[FrozenTrial], None]
+Sleep = Callable[[float], None]
+
+
+def search(
+    trials: Trials,
+    n_trials: int,
+    on_trial: OnTrial,
+    in_time: Callable[[], bool] = lambda: True,
+    sleep: Sleep = time.sleep,
+) -> None:
+    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough for another.
+
+    `on_trial` sees each as it was stored, those of other processes on this study too. A trial that fails is recorded
+    with its reason and the study goes on; only a signal ends the study, with the open trial put back.
+    """
+    study, tell = trials.study, ended_since(trials.study, on_trial)
+    while in_time():
+        take_over(study, trials.leases)
+        if (taken := claim(study, n_trials)) is None and slots_left(study, trials.distributions, n_trials):
+            trials.leases.require_lead()
+            add_slot(study)
+            continue
+        if taken is None and not running(study):
+            break
+        if taken is None:
+            sleep(LOOK_SECONDS)
+        else:
+            run_claimed(trials, taken)
+        tell()
+    tell()
+
+
+def help_search(trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep) -> None:
+    """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees those run here."""
+    while go_on():
+        take_over(trials.study, trials.leases)
+        if (taken := claim(trials.study, trials.study.user_attrs.get(WANTED, 0))) is None:
+            sleep(LOOK_SECONDS)
+        elif run_claimed(trials, taken):
+            on_trial(trials.study.get_trials(deepcopy=False)[taken.number])
+
+
+def supply(
+    trials: Trials, n_trials: int, ahead: int, on_trial: OnTrial, look: Callable[[], None], sleep: Sleep = time.sleep
+) -> None:
+    """Let others run trials until `n_trials` have ended or nothing is left to try; `ahead` of them wait at any time.
+
+    `look` is called again and again: it may raise where nobody is left to run them.
+    """
+    study, tell = trials.study, ended_since(trials.study, on_trial)
+    while True:
+        look()
+        take_over(study, trials.leases)
+        there, left = len(waiting(study, n_trials)), slots_left(study, trials.distributions, n_trials)
+        if not left and not there and not running(study):
+            break
+        trials.leases.require_lead()
+        for _ in range(min(left, ahead - there)):
+            add_slot(study)
+        tell()
+        sleep(LOOK_SECONDS)
+    tell()
+
+
+def ended_since(study: Study, on_trial: OnTrial) -> Callable[[], None]:
+    """To be called now and then: hands every trial that has ended since to `on_trial`, once."""
+    seen = {trial.number for trial in own_trials(study) if trial.state.is_finished()}
+
+    def tell() -> None:
+        for trial in own_trials(study):
+            if trial.number not in seen and trial.state.is_finished():
+                seen.add(trial.number)
+                on_trial(trial)
+
+    return tell
+
+
+def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
+    """One trial that this process has claimed; False where another has taken it over meanwhile."""
+    study, rules, distributions = trials.study, trials.rules, trials.distributions
+    try:
+        with trials.leases.trial(taken.number, taken._trial_id):
+            study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, taken.number), distributions)
+            study._thread_local.cached_all_trials = None  # as `ask` does: samplers see what has ended by now
+            trial = optuna.Trial(study, taken._trial_id)
+            if OWN not in taken.user_attrs:
+                for name, distribution in distributions.items():
+                    trial._suggest(name, distribution)
+            trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
+            run_trial(trials, trial)
+    except LeaseLostError:
+        return False
+    except BaseException:
+        put_back(study, taken.number)
+        raise
+    return True

@@ -1,0 +1,161 @@
+"""Trials that wait, who takes which, and what happens to those whose process is gone.
+
+A trial that was interrupted waits again under its own number, and so has the parameters and the seed that it had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import create_trial
+
+from orchestrator.search.leases import LEASE, Leases
+from orchestrator.search.samplers import Distributions, combinations, places
+from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.trial import (
+    GIVEN,
+    KIND,
+    OWN,
+    REASON,
+    RUNGS,
+    SECONDS,
+    STATE,
+    WARM,
+    FrozenTrial,
+    Study,
+    TrialState,
+)
+
+CHAINED, WANTED = "chained", "wanted"
+"""Of the study: that its chain was enqueued, and how many trials the searching process asks for."""
+LOOK_SECONDS = 0.1
+"""Between two looks at trials that others left open."""
+
+
+def enqueue_chain(
+    study: Study,
+    space: Space,
+    terrains: Sequence[Terrain],
+    targets: Sequence[float],
+    blends: Sequence[float],
+    filled: Callable[[Params, int], bool] = lambda params, place: False,
+) -> None:
+    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs.
+
+    A rung that is `filled` already, by its parameters and place, is left out.
+    """
+    if study.user_attrs.get(CHAINED):
+        return
+    names = {
+        blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
+    }
+    for turn, target in enumerate(targets):
+        for blend in blends if space.needs_profile else blends[:1]:
+            params = space.chain(terrains[turn % len(terrains)], target, blend)
+            if filled(params, turn):
+                continue
+            kind = f"chain {names[blend]}" if space.needs_profile else "chain"
+            study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
+    study.set_user_attr(CHAINED, True)
+
+
+def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
+    """The user's own plans, by their thresholds, each once in a study's life."""
+    known = [trial.user_attrs.get(OWN) for trial in study.get_trials(deepcopy=False)]
+    for thresholds in plans:
+        if thresholds not in known:
+            study.enqueue_trial({}, user_attrs={KIND: "given", GIVEN: {}, OWN: dict(thresholds)})
+
+
+def queued(study: Study) -> list[Params]:
+    """Parameters of the enqueued trials that have not ended, in the order in which they run, the open one included."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+    return [trial.user_attrs[GIVEN] for trial in trials if GIVEN in trial.user_attrs]
+
+
+def done(study: Study) -> int:
+    """Trials that count towards the number asked for: all of this study's that ended by themselves."""
+    return sum(trial.state.is_finished() for trial in own_trials(study))
+
+
+def own_trials(study: Study) -> list[FrozenTrial]:
+    """Without those that were taken over from another study."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) != WARM]
+
+
+def add_slot(study: Study) -> None:
+    """A trial that waits for whoever takes it; its parameters are drawn when it begins."""
+    study.add_trial(create_trial(state=TrialState.WAITING))
+
+
+def slots_left(study: Study, distributions: Distributions, n_trials: int) -> int:
+    """How many trials may be added: up to `n_trials` of this study, and each combination of a finite space once."""
+    left = n_trials - len(own_trials(study))
+    if (whole := combinations(distributions)) is not None:
+        trials = study.get_trials(deepcopy=False)
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        left = min(left, whole - len(places(ended, distributions)) - (len(trials) - len(ended)))
+    return max(0, left)
+
+
+def waiting(study: Study, n_trials: int) -> list[FrozenTrial]:
+    """Trials to be taken, the oldest first; a chain may be longer than the `n_trials` asked for."""
+    return [trial for trial in own_trials(study)[:n_trials] if trial.state == TrialState.WAITING]
+
+
+def claim(study: Study, n_trials: int) -> FrozenTrial | None:
+    """The oldest trial that waits, running from now on; None where none does. Of several who ask, one gets it."""
+    for trial in waiting(study, n_trials):
+        try:
+            if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial
+        except UpdateFinishedTrialError:
+            continue
+    return None
+
+
+def put_back(study: Study, number: int) -> None:
+    """A running trial waits again; Optuna's queue hands out the oldest first."""
+    trial, storage = study.get_trials(deepcopy=False)[number], study._storage
+    if trial.state.is_finished():  # told a moment ago
+        return
+    try:
+        storage.set_trial_user_attr(trial._trial_id, LEASE, None)
+        storage.set_trial_user_attr(trial._trial_id, RUNGS, [])  # of what is run again: no standing for others
+        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    except UpdateFinishedTrialError:
+        return
+
+
+def fail(study: Study, number: int, reason: str) -> None:
+    """Record a trial as failed whose own process cannot."""
+    trial, storage = study.get_trials(deepcopy=False)[number], study._storage
+    try:
+        for name, value in {STATE: "failed", REASON: reason, SECONDS: 0.0}.items():
+            storage.set_trial_user_attr(trial._trial_id, name, value)
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return
+
+
+def running(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def take_over(study: Study, leases: Leases) -> int:
+    """Trials whose process is gone wait again; how many."""
+    gone = [trial for trial in running(study) if leases.abandoned(trial)]
+    for trial in gone:
+        put_back(study, trial.number)
+    return len(gone)
+
+
+def take_over_interrupted(study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep) -> int:
+    """As `take_over`, at the beginning: waits for the moment that a process has to sign what it has just begun."""
+    found = take_over(study, leases)
+    while any(trial.user_attrs.get(LEASE) is None for trial in running(study)):
+        sleep(LOOK_SECONDS)
+        found += take_over(study, leases)
+    return found

@@ -1,0 +1,67 @@
+"""What every process that runs trials makes before its first: the methods, the space, what evaluates a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.errors import DataError
+from orchestrator.progress import Progress
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.leases import Leases
+from orchestrator.search.lineage import weights_digest
+from orchestrator.search.methods import Method, prepare_method
+from orchestrator.search.orphans import plans_told
+from orchestrator.search.problem import Problem
+from orchestrator.search.sensitivity import profile
+from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.study import Rules, Trials
+from orchestrator.search.trial import Study
+
+DENSE, OVER = "dense", "over"
+"""Of the study: the digest of the dense weights, once they are there, and whether its search has ended."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """`terrains` stand in the order of the methods; the first is the one that proposals are made on."""
+
+    problem: Problem
+    space: Choices
+    terrains: tuple[Terrain, ...]
+    evaluator: Evaluator
+
+    def trials(self, study: Study, stopping: Any, leases: Leases) -> Trials:
+        """From now on plans are inherited from, and saved for, trials of this study alone."""
+        settings, goals = self.problem.settings, self.problem.goals
+        self.evaluator.told = lambda: plans_told(study)
+        self.evaluator.may_save = leases.require
+        rules = Rules(goals, self.problem.dense[goals.quality], stopping, settings.sampler, settings.seed)
+        return Trials(study, self.space, self.terrains[0], self.evaluator, rules, leases)
+
+
+def make_ready(problem: Problem, space: Any, models: Path, progress: Progress) -> Ready:
+    """Each method prepared and, where the space asks for it, its sensitivity profiled; `models`: finished plans."""
+    methods: dict[str, Method] = {}
+    terrains: dict[str, Terrain] = {}
+    for way in problem.settings.method.choices():
+        method = methods[way.name] = prepare_method(problem, way)
+        sensitivity = None
+        if space.needs_profile:
+            groups = len(method.stages[0].pruner.structure.groups)
+            progress.phase("sensitivity", f"{way.name}: {groups} groups, each alone")
+            sensitivity = profile(problem, method, lambda done, of: progress.tick(f"{done} of {of} groups"))
+        terrains[way.name] = method.terrain(problem, sensitivity)
+    choices = Choices(space, problem.settings.method, terrains)
+    return Ready(problem, choices, tuple(terrains.values()), Evaluator(problem, methods, models))
+
+
+def require_same_dense(study: Study, problem: Problem) -> None:
+    """Errors: DataError where this process has other dense weights than the study, whose plans would not fit."""
+    theirs, ours = study.user_attrs[DENSE], weights_digest(problem.model)
+    if theirs != ours:
+        raise DataError(
+            f"all processes of a study must begin from the same dense weights; study '{study.study_name}' has "
+            f"{theirs[:12]}, here are {ours[:12]}: put study.baselines and study.out on a disk that all of them share"
+        )

@@ -1,0 +1,94 @@
+"""Where studies are kept: a journal file beside the results, or a database."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+from lightning_modules.errors import UserError
+from orchestrator.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where Optuna's own lock file has to do
+    fcntl = None  # type: ignore[assignment]
+
+
+def storage_of(settings: Settings) -> BaseStorage:
+    """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
+    if (url := settings.study.storage) is None:
+        return JournalStorage(_journal(settings.study.folder / "study.journal"))
+    from orchestrator.search.database import database  # SQLAlchemy, which a journal does not need
+
+    return database(url, settings.study.storage_patience)
+
+
+def _journal(path: Path) -> BaseJournalBackend:
+    if fcntl is None:
+        return JournalFileBackend(str(path))
+    return Journal(path)
+
+
+class Journal(BaseJournalBackend):
+    """Optuna's journal in one file, safe against processes that are killed in the middle of a line.
+
+    The lock is the kernel's (`flock`): it ends with the process that holds it, where a lock file would stay behind. A
+    line without its end was never acknowledged to anybody; the next writer takes it away before it appends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reader = JournalFileBackend(str(path))
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        return self._reader.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Errors: UserError where the file cannot be written, such as on a full disk; it then is as it was."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        try:
+            with open(self._path, "r+b") as stream, _locked(stream):
+                end = _end_of_last_line(stream)
+                stream.truncate(end)
+                stream.seek(end)
+                try:
+                    stream.write(lines)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                except OSError:
+                    os.truncate(self._path, end)
+                    raise
+        except OSError as error:
+            raise UserError(
+                f"the study's journal must be writable; '{self._path}' is not ({error.strerror}); "
+                "what was finished is kept: make room or mend the permissions, and give the same command again"
+            ) from error
+
+
+@contextmanager
+def _locked(stream: BinaryIO) -> Iterator[None]:
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def _end_of_last_line(stream: BinaryIO) -> int:
+    """The byte behind the last newline."""
+    end = stream.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - 65536)
+        stream.seek(begin)
+        found = stream.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0

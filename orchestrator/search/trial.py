@@ -1,0 +1,15 @@
+"""What is kept of a trial: the names of its attributes, and Optuna's types as the rest of this folder knows them."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
+from optuna.trial import TrialState as TrialState
+
+KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
+MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
+GIVEN, ORIGIN, OWN = "given", "origin", "own"
+WARM = "warm"
+"""The kind of a trial that was taken over from another study: no work of this one."""
+
+Study = optuna.Study
