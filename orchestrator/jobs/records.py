@@ -6,9 +6,23 @@ import json
 from typing import Any
 
 from orchestrator.search.problem import Problem
+from orchestrator.search.queue import own_trials
 from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
+from orchestrator.tracking.spooled import Spooled, spooled
+
+
+def tracker_of(settings: Settings) -> Tracker:
+    """The tracker of the configuration, its records kept in the study's folder until they are sent."""
+    return spooled(settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json())
+
+
+def send_waiting(settings: Settings) -> None:
+    """What a finished study could not send."""
+    tracker = tracker_of(settings)
+    if isinstance(tracker, Spooled):
+        tracker.send_waiting()
 
 
 def columns(settings: Settings) -> dict[str, str]:
@@ -25,6 +39,13 @@ def columns(settings: Settings) -> dict[str, str]:
 def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
     """Open the record before anything expensive: a server that cannot be reached is known at once."""
     tracker.open_study(settings.study.name, {**columns(settings), "study_id": study.user_attrs["id"]}, settings.plain())
+
+
+def record_ended(tracker: Tracker, settings: Settings, problem: Problem, study: Study) -> None:
+    """Trials whose run was killed, or its disk full, between the end of the trial and its record; others are known."""
+    for trial in own_trials(study):
+        if trial.state.is_finished():
+            record_trial(tracker, settings, problem, trial)
 
 
 def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial) -> None:
@@ -48,6 +69,7 @@ def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: 
         metrics={**metrics, "seconds": known[SECONDS], "rung": float(rungs[-1][0] if rungs else 0)},
         curves=[Point(f"finetune/{name}", unit, value) for unit, _, found in rungs for name, value in found.items()],
         artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
+        at=None if trial.datetime_complete is None else trial.datetime_complete.timestamp(),
     )
 
 

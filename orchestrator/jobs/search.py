@@ -17,7 +17,7 @@ from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.files import require_writable
 from orchestrator.jobs.outputs import Outputs, finished_before, key
-from orchestrator.jobs.records import record_study, record_trial
+from orchestrator.jobs.records import record_ended, record_study, record_trial, send_waiting, tracker_of
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
@@ -69,6 +69,7 @@ def search(settings: Settings) -> Outputs:
         more = "more trials: study.n_trials=..." if settings.study.paced is None else "more time: study.budget=..."
         more = "every combination was tried" if before.summary.get("exhausted") else more
         before.show(f"this study is complete; {more}")
+        send_waiting(settings)
         return before
     begin = time.perf_counter()
     with Progress() as progress:
@@ -106,7 +107,7 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     for how in (settings.phases.train, settings.phases.finetune):
         optimization(how).check()
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
-    tracker = settings.tracking.build()
+    tracker = tracker_of(settings)
     study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
     read_plans(settings)
@@ -194,6 +195,7 @@ def explore(
     if taken := take_over_interrupted(study, parts.leases):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
+    record_ended(parts.tracker, settings, problem, study)
     n_trials = settings.study.n_trials if pacing is None else sys.maxsize
     asked = f"{n_trials} trials" if pacing is None else pacing.words
     progress.phase("search", f"{asked}, {done(study)} done before")

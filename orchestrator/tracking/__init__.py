@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lightning_modules.errors import UserError
+
 TrialState = Literal["completed", "infeasible", "stopped", "failed", "rejected"]
 StudyEnd = Literal["finished", "interrupted", "failed"]
 
@@ -18,6 +20,18 @@ class Point:
     name: str
     step: int
     value: float
+
+
+class TrackerError(UserError):
+    """A tracker could not record something. `reason` is the message without the remedy.
+
+    `refused` where the tracker was reached and said no: the same record will not be taken later either.
+    """
+
+    def __init__(self, message: str, *, reason: str, refused: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.refused = refused
 
 
 class Tracker(Protocol):
@@ -46,10 +60,20 @@ class Tracker(Protocol):
         metrics: Mapping[str, float],
         curves: Sequence[Point],
         artifacts: Mapping[str, str],
+        at: float | None = None,
     ) -> None:
-        """Records one ended trial; `artifacts` maps file names to their text. A metric `seconds` sets its duration."""
+        """Records one ended trial; `artifacts` maps file names to their text. A metric `seconds` sets its duration.
+
+        `at` is when it ended, in seconds since the epoch, where that is not now.
+        """
         ...
 
-    def close_study(self, metrics: Mapping[str, float], artifacts: Sequence[Path], end: StudyEnd = "finished") -> None:
-        """Adds the results of the whole study; `artifacts` are files on disk."""
+    def close_study(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        end: StudyEnd = "finished",
+        at: float | None = None,
+    ) -> None:
+        """Adds the results of the whole study; `artifacts` are files on disk; `at` as of a trial."""
         ...

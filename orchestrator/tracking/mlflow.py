@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from lightning_modules.errors import UserError
-from orchestrator.files import require_writable
-from orchestrator.redact import redact
 from orchestrator.tracking import Point, StudyEnd, TrialState
 from orchestrator.tracking.payload import Payload, batches, payload
+from orchestrator.tracking.server import answering, connect, exchange
 
 _PARENT = "mlflow.parentRunId"
 _KEY = "study_key"
 _NUMBER = "trial_number"
-_SQLITE = "sqlite:///"
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_REACH_SECONDS = 5.0
 _STATUS = {**dict.fromkeys(("completed", "infeasible", "stopped", "rejected"), "FINISHED"), "failed": "FAILED"}
 _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-# MLflow's own settings retry a dead address for minutes; a wrong uri should be known at once.
-_ONE_TRY = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-}
 
 
 class MlflowTracker:
@@ -51,11 +36,12 @@ class MlflowTracker:
         self._study = ""
         self._parent = ""
         self._trials: dict[str, tuple[str, bool]] = {}  # trial number -> (run id, ended)
+        self._certain = False  # whether `_trials` is what the server has
 
     def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
-        with self._spending(), _answering(self._uri):
-            with _environment(_ONE_TRY), _quiet():
-                self._client, self._experiment_id = _connect(self._uri, self._experiment)
+        with self._spending(), answering(self._uri):
+            self._client, self._experiment_id = connect(self._uri, self._experiment)
+        with self._spending(), exchange(self._uri):
             self._study = name
             key = hashlib.sha256(f"{name}\n{tags.get('study_id', '')}".encode()).hexdigest()[:24]
             found = self._client.search_runs([self._experiment_id], f"tags.{_KEY} = '{key}'", max_results=1)
@@ -69,7 +55,7 @@ class MlflowTracker:
                 run = self._client.create_run(self._experiment_id, tags={_KEY: key}, run_name=name)
                 self._parent = run.info.run_id
             self._send(self._parent, made)
-            self._trials = self._recorded()
+            self._look_up()
 
     def trial(
         self,
@@ -81,8 +67,9 @@ class MlflowTracker:
         metrics: Mapping[str, float],
         curves: Sequence[Point],
         artifacts: Mapping[str, str],
+        at: float | None = None,
     ) -> None:
-        with self._spending(), _answering(self._uri):
+        with self._spending(), self._exchange():
             run_id, ended = self._trials.get(str(number), ("", False))
             if ended:
                 return
@@ -90,7 +77,7 @@ class MlflowTracker:
                 self._client.delete_run(run_id)
             named = {**tags, "state": state, "study": self._study, "kind": "trial"}
             made = payload(params, named, metrics, curves, artifacts)
-            now = _milliseconds()
+            now = _milliseconds(at)
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=now - round(1000 * metrics.get("seconds", 0.0)),
@@ -98,21 +85,31 @@ class MlflowTracker:
                 run_name=f"{self._study}-{number:04d}",
             )
             self._trials[str(number)] = (run.info.run_id, False)
-            self._send(run.info.run_id, made)
+            self._send(run.info.run_id, made, at)
             self._client.set_terminated(run.info.run_id, _STATUS[state], end_time=now)
             self._trials[str(number)] = (run.info.run_id, True)
 
-    def close_study(self, metrics: Mapping[str, float], artifacts: Sequence[Path], end: StudyEnd = "finished") -> None:
-        with self._spending(), _answering(self._uri):
-            self._send(self._parent, payload({}, {}, metrics))
+    def close_study(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        end: StudyEnd = "finished",
+        at: float | None = None,
+    ) -> None:
+        with self._spending(), self._exchange():
+            self._look_up()  # a run whose creation we gave up waiting for may have come into being since
+            recorded = self._client.get_run(self._parent).data.metrics
+            made = payload({}, {}, metrics)
+            made.points = [point for point in made.points if recorded.get(point.name) != point.value]
+            self._send(self._parent, made, at)
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))
-            self._client.set_terminated(self._parent, _END[end])
+            self._client.set_terminated(self._parent, _END[end], end_time=_milliseconds(at))
 
-    def _send(self, run_id: str, made: Payload) -> None:
+    def _send(self, run_id: str, made: Payload, at: float | None = None) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now = _milliseconds()
+        now = _milliseconds(at)
         for params, tags, points in batches(made):
             self._client.log_batch(
                 run_id,
@@ -128,19 +125,40 @@ class MlflowTracker:
                     path.write_text(text, encoding="utf-8")
                 self._client.log_artifacts(run_id, folder)
 
-    def _recorded(self) -> dict[str, tuple[str, bool]]:
-        recorded: dict[str, tuple[str, bool]] = {}
+    def _look_up(self) -> None:
+        """Which trials the server has; of two runs of one trial, the ended one stays and the other is deleted."""
+        self._trials = {}
+        for run in list(self._children()):
+            number, ended = run.data.tags.get(_NUMBER), run.info.status != "RUNNING"
+            if number is None:  # somebody else's, added by hand
+                continue
+            other, other_ended = self._trials.get(number, ("", False))
+            surplus = run.info.run_id if other_ended else other
+            if surplus:
+                self._client.delete_run(surplus)
+            if surplus != run.info.run_id:
+                self._trials[number] = (run.info.run_id, ended)
+        self._certain = True
+
+    def _children(self) -> Iterator[Any]:
         token = None
         while True:
             query = f"tags.`{_PARENT}` = '{self._parent}'"
             page = self._client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
-            for run in page:
-                number, ended = run.data.tags.get(_NUMBER, ""), run.info.status != "RUNNING"
-                if ended or number not in recorded:
-                    recorded[number] = (run.info.run_id, ended)
+            yield from page
             token = page.token
             if not token:
-                return recorded
+                return
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Where one has broken off, a request may have been carried out without its reply: ask before the next."""
+        with exchange(self._uri):
+            if not self._certain:
+                self._look_up()
+            self._certain = False
+            yield
+            self._certain = True
 
     @contextmanager
     def _spending(self) -> Iterator[None]:
@@ -151,57 +169,6 @@ class MlflowTracker:
             self.seconds += time.perf_counter() - begun
 
 
-def _connect(uri: str, experiment: str) -> tuple[Any, str]:
-    """(client, experiment id); creates the schema and the experiment where they are missing."""
-    location = _checked(uri)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=_absolute(uri))
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        try:
-            return client, client.create_experiment(experiment, artifact_location=location)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(experiment)  # another worker was faster
-    if found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"the MLflow experiment '{experiment}' was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another tracking.experiment"
-        )
-    return client, found.experiment_id
-
-
-def _absolute(uri: str) -> str:
-    """MLflow keeps one store per URI and process: a relative file would stay where the first study was run."""
-    if not uri.startswith(_SQLITE):
-        return uri
-    path, question, query = uri.removeprefix(_SQLITE).partition("?")
-    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
-
-
-def _checked(uri: str) -> str | None:
-    """Where artifacts go, None for the server's own place; UserError where MLflow would try in vain for minutes."""
-    parts = urlsplit(uri)
-    dialect = parts.scheme.partition("+")[0]
-    if uri.startswith(_SQLITE):
-        database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
-        folder = require_writable(database.parent)
-        if database.is_dir() or (database.is_file() and database.read_bytes()[:16] not in (b"", b"SQLite format 3\0")):
-            raise UserError(f"tracking.uri must name an SQLite file; '{database}' is none; choose another name")
-        return (folder / "mlartifacts").resolve().as_uri()
-    if dialect in _PORTS and parts.hostname:
-        socket.create_connection((parts.hostname, parts.port or _PORTS[dialect]), _REACH_SECONDS).close()
-    elif dialect not in ("http", "https", "databricks", *_PORTS):
-        raise UserError(
-            f"tracking.uri must be a database or a server; got '{redact(uri)}'; "
-            "use sqlite:///mlflow.db, postgresql://..., or http(s)://..."
-        )
-    return None
-
-
 def _keep_first_params(made: Payload, recorded: Mapping[str, str]) -> None:
     """MLflow's params never change; what a resumed study has new values for (more trials, say) becomes tags."""
     for key in [key for key in made.params if key in recorded]:
@@ -210,49 +177,5 @@ def _keep_first_params(made: Payload, recorded: Mapping[str, str]) -> None:
             made.tags[f"now.{key}"[:250]] = value[:5000]
 
 
-@contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """What the server, the database or the network raise is for the user to mend, and may hold the password."""
-    # Counts of use would go to a third party, from a thread, on machines without network too. Before the first import.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"MLflow at '{redact(uri)}' must answer; it says: {reason[0][:400]}; "
-            "mend tracking.uri or the server and give the same command again (or tracking=none)"
-        ) from None
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the page of migration steps that a new database logs, and warnings about tries that we report."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
+def _milliseconds(at: float | None = None) -> int:
+    return int(1000 * (time.time() if at is None else at))

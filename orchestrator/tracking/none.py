@@ -26,8 +26,15 @@ class NoTracker:
         metrics: Mapping[str, float],
         curves: Sequence[Point],
         artifacts: Mapping[str, str],
+        at: float | None = None,
     ) -> None:
         pass
 
-    def close_study(self, metrics: Mapping[str, float], artifacts: Sequence[Path], end: StudyEnd = "finished") -> None:
+    def close_study(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        end: StudyEnd = "finished",
+        at: float | None = None,
+    ) -> None:
         pass

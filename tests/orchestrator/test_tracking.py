@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.tracking import Point, Tracker, TrialState
+from orchestrator.tracking import Point, Tracker, TrackerError, TrialState
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.payload import batches, payload, safe_keys
@@ -143,6 +143,72 @@ def test_a_trial_whose_process_died_while_logging_is_logged_anew(
     assert trials_of(database, "half")["0"].info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_a_reply_that_was_lost_leaves_no_second_run(database: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    name = f"lost-{call}"
+    tracker = opened(database, name)
+    done = getattr(tracker._client, call)
+
+    def work_and_lose_the_reply(*given: object, **named: object) -> None:
+        done(*given, **named)
+        raise MlflowException("API request failed: connection aborted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, call, work_and_lose_the_reply)
+        with pytest.raises(TrackerError, match="connection aborted") as caught:
+            log(tracker, 0)
+        assert not caught.value.refused
+    log(tracker, 0)
+    log(tracker, 1)
+    runs = runs_of(database, f"attributes.run_name LIKE '{name}-%'")
+    assert sorted(run.data.tags["trial_number"] for run in runs) == ["0", "1"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = runs_of(database, f"tags.study = '{name}' and tags.kind = 'study'")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
+
+
+def test_a_run_that_came_into_being_after_it_was_given_up_is_removed(database: Path) -> None:
+    tracker = opened(database, "late")
+    log(tracker, 0)
+    (first,) = trials_of(database, "late").values()
+    tags = {key: first.data.tags[key] for key in ("mlflow.parentRunId", "trial_number", "study", "kind")}
+    client_of(database).create_run(first.info.experiment_id, tags=tags)
+    by_hand = {"mlflow.parentRunId": tags["mlflow.parentRunId"], "study": "late by hand"}
+    client_of(database).create_run(first.info.experiment_id, tags=by_hand)
+    tracker.close_study({}, [])
+    assert trials_of(database, "late")["0"].info.run_id == first.info.run_id
+    assert len(runs_of(database, "tags.study = 'late by hand'")) == 1
+
+
+def test_the_end_of_a_study_is_recorded_once_and_with_its_own_time(database: Path) -> None:
+    tracker = opened(database, "end")
+    log(tracker, 0, at=1_700_000_000.0)
+    for _ in range(2):
+        tracker.close_study({"hypervolume": 0.5}, [], at=1_700_000_009.0)
+    (parent,) = runs_of(database, "tags.study = 'end' and tags.kind = 'study'")
+    assert len(client_of(database).get_metric_history(parent.info.run_id, "hypervolume")) == 1
+    assert parent.info.end_time == 1_700_000_009_000
+    trial = trials_of(database, "end")["0"]
+    assert (trial.info.start_time, trial.info.end_time) == (1_699_999_993_000, 1_700_000_000_000)
+
+
+def test_what_the_server_will_never_take_is_told_apart(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    tracker = opened(database, "refused")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such value", INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(tracker._client, "log_batch", refuse)
+    with pytest.raises(TrackerError, match="no such value") as caught:
+        log(tracker, 0)
+    assert caught.value.refused
+
+
 def test_values_beyond_the_limits_arrive(database: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = opened(database, "limits")
     long_text = "x" * 7000
@@ -195,6 +261,22 @@ def test_a_server_that_is_not_there_is_said_at_once_without_the_password(scheme:
         tracker.open_study("s", {}, {})
     assert "pa55word" not in str(caught.value)
     assert time.perf_counter() - begun < 30
+
+
+def test_a_port_that_is_no_number_is_said() -> None:
+    with pytest.raises(UserError, match=r"port in tracking.uri must be a number .*got 'http://localhost:50x0'"):
+        MlflowTracker("http://localhost:50x0", "pruning").open_study("s", {}, {})
+
+
+def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_study_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.server._OPENING_SECONDS", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begun = time.perf_counter()
+        with pytest.raises(UserError, match="timed out"):
+            MlflowTracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "pruning").open_study("s", {}, {})
+    assert time.perf_counter() - begun < 5
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/x", "ftp://x"])

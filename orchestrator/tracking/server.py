@@ -1,0 +1,152 @@
+"""How an MLflow server or database is reached, and how soon it is given up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning_modules.errors import UserError
+from orchestrator.files import require_writable
+from orchestrator.redact import redact
+from orchestrator.tracking import TrackerError
+
+_SQLITE = "sqlite:///"
+_DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_REACH_SECONDS = 5.0
+_SERVERS = {"http": 80, "https": 443}
+_OPENING_SECONDS = 10  # of each request before the study is known there: a wrong uri should be known soon
+_SECONDS = 30  # of each request afterwards: slow, but alive
+# MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply alone was lost: a run
+# would then be created twice.
+_ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+
+
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """(client, experiment id); creates the schema and the experiment where they are missing."""
+    with _requests(_OPENING_SECONDS), _quiet():
+        return _connect(uri, experiment)
+
+
+@contextmanager
+def exchange(uri: str) -> Iterator[None]:
+    """Requests that belong together; whatever stands between us and an answer is a TrackerError, within seconds."""
+    with answering(uri), _requests(_SECONDS):
+        _reach(uri)
+        yield
+
+
+def _connect(uri: str, experiment: str) -> tuple[Any, str]:
+    location = _checked(uri)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=_absolute(uri))
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        try:
+            return client, client.create_experiment(experiment, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)  # another worker was faster
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment '{experiment}' was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another tracking.experiment"
+        )
+    return client, found.experiment_id
+
+
+def _absolute(uri: str) -> str:
+    """MLflow keeps one store per URI and process: a relative file would stay where the first study was run."""
+    if not uri.startswith(_SQLITE):
+        return uri
+    path, question, query = uri.removeprefix(_SQLITE).partition("?")
+    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
+
+
+def _checked(uri: str) -> str | None:
+    """Where artifacts go, None for the server's own place; UserError where MLflow would try in vain for minutes."""
+    parts = urlsplit(uri)
+    dialect = parts.scheme.partition("+")[0]
+    if uri.startswith(_SQLITE):
+        database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+        folder = require_writable(database.parent)
+        if database.is_dir() or (database.is_file() and database.read_bytes()[:16] not in (b"", b"SQLite format 3\0")):
+            raise UserError(f"tracking.uri must name an SQLite file; '{database}' is none; choose another name")
+        return (folder / "mlartifacts").resolve().as_uri()
+    if dialect not in ("databricks", *_SERVERS, *_DATABASES):
+        raise UserError(
+            f"tracking.uri must be a database or a server; got '{redact(uri)}'; "
+            "use sqlite:///mlflow.db, postgresql://..., or http(s)://..."
+        )
+    _reach(uri)
+    return None
+
+
+def _reach(uri: str) -> None:
+    """OSError within seconds where nobody listens; requests to a silent address take far longer to fail."""
+    from requests.utils import get_environ_proxies
+
+    parts = urlsplit(uri)
+    try:
+        port = parts.port or {**_DATABASES, **_SERVERS}.get(parts.scheme.partition("+")[0])
+    except ValueError:
+        raise UserError(f"the port in tracking.uri must be a number up to 65535; got '{redact(uri)}'") from None
+    if parts.hostname and port and not (parts.scheme in _SERVERS and get_environ_proxies(uri)):
+        socket.create_connection((parts.hostname, port), _REACH_SECONDS).close()
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """What the server, the database or the network raise is for the user to mend, and may hold the password."""
+    # Counts of use would go to a third party, from a thread, on machines without network too. Before the first import.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
+        reason = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:400]
+        raise TrackerError(
+            f"MLflow at '{redact(uri)}' must answer; it says: {reason}; "
+            "mend tracking.uri or the server and give the same command again (or tracking=none)",
+            reason=f"MLflow at '{redact(uri)}' says: {reason}",
+            refused=isinstance(error, MlflowException) and error.error_code in _REFUSALS,
+        ) from None
+
+
+@contextmanager
+def _requests(seconds: int) -> Iterator[None]:
+    """MLflow reads its environment at each request."""
+    values = {**_ONE_TRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the page of migration steps that a new database logs, and warnings about tries that we report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

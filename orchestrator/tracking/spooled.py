@@ -1,0 +1,244 @@
+"""A tracker that may be out of reach: records are written to disk first, and sent from there in order."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.errors import UserError
+from orchestrator.redact import redact
+from orchestrator.tracking import Point, StudyEnd, Tracker, TrackerError, TrialState
+from orchestrator.tracking.none import NoTracker
+from orchestrator.tracking.spool import Spool, plain
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_REST = 20.0  # a try that failed is followed by at least so many times its length: a silent server costs 5 % at most
+_FAREWELL = 5.0  # seconds of sending after Ctrl-C or an error
+
+
+def _say(line: str) -> None:
+    print(f"tracking: {line}", file=sys.stderr, flush=True)
+
+
+def spooled(tracker: Tracker, folder: Path, place: object) -> Tracker:
+    """`tracker` made to outlast its server; as it is where it keeps nothing anyway."""
+    return tracker if isinstance(tracker, NoTracker) else Spooled(tracker, folder, place)
+
+
+class Spooled:
+    """A `Tracker` before another one, `inner`, that need not answer once it has answered for this study.
+
+    `place` says where `inner` records, as plain data: at a new place the study has to be opened before anything is
+    spooled for it. `now` is in seconds on a monotonic scale.
+    """
+
+    def __init__(
+        self,
+        inner: Tracker,
+        folder: Path,
+        place: object = None,
+        *,
+        say: Callable[[str], None] = _say,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.seconds = 0.0
+        self._inner = inner
+        self._spool = Spool(folder)
+        self._place = plain(place)
+        self._say = say
+        self._now = now
+        self._opened = False
+        self._lost = False
+        self._pause = 0.0
+        self._next_try = -math.inf
+
+    def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
+        with self._spending():
+            asked = plain({"name": name, "tags": tags, "params": params})
+            before = self._spool.study
+            if before and _identity(before) != _identity(asked):
+                self._send_all_of(before)
+                before = {}
+            known = before.get("place") == self._place and bool(before)
+            if not known:
+                self._inner.open_study(**asked)
+                self._opened = True
+            trials = before["trials"] if known else []
+            self._spool.remember({**asked, "place": self._place, "trials": trials})
+            self._send(opening=True)
+
+    def trial(
+        self,
+        number: int,
+        *,
+        state: TrialState,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        curves: Sequence[Point],
+        artifacts: Mapping[str, str],
+        at: float | None = None,
+    ) -> None:
+        with self._spending():
+            study = self._spool.study
+            if number in study["trials"]:
+                return
+            points = [(point.name, int(point.step), float(point.value)) for point in curves]
+            record = {
+                "number": number,
+                "state": state,
+                "params": params,
+                "tags": tags,
+                "metrics": {key: float(value) for key, value in metrics.items()},
+                "curves": points,
+                "artifacts": artifacts,
+                "at": time.time() if at is None else at,
+            }
+            self._spool.add({"trial": record})
+            self._spool.remember({**study, "trials": [*study["trials"], number]})
+            if self._now() >= self._next_try:
+                self._send()
+
+    def close_study(
+        self,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        end: StudyEnd = "finished",
+        at: float | None = None,
+    ) -> None:
+        """Only the end of a finished study raises: after Ctrl-C or an error that one is to be told."""
+        with self._spending():
+            record = {
+                "metrics": {key: float(value) for key, value in metrics.items()},
+                "artifacts": [str(path) for path in artifacts],
+                "end": end,
+                "at": time.time() if at is None else at,
+            }
+            if end == "finished":
+                self._spool.add({"close": record})
+                self.send_waiting()
+                return
+            try:
+                self._spool.add({"close": record})
+                if self._now() >= self._next_try:
+                    self._send(_FAREWELL)
+                self._say_what_waits()
+            except Exception as error:
+                self._tell(f"the end of the study is not recorded: {error}")
+
+    def send_waiting(self) -> None:
+        """Sends what waits, now, and says what still does."""
+        if self._spool.waiting():
+            self._send()
+            self._say_what_waits()
+
+    def _send_all_of(self, study: Mapping[str, Any]) -> None:
+        """Errors: UserError where records of an earlier study of this name cannot be sent: they are not to be mixed."""
+        if self._spool.waiting():
+            self._send()
+        if waiting := self._spool.waiting():
+            raise UserError(
+                f"records of one study at a time wait to be sent; {len(waiting)} of an earlier study "
+                f"'{study['name']}' wait in '{self._spool.folder}'; mend the tracking server, or delete that folder, "
+                "and give the same command again"
+            )
+        self._opened = False
+
+    def _send(self, seconds: float = math.inf, *, opening: bool = False) -> None:
+        """In order, until nothing waits, the time is up or the server fails; `opening` also where nothing waits."""
+        begun = trying = self._now()
+        sent = 0
+        try:
+            for path in self._spool.waiting():
+                trying = self._now()
+                if trying - begun >= seconds:
+                    break
+                sent += self._send_one(path)
+            trying = self._now()
+            if opening:
+                self._open()
+        except TrackerError as error:
+            self._lose(error.reason, trying)
+        except UserError as error:
+            self._lose(str(error), trying)
+        else:
+            if self._lost or sent > 1:
+                self._tell(f"the server answers again, records sent: {sent}")
+            self._lost, self._pause, self._next_try = False, 0.0, -math.inf
+
+    def _send_one(self, path: Path) -> int:
+        """How many records arrived: one, or none where it was refused by a server that had just taken the study."""
+        fresh = self._open()
+        try:
+            record = self._spool.read(path)
+        except ValueError:
+            self._tell(f"a record was damaged and is left out, it is kept as '{self._spool.set_aside(path)}'")
+            return 0
+        try:
+            self._deliver(record)
+        except TrackerError as error:
+            if not error.refused:
+                raise
+            if not fresh:
+                self._opened = False
+                return self._send_one(path)
+            kept = self._spool.set_aside(path)
+            self._tell(f"a record is refused and left out, it is kept as '{kept}'; {error.reason}")
+            return 0
+        self._spool.remove(path)
+        return 1
+
+    def _open(self) -> bool:
+        """Whether the study had to be opened."""
+        if self._opened:
+            return False
+        study = self._spool.study
+        self._inner.open_study(study["name"], study["tags"], study["params"])
+        self._opened = True
+        return True
+
+    def _deliver(self, record: dict[str, Any]) -> None:
+        if found := record.get("trial"):
+            self._inner.trial(**{**found, "curves": [Point(*point) for point in found["curves"]]})
+            return
+        close = record["close"]
+        paths = [Path(path) for path in close["artifacts"]]
+        there = [path for path in paths if path.is_file()]
+        if gone := [str(path) for path in paths if path not in there]:
+            self._tell(f"files of the study's record are gone and left out: {', '.join(gone)}")
+        self._inner.close_study(close["metrics"], there, close["end"], close["at"])
+        self._opened = False  # what follows belongs to a study that goes on
+
+    def _lose(self, reason: str, begun: float) -> None:
+        now = self._now()
+        self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
+        self._next_try = now + max(self._pause, _REST * (now - begun))
+        self._opened = False
+        if not self._lost:
+            where = self._spool.folder
+            self._tell(f"{reason}; the study goes on, its records wait in '{where}' and are sent later")
+        self._lost = True
+
+    def _say_what_waits(self) -> None:
+        if waiting := len(self._spool.waiting()):
+            self._tell(f"records that wait in '{self._spool.folder}': {waiting}; the same command sends them")
+
+    def _tell(self, line: str) -> None:
+        self._say(redact(line))
+
+    @contextmanager
+    def _spending(self) -> Iterator[None]:
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self.seconds += self._now() - begun
+
+
+def _identity(study: Mapping[str, Any]) -> tuple[str, str | None]:
+    return study["name"], study["tags"].get("study_id")

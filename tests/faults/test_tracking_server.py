@@ -1,0 +1,200 @@
+"""A real MLflow server that dies under a study: the study goes on, and every trial is recorded once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.__main__ import main
+from orchestrator.jobs import search
+from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.tracking.mlflow import MlflowTracker
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "+experiment=digits_small",
+    "model.width=8",
+    "phases.train.epochs=2",
+    "phases.finetune.unit_steps=4",
+    "phases.confirm.units=1",
+    "phases.confirm.max_models=2",
+    "phases.confirm.baselines=[]",
+    "search.chain.rungs=3",
+    "threads=1",
+    "study.n_trials=6",
+]
+NUMBERS = ["0", "1", "2", "3", "4", "5"]
+BOOT_SECONDS = 120.0
+
+
+class Server:
+    """`mlflow server` on this machine alone, always on the same port and database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        words += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *words],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until = time.monotonic() + BOOT_SECONDS
+        while not self._healthy():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < until, (self.folder / "server.log").read_text()
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """With its workers, at once."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def trials(self) -> list[tuple[str, str]]:
+        """(number, status) of the trials' runs in the order in which they were created."""
+        query = (
+            "select tags.value, runs.status from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'trial_number' and runs.lifecycle_stage = 'active' order by runs.rowid"
+        )
+        connection = sqlite3.connect(self.folder / "server.db")
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server").mkdir()
+    found = Server(tmp_path / "server")
+    try:
+        found.start()
+        yield found
+    finally:
+        found.kill()
+
+
+def check_all_is_recorded(server: Server) -> None:
+    """Each trial once, whole and in order, and the study with its results."""
+    from mlflow import MlflowClient
+
+    assert server.trials() == [(number, "FINISHED") for number in NUMBERS]
+    client = MlflowClient(server.uri)
+    runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
+    children = {run.data.tags["trial_number"]: run for run in runs if "trial_number" in run.data.tags}
+    (parent,) = [run for run in runs if "trial_number" not in run.data.tags]
+    for row in read_csv("runs/digits_small/trials.csv", TrialRow):
+        run = children[str(row.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["state"] == row.state
+        assert run.data.metrics["flops_ratio"] == pytest.approx(row.flops_ratio)
+        assert run.data.metrics["quality"] == pytest.approx(row.quality)
+        history = client.get_metric_history(run.info.run_id, "finetune/loss")
+        assert [point.step for point in history] == list(range(1, row.rung + 1))
+        assert {"plan.json", "groups.json"} <= {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert parent.info.status == "FINISHED"
+    assert len(client.get_metric_history(parent.info.run_id, "hypervolume")) == 1
+    names = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
+    assert {"pareto.png", "front.csv", "summary.json"} <= names
+
+
+def waiting() -> int:
+    return len(list(Path("runs/digits_small/spool").glob("[0-9]*.json")))
+
+
+def test_a_server_that_dies_half_way_in_a_record_and_comes_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send, record, most = MlflowTracker._send, search.record_trial, []
+
+    def send_or_die(self: MlflowTracker, run_id: str, made: Any, at: float | None = None) -> None:
+        if made.tags.get("kind") == "trial" and len(server.trials()) == 3 and not most:
+            server.kill()  # the run of trial 2 has been created and is empty
+        send(self, run_id, made, at)
+
+    def record_and_restart(tracker: Any, settings: Any, problem: Any, trial: Any) -> None:
+        if trial.number == 4:
+            most.append(waiting())
+            server.start()
+        record(tracker, settings, problem, trial)
+
+    monkeypatch.setattr(MlflowTracker, "_send", send_or_die)
+    monkeypatch.setattr(search, "record_trial", record_and_restart)
+    assert main([*TINY, f"tracking.uri={server.uri}"]) == 0
+    said = capsys.readouterr().err
+    assert most == [2]
+    assert said.count("the study goes on, its records wait in") == 1
+    assert said.count("the server answers again, records sent: ") == 1
+    assert waiting() == 0
+    check_all_is_recorded(server)
+
+
+def test_a_server_that_stays_away_gets_everything_from_the_same_command_later(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, f"tracking.uri={server.uri}"]
+    record = search.record_trial
+
+    def kill_and_record(tracker: Any, settings: Any, problem: Any, trial: Any) -> None:
+        server.kill()
+        record(tracker, settings, problem, trial)
+
+    monkeypatch.setattr(search, "record_trial", kill_and_record)
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "records that wait in 'runs/digits_small/spool': 7; the same command sends them" in captured.err
+    assert "tracking" in captured.out
+    assert len(read_csv("runs/digits_small/trials.csv", TrialRow)) == 6
+
+    begun = time.perf_counter()
+    assert main(command) == 0
+    assert time.perf_counter() - begun < 30
+    assert "wait in 'runs/digits_small/spool': 7; the same command sends them" in capsys.readouterr().err
+
+    server.start()
+    assert main(command) == 0
+    assert "the server answers again, records sent: 7" in capsys.readouterr().err
+    check_all_is_recorded(server)
+    assert main(command) == 0
+    assert "tracking: " not in capsys.readouterr().err
+
+    server.kill()
+    begun = time.perf_counter()
+    assert main([*command, "study.name=new"]) == 2
+    assert time.perf_counter() - begun < 30
+    assert "tracking.uri" in capsys.readouterr().err
