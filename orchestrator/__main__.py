@@ -12,8 +12,11 @@ import shlex
 import signal
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -45,10 +48,11 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
     # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argv, sys.argv = sys.argv, ["orchestrator", *words]
-    codes: list[int] = []
     try:
-        with stoppable():
+        with TemporaryDirectory() as place, stoppable():
+            codes = Codes(Path(place))
             hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
+            return codes.worst()
     except Stopped as stopped:
         return _say_how_to_go_on(words, stopped.signum)
     except KeyboardInterrupt:
@@ -58,8 +62,6 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return 2
     finally:
         sys.argv = argv
-    # A bug says more about the whole than a mistake in one of several runs.
-    return 1 if 1 in codes else max(codes, default=0)
 
 
 def conf_folder() -> Path:
@@ -108,7 +110,26 @@ def _fetch_methods(container: dict[Any, Any]) -> None:
     method["among"] = found
 
 
-def _job(codes: list[int]) -> Callable[[DictConfig], None]:
+@dataclass(frozen=True)
+class Codes:
+    """Exit codes of all runs, as files: a launcher may begin runs in processes that share nothing else with this one.
+
+    Of runs on other machines the scheduler knows how they ended.
+    """
+
+    folder: Path
+
+    def add(self, code: int) -> None:
+        if self.folder.is_dir():
+            write_atomic(self.folder / uuid.uuid4().hex, str(code))
+
+    def worst(self) -> int:
+        """A bug says more about the whole than a mistake in one of several runs."""
+        found = [int(path.read_text()) for path in self.folder.iterdir()]
+        return 1 if 1 in found else max(found, default=0)
+
+
+def _job(codes: Codes) -> Callable[[DictConfig], None]:
     """What Hydra runs, once or in turn; each run adds its exit code.
 
     No error goes on to Hydra, which would print the overrides, with their secrets, and leave out the other runs.
@@ -122,10 +143,10 @@ def _job(codes: list[int]) -> Callable[[DictConfig], None]:
             run(config)
         except UserError as error:
             _say(str(error))
-            codes.append(2)
+            codes.add(2)
         except Exception as error:
             _say("".join(traceback.format_exception(error)).rstrip())
-            codes.append(1)
+            codes.add(1)
 
     return job
 

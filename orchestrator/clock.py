@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-COMPUTE_PHASES = ("dense training", "profile", "screening", "finetune", "evaluation")
-"""The phases any search would have to pay for; all other time is orchestration."""
+COMPUTE_PHASES = ("dense training", "profile", "screening", "finetune", "evaluation", "workers")
+"""The phases any search would have to pay for; all other time is orchestration. Workers mind their own."""
 
 
 class PhaseClock:

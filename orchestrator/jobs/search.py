@@ -212,8 +212,8 @@ def explore(
     study.set_user_attr(WANTED, n_trials)
     study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
     if settings.workers > 1:
-        with Workers(settings, study) as workers:
-            supply(trials, n_trials, settings.workers, on_trial, lambda: workers.look(progress))
+        with progress.timed("workers"), Workers(settings, study) as workers:
+            supply(trials, n_trials, 2 * settings.workers, on_trial, lambda: workers.look(progress))
     else:
         run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
     study.set_user_attr(OVER, True)

@@ -22,11 +22,12 @@ from orchestrator.settings import Settings
 LOOK_SECONDS = 0.5
 
 
-def work(settings: Settings) -> None:
+def work(settings: Settings, name: str = "") -> None:
     """Run trials that wait in the study of this name, until its search has ended.
 
     Give the command of the search with `job=work`, the same `study.storage`, and `study.out` and `study.baselines` on a
-    disk that all processes share. Errors: UserError where the study is another one, or its dense weights are.
+    disk that all processes share. `name` tells those apart that one sweep begins. Errors: UserError where the study is
+    another one, or its dense weights are.
     """
     if settings.study.paced is not None:
         raise ConfigError(
@@ -45,7 +46,7 @@ def work(settings: Settings) -> None:
                     workers.look(progress)
                     time.sleep(LOOK_SECONDS)
         else:
-            _work(settings, study, leases, progress)
+            _work(settings, study, leases, progress, name)
 
 
 def _begun(study: Study, leases: Leases, progress: Progress) -> bool:
@@ -59,7 +60,7 @@ def _begun(study: Study, leases: Leases, progress: Progress) -> bool:
     return not study.user_attrs.get(OVER)
 
 
-def _work(settings: Settings, study: Study, leases: Leases, progress: Progress) -> None:
+def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
     data = settings.data.build()
     data.setup()
     space, stopping = settings.space.build(), settings.stopping.build()
@@ -68,7 +69,7 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress) 
     require_same_dense(study, problem)
     ready = make_ready(problem, space, settings.study.folder / "trials", progress)
     goals, whole = problem.goals, problem.dense_costs
-    progress.phase("work", f"trials of study '{settings.study.name}', as they come")
+    progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
 
     def on_trial(trial: FrozenTrial) -> None:
         ended = [other for other in own_trials(study) if other.state.is_finished()]

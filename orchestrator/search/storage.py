@@ -24,16 +24,15 @@ except ImportError:  # not on Windows, where Optuna's own lock file has to do
 def storage_of(settings: Settings) -> BaseStorage:
     """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
     if (url := settings.study.storage) is None:
-        return JournalStorage(_journal(settings.study.folder / "study.journal"))
+        return journal(settings.study.folder / "study.journal")
     from orchestrator.search.database import database  # SQLAlchemy, which a journal does not need
 
     return database(url, settings.study.storage_patience)
 
 
-def _journal(path: Path) -> BaseJournalBackend:
-    if fcntl is None:
-        return JournalFileBackend(str(path))
-    return Journal(path)
+def journal(path: Path) -> BaseStorage:
+    """One file, for processes that share its folder."""
+    return JournalStorage(JournalFileBackend(str(path)) if fcntl is None else Journal(path))
 
 
 class Journal(BaseJournalBackend):

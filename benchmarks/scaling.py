@@ -1,0 +1,247 @@
+"""Trials per second by number of workers and kind of storage: `python benchmarks/scaling.py`.
+
+Trials do nothing but wait, so what is left is what a study costs: claiming, proposing, leasing, reporting, telling.
+`--trial-seconds 0` shows the limit of each storage, `--crowd 64 256 --trial-seconds 20` what many machines would do to
+it: workers are then threads of a few processes, since they wait nearly all the time. PostgreSQL is started for the
+occasion where its programs are found, listening on this machine alone.
+
+`--pairs` times the product itself instead: trials per hour of digits_small with one worker and with two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
+
+import numpy as np
+import optuna
+import torch
+
+from lightning_modules.models import SmallResNet
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.discovery import discover
+from lightning_modules.recipe import Recipe
+from orchestrator.files import write_atomic
+from orchestrator.search.database import database
+from orchestrator.search.goals import Goals
+from orchestrator.search.leases import Leases
+from orchestrator.search.loop import help_search, supply
+from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.queue import WANTED
+from orchestrator.search.ready import OVER
+from orchestrator.search.space import Allocation, Terrain
+from orchestrator.search.stopping import Never
+from orchestrator.search.storage import journal
+from orchestrator.search.study import Rules, Trials
+
+ROOT = Path(__file__).resolve().parent.parent
+GOALS = Goals("accuracy", {"accuracy": 1.0}, ("flops",))
+PER_PROCESS = 64
+"""Threads of a crowd in one process."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ideal` is the rate at which workers would end trials if the study cost nothing; None where trials take none."""
+
+    storage: str
+    workers: int
+    trials: int
+    trial_seconds: float
+    seconds: float
+    ideal: float | None
+
+    @property
+    def rate(self) -> float:
+        return self.trials / self.seconds
+
+    def line(self) -> str:
+        share = "" if self.ideal is None else f"  {100 * self.rate / self.ideal:5.1f} % of what the workers could do"
+        return f"{self.storage:<11} {self.workers:4d} workers  {self.rate:8.2f} trials/s{share}"
+
+
+def opened(url: str) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = journal(Path(url.removeprefix("journal:"))) if url.startswith("journal:") else database(url, 120.0)
+    return optuna.create_study(
+        study_name="scaling", storage=storage, directions=["maximize", "minimize"], load_if_exists=True
+    )
+
+
+def trials_of(study: optuna.Study, seconds: float, sampler: str) -> Trials:
+    structure = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+    macs = Cost(structure).macs
+    terrain = Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
+
+    def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
+        """Sleeps, reports two rungs as a trial does, and scores by the number."""
+        rungs = []
+        for rung in (1, 2):
+            time.sleep(0.5 * seconds)
+            rungs.append((rung, {"accuracy": 1.0 / (2 + number % 7), "loss": 1.0}))
+            report(rung, 0.5, rungs[-1][1])
+        return Measurement("completed", None, {"flops": 1.0 + number}, {"flops": 0.5}, {}, tuple(rungs))
+
+    rules = Rules(GOALS, 0.95, Never(), Recipe(sampler), 0)
+    return Trials(study, Allocation(offset=0.3), terrain, evaluate, rules, Leases(study, 60.0))
+
+
+def help_with(url: str, seconds: float, sampler: str, threads: int) -> None:
+    """One worker process, or many workers as its threads."""
+
+    def one() -> None:
+        study = opened(url)
+        help_search(trials_of(study, seconds, sampler), lambda: not study.user_attrs.get(OVER), lambda trial: None)
+
+    crowd = [threading.Thread(target=one) for _ in range(threads)]
+    for member in crowd:
+        member.start()
+    for member in crowd:
+        member.join()
+
+
+def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, sampler: str, threads: int) -> Row:
+    """Begin the workers, let each end a trial, then count what ends in the time that follows."""
+    study = opened(url)
+    study.set_user_attr(OVER, False)
+    warm = 2 * workers
+    study.set_user_attr(WANTED, n_trials + warm)
+    ended: list[float] = []
+    context = multiprocessing.get_context("spawn")
+    begun = [
+        context.Process(target=help_with, args=(url, seconds, sampler, min(threads, workers - first)), daemon=True)
+        for first in range(0, workers, threads)
+    ]
+    for process in begun:
+        process.start()
+    trials = trials_of(study, seconds, sampler)
+    with trials.leases.leading():
+        supply(trials, n_trials + warm, 2 * workers, lambda trial: ended.append(time.perf_counter()), lambda: None)
+    found = study.get_trials(deepcopy=False)
+    study.set_user_attr(OVER, True)
+    for process in begun:
+        process.join()
+    assert len(found) == n_trials + warm, f"{len(found)} trials, {n_trials + warm} were asked for"
+    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in found)
+    times = sorted(trial.datetime_complete.timestamp() for trial in found if trial.datetime_complete)
+    whole = times[-1] - times[warm - 1]
+    return Row(name, workers, n_trials, seconds, whole, workers / seconds if seconds else None)
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str | None]:
+    """A server of its own on a free port of this machine; None where it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if not shutil.which("initdb") else [Path()]
+    if not found:
+        yield None
+        return
+    programs, data = found[-1], folder / "postgresql"
+    data.mkdir(parents=True)
+    us = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if us:
+        folder.chmod(0o755)
+        shutil.chown(data, "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c max_connections=600"
+
+    def say(program: str, *words: str) -> None:
+        subprocess.run([*us, str(programs / program), *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    say("initdb", "-D", str(data), "-A", "trust", "-U", "postgres")
+    say("pg_ctl", "-D", str(data), "-w", "-l", str(data / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        say("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+def pairs(repeats: int) -> None:
+    """Trials per hour of digits_small by one worker and by two, one thread each, in turn."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(repeats + 1):
+            for workers in (1, 2):
+                words = [
+                    "+experiment=digits_small", "tracking=none", f"workers={workers}", "threads=1", "stopping=never",
+                    f"study.name=s{repeat}-{workers}", f"study.out={folder}/runs", f"study.baselines={folder}/dense",
+                    "study.n_trials=60", "phases.confirm.max_models=1", "phases.confirm.baselines=[]",
+                ]  # fmt: skip
+                subprocess.run([sys.executable, "-m", "orchestrator", *words], check=True, capture_output=True)
+                study = optuna.load_study(
+                    study_name=f"s{repeat}-{workers}",
+                    storage=journal(Path(folder, "runs", f"s{repeat}-{workers}", "study.journal")),
+                )
+                times = sorted(t.datetime_complete.timestamp() for t in study.trials if t.datetime_complete)
+                if repeat:  # the first pair warms the machine up, and trains the dense model
+                    rates[workers].append(3600.0 * (len(times) - 12) / (times[-1] - times[11]))
+                    print(f"{workers} worker(s): {rates[workers][-1]:.0f} trials per hour", flush=True)
+    one, two = (float(np.mean(rates[workers])) for workers in (1, 2))
+    print(f"two workers against one: {two / one:.2f}x ({two:.0f} against {one:.0f} trials per hour, {repeats} pairs)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storages", nargs="+", default=["journal", "sqlite", "postgresql"])
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--crowd", nargs="+", type=int, default=[], help="numbers of workers as threads")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--trial-seconds", type=float, default=0.0)
+    parser.add_argument("--sampler", default="optuna.samplers.RandomSampler")
+    parser.add_argument("--pairs", type=int, default=0, help="how often to time digits_small with one worker and two")
+    parser.add_argument("--out", type=Path, default=None, help="a JSON file for the rows")
+    given = parser.parse_args(arguments)
+    if given.pairs:
+        pairs(given.pairs)
+        return 0
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as place, postgresql(Path(place)) as server:
+        for workers in given.crowd or given.workers:
+            for name in given.storages:
+                folder = Path(place, f"{name}-{workers}")
+                folder.mkdir()
+                url = {"journal": f"journal:{folder}/study.journal", "sqlite": f"sqlite:///{folder}/study.db"}.get(
+                    name, ""
+                )
+                if name == "postgresql":
+                    if server is None:
+                        print("postgresql is not installed: left out")
+                        continue
+                    url = database_of_its_own(server, f"w{workers}")
+                threads = PER_PROCESS if given.crowd else 1
+                rows.append(measured(name, url, workers, given.trials, given.trial_seconds, given.sampler, threads))
+                print(rows[-1].line(), flush=True)
+    if given.out is not None:
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today().isoformat()}"
+        write_atomic(given.out, json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
+    return 0
+
+
+def database_of_its_own(server: str, name: str) -> str:
+    import psycopg
+
+    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return server.removesuffix("postgres") + name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
