@@ -40,6 +40,7 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
 from orchestrator.files import write_atomic
 from orchestrator.search.database import database
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
 from orchestrator.search.leases import Leases
 from orchestrator.search.loop import help_search, supply
@@ -100,7 +101,7 @@ def trials_of(study: optuna.Study, seconds: float, sampler: str) -> Trials:
         return Measurement("completed", None, {"flops": 1.0 + number}, {"flops": 0.5}, {}, tuple(rungs))
 
     rules = Rules(GOALS, 0.95, Never(), Recipe(sampler), 0)
-    return Trials(study, Allocation(offset=0.3), terrain, evaluate, rules, Leases(study, 60.0))
+    return Trials(study, Allocation(offset=0.3), terrain, evaluate, rules, Leases(study, 60.0), Exchange(study, Path()))
 
 
 def help_with(url: str, seconds: float, sampler: str, threads: int) -> None:

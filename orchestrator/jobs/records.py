@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lightning_modules.errors import ConfigError
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.problem import Problem
 from orchestrator.search.queue import own_trials
 from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
+from orchestrator.tracking.folders import RunFolders
 from orchestrator.tracking.spooled import Spooled, spooled
 
 
 def tracker_of(settings: Settings) -> Tracker:
     """The tracker of the configuration, its records kept in the study's folder until they are sent."""
     return spooled(settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json())
+
+
+def exchange_of(settings: Settings, study: Study) -> Exchange:
+    """How this process sees the plans of others. Errors: UserError where the store cannot be reached."""
+    models = settings.study.folder / "trials"
+    if settings.study.results == "folder":
+        return Exchange(study, models)
+    uri, experiment = (settings.tracking.arguments.get(name) for name in ("uri", "experiment"))
+    if not isinstance(uri, str) or not isinstance(experiment, str):
+        raise ConfigError("study.results=mlflow keeps plans where the study is tracked; take tracking=mlflow")
+    store = RunFolders(uri, experiment, study.user_attrs["id"], settings.study.storage_patience)
+    store.open(settings.study.name)
+    return Exchange(study, models, store)
 
 
 def send_waiting(settings: Settings) -> None:

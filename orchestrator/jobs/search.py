@@ -17,11 +17,13 @@ from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.files import require_writable
 from orchestrator.jobs.outputs import Outputs, finished_before, key
-from orchestrator.jobs.records import record_ended, record_study, record_trial, send_waiting, tracker_of
+from orchestrator.jobs.records import exchange_of, record_ended, record_study, record_trial, send_waiting, tracker_of
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
+from orchestrator.search.dense import dense_folder
 from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
@@ -57,6 +59,7 @@ class Parts:
     tracker: Tracker
     study: Study
     leases: Leases
+    exchange: Exchange
 
 
 def search(settings: Settings) -> Outputs:
@@ -113,7 +116,8 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     read_plans(settings)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-    return Parts(space, stopping, tracker, study, Leases(study, settings.study.lease))
+    leases, exchange = Leases(study, settings.study.lease), exchange_of(settings, study)
+    return Parts(space, stopping, tracker, study, leases, exchange)
 
 
 @dataclass(frozen=True)
@@ -191,10 +195,12 @@ def explore(
     stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
     enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
     enqueue_plans(study, read_plans(settings))
-    trials = ready.trials(study, parts.stopping, parts.leases)
+    trials = ready.trials(study, parts.stopping, parts.leases, parts.exchange)
     if taken := take_over_interrupted(study, parts.leases):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
+    parts.exchange.fetch()
+    parts.exchange.publish_all()
     record_ended(parts.tracker, settings, problem, study)
     n_trials = settings.study.n_trials if pacing is None else sys.maxsize
     asked = f"{n_trials} trials" if pacing is None else pacing.words
@@ -210,6 +216,7 @@ def explore(
         progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
 
     study.set_user_attr(WANTED, n_trials)
+    parts.exchange.publish_dense(dense_folder(settings))
     study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
     if settings.workers > 1:
         with progress.timed("workers"), Workers(settings, study) as workers:
@@ -217,6 +224,7 @@ def explore(
     else:
         run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
     study.set_user_attr(OVER, True)
+    parts.exchange.fetch()
     nothing_left = exhausted(study, trials.distributions)
     return Explored(rows(study, goals, whole), evaluator, pacing, nothing_left)
 

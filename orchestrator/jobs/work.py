@@ -6,8 +6,10 @@ import time
 
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
+from orchestrator.jobs.records import exchange_of
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
+from orchestrator.search.dense import dense_folder
 from orchestrator.search.leases import Leases
 from orchestrator.search.loop import help_search
 from orchestrator.search.methods import check_method
@@ -25,9 +27,9 @@ LOOK_SECONDS = 0.5
 def work(settings: Settings, name: str = "") -> None:
     """Run trials that wait in the study of this name, until its search has ended.
 
-    Give the command of the search with `job=work`, the same `study.storage`, and `study.out` and `study.baselines` on a
-    disk that all processes share. `name` tells those apart that one sweep begins. Errors: UserError where the study is
-    another one, or its dense weights are.
+    Give the command of the search with `job=work`, the same `study.storage`, and either `study.out` and
+    `study.baselines` on a disk that all processes share, or `study.results=mlflow`. `name` tells those apart that one
+    sweep begins. Errors: UserError where the study is another one, or its dense weights are.
     """
     if settings.study.paced is not None:
         raise ConfigError(
@@ -65,6 +67,8 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     data.setup()
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
+    exchange = exchange_of(settings, study)
+    exchange.fetch_dense(dense_folder(settings))
     problem = prepare(settings, data, progress)
     require_same_dense(study, problem)
     ready = make_ready(problem, space, settings.study.folder / "trials", progress)
@@ -82,4 +86,4 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
         left = [*waiting(study, study.user_attrs.get(WANTED, 0)), *running(study)]
         return leases.led() or bool(left)  # without a leader, what is there is still done
 
-    help_search(ready.trials(study, stopping, leases), go_on, on_trial)
+    help_search(ready.trials(study, stopping, leases, exchange), go_on, on_trial)

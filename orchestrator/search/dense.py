@@ -24,6 +24,11 @@ from orchestrator.settings import Settings
 REWIND = "rewind.safetensors"
 
 
+def dense_folder(settings: Settings) -> Path:
+    """Where the dense model of this configuration is kept."""
+    return settings.study.baselines / _name(settings, settings.phases.train.checkpoint)
+
+
 def build_model(settings: Settings, data: Any) -> nn.Module:
     """The model as configured, untrained or with its checkpoint, and checked against the data.
 
@@ -64,7 +69,7 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
     """
     if settings.phases.train.rewind_epoch is None:
         return None
-    path = settings.study.baselines / _name(settings, settings.phases.train.checkpoint) / REWIND
+    path = dense_folder(settings) / REWIND
     if not path.exists():
         raise ConfigError(
             f"phases.train.rewind_epoch={settings.phases.train.rewind_epoch} needs a dense model trained here for at "
@@ -79,8 +84,7 @@ def train_dense(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model trained, with its validation metrics; read back where the same recipe was run before."""
-    checkpoint = settings.phases.train.checkpoint
-    folder = settings.study.baselines / _name(settings, checkpoint)
+    folder = dense_folder(settings)
     if (folder / "dense.json").exists():
         weights = load((folder / "weights.safetensors").read_bytes())
         _fill(model, weights, str(folder))

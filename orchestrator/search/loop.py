@@ -112,6 +112,7 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
     study, rules, distributions = trials.study, trials.rules, trials.distributions
     try:
         with trials.leases.trial(taken.number, taken._trial_id):
+            trials.exchange.fetch()
             study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, taken.number), distributions)
             study._thread_local.cached_all_trials = None  # as `ask` does: samplers see what has ended by now
             trial = optuna.Trial(study, taken._trial_id)

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_modules.errors import DataError
 from orchestrator.progress import Progress
 from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.leases import Leases
 from orchestrator.search.lineage import weights_digest
 from orchestrator.search.methods import Method, prepare_method
@@ -32,13 +33,13 @@ class Ready:
     terrains: tuple[Terrain, ...]
     evaluator: Evaluator
 
-    def trials(self, study: Study, stopping: Any, leases: Leases) -> Trials:
+    def trials(self, study: Study, stopping: Any, leases: Leases, exchange: Exchange) -> Trials:
         """From now on plans are inherited from, and saved for, trials of this study alone."""
         settings, goals = self.problem.settings, self.problem.goals
         self.evaluator.told = lambda: plans_told(study)
         self.evaluator.may_save = leases.require
         rules = Rules(goals, self.problem.dense[goals.quality], stopping, settings.sampler, settings.seed)
-        return Trials(study, self.space, self.terrains[0], self.evaluator, rules, leases)
+        return Trials(study, self.space, self.terrains[0], self.evaluator, rules, leases, exchange)
 
 
 def make_ready(problem: Problem, space: Any, models: Path, progress: Progress) -> Ready:

@@ -19,6 +19,7 @@ import optuna
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.leases import LeaseLostError, Leases
@@ -117,6 +118,7 @@ class Trials:
     evaluate: Evaluate
     rules: Rules
     leases: Leases
+    exchange: Exchange
 
     @property
     def distributions(self) -> Distributions:
@@ -151,6 +153,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
     except Exception as error:
         _fail(trials, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
     else:
+        trials.exchange.publish(trial.number)
         trial.set_user_attr(MEASURED, _stored(measured))
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)

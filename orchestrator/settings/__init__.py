@@ -36,7 +36,7 @@ class StudySettings(Part):
 
     A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
     `lease` are the seconds without a sign of life after which a trial is taken over, `storage_patience` those for
-    which a database may be away.
+    which a database may be away. Plans are files in a `folder` that all processes share, or artifacts in `mlflow`.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -47,6 +47,7 @@ class StudySettings(Part):
     storage: str | None = None
     storage_patience: Annotated[float, Field(ge=0.0)] = 600.0
     lease: Annotated[float, Field(gt=0.0)] = 60.0
+    results: Literal["folder", "mlflow"] = "folder"
 
     @model_validator(mode="after")
     def _counted(self) -> StudySettings:

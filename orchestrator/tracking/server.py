@@ -25,6 +25,7 @@ _SECONDS = 30  # of each request afterwards: slow, but alive
 # MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply alone was lost: a run
 # would then be created twice.
 _ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+_SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 
 
@@ -128,7 +129,7 @@ def answering(uri: str) -> Iterator[None]:
 @contextmanager
 def _requests(seconds: int) -> Iterator[None]:
     """MLflow reads its environment at each request."""
-    values = {**_ONE_TRY, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    values = {**_ONE_TRY, **_SILENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -17,6 +17,7 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.leases import Leases
 from orchestrator.search.loop import search
@@ -115,7 +116,11 @@ def fresh() -> Study:
 def ran(study: Study, space: Choices, evaluate: Evaluate, rules: Rules, n_trials: int) -> None:
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(Trials(study, space, TERRAIN, evaluate, rules, leases), n_trials, lambda trial: None)
+        search(
+            Trials(study, space, TERRAIN, evaluate, rules, leases, Exchange(study, Path())),
+            n_trials,
+            lambda trial: None,
+        )
 
 
 def run(study: Study, recipe: Recipe, n_trials: int, seed: int = 5) -> list[dict[str, Any]]:

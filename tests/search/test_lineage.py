@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.finished import Finished, nearest_parent, read_plan
 from orchestrator.search.leases import Leases
 from orchestrator.search.loop import search
@@ -120,7 +121,11 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
         return measured
 
     with leases.leading():
-        search(Trials(study, here.space, here.terrain, evaluate, rules, leases), n_trials, lambda _: None)
+        search(
+            Trials(study, here.space, here.terrain, evaluate, rules, leases, Exchange(study, Path())),
+            n_trials,
+            lambda _: None,
+        )
     return {
         int(path.name): (read_plan(path)["plan"]["parent"], (path / "weights.safetensors").read_bytes())
         for path in here.evaluator.models.iterdir()

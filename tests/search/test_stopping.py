@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import moocore
@@ -14,6 +15,7 @@ import pytest
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
 from orchestrator.search.leases import Leases
 from orchestrator.search.loop import search
@@ -238,7 +240,7 @@ def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     )
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(Trials(study, space, terrain, noisy, rules, leases), n_trials, lambda _: None)
+        search(Trials(study, space, terrain, noisy, rules, leases, Exchange(study, Path())), n_trials, lambda _: None)
     spent, points = 0, []
     for trial in study.get_trials(deepcopy=False):
         used = len(trial.user_attrs[RUNGS])

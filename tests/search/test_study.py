@@ -19,6 +19,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
 from orchestrator.search import leases
+from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
 from orchestrator.search.leases import Leases
 from orchestrator.search.lineage import differences
@@ -95,7 +96,7 @@ def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RUL
     seen: list[FrozenTrial] = []
     mine = Leases(study, 60.0)
     with mine.leading():
-        search(Trials(study, SPACE, TERRAIN, evaluate, rules, mine), n, seen.append)
+        search(Trials(study, SPACE, TERRAIN, evaluate, rules, mine, Exchange(study, Path())), n, seen.append)
     return seen
 
 
