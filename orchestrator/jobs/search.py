@@ -210,7 +210,8 @@ def explore(
         total = n_trials if pacing is None else max(len(mine), len(targets))
         progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
 
-    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed)
+    most = settings.study.max_failures
+    rules = Rules(goals, problem.dense[goals.quality], parts.stopping, settings.sampler, settings.seed, most)
     in_time = (lambda: True) if pacing is None else pacing.pace.more
     run_trials(study, space, ways[0], evaluator, rules, n_trials, on_trial, in_time)
     nothing_left = exhausted(study, space.distributions(ways[0]))

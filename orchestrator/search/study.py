@@ -21,9 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial as FrozenTrial  # re-exported: optuna stays in this folder
 from optuna.trial import TrialState as TrialState
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
+from orchestrator.search.failures import Outcome, check_failures, reason_of
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.lineage import differences
@@ -46,13 +47,14 @@ OnTrial = Callable[[FrozenTrial], None]
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: what counts, and when a trial is stopped."""
+    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may fail."""
 
     goals: Goals
     dense_quality: float
     stopping: Stopping
     sampler: Recipe
     seed: int
+    max_failures: float = 1.0
 
 
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
@@ -175,7 +177,7 @@ def search(
     `on_trial` sees each as it was stored.
 
     A trial that fails is recorded with its reason and the study goes on; only a signal ends the study, with
-    the open trial put back among those that wait.
+    the open trial put back among those that wait. Errors: UserError where too many fail.
     """
     distributions = space.distributions(terrain)
     while done(study) < n_trials and in_time() and not exhausted(study, distributions):
@@ -190,7 +192,9 @@ def search(
         except BaseException:
             _put_back(study, study.get_trials(deepcopy=False)[trial.number])
             raise
-        on_trial(study.get_trials(deepcopy=False)[trial.number])
+        ended = study.get_trials(deepcopy=False)[trial.number]
+        on_trial(ended)
+        check_failures(_outcome(ended), [_outcome(other) for other in own_trials(study)], rules.max_failures)
 
 
 def run_trial(
@@ -201,6 +205,7 @@ def run_trial(
     rungs: list[tuple[int, float, dict[str, float]]] = []
 
     def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
+        rungs[:] = [earlier for earlier in rungs if earlier[0] < rung]  # what is done again has its rungs anew
         rungs.append((rung, flops_ratio, dict(metrics)))
         trial.set_user_attr(RUNGS, rungs)
         if trial.user_attrs[KIND] != "search":
@@ -213,12 +218,10 @@ def run_trial(
         proposal = space.propose(terrain, trial.params) if own is None else given(space, terrain, own)
         measured = evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
-    except UserError as error:
-        _fail(study, trial, str(error), "", begin)
     except Exception as error:
-        _fail(study, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
+        _fail(study, trial, reason_of(error), traceback.format_exc(), begin)
     else:
-        trial.set_user_attr(MEASURED, _stored(measured))
+        trial.set_user_attr(MEASURED, measured.to_json())
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)
         if not trial.params:  # samplers must not see it: they draw from the dimensions that all trials have
@@ -238,7 +241,7 @@ def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[st
     for name, excess in goals.excesses(values).items():
         trial.set_constraint(name, excess)
     if measured.state == "completed" and (broken := goals.broken(values)):
-        return "infeasible", broken
+        return "infeasible", "; ".join(filter(None, (broken, measured.reason)))
     return measured.state, measured.reason
 
 
@@ -263,18 +266,8 @@ def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
     trial.set_user_attr(STATE, state)
 
 
-def _stored(measured: Measurement) -> dict[str, Any]:
-    return {
-        "parent": measured.parent,
-        "costs": dict(measured.costs),
-        "ratios": dict(measured.ratios),
-        "kept": dict(measured.kept),
-        "metrics": dict(measured.metrics),
-        "plan": dict(measured.plan),
-        "method": measured.method,
-        "density": dict(measured.density),
-        "trained_units": measured.trained_units,
-    }
+def _outcome(trial: FrozenTrial) -> Outcome:
+    return trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, "")
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_s
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
-from orchestrator.settings.budget import Budget, parse
+from orchestrator.settings.budget import Budget, parse, parse_time
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
-from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
+from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
 from orchestrator.settings.phases import FinetuneSettings, GuardSettings, OptimizerSettings, PhaseSettings
 
 __all__ = [
@@ -35,6 +35,8 @@ class StudySettings(Part):
     """`name` is the folder under `out`; `storage` null means a journal file in that folder.
 
     A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
+    A trial that runs out of memory is made once more with half the batch (`halve`), one that takes longer than
+    `trial_timeout` fails, and where more than the share `max_failures` have failed the study stops.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -43,6 +45,11 @@ class StudySettings(Part):
     out: Path = Path("runs")
     baselines: Path = Path("baselines")
     storage: str | None = None
+    trial_timeout: Annotated[
+        Budget | None, BeforeValidator(lambda value: value if value is None else parse_time(value))
+    ] = None
+    max_failures: Ratio = 0.5
+    on_out_of_memory: Literal["halve", "fail"] = "halve"
 
     @model_validator(mode="after")
     def _counted(self) -> StudySettings:
@@ -50,7 +57,7 @@ class StudySettings(Part):
             object.__setattr__(self, "n_trials", int(self.budget.amount))
         return self
 
-    @field_serializer("budget")
+    @field_serializer("budget", "trial_timeout")
     def _written(self, budget: Budget | None) -> str | None:
         return None if budget is None else budget.text
 
