@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.memory import in_parts
 from lightning_modules.recipe import Recipe, locate
 
 OnUnit = Callable[[int, dict[str, float]], bool]
@@ -98,11 +99,13 @@ def fit(
     val: Iterable[Any] | None = None,
     on_unit: OnUnit | None = None,
     callbacks: Sequence[Callback] = (),
+    accumulate: int = 1,
 ) -> int:
     """Train for `units` x `unit_steps` optimizer steps; after each unit validate and ask `on_unit` whether to go on.
 
     Returns the units done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
-    masks. Errors: DivergedError on a loss that is not finite.
+    masks. With `accumulate` each batch goes through the model in that many parts, whose gradients make one step.
+    Errors: DivergedError on a loss that is not finite.
     """
     watch = _Units(unit_steps, on_unit)
     steps = units * unit_steps
@@ -115,12 +118,13 @@ def fit(
             max_steps=steps,
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
-            val_check_interval=unit_steps if validated else None,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=unit_steps * accumulate if validated else None,
             check_val_every_n_epoch=None if validated else 1,
             limit_val_batches=None if validated else 0,
             **_plain(device),
         )
-        trainer.fit(task, batches, val if validated else None)
+        trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
     return watch.units if validated else units
 
 

@@ -32,6 +32,7 @@ class Timing:
     The stage is finetuned for steps x `units` units. With start 0 and end 1 each step is followed by `units`.
     `distillation` is the weight of the dense outputs in the loss, None as configured.
     `unit_steps` are the optimizer steps of a unit where a budget in time sets them; None: as configured.
+    `accumulate` is the number of parts in which each batch was trained on, above 1 where memory ran out.
     """
 
     schedule: str = "one_shot"
@@ -41,6 +42,7 @@ class Timing:
     end: float = 1.0
     unit_steps: int | None = None
     distillation: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -49,6 +51,8 @@ class Timing:
             raise PlanError(f"plan.steps and plan.units must be at least 1; got {self.steps} and {self.units}")
         if self.unit_steps is not None and self.unit_steps < 1:
             raise PlanError(f"plan.unit_steps must be at least 1; got {self.unit_steps}")
+        if self.accumulate < 1:
+            raise PlanError(f"plan.accumulate must be at least 1; got {self.accumulate}")
         if self.distillation is not None and not 0.0 <= self.distillation <= 1.0:
             raise PlanError(f"plan.distillation must be a weight in [0, 1]; got {self.distillation:g}")
         if not 0.0 <= self.start < self.end <= 1.0:

@@ -148,8 +148,9 @@ def _again(problem: Problem, link: Link, working: Working) -> Working:
 def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str, Any]) -> nn.Module:
     sparse = tuple(densities(working.model, working.masks))
     model = begun(problem, tensors(working.model), working.alive, sparse).model
-    level = link.plan["activation"]
-    candidate = Candidate("replay", model, working.alive, None, sparse, level, unit_steps=how.get("unit_steps"))
+    level, parts = link.plan["activation"], link.plan["timing"].get("accumulate", 1)
+    steps = how.get("unit_steps")
+    candidate = Candidate("replay", model, working.alive, None, sparse, level, unit_steps=steps, accumulate=parts)
     return finetuned(problem, candidate, how["seed"], how["units"], how["lr_factor"])
 
 

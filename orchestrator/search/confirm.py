@@ -29,7 +29,8 @@ class Candidate:
     """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
 
     Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `int8` what is
-    measured is the quantised model. `unit_steps` are the optimizer steps of a unit; None: as configured.
+    measured is the quantised model. `unit_steps` are the optimizer steps of a unit; None: as configured. `accumulate`
+    is the number of parts in which its batches fit into memory.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Candidate:
     level: float | None = None
     int8: bool = False
     unit_steps: int | None = None
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_
         callbacks=held,
         level=candidate.level,
         unit_steps=candidate.unit_steps,
+        accumulate=candidate.accumulate,
     )
     return copied
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.thresholds import quantiles
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.search.bounds import costs_before
+from orchestrator.search.failures import Deadline, sparing_memory
 from orchestrator.search.finished import (
     INT8,
     PLAN,
@@ -71,8 +73,20 @@ class Evaluator:
     _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
-        """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group."""
-        problem, method = self.problem, self._method(proposal)
+        """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group.
+
+        Also TrialTimeoutError, and whatever the model, the task and the data raise.
+        """
+        study = self.problem.settings.study
+        problem = self.problem
+        if study.trial_timeout is not None:
+            problem = replace(problem, check=Deadline(study.trial_timeout, time.monotonic()))
+        return sparing_memory(
+            lambda tried: self._tried(problem, tried, number, report), proposal, study.on_out_of_memory
+        )
+
+    def _tried(self, problem: Problem, proposal: Proposal, number: int, report: Report) -> Measurement:
+        method = self._method(proposal)
         wanted = self.wanted(proposal)
         others = [found for found in self.finished() if found.number != number]
         if (wanted.kept == problem.structure.sizes).all() and not wanted.density and proposal.activation is None:

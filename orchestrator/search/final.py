@@ -63,6 +63,7 @@ def confirm_front(
             document["plan"]["activation"],
             document["plan"]["int8"],
             unit_steps,
+            document["plan"]["timing"].get("accumulate", 1),
         )
         folder = settings.study.folder / "confirm"
         result, best = confirm(problem, candidate, folder, progress.tick)

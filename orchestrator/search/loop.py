@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import optuna
 
+from orchestrator.search.failures import Outcome, check_failures
 from orchestrator.search.leases import LeaseLostError
 from orchestrator.search.problem import seed_of
 from orchestrator.search.queue import (
@@ -27,7 +28,7 @@ from orchestrator.search.queue import (
 )
 from orchestrator.search.samplers import sampler
 from orchestrator.search.study import Trials, run_trial
-from orchestrator.search.trial import KIND, OWN, FrozenTrial, Study
+from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
@@ -45,7 +46,7 @@ def search(
     `on_trial` sees each as it was stored, those of other processes on this study too. A trial that fails is recorded
     with its reason and the study goes on; only a signal ends the study, with the open trial put back.
     """
-    study, tell = trials.study, ended_since(trials.study, on_trial)
+    study, tell = trials.study, ended_since(trials, on_trial)
     while in_time():
         take_over(study, trials.leases)
         if (taken := claim(study, n_trials)) is None and slots_left(study, trials.distributions, n_trials):
@@ -79,7 +80,7 @@ def supply(
 
     `look` is called again and again: it may raise where nobody is left to run them.
     """
-    study, tell = trials.study, ended_since(trials.study, on_trial)
+    study, tell = trials.study, ended_since(trials, on_trial)
     while True:
         look()
         take_over(study, trials.leases)
@@ -94,17 +95,29 @@ def supply(
     tell()
 
 
-def ended_since(study: Study, on_trial: OnTrial) -> Callable[[], None]:
-    """To be called now and then: hands every trial that has ended since to `on_trial`, once."""
+def ended_since(trials: Trials, on_trial: OnTrial) -> Callable[[], None]:
+    """To be called now and then: hands every trial that has ended since to `on_trial`, once.
+
+    Errors: UserError where too many have failed.
+    """
+    study = trials.study
     seen = {trial.number for trial in own_trials(study) if trial.state.is_finished()}
 
     def tell() -> None:
-        for trial in own_trials(study):
+        own = own_trials(study)
+        for trial in own:
             if trial.number not in seen and trial.state.is_finished():
                 seen.add(trial.number)
                 on_trial(trial)
+                check_failures(_outcome(trial), [_outcome(other) for other in own], trials.rules.max_failures)
 
     return tell
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    return (
+        (trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, "")) if trial.state.is_finished() else ("", "")
+    )
 
 
 def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lightning_modules.pruning.plan import Rule, Timing
 
@@ -59,6 +59,20 @@ class Measurement:
     def metrics(self) -> Mapping[str, float]:
         """Validation metrics at the last rung; empty when nothing was trained."""
         return self.rungs[-1][1] if self.rungs else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a study keeps of it beside its state and its rungs."""
+        return {
+            "parent": self.parent,
+            "costs": dict(self.costs),
+            "ratios": dict(self.ratios),
+            "kept": dict(self.kept),
+            "metrics": dict(self.metrics),
+            "plan": dict(self.plan),
+            "method": self.method,
+            "density": dict(self.density),
+            "trained_units": self.trained_units,
+        }
 
 
 class Evaluate(Protocol):

@@ -22,6 +22,7 @@ from lightning_modules.phases.distillation import Distillation
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
 from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts, Structure, some_of
@@ -38,7 +39,7 @@ Timed = Callable[[str], AbstractContextManager[None]]
 @dataclass(frozen=True)
 class Problem:
     """`dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state,
-    where one was kept, `latency` estimates latencies, where they are asked for."""
+    where one was kept, `latency` estimates latencies, where they are asked for, `check` is called at every batch."""
 
     settings: Settings
     model: nn.Module
@@ -52,6 +53,7 @@ class Problem:
     rewound: nn.Module | None = None
     dense_costs: Mapping[str, float] = field(default_factory=dict)
     latency: LatencyModel | None = None
+    check: Check = never
 
     @property
     def sign(self) -> float:
@@ -91,7 +93,7 @@ class Problem:
         if self.settings.method.activation is None:
             return found
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            batches = self.data.val_dataloader()
+            batches = watched(self.data.val_dataloader(), self.check)
             fed = activation_densities(model, self.weight_names, batches, self.device)
         return {name: found.get(name, 1.0) * fed.get(name, 1.0) for name in {**found, **fed}}
 
@@ -114,7 +116,7 @@ class Problem:
         return task
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
-        recalibrate(model, self.data.train_batches(seed), count, self.device)
+        recalibrate(model, watched(self.data.train_batches(seed), self.check), count, self.device)
 
     def finetune(
         self,
@@ -127,11 +129,12 @@ class Problem:
         level: float | None = None,
         unit_steps: int | None = None,
         distillation: float | None = None,
+        accumulate: int = 1,
     ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
 
         With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
-        `distillation` is the weight of the dense outputs; None: as configured.
+        `distillation` is the weight of the dense outputs; None: as configured. `accumulate` is as in `fit`.
         """
         unit_steps = unit_steps or self.settings.phases.finetune.unit_steps
         task = self.task(model)
@@ -141,8 +144,8 @@ class Problem:
         task.distillation = teaching  # type: ignore[assignment]
         seed_everything(seed)
         features = None if self.distillation is None else self.distillation.features
-        watched = nullcontext() if features is None else features.watching(model)
-        with self.timed("finetune"), attached(model, self.activation(level)), watched:
+        tapped = nullcontext() if features is None else features.watching(model)
+        with self.timed("finetune"), attached(model, self.activation(level)), tapped:
             fit(
                 task,
                 self.data.train_batches(seed),
@@ -152,7 +155,8 @@ class Problem:
                 device=self.device,
                 val=self.data.val_dataloader(),
                 on_unit=on_unit,
-                callbacks=callbacks,
+                callbacks=[*callbacks, Watched(self.check)],
+                accumulate=accumulate,
             )
 
     def _optimization(self, steps: int, lr_factor: float) -> Optimization:

@@ -38,7 +38,14 @@ class Ready:
         settings, goals = self.problem.settings, self.problem.goals
         self.evaluator.told = lambda: plans_told(study)
         self.evaluator.may_save = leases.require
-        rules = Rules(goals, self.problem.dense[goals.quality], stopping, settings.sampler, settings.seed)
+        rules = Rules(
+            goals,
+            self.problem.dense[goals.quality],
+            stopping,
+            settings.sampler,
+            settings.seed,
+            settings.study.max_failures,
+        )
         return Trials(study, self.space, self.terrains[0], self.evaluator, rules, leases, exchange)
 
 

@@ -129,6 +129,7 @@ class _Run:
             level=self.plan.activation,
             unit_steps=self.plan.timing.unit_steps,
             distillation=self.plan.timing.distillation,
+            accumulate=self.plan.timing.accumulate,
         )
         self.working.optimizer = carried.state if carried else None
         self.spent += units

@@ -16,10 +16,11 @@ from typing import Any
 
 import optuna
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
 from orchestrator.search.exchange import Exchange
+from orchestrator.search.failures import reason_of
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
 from orchestrator.search.leases import LeaseLostError, Leases
@@ -48,13 +49,14 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: what counts, and when a trial is stopped."""
+    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may fail."""
 
     goals: Goals
     dense_quality: float
     stopping: Stopping
     sampler: Recipe
     seed: int
+    max_failures: float = 1.0
 
 
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
@@ -133,6 +135,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
 
     def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
         trials.leases.require(trial.number)
+        rungs[:] = [earlier for earlier in rungs if earlier[0] < rung]  # what is done again has its rungs anew
         rungs.append((rung, flops_ratio, dict(metrics)))
         trial.set_user_attr(RUNGS, rungs)
         if trial.user_attrs[KIND] != "search":
@@ -148,13 +151,11 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         trials.leases.require(trial.number)
     except LeaseLostError:
         raise
-    except UserError as error:
-        _fail(trials, trial, str(error), "", begin)
     except Exception as error:
-        _fail(trials, trial, f"{type(error).__name__}: {error}", traceback.format_exc(), begin)
+        _fail(trials, trial, reason_of(error), traceback.format_exc(), begin)
     else:
         trials.exchange.publish(trial.number)
-        trial.set_user_attr(MEASURED, _stored(measured))
+        trial.set_user_attr(MEASURED, measured.to_json())
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)
         if not trial.params:  # samplers must not see it: they draw from the dimensions that all trials have
@@ -174,7 +175,7 @@ def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[st
     for name, excess in goals.excesses(values).items():
         trial.set_constraint(name, excess)
     if measured.state == "completed" and (broken := goals.broken(values)):
-        return "infeasible", broken
+        return "infeasible", "; ".join(filter(None, (broken, measured.reason)))
     return measured.state, measured.reason
 
 
@@ -198,20 +199,6 @@ def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
     trial.set_user_attr(SECONDS, time.perf_counter() - begin)
     trial.set_user_attr(REASON, reason)
     trial.set_user_attr(STATE, state)
-
-
-def _stored(measured: Measurement) -> dict[str, Any]:
-    return {
-        "parent": measured.parent,
-        "costs": dict(measured.costs),
-        "ratios": dict(measured.ratios),
-        "kept": dict(measured.kept),
-        "metrics": dict(measured.metrics),
-        "plan": dict(measured.plan),
-        "method": measured.method,
-        "density": dict(measured.density),
-        "trained_units": measured.trained_units,
-    }
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:

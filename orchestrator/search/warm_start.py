@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.pruning.plan import Timing
 from orchestrator.files import write_atomic
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import PLAN, read_plan
@@ -177,8 +179,9 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
     if not all(here[name]._contains(here[name].to_internal_repr(value)) for name, value in trial.params.items()):
         return False
     proposal = space.propose(terrain, trial.params)
-    timing = {**vars(proposal.timing), "unit_steps": plan["timing"]["unit_steps"]}
-    return timing == plan["timing"] and (proposal.activation, proposal.int8) == (plan["activation"], plan["int8"])
+    was = Timing(**plan["timing"])
+    timing = replace(proposal.timing, unit_steps=was.unit_steps, accumulate=was.accumulate)
+    return timing == was and (proposal.activation, proposal.int8) == (plan["activation"], plan["int8"])
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:

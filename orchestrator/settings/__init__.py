@@ -10,10 +10,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_s
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
-from orchestrator.settings.budget import Budget, parse
+from orchestrator.settings.budget import Budget, parse, parse_time
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
-from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
+from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
 from orchestrator.settings.phases import FinetuneSettings, GuardSettings, OptimizerSettings, PhaseSettings
 
 __all__ = [
@@ -37,6 +37,8 @@ class StudySettings(Part):
     A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
     `lease` are the seconds without a sign of life after which a trial is taken over, `storage_patience` those for
     which a database may be away. Plans are files in a `folder` that all processes share, or artifacts in `mlflow`.
+    A trial that runs out of memory is made once more with half the batch (`halve`), one that takes longer than
+    `trial_timeout` fails, and where more than the share `max_failures` have failed the study stops.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -48,6 +50,11 @@ class StudySettings(Part):
     storage_patience: Annotated[float, Field(ge=0.0)] = 600.0
     lease: Annotated[float, Field(gt=0.0)] = 60.0
     results: Literal["folder", "mlflow"] = "folder"
+    trial_timeout: Annotated[
+        Budget | None, BeforeValidator(lambda value: value if value is None else parse_time(value))
+    ] = None
+    max_failures: Ratio = 0.5
+    on_out_of_memory: Literal["halve", "fail"] = "halve"
 
     @model_validator(mode="after")
     def _counted(self) -> StudySettings:
@@ -55,7 +62,7 @@ class StudySettings(Part):
             object.__setattr__(self, "n_trials", int(self.budget.amount))
         return self
 
-    @field_serializer("budget")
+    @field_serializer("budget", "trial_timeout")
     def _written(self, budget: Budget | None) -> str | None:
         return None if budget is None else budget.text
 

@@ -28,6 +28,14 @@ class Budget:
         return self.unit != "trials"
 
 
+def parse_time(value: Any) -> Budget:
+    """Errors: ValueError for anything but a time."""
+    found = parse(value)
+    if found.unit != "seconds":
+        raise ValueError(f"must be a time: 90s, 20min, 1.5h or 2d; got {value!r}")
+    return found
+
+
 def parse(value: Any) -> Budget:
     """Errors: ValueError for anything but a number above 0 with one of its units."""
     if isinstance(value, Budget):

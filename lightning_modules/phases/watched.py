@@ -1,0 +1,36 @@
+"""Work that is looked at from inside: a function is called at every batch, and ends the work by raising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+Check = Callable[[], None]
+
+
+def never() -> None:
+    """The check of work that nobody ends."""
+
+
+def watched(batches: Iterable[Any], check: Check) -> Iterator[Any]:
+    """The batches, with `check` called before each."""
+    for batch in batches:
+        check()
+        yield batch
+
+
+class Watched(Callback):
+    """Calls `check` before every batch of training and of validation."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        self.check()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        self.check()
