@@ -12,6 +12,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
+from lightning_modules.models import SmallVGG
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Keep, Structure
 
@@ -276,6 +277,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 MEDIUM: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: tv.resnet18(num_classes=10), (3, 32, 32)),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), (3, 32, 32)),
+    "small_vgg": (lambda: SmallVGG(10, width=4), (1, 32, 32)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet50": (lambda: tv.resnet50(num_classes=10), (3, 32, 32)),

@@ -22,6 +22,7 @@ from lightning_modules.pruning.discovery.limits import limited
 ALL = [*SMALL, *MEDIUM, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 GROUPS = {
     "resnet18": 12,
+    "small_vgg": 13,
     "resnet50": 37,
     "resnext50": 21,
     "vgg11_bn": 10,
