@@ -20,6 +20,7 @@ from orchestrator.jobs.outputs import Outputs, finished_before, key
 from orchestrator.jobs.records import record_study, record_trial
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
+from orchestrator.search.damaged import redo_damaged
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.final import confirm_front, run_baselines
 from orchestrator.search.given import read_plans
@@ -36,7 +37,9 @@ from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.storage import readable
 from orchestrator.search.study import (
+    DAMAGED,
     WARM,
     FrozenTrial,
     Rules,
@@ -110,7 +113,8 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
         optimization(how).check()
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = settings.tracking.build()
-    study = open_study(settings, goals.directions)
+    with readable(settings):
+        study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
     read_plans(settings)
     if "id" not in study.user_attrs:
@@ -197,13 +201,15 @@ def explore(
     if taken := take_over_interrupted(study):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
+    for line in redo_damaged(study, evaluator):
+        progress.phase("damaged", line)
     n_trials = settings.study.n_trials if pacing is None else sys.maxsize
     asked = f"{n_trials} trials" if pacing is None else pacing.words
     progress.phase("search", f"{asked}, {done(study)} done before")
 
     def on_trial(trial: FrozenTrial) -> None:
         found = rows(study, goals, whole)
-        mine = [row for row in found if row.kind != WARM]
+        mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
         progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
@@ -245,7 +251,7 @@ def _summary(
     metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
     return {
         "key": key(problem.settings),
-        "trials": len([row for row in found if row.kind != WARM]),
+        "trials": len([row for row in found if row.kind != WARM and row.state != DAMAGED]),
         "taken_over": len([row for row in found if row.kind == WARM]),
         "states": dict(Counter(row.state for row in found)),
         "hypervolume": reference.volume(metrics, [vars(row) for row in members]),

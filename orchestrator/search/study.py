@@ -23,7 +23,7 @@ from optuna.trial import TrialState as TrialState
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
-from orchestrator.redact import redact
+from orchestrator.redact import redact, redact_tree
 from orchestrator.search.failures import Outcome, check_failures, reason_of
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
@@ -38,6 +38,8 @@ from orchestrator.settings import Settings
 KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
 MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
 IDENTITY, CHAINED, GIVEN, ORIGIN, OWN = "identity", "chained", "given", "origin", "own"
+DAMAGED = "damaged"
+"""Of a study: the reason by the number of each trial whose files were damaged; it is made anew under another number."""
 WARM = "warm"
 """The kind of a trial that was taken over from another study: no work of this one."""
 
@@ -71,7 +73,7 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
         load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(settings.seed),
     )
-    identity = json.loads(json.dumps(settings.identity()))
+    identity = json.loads(json.dumps(redact_tree(settings.identity())))
     stored = study.user_attrs.get(IDENTITY)
     if stored is None or not study.get_trials(deepcopy=False):  # a mistake mended before the first trial binds nobody
         study.set_user_attr(IDENTITY, identity)
@@ -133,8 +135,9 @@ def queued(study: Study) -> list[Params]:
 
 
 def done(study: Study) -> int:
-    """Trials that count towards the number asked for: all of this study's that ended by themselves."""
-    return sum(trial.state.is_finished() for trial in own_trials(study))
+    """Trials that count towards the number asked for: all of this study's that ended by themselves, files whole."""
+    damaged = study.user_attrs.get(DAMAGED, {})
+    return sum(trial.state.is_finished() for trial in own_trials(study) if str(trial.number) not in damaged)
 
 
 def own_trials(study: Study) -> list[FrozenTrial]:
@@ -267,7 +270,8 @@ def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
-    return trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, "")
+    known = trial.user_attrs if trial.state.is_finished() else {}
+    return known.get(STATE, ""), known.get(REASON, "")
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:
