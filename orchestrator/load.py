@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
+import torch
 from torch import nn
 
-from lightning_modules.errors import DataError
+from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.quantization import Int8Model
 from lightning_modules.pruning.activations import ActivationPruning
 from lightning_modules.pruning.removal import rebuild
+from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe
-from orchestrator.search.finished import INT8, WEIGHTS, read_plan
+from orchestrator.search.finished import INT8, PLAN, WEIGHTS, read_plan
+from orchestrator.stored import read_weights
+
+LARGEST_INPUT = 2**24
+"""Elements of the one input on which a loaded model is tried."""
 
 
-def load_pruned(path: str | Path) -> nn.Module:
+def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The module in eval mode on the CPU, from `plan.json` and `weights.safetensors` in `path`.
 
-    The plan names the callable that builds the dense architecture, and it is called: load only plans you trust like
-    code. Errors: DataError for a folder that is not whole, or weights that are not those of the architecture.
+    The plan names the callable that builds the dense architecture, and it is called: without `model` load only plans
+    that you trust like code. With `model`, the dense architecture itself, nothing that the files name is imported or
+    called; its own weights do not matter and it is left as it was.
+    Errors: DataError for a folder that is damaged or not whole, or weights that are not those of the architecture.
     """
     folder = Path(path)
     document = read_plan(folder)
-    try:
-        weights = load((folder / WEIGHTS).read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"a pruned model needs its {WEIGHTS}; {folder}: {error}") from error
-    skeleton: nn.Module = Recipe.from_json(document["model"]).build()
+    skeleton = _built(document, folder) if model is None else model
     gone = tuple(document.get("dropped", ()))
-    wanted = {name for name in skeleton.state_dict() if not name.startswith(tuple(f"{path}." for path in gone))}
-    if set(weights) != wanted:
-        raise DataError(f"the weights in {folder} are not those of {document['model']}")
-    model = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
+    expected = {name: tensor for name, tensor in skeleton.state_dict().items() if not inside(name, gone)}
+    remedy = "take the folder as it was exported, or delete it and give the command of its study again"
+    weights = read_weights(folder / WEIGHTS, expected, remedy, _digest(document), smaller=True)
+    found = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
+    _require_whole(found, document, folder)
     if (pruned := document.get("activation")) is not None:
-        ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(model)
-    return model
+        ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(found)
+    return found
 
 
 def load_int8(path: str | Path) -> nn.Module:
@@ -45,3 +51,33 @@ def load_int8(path: str | Path) -> nn.Module:
     Errors: ConfigError without the extra `int8`, DataError for a folder without such a model.
     """
     return Int8Model(Path(path) / INT8)
+
+
+def _built(document: Mapping[str, Any], folder: Path) -> nn.Module:
+    try:
+        found = Recipe.from_json(document.get("model", {})).build()
+    except ConfigError as error:
+        raise DataError(f"{folder / PLAN} must name what builds its model: {error}; or give model=...") from error
+    if not isinstance(found, nn.Module):
+        raise DataError(f"{folder / PLAN} must name what builds its model; it built {type(found).__name__}")
+    return found
+
+
+def _digest(document: Mapping[str, Any]) -> str | None:
+    """Of the confirmed weights, or of those of a trial; None in a plan without a lineage."""
+    if document.get("confirmation") is not None:
+        return document["confirmation"]["weights"] or None
+    links = document.get("lineage", {}).get("links", ())
+    return links[-1].get("weights") or None if links else None
+
+
+@torch.no_grad()
+def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) -> None:
+    """Tensors of which each has a shape it could have, and which do not fit one another, show only when they meet."""
+    shape = document.get("input_shape", ())
+    if not shape or math.prod(shape) > LARGEST_INPUT:
+        raise DataError(f"{folder / PLAN} must give the input_shape of its model; it has {list(shape)}")
+    try:
+        model(torch.zeros(1, *shape))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"the weights of {folder} do not fit one another: {str(error).splitlines()[0]}") from error

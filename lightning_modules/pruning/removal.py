@@ -55,6 +55,25 @@ def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, 
     return _selections(_named(model), structure, keep)
 
 
+def state_shapes(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, tuple[int, ...]]:
+    """The shape of each entry of the smaller model's state dict, by name; nothing is cut.
+
+    Errors: as in `remove`.
+    """
+    named, gone = _named(model), blocks_dropped(structure, keep)
+    cuts = _selections(named, structure, keep)
+    firsts = {id(tensor): name for name, tensor in reversed(named.items())}
+    found = {}
+    for name in model.state_dict(keep_vars=True):
+        if inside(name, gone) or name not in named:
+            continue
+        shape = list(named[name].shape)
+        for dim, index in cuts.get(firsts[id(named[name])], ()):
+            shape[dim] = len(index)
+        found[name] = tuple(shape)
+    return found
+
+
 def _selections(tensors: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
     _validate(structure, keep)
     gone = blocks_dropped(structure, keep)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_modules.errors import DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
@@ -17,9 +18,11 @@ from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
 from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.search.finished import PLAN
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse
+from orchestrator.stored import kept, tell_damaged
 
 CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY = (
     "config.yaml",
@@ -104,12 +107,12 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 def finished_before(settings: Settings) -> Outputs | None:
     """The outputs of a study that has all the trials or the time asked for, or all there can be, confirmed alike.
 
-    None when there is work.
+    None when there is work: also where a model was deleted, or a file is damaged.
     """
     folder = settings.study.folder
-    if not (folder / SUMMARY).exists():
+    summary = kept(folder / SUMMARY, lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])})
+    if summary is None:
         return None
-    summary = json.loads((folder / SUMMARY).read_text())
     paced = settings.study.paced
     if paced is None:
         enough = summary["trials"] >= settings.study.n_trials
@@ -118,8 +121,14 @@ def finished_before(settings: Settings) -> Outputs | None:
     whole = enough or summary.get("exhausted", False)
     if summary["key"] != key(settings) or not whole:
         return None
-    dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
-    trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)
+    try:
+        dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
+        trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)
+    except (DataError, OSError, ValueError) as error:
+        tell_damaged(folder, error)
+        return None
+    if not all((folder / "models" / str(row.trial) / PLAN).exists() for row in front):
+        return None
     return Outputs(folder, settings.objectives, trials, front, baselines, dense, summary)
 
 

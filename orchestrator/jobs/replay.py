@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.errors import ConfigError, DataError, PlanError
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
@@ -35,8 +35,10 @@ from orchestrator.search.methods import prepare_method
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
 from orchestrator.search.run_plan import run_plan
+from orchestrator.search.trust import require_own, targets
 from orchestrator.search.working import Working
 from orchestrator.settings import MethodSettings, Settings
+from orchestrator.stored import sha256_of
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,18 @@ def _require_same(settings: Settings, lineage: Lineage) -> None:
 
 
 def _again(problem: Problem, link: Link, working: Working) -> Working:
-    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did not before."""
-    plan = Plan.from_json(link.plan)
-    settings = MethodSettings.model_validate(plan.stages[0].method)
+    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did not before.
+
+    Also for a plan that is none, and one whose method would run code that neither this program nor the settings name.
+    """
+    try:
+        plan = Plan.from_json(link.plan)
+        settings = MethodSettings.model_validate(plan.stages[0].method)
+        kept = np.array([link.kept[group.name] for group in problem.structure.groups], dtype=np.int64)
+    except (ValueError, KeyError, IndexError, PlanError) as error:
+        raise DataError(f"the plan of trial {link.trial} does not fit this model: {error!r}") from error
+    require_own(targets(plan.stages[0].method) - targets(problem.settings.method.plain()), f"trial {link.trial}")
     method = prepare_method(problem, settings)
-    kept = np.array([link.kept[group.name] for group in problem.structure.groups], dtype=np.int64)
     ended = run_plan(problem, method, plan, working, kept, link.density, lambda *_: None)
     if ended.reason:
         raise DataError(f"trial {link.trial} came to its end and must again; now it did not: {ended.reason}")
@@ -185,7 +194,10 @@ def _had(folder: Path, link: Link) -> dict[str, Tensor] | None:
 def _weights(folder: Path, digest: str) -> dict[str, Tensor] | None:
     """The weights in a folder, where they are those of the digest."""
     path = folder / WEIGHTS
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if not path.is_file() or sha256_of(path) != digest:
         return None
-    found: dict[str, Tensor] = load_file(path)
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except SafetensorError:  # a plan that names the digest of something else
+        return None
     return found

@@ -21,6 +21,7 @@ from orchestrator.jobs.records import exchange_of, record_ended, record_study, r
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
+from orchestrator.search.damaged import redo_damaged
 from orchestrator.search.dense import dense_folder
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.exchange import Exchange
@@ -43,8 +44,9 @@ from orchestrator.search.results import candidates, front, rows, trial_row
 from orchestrator.search.rungs import columns as rung_columns
 from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
+from orchestrator.search.storage import readable
 from orchestrator.search.study import open_study
-from orchestrator.search.trial import WARM, FrozenTrial, Study
+from orchestrator.search.trial import DAMAGED, WARM, FrozenTrial, Study
 from orchestrator.search.warm_start import check_warm_start, filled, take_over
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
@@ -111,7 +113,8 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
         optimization(how).check()
     optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = tracker_of(settings)
-    study = open_study(settings, goals.directions)
+    with readable(settings):
+        study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
     read_plans(settings)
     if "id" not in study.user_attrs:
@@ -199,6 +202,8 @@ def explore(
     if taken := take_over_interrupted(study, parts.leases):
         progress.tick(f"{taken} interrupted trials begin again")
     remove_orphans(study, evaluator.models)
+    for line in redo_damaged(study, evaluator):
+        progress.phase("damaged", line)
     parts.exchange.fetch()
     parts.exchange.publish_all()
     record_ended(parts.tracker, settings, problem, study)
@@ -208,7 +213,7 @@ def explore(
 
     def on_trial(trial: FrozenTrial) -> None:
         found = rows(study, goals, whole)
-        mine = [row for row in found if row.kind != WARM]
+        mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
         progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
@@ -240,7 +245,7 @@ def _summary(
     metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
     return {
         "key": key(problem.settings),
-        "trials": len([row for row in found if row.kind != WARM]),
+        "trials": len([row for row in found if row.kind != WARM and row.state != DAMAGED]),
         "taken_over": len([row for row in found if row.kind == WARM]),
         "states": dict(Counter(row.state for row in found)),
         "hypervolume": reference.volume(metrics, [vars(row) for row in members]),

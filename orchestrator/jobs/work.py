@@ -17,6 +17,7 @@ from orchestrator.search.prepare import prepare
 from orchestrator.search.queue import WANTED, own_trials, running, waiting
 from orchestrator.search.ready import DENSE, OVER, make_ready, require_same_dense
 from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.storage import readable
 from orchestrator.search.study import join_study
 from orchestrator.search.trial import FrozenTrial, Study
 from orchestrator.settings import Settings
@@ -37,7 +38,8 @@ def work(settings: Settings, name: str = "") -> None:
             "trials: study.n_trials=..."
         )
     require_writable(settings.study.folder)
-    study = join_study(settings)
+    with readable(settings):
+        study = join_study(settings)
     leases = Leases(study, settings.study.lease)
     with Progress() as progress:
         if not _begun(study, leases, progress):

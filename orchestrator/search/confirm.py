@@ -20,6 +20,7 @@ from lightning_modules.pruning.weights import effective_macs, zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.stored import kept
 
 Tick = Callable[[str], None]
 
@@ -172,14 +173,20 @@ def confirmed_before(
     problem: Problem, label: str, folder: Path, source: Any, unit_steps: int | None = None
 ) -> Confirmed | None:
     """What an earlier run measured of the same model in the same way."""
-    path = folder / f"{label}.json"
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text())
-    if found.pop("key") != _key(problem, source, unit_steps):
-        return None
-    metrics = {name: tuple(found[name]) for name in ("validation", "test")}
-    return Confirmed(**{**found, **metrics, "costs": Costs(**found["costs"])})
+    found = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
+    return None if found is None or found[0] != _key(problem, source, unit_steps) else found[1]
+
+
+def _parsed(data: Any) -> Confirmed:
+    validation, test = (tuple(_metrics(found) for found in data[name]) for name in ("validation", "test"))
+    found = Confirmed(**{**data, "validation": validation, "test": test, "costs": Costs(**data["costs"])})
+    if not (len(validation) == len(test) and 0 <= found.best < len(test)):
+        raise ValueError("it must have the metrics of every seed, and the best of them")
+    return found
+
+
+def _metrics(data: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in data.items()}
 
 
 def _key(problem: Problem, source: Any, unit_steps: int | None) -> str:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
+from orchestrator.redact import redact_tree
 from orchestrator.search.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
 from orchestrator.settings import Settings
+from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
 
-REWIND = "rewind.safetensors"
+RECORD, WEIGHTS, REWIND = "dense.json", "weights.safetensors", "rewind.safetensors"
+ANEW = "delete its folder, and the dense model is made anew"
 
 
 def dense_folder(settings: Settings) -> Path:
@@ -39,7 +41,7 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     model: nn.Module = settings.model.build()
     if settings.phases.train.checkpoint is not None:
         checkpoint = settings.phases.train.checkpoint
-        _fill(model, _read(checkpoint), str(checkpoint))
+        _fill(model, _read(checkpoint, model), str(checkpoint))
     model.eval()
     try:
         with torch.no_grad():
@@ -76,19 +78,27 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
             f"least as many epochs; phases.train.epochs is {settings.phases.train.epochs}"
         )
     twin = copy.deepcopy(model)
-    _fill(twin, load_file(path), str(path))
+    digests = read_json(path.with_name(RECORD), ANEW).get("sha256", {})
+    _fill(twin, read_weights(path, model.state_dict(), ANEW, digests.get(REWIND)), str(path))
     return twin.eval()
 
 
 def train_dense(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
 ) -> tuple[nn.Module, dict[str, float]]:
-    """The model trained, with its validation metrics; read back where the same recipe was run before."""
+    """The model trained, with its validation metrics; read back where the same recipe was run before.
+
+    A baseline whose files are damaged is named and trained anew: it follows from its recipe.
+    """
     folder = dense_folder(settings)
-    if (folder / "dense.json").exists():
-        weights = load((folder / "weights.safetensors").read_bytes())
-        _fill(model, weights, str(folder))
-        return model.to(device).eval(), json.loads((folder / "dense.json").read_text())["validation"]
+    if (folder / RECORD).exists():
+        try:
+            weights, metrics = _kept(folder, model, settings)
+        except DataError as error:
+            tell_damaged(folder, error)
+        else:
+            _fill(model, weights, str(folder))
+            return model.to(device).eval(), metrics
     folder.mkdir(parents=True, exist_ok=True)
 
     def on_unit(epoch: int, found: dict[str, float]) -> bool:
@@ -104,10 +114,32 @@ def train_dense(
         metrics = evaluate(
             settings.task.build(model=model, num_classes=data.num_classes), data.val_dataloader(), device
         )
-    write_atomic(folder / "weights.safetensors", save(tensors(model)))
-    record = {"model": settings.model.to_json(), "data": settings.data.to_json(), "validation": metrics}
-    write_atomic(folder / "dense.json", json.dumps(record, indent=1))
+    write_atomic(folder / WEIGHTS, save(tensors(model)))
+    record = {
+        "model": redact_tree(settings.model.to_json()),
+        "data": redact_tree(settings.data.to_json()),
+        "validation": metrics,
+        "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, REWIND) if (folder / name).exists()},
+    }
+    write_atomic(folder / RECORD, json.dumps(record, indent=1))
     return model.to(device).eval(), metrics
+
+
+def _kept(folder: Path, model: nn.Module, settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Weights and validation metrics of a baseline, all of its files checked; older records have no digests.
+
+    Errors: DataError for a file that is damaged or does not fit the model.
+    """
+    record = read_json(folder / RECORD, ANEW)
+    try:
+        metrics = {str(name): float(value) for name, value in record["validation"].items()}
+        digests = {name: record.get("sha256", {}).get(name) for name in (WEIGHTS, REWIND)}
+        metrics[settings.objectives.quality]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{folder / RECORD} must have the validation metrics of the dense model; {ANEW}") from error
+    if (folder / REWIND).exists():
+        read_weights(folder / REWIND, model.state_dict(), ANEW, digests[REWIND])
+    return read_weights(folder / WEIGHTS, model.state_dict(), ANEW, digests[WEIGHTS]), metrics
 
 
 def _train(settings: Settings, model: nn.Module, data: Any, device: torch.device, on_epoch: OnUnit) -> None:
@@ -132,19 +164,24 @@ def _name(settings: Settings, checkpoint: Path | None) -> str:
     """The recipe's hash; a checkpoint counts by its content, so that a new file under an old name is a new baseline."""
     if checkpoint is None:
         return settings.dense_digest()
-    return digest([settings.dense_digest(), hashlib.sha256(checkpoint.read_bytes()).hexdigest()])
+    return digest([settings.dense_digest(), sha256_of(checkpoint)])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it can run code."""
-    if not path.exists():
+def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it can run code.
+
+    Tensors stay in the file until they are copied into the model, so that a file of any size costs what the model does.
+    """
+    if not path.is_file():
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
+    if path.suffix == ".safetensors":
+        check_shapes(path, model.state_dict(), "take the checkpoint of this model (phases.train.checkpoint)")
+        whole: dict[str, Tensor] = load_file(path)
+        return whole
+    mappable = _mappable(path)
     try:
-        if path.suffix == ".safetensors":
-            whole: dict[str, Tensor] = load_file(path)
-            return whole
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise DataError(f"phases.train.checkpoint must hold tensors only; {path}: {error}") from error
     except Exception as error:  # torch's unpickler raises its own kinds for refused content
         raise DataError(f"{path} holds more than tensors and was refused; save model.state_dict()") from error
@@ -152,6 +189,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path} must hold a state dict (name -> tensor); save model.state_dict()")
     return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+def _mappable(path: Path) -> bool:
+    """Errors: DataError for compressed entries of a zip file: torch writes none, and small ones unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DataError(f"phases.train.checkpoint must be as torch.save writes it; {path}: {error}") from error
+    if packed:
+        raise DataError(f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed entries")
+    return True
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

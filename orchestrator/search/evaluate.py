@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_modules.errors import PlanError
+from lightning_modules.errors import DataError, PlanError
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
@@ -26,8 +25,8 @@ from orchestrator.search.failures import Deadline, sparing_memory
 from orchestrator.search.finished import (
     INT8,
     PLAN,
-    WEIGHTS,
     Finished,
+    finished_weights,
     keep_to_json,
     load_finished,
     nearest_parent,
@@ -165,25 +164,30 @@ class Evaluator:
         return Wanted(kept, density)
 
     def inherited(self, parent: Finished | None) -> Working:
-        """The model a trial begins from, and the dense units it still has."""
+        """The model a trial begins from, and the dense units it still has. Errors: DataError for damaged weights."""
         if parent is None:
             return Working(self.problem.model, self.problem.structure.full())
-        weights = load_file(self.models / str(parent.number) / WEIGHTS)
+        problem = self.problem
+        weights = finished_weights(self.models / str(parent.number), parent, problem.model, problem.structure)
         return begun(self.problem, weights, parent.keep, parent.sparse)
 
     def finished(self) -> list[Finished]:
         """Every whole plan in the folder, also those that other workers or earlier runs left there."""
-        problem = self.problem
         there = {
             int(path.parent.name): path.parent for path in self.models.glob(f"*/{PLAN}") if path.parent.name.isdigit()
         }
         told = there if self.told is None else self.told()
         self._known = {
-            number: self._known.get(number) or load_finished(there[number], problem.structure, problem.weight_names)
-            for number in sorted(there)
-            if number in told
+            number: self._known.get(number) or self.read(there[number]) for number in sorted(there) if number in told
         }
         return list(self._known.values())
+
+    def read(self, folder: Path) -> Finished:
+        """The finished plan in a folder. Errors: DataError for one that is damaged, or another trial's."""
+        found = load_finished(folder, self.problem.structure, self.problem.weight_names)
+        if str(found.number) != folder.name:
+            raise DataError(f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of {found.number}")
+        return found
 
     @cached_property
     def _dense(self) -> Lineage:

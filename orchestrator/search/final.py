@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules.pruning.removal import rebuild
@@ -19,7 +18,7 @@ from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
 from orchestrator.search.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import INT8, PLAN, WEIGHTS, keep_from_json, read_plan, save_plan
+from orchestrator.search.finished import INT8, PLAN, finished_weights, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
 from orchestrator.search.lineage import lineage_in, made_with, weights_digest
@@ -52,13 +51,14 @@ def confirm_front(
         target = settings.study.folder / "models" / str(row.number)
         if not (target / PLAN).exists():  # a run killed between the two: what is confirmed again is exported again
             (settings.study.folder / "confirm" / f"trial-{row.number}.json").unlink(missing_ok=True)
-        weights = load_file(source / WEIGHTS)
+        found = evaluator.read(source)
+        weights = finished_weights(source, found, problem.model, problem.structure)
         model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
         candidate = Candidate(
             f"trial-{row.number}",
             model,
-            keep_from_json(document["keep"], problem.structure),
-            lineage_in(document, source).links[-1].weights,
+            found.keep,
+            found.weights,
             tuple(document["density"]),
             document["plan"]["activation"],
             document["plan"]["int8"],

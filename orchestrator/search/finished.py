@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_modules.errors import DataError
+from lightning_modules.errors import DataError, PlanError
+from lightning_modules.pruning.removal import state_shapes
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
+from orchestrator.search.document import read_document
 from orchestrator.search.lineage import lineage_in, tensors
+from orchestrator.stored import read_weights
 
 Has = npt.NDArray[np.float64]
 PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
@@ -29,7 +33,8 @@ class Finished:
 
     `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
     `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
-    `trained_units` are those in its weights, its ancestors' included; `octaves` are as in screening.py.
+    `trained_units` are those in its weights, its ancestors' included; `octaves` are as in screening.py;
+    `weights` is the sha256 of its file, None where it is not known.
     """
 
     number: int
@@ -40,6 +45,7 @@ class Finished:
     sparse: tuple[str, ...] = ()
     trained_units: int = 0
     octaves: tuple[float, ...] = ()
+    weights: str | None = None
 
 
 ROOM = 0.5
@@ -73,11 +79,8 @@ def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> No
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """Errors: DataError where the folder holds no whole plan."""
-    try:
-        found: dict[str, Any] = json.loads((folder / PLAN).read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"a pruned model is a folder with {PLAN} and {WEIGHTS}; {folder}: {error}") from error
-    return found
+    remedy = f"a pruned model is a folder with {PLAN} and {WEIGHTS}; the command of its study sets a damaged one aside"
+    return read_document(folder / PLAN, remedy)
 
 
 def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = ()) -> Finished:
@@ -88,15 +91,30 @@ def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = (
         shares = [float(document["shares"].get(name, 1.0)) for name in weights]
         has = np.concatenate([structure.counts(keep).astype(float), shares])
         macs = effective_macs(structure, keep, document["density"])
-        sparse, trained = tuple(document["shares"]), lineage_in(document, folder / PLAN).trained_units
+        sparse, lineage = tuple(document["shares"]), lineage_in(document, folder / PLAN)
+        trained, digest = lineage.trained_units, lineage.links[-1].weights or None
         screened = document.get("screening")
         octaves = (0.0,) * len(structure.groups) if screened is None else tuple(map(float, screened["octaves"]))
         ancestors = tuple(document["ancestors"])
-        return Finished(int(document["trial"]), macs, has, keep, ancestors, sparse, trained, octaves)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        return Finished(document["trial"], macs, has, keep, ancestors, sparse, trained, octaves, digest)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"
         ) from error
+
+
+def finished_weights(folder: Path, finished: Finished, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+    """The weights of a finished plan of the dense `model`.
+
+    Errors: DataError where they are not in the shapes that the plan gives, or not the bytes that were saved.
+    """
+    dense, path = model.state_dict(), folder / WEIGHTS
+    try:
+        shapes = state_shapes(model, structure, finished.keep)
+    except PlanError as error:
+        raise DataError(f"{folder / PLAN} does not fit this model: {error}") from error
+    expected = {name: torch.empty(shape, dtype=dense[name].dtype, device="meta") for name, shape in shapes.items()}
+    return read_weights(path, expected, "give the same command again, which sets the trial aside", finished.weights)
 
 
 def keep_to_json(structure: Structure, keep: Keep) -> dict[str, list[list[int]]]:

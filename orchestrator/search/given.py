@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from lightning_modules.errors import ConfigError
+from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import nearest
 from orchestrator.search.measurement import Cut, Proposal
 from orchestrator.search.outline import on_weights
 from orchestrator.search.space import Space, Terrain
 from orchestrator.settings import Settings
+from orchestrator.stored import read_json
 
 Thresholds = dict[str, float]
 
@@ -30,14 +31,14 @@ def read_plans(settings: Settings) -> list[Thresholds]:
 def _read(path: Path) -> Thresholds:
     rule = 'a plan is a JSON file {"group": threshold, ...} with numbers from 0 on, as in search.plans=[mine.json]'
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{rule}; {path}: {error}") from error
+        found = read_json(path, "mend it, or leave it out")
+    except DataError as error:
+        raise ConfigError(f"{rule}; {error}") from error
     if not isinstance(found, dict) or not found:
-        raise ConfigError(f"{rule}; {path} holds {found!r}")
+        raise ConfigError(f"{rule}; {path} holds {reprlib.repr(found)}")
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-            raise ConfigError(f"{rule}; {path} has {value!r} for '{name}'")
+            raise ConfigError(f"{rule}; {path} has {reprlib.repr(value)} for '{name}'")
     return {name: float(value) for name, value in found.items()}
 
 

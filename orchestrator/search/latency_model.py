@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
+from orchestrator.stored import kept
 
 PLANS = 48
 HELD_OUT = 12
@@ -101,10 +103,8 @@ def latency_model(
     sizes = [[group.name, group.size] for group in structure.groups]
     key = digest([name, sizes, list(example.shape), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
-    if path is not None and path.exists():
-        stored = json.loads(path.read_text())
-        errors = stored["held_out_error"]
-        return LatencyModel(features, np.array(stored["coefficients_ms"]), errors["mean"], errors["worst"])
+    if path is not None and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None:
+        return stored
     counts = random_counts(structure, PLANS, 0)
     measured = np.full(PLANS, np.inf)
     for turn in range(PASSES * PLANS):
@@ -126,13 +126,29 @@ def latency_model(
     return found
 
 
+def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel:
+    coefficients = np.array(data["coefficients_ms"], dtype=np.float64)
+    wanted, errors = features(structure.sizes).shape, data["held_out_error"]
+    if coefficients.shape != wanted or not (np.isfinite(coefficients).all() and (coefficients >= 0.0).all()):
+        raise ValueError(f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}")
+    return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
+
+
 def dense_latency(model: nn.Module, example: Tensor, folder: Path, name: object) -> float:
     """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
     path = folder / f"latency-dense-{digest([name, list(example.shape), here(example.device)])}.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"latency_ms": latency_ms(model, example)}))
-    return float(json.loads(path.read_text())["latency_ms"])
+    if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
+        return stored
+    found = latency_ms(model, example)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"latency_ms": found}))
+    return found
+
+
+def _positive(value: Any) -> float:
+    if not 0.0 < float(value) < float("inf"):
+        raise ValueError(f"milliseconds must be above 0; got {value!r}")
+    return float(value)
 
 
 def here(device: torch.device) -> list[object]:

@@ -62,7 +62,7 @@ def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:
     try:
         found = document["lineage"]
         return Lineage(**{**found, "links": tuple(Link(**link) for link in found["links"])})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"a plan must carry the chain it came from; {where} does not: {error!r}; an older version wrote it: "
             "run its study again under another study.name"

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lightning_modules.errors import DataError
-from orchestrator.search.trial import STATE, FrozenTrial, Study, TrialState
+from orchestrator.search.trial import DAMAGED, STATE, FrozenTrial, Study, TrialState
 
 SAVED = ("completed", "infeasible", "parent")
 """States of trials whose plans stay."""
@@ -14,7 +14,9 @@ SAVED = ("completed", "infeasible", "parent")
 
 def plans_told(study: Study) -> set[int]:
     """Numbers of the trials whose plans others may inherit from: those whose end is in the study."""
-    return {trial.number for trial in study.get_trials(deepcopy=False) if _stays(trial)}
+    damaged = study.user_attrs.get(DAMAGED, {})
+    trials = study.get_trials(deepcopy=False)
+    return {trial.number for trial in trials if _stays(trial) and str(trial.number) not in damaged}
 
 
 def _stays(trial: FrozenTrial) -> bool:

@@ -15,6 +15,7 @@ from orchestrator.search.leases import LEASE, Leases
 from orchestrator.search.samplers import Distributions, combinations, places
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.trial import (
+    DAMAGED,
     GIVEN,
     KIND,
     OWN,
@@ -81,8 +82,13 @@ def done(study: Study) -> int:
 
 
 def own_trials(study: Study) -> list[FrozenTrial]:
-    """Without those that were taken over from another study."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) != WARM]
+    """Without those that were taken over from another study, and those whose files were damaged."""
+    damaged = study.user_attrs.get(DAMAGED, {})
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(KIND) != WARM and str(trial.number) not in damaged
+    ]
 
 
 def add_slot(study: Study) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.goals import Goals
-from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
+from orchestrator.search.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
 
 
 def trial_row(trial: FrozenTrial, goals: Goals, dense: Mapping[str, float] = MappingProxyType({})) -> TrialRow:
@@ -51,9 +52,14 @@ def _whole(value: float | None) -> int | None:
 
 
 def rows(study: Study, goals: Goals, dense: Mapping[str, float] = MappingProxyType({})) -> list[TrialRow]:
-    """All trials that have ended, by number."""
+    """All trials that have ended, by number; those whose files were damaged are in the state of that name."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return [trial_row(trial, goals, dense) for trial in ended]
+    damaged = study.user_attrs.get(DAMAGED, {})
+    found = [trial_row(trial, goals, dense) for trial in ended]
+    return [
+        replace(row, state="damaged", reason=damaged[str(row.number)]) if str(row.number) in damaged else row
+        for row in found
+    ]
 
 
 def front(found: Sequence[TrialRow], goals: Goals, tolerance: float = 0.0) -> list[TrialRow]:

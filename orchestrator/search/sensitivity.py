@@ -20,6 +20,7 @@ from orchestrator.files import write_atomic
 from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
+from orchestrator.stored import kept
 
 
 def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
@@ -34,12 +35,18 @@ def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) 
     what = [first.settings.scoring(), first.settings.granularity, first.settings.shape]
     key = digest([settings.dense_digest(), what, how.model_dump(mode="json"), sizes])
     path = settings.study.baselines / f"sensitivity-{key}.json"
-    if path.exists():
-        stored = json.loads(path.read_text())
-        return Sensitivity(tuple(stored["ratios"]), np.array(stored["loss"]))
+    if (stored := kept(path, lambda data: _parsed(data, len(sizes), len(how.ratios)))) is not None:
+        return stored
     with problem.timed("profile"):
         found = _measure(problem, method, tick)
     _write(path, found, [group.name for group in first.pruner.structure.groups])
+    return found
+
+
+def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
+    found = Sensitivity(tuple(map(float, data["ratios"])), np.array(data["loss"], dtype=np.float64))
+    if found.loss.shape != (groups, ratios) or len(found.ratios) != ratios or not np.isfinite(found.loss).all():
+        raise ValueError(f"a profile of {groups} groups at {ratios} ratios has another shape, or is not finite")
     return found
 
 

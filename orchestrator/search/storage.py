@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import DataError, UserError
+from orchestrator.redact import redact
 from orchestrator.settings import Settings
 
 try:
@@ -28,6 +30,21 @@ def storage_of(settings: Settings) -> BaseStorage:
     from orchestrator.search.database import database  # SQLAlchemy, which a journal does not need
 
     return database(url, settings.study.storage_patience)
+
+
+@contextmanager
+def readable(settings: Settings) -> Iterator[None]:
+    """Around what opens a study. Errors: DataError for a journal or a database that Optuna did not write so."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AssertionError, OSError, OptunaError) as error:
+        where = settings.study.storage or settings.study.folder / "study.journal"
+        raise DataError(
+            redact(
+                f"the study's storage must be one that Optuna wrote; {where} cannot be read: {type(error).__name__}: "
+                f"{error}; put back a copy, or move {settings.study.folder} away and begin anew"
+            )
+        ) from None
 
 
 def journal(path: Path) -> BaseStorage:

@@ -18,7 +18,7 @@ import optuna
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
-from orchestrator.redact import redact
+from orchestrator.redact import redact, redact_tree
 from orchestrator.search.exchange import Exchange
 from orchestrator.search.failures import reason_of
 from orchestrator.search.given import given
@@ -98,7 +98,7 @@ def join_study(settings: Settings) -> Study:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(settings.identity()))
+    found: dict[str, Any] = json.loads(json.dumps(redact_tree(settings.identity())))
     return found
 
 

@@ -20,6 +20,7 @@ from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.allocation import cut_evenly
 from orchestrator.settings import Settings
+from orchestrator.stored import kept
 
 STEPS = 4
 """Training steps timed with each number of threads, after one to warm up."""
@@ -37,11 +38,11 @@ def choose_threads(settings: Settings, structure: Structure, model: nn.Module, d
     middle = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
     key = digest([where, settings.model, settings.data, middle])
     path = settings.study.baselines / f"threads-{key}.json"
-    if not path.exists():
-        found = _measured(settings, structure, model, data, middle)
+    milliseconds = kept(path, _parsed)
+    if milliseconds is None:
+        milliseconds = _measured(settings, structure, model, data, middle)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(found))
-    milliseconds: dict[str, float] = json.loads(path.read_text())
+        write_atomic(path, json.dumps(milliseconds))
     best = min(milliseconds, key=lambda count: milliseconds[count])
     torch.set_num_threads(int(best))
     steps = ", ".join(f"{count}: {value:.1f} ms" for count, value in milliseconds.items())
@@ -56,12 +57,22 @@ def _measured(
     task = settings.task.build(model=cut, num_classes=data.num_classes).train()
     batches = list(islice(data.train_batches(0), STEPS + 1))
     found = {}
-    for power in range((os.cpu_count() or 1).bit_length()):
-        torch.set_num_threads(2**power)
+    for count in _counts():
+        torch.set_num_threads(count)
         times = []
         for batch in batches:
             begin = time.perf_counter()
             task.loss(cut, [part for part in batch if isinstance(part, Tensor)]).backward()
             times.append(time.perf_counter() - begin)
-        found[str(2**power)] = 1e3 * statistics.median(times[1:] or times)
+        found[str(count)] = 1e3 * statistics.median(times[1:] or times)
     return found
+
+
+def _counts() -> list[int]:
+    return [2**power for power in range((os.cpu_count() or 1).bit_length())]
+
+
+def _parsed(data: Any) -> dict[str, float]:
+    if set(data) != {str(count) for count in _counts()}:
+        raise ValueError(f"it must have a time for each of {_counts()} threads; it has {sorted(data)[:9]}")
+    return {count: float(value) for count, value in data.items()}

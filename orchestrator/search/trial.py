@@ -9,6 +9,8 @@ from optuna.trial import TrialState as TrialState
 KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
 MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
 GIVEN, ORIGIN, OWN = "given", "origin", "own"
+DAMAGED = "damaged"
+"""Of a study: the reason by the number of each trial whose files were damaged; it is made anew under another number."""
 WARM = "warm"
 """The kind of a trial that was taken over from another study: no work of this one."""
 

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
 from orchestrator.files import write_atomic
+from orchestrator.redact import redact_tree
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import PLAN, read_plan
 from orchestrator.search.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
@@ -233,4 +234,4 @@ def _other(settings: Settings) -> Settings:
 
 
 def _plain(settings: Settings) -> Any:
-    return json.loads(json.dumps(settings.identity()))
+    return json.loads(json.dumps(redact_tree(settings.identity())))

@@ -126,7 +126,7 @@ def test_a_damaged_model_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "models" / str(row.trial), tmp_path / "m")
     weights = tmp_path / "m" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"needs its weights.safetensors"):
+    with pytest.raises(DataError, match=r"weights.safetensors must be a whole safetensors file"):
         orchestrator.load_pruned(tmp_path / "m")
 
 
