@@ -6,7 +6,8 @@ A message says the rule, the value that broke it, and the remedy.
     ├── ConfigError       a value, name or combination in the configuration
     ├── DataError         data or checkpoints that are missing or do not fit
     ├── DiscoveryError    the structure of a model cannot be found within its limits
-    └── PlanError         a plan that removes nothing, empties a group, or names what is not there
+    ├── PlanError         a plan that removes nothing, empties a group, or names what is not there
+    └── StorageError      a disk or a database does not take what is written
 """
 
 
@@ -28,3 +29,7 @@ class DiscoveryError(UserError):
 
 class PlanError(UserError):
     """A plan removes nothing, empties a group, or names groups the model does not have."""
+
+
+class StorageError(UserError):
+    """A disk or a database does not take what is written: no trial's fault, the run stops and can be resumed."""

@@ -10,7 +10,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError, StorageError
 from orchestrator.redact import redact
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
@@ -22,6 +22,8 @@ def database(url: str, patience: float) -> BaseStorage:
 
     Errors: ConfigError, at once, for a database that cannot be opened.
     """
+    if url.count("@") > 1:  # a driver would look up, and show, what follows the first one
+        raise _unreadable(url)
     try:
         inner = get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except (ImportError, NoSuchModuleError) as error:
@@ -29,13 +31,22 @@ def database(url: str, patience: float) -> BaseStorage:
             f"study.storage needs a driver for '{redact(url)}': {error}; "
             "for PostgreSQL pip install 'pruning-orchestrator[postgresql]'"
         ) from None
-    except (DBAPIError, StorageInternalError, ArgumentError, RuntimeError, ValueError) as error:
+    except (ArgumentError, ValueError):  # their text has pieces of the address
+        raise _unreadable(url) from None
+    except (DBAPIError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
             f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
     patient: BaseStorage = PatientStorage(inner, url, patience)
     return patient
+
+
+def _unreadable(url: str) -> ConfigError:
+    return ConfigError(
+        f"study.storage must be a database that answers; '{redact(url)}' is no address of one: "
+        "driver://user:password@host:port/name; in the password percent-encode what is no letter or digit, '@' as %40"
+    )
 
 
 class _Patient:
@@ -63,7 +74,7 @@ class _Patient:
                 raise
             except (StorageInternalError, DBAPIError) as error:
                 if self._now() + pause - begin > self._patience:
-                    raise UserError(
+                    raise StorageError(
                         f"study.storage must answer; '{redact(self._url)}' has not for {self._patience:g} s "
                         f"(study.storage_patience): {_reason(error)}; what was finished is kept, give the same command "
                         "again when it is back"

@@ -121,7 +121,6 @@ def latency_model(
         "counts": counts.tolist(),
         "measured_ms": measured.tolist(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(document, indent=1))
     return found
 
@@ -130,7 +129,6 @@ def dense_latency(model: nn.Module, example: Tensor, folder: Path, name: object)
     """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
     path = folder / f"latency-dense-{digest([name, list(example.shape), here(example.device)])}.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"latency_ms": latency_ms(model, example)}))
     return float(json.loads(path.read_text())["latency_ms"])
 

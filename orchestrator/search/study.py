@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError, StorageError, UserError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact
 from orchestrator.search.given import given
@@ -144,7 +144,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         measured = trials.evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
         trials.leases.require(trial.number)
-    except LeaseLostError:
+    except (LeaseLostError, StorageError):
         raise
     except UserError as error:
         _fail(trials, trial, str(error), "", begin)

@@ -39,7 +39,6 @@ def choose_threads(settings: Settings, structure: Structure, model: nn.Module, d
     path = settings.study.baselines / f"threads-{key}.json"
     if not path.exists():
         found = _measured(settings, structure, model, data, middle)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(found))
     milliseconds: dict[str, float] = json.loads(path.read_text())
     best = min(milliseconds, key=lambda count: milliseconds[count])

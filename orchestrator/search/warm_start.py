@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
-from orchestrator.files import write_atomic
+from orchestrator.files import write_atomic, writing
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import PLAN, read_plan
 from orchestrator.search.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
@@ -186,7 +186,8 @@ def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
     if (target / PLAN).exists():
         return
     document = read_plan(source)
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.name == PLAN:
             continue
@@ -194,7 +195,8 @@ def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
         try:
             os.link(path, target / path.name)
         except OSError:  # another file system
-            shutil.copy2(path, target / path.name)
+            with writing(target / path.name):
+                shutil.copy2(path, target / path.name)
     links = [
         {**link, "trial": numbers[link["trial"]], "plan": _renumbered(link["plan"], numbers)}
         for link in document["lineage"]["links"]

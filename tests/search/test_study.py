@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial
 
-from lightning_modules.errors import ConfigError, DataError, PlanError
+from lightning_modules.errors import ConfigError, DataError, PlanError, StorageError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
@@ -127,6 +127,20 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
     assert found[2].reason == "RuntimeError: out of luck"
     assert found[1].quality is None
     assert "out of luck" in study.get_trials()[2].user_attrs[TRACE]
+
+
+def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
+    def full(proposal: Proposal, number: int, report: Report) -> Measurement:
+        if number == 1:
+            raise StorageError("no room")
+        return pretend(proposal, number, report)
+
+    study = start(tmp_path)
+    with pytest.raises(StorageError, match="no room"):
+        run(study, 3, full)
+    assert study.get_trials()[1].state == optuna.trial.TrialState.WAITING
+    run(study, 3)
+    assert [row.state for row in rows(study, GOALS)] == ["completed"] * 3
 
 
 def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
