@@ -198,6 +198,20 @@ def test_a_database_that_stays_away_ends_the_run_without_its_password() -> None:
     assert told.value.__suppress_context__  # nor in a traceback
 
 
+def test_a_run_that_ends_for_a_database_does_not_wait_for_it_again() -> None:
+    clock = Clock()
+    away = Away(clock, 1000.0)
+    storage = patient(away, 60.0, clock)
+    for _ in range(3):  # the call that gave up, the trial to be put back, the lead to be let go
+        with pytest.raises(StorageError):
+            storage.get_all_studies()
+    assert clock.now <= 60.0
+    away.back = 0.0
+    storage.get_all_studies()
+    away.back = clock.now + 30.0
+    assert storage.get_all_studies() == [1, 2]
+
+
 @pytest.fixture
 def study_and_lock(tmp_path: Path) -> Iterator[tuple[Any, int, sqlite3.Connection]]:
     """A storage on SQLite that waits for nobody, a study's id, and a connection that can lock the database."""
