@@ -29,7 +29,7 @@ from orchestrator.search.queue import done, enqueue_chain, take_over_interrupted
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
-from orchestrator.search.study import Rules, Trials, open_study
+from orchestrator.search.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load
 
@@ -290,7 +290,10 @@ def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_p
 def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
     open_study(settings(tmp_path), ["maximize", "minimize"])
     other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
-    assert open_study(other, ["maximize", "minimize"]).user_attrs["identity"]["method"]["name"] == "l1"
+    study = open_study(other, ["maximize", "minimize"])
+    assert study.user_attrs["identity"]["method"]["name"] == "l2"  # another process may lead it, and train
+    bind_study(study, other)
+    assert study.user_attrs["identity"]["method"]["name"] == "l1"
 
 
 def test_differences_hide_secrets() -> None:
