@@ -7,7 +7,8 @@ A message says the rule, the value that broke it, and the remedy.
     ├── DataError         data or checkpoints that are missing or do not fit
     ├── DiscoveryError    the structure of a model cannot be found within its limits
     ├── PlanError         a plan that removes nothing, empties a group, or names what is not there
-    └── TrialTimeoutError a trial that took longer than the configuration allows
+    ├── TrialTimeoutError a trial that took longer than the configuration allows
+    └── StorageError      a disk or a database does not take what is written
 """
 
 
@@ -33,3 +34,7 @@ class PlanError(UserError):
 
 class TrialTimeoutError(UserError):
     """A trial took longer than the configuration allows."""
+
+
+class StorageError(UserError):
+    """A disk or a database does not take what is written: no trial's fault, the run stops and can be resumed."""

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import StorageError, UserError
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Errors: StorageError where the file system refuses what is done inside."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"files of a run must be writable; '{path}' is not ({error.strerror}); what was finished is kept: "
+            "make room or mend the permissions, and give the same command again"
+        ) from error
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Replaces `path` in one step, so that a reader, or a run killed half way, never sees half a file.
 
-    Text is written as UTF-8 with the newlines it has. The folder must exist; an OSError leaves `path` as it was.
+    Text is written as UTF-8 with the newlines it has; the folder is made where it is not there.
+
+    Errors: StorageError, such as on a full disk; `path` then is as it was.
     """
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    # Not tempfile: its files are private to the owner (0600), results should follow the umask.
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are private to the owner (0600), results should follow the umask.
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, target)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def require_writable(folder: str | Path) -> Path:

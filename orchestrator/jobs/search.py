@@ -45,7 +45,7 @@ from orchestrator.search.rungs import columns as rung_columns
 from orchestrator.search.rungs import rung_rows
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.storage import readable
-from orchestrator.search.study import open_study
+from orchestrator.search.study import bind_study, open_study
 from orchestrator.search.trial import DAMAGED, WARM, FrozenTrial, Study
 from orchestrator.search.warm_start import check_warm_start, filled, take_over
 from orchestrator.settings import Settings
@@ -83,6 +83,7 @@ def search(settings: Settings) -> Outputs:
         data.setup()
         parts = parts_of(settings, goals)
         with parts.leases.leading():
+            bind_study(parts.study, settings)
             parts.study.set_user_attr(OVER, False)
             record_study(parts.tracker, settings, parts.study)
             try:
@@ -228,6 +229,8 @@ def explore(
             supply(trials, n_trials, 2 * settings.workers, on_trial, lambda: workers.look(progress))
     else:
         run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
+    parts.leases.require_lead()
+    record_ended(parts.tracker, settings, problem, study)  # by helpers who began before this process looked
     study.set_user_attr(OVER, True)
     parts.exchange.fetch()
     nothing_left = exhausted(study, trials.distributions)

@@ -130,7 +130,6 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     if candidate.int8:
         size = _int8_path(folder, label, how.seeds[best]).stat().st_size / 1e6
     found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs_of(problem, candidate))
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"key": _key(problem, candidate.source, candidate.unit_steps), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]

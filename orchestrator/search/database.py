@@ -8,9 +8,10 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import ConfigError, StorageError
 from orchestrator.redact import redact
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
@@ -22,20 +23,50 @@ def database(url: str, patience: float) -> BaseStorage:
 
     Errors: ConfigError, at once, for a database that cannot be opened.
     """
+    if url.count("@") > 1:  # a driver would look up, and show, what follows the first one
+        raise _unreadable(url)
     try:
-        inner = get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        opened = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigError(
             f"study.storage needs a driver for '{redact(url)}': {error}; "
             "for PostgreSQL pip install 'pruning-orchestrator[postgresql]'"
         ) from None
-    except (DBAPIError, StorageInternalError, ArgumentError, RuntimeError, ValueError) as error:
+    except (ArgumentError, ValueError):  # their text has pieces of the address
+        raise _unreadable(url) from None
+    except (DBAPIError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
             f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
-    patient: BaseStorage = PatientStorage(inner, url, patience)
+    if opened.engine.dialect.name == "sqlite":
+        _lock_first(opened.engine)
+    patient: BaseStorage = PatientStorage(get_storage(opened), url, patience)
     return patient
+
+
+def _lock_first(engine: Engine) -> None:
+    """Transactions of SQLite that take the lock when they begin.
+
+    It knows no SELECT ... FOR UPDATE, by which Optuna gives a trial to one of several who ask for it.
+    """
+
+    @event.listens_for(engine, "connect")
+    def leave_transactions_to_us(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # those opened before
+
+
+def _unreadable(url: str) -> ConfigError:
+    return ConfigError(
+        f"study.storage must be a database that answers; '{redact(url)}' is no address of one: "
+        "driver://user:password@host:port/name; in the password percent-encode what is no letter or digit, '@' as %40"
+    )
 
 
 class _Patient:
@@ -50,20 +81,24 @@ class _Patient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._inner, self._url, self._patience, self._now, self._sleep = inner, url, patience, now, sleep
+        self._left = patience
 
     def _asked(self, name: str, *arguments: Any, **named: Any) -> Any:
         begin, pause, again = self._now(), FIRST_PAUSE, False
         while True:
             try:
-                return getattr(self._inner, name)(*arguments, **named)
+                answer = getattr(self._inner, name)(*arguments, **named)
+                self._left = self._patience
+                return answer
             except UpdateFinishedTrialError:
                 # the answer to the first attempt was lost: it had been done
                 if again and name == "set_trial_state_values" and self._is_so(*arguments, **named):
                     return True
                 raise
             except (StorageInternalError, DBAPIError) as error:
-                if self._now() + pause - begin > self._patience:
-                    raise UserError(
+                if self._now() + pause - begin > self._left:
+                    self._left = 0.0  # what a run that ends for this still tries to put away waits no second time
+                    raise StorageError(
                         f"study.storage must answer; '{redact(self._url)}' has not for {self._patience:g} s "
                         f"(study.storage_patience): {_reason(error)}; what was finished is kept, give the same command "
                         "again when it is back"

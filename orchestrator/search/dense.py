@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
-from orchestrator.files import write_atomic
+from orchestrator.files import require_writable, write_atomic
 from orchestrator.redact import redact_tree
 from orchestrator.search.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
@@ -99,7 +99,7 @@ def train_dense(
         else:
             _fill(model, weights, str(folder))
             return model.to(device).eval(), metrics
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
 
     def on_unit(epoch: int, found: dict[str, float]) -> bool:
         if epoch == settings.phases.train.rewind_epoch:

@@ -205,7 +205,6 @@ def _export(
         for seed, v, t in zip(seeds, result.validation, result.test, strict=True)
     }
     if int8 is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / INT8, int8.read_bytes())
     confirmation = {
         "seed": seeds[result.best],

@@ -72,7 +72,6 @@ def nearest_parent(
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
     """Weights first: a folder with a plan is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, save(tensors(model)))
     write_atomic(folder / PLAN, json.dumps(document, indent=1))
 

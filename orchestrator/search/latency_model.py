@@ -121,7 +121,6 @@ def latency_model(
         "counts": counts.tolist(),
         "measured_ms": measured.tolist(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(document, indent=1))
     return found
 
@@ -140,7 +139,6 @@ def dense_latency(model: nn.Module, example: Tensor, folder: Path, name: object)
     if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
         return stored
     found = latency_ms(model, example)
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"latency_ms": found}))
     return found
 

@@ -19,7 +19,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 
 from lightning_modules.errors import ConfigError
-from orchestrator.search.trial import FrozenTrial, Study
+from orchestrator.search.trial import FrozenTrial, Study, TrialState
 
 LEASE = "lease"
 LEADER = "leader"
@@ -50,20 +50,26 @@ class Leases:
         self.study, self.patience, self.now = study, patience, now
         self.owner = uuid.uuid4().hex
         self._beat = 0
-        self._held: dict[str, Callable[[Lease], None]] = {}
-        self._seen: dict[str, tuple[Any, float]] = {}
+        self._held: dict[str, Callable[[], None]] = {}
+        self._seen: dict[str, tuple[Any, float, float]] = {}
         self._error: BaseException | None = None
         self._wake = threading.Event()
         self._lock = threading.Lock()
 
     @contextmanager
     def trial(self, number: int, trial_id: int) -> Iterator[None]:
-        """Holds the lease of a trial that this process has begun."""
+        """Holds the lease of a trial that this process has begun. Errors: LeaseLostError where it came too late."""
+        storage = self.study._storage
+        found = storage.get_trial(trial_id)
+        if found.state != TrialState.RUNNING or found.user_attrs.get(LEASE) is not None:
+            raise _lost(number, found)
+        storage.set_trial_user_attr(trial_id, LEASE, self._signed())
 
-        def write(lease: Lease) -> None:
-            self.study._storage.set_trial_user_attr(trial_id, LEASE, dict(lease))
+        def renew() -> None:
+            if owner_of(storage.get_trial(trial_id)) == self.owner:  # a trial that was taken over is not taken back
+                storage.set_trial_user_attr(trial_id, LEASE, self._signed())
 
-        with self._holding(f"trial {number}", write):
+        with self._holding(f"trial {number}", renew):
             yield
 
     @contextmanager
@@ -74,30 +80,32 @@ class Leases:
         """
         self._wait_for_leader()
 
-        def write(lease: Lease) -> None:
+        def renew() -> None:
             if _owner(self.study.user_attrs.get(LEADER)) in (self.owner, None):
-                self.study.set_user_attr(LEADER, dict(lease))
+                self.study.set_user_attr(LEADER, self._signed())
 
         self.study.set_user_attr(LEADER, None)
-        with self._holding(LEADER, write):
-            time.sleep(SETTLE_SECONDS)
-            if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
-                raise _taken(self.study, found)
-            try:
+        renew()
+        try:
+            with self._holding(LEADER, renew):
+                time.sleep(SETTLE_SECONDS)
+                self.require_lead()
                 yield
-            finally:
-                self._release_leader()
+        finally:
+            self._release_leader()
 
     def require(self, number: int) -> None:
         """Errors: LeaseLostError where the trial has been taken over; what a sign of life failed with."""
         if self._error is not None:
             raise self._error
         found = self.study.get_trials(deepcopy=False)[number]
-        if found.state.is_finished() or _owner(found.user_attrs.get(LEASE)) != self.owner:
-            raise LeaseLostError(f"trial {number} was taken over by {words(found.user_attrs.get(LEASE))}")
+        if found.state != TrialState.RUNNING or owner_of(found) != self.owner:
+            raise _lost(number, found)
 
     def require_lead(self) -> None:
-        """Errors: ConfigError where this process was silent for so long that another one leads the study."""
+        """Errors: ConfigError where this process was silent for so long that another one leads the study; as above."""
+        if self._error is not None:
+            raise self._error
         if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
             raise _taken(self.study, found)
 
@@ -114,9 +122,14 @@ class Leases:
     def _silent(self, name: str, lease: Lease | None, patience: float) -> bool:
         if lease and lease["place"] == _place() and _started(lease["pid"]) != lease["started"]:
             return True
-        if name not in self._seen or self._seen[name][0] != _sign(lease):
-            self._seen[name] = _sign(lease), self.now()
-        return self.now() - self._seen[name][1] > patience
+        now, (sign, at, silent) = self.now(), self._seen.get(name, (None, 0.0, 0.0))
+        if name not in self._seen or sign != _sign(lease):
+            self._seen[name] = _sign(lease), now, 0.0
+            return False
+        # a judge that was away itself, stopped or without its database, has not seen that nobody wrote meanwhile
+        silent += min(now - at, patience / 2)
+        self._seen[name] = sign, now, silent
+        return silent > patience
 
     def _wait_for_leader(self) -> None:
         """Until the leader is known to be gone, or seen to be alive."""
@@ -131,10 +144,9 @@ class Leases:
             self.study.set_user_attr(LEADER, None)
 
     @contextmanager
-    def _holding(self, name: str, write: Callable[[Lease], None]) -> Iterator[None]:
-        self._signed(write)
+    def _holding(self, name: str, renew: Callable[[], None]) -> Iterator[None]:
         with self._lock:
-            self._held[name] = write
+            self._held[name] = renew
             if len(self._held) == 1:
                 threading.Thread(target=self._renew, args=(self._wake,), name="leases", daemon=True).start()
         try:
@@ -149,25 +161,29 @@ class Leases:
     def _renew(self, over: threading.Event) -> None:
         """In a thread of its own: training does not come back for minutes."""
         while not over.wait(self.patience / BEATS):
-            with self._lock:
-                held = list(self._held.values())
-            for write in held:
+            for name in list(self._held):
                 try:
-                    self._signed(write)
+                    with self._lock:  # whoever lets go of it waits, so that nothing is signed afterwards
+                        self._held.get(name, lambda: None)()
                 except UpdateFinishedTrialError:
                     continue  # it was told a moment ago
                 except BaseException as error:
                     self._error = error
                     return
 
-    def _signed(self, write: Callable[[Lease], None]) -> None:
+    def _signed(self) -> dict[str, Any]:
         self._beat += 1
-        write({**here(), "owner": self.owner, "beat": self._beat})
+        return {**here(), "owner": self.owner, "beat": self._beat}
 
 
 def words(lease: Lease | None) -> str:
     """The holder of a lease, for people."""
-    return f"process {lease['pid']} on {lease['host']}" if lease else "nobody"
+    return f"process {lease['pid']} on {lease['host']}" if lease else "another process"
+
+
+def owner_of(trial: FrozenTrial) -> str | None:
+    """Who works on a trial, by the name of its leases; None where nobody has signed it."""
+    return _owner(trial.user_attrs.get(LEASE))
 
 
 def _owner(lease: Lease | None) -> str | None:
@@ -177,6 +193,10 @@ def _owner(lease: Lease | None) -> str | None:
 def _sign(lease: Lease | None) -> tuple[str, int] | None:
     """What changes for as long as the holder lives."""
     return (lease["owner"], lease["beat"]) if lease else None
+
+
+def _lost(number: int, found: FrozenTrial) -> LeaseLostError:
+    return LeaseLostError(f"trial {number} was taken over by {words(found.user_attrs.get(LEASE))}")
 
 
 def _taken(study: Study, lease: Lease | None) -> ConfigError:

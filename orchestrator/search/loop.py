@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from orchestrator.search.failures import Outcome, check_failures
 from orchestrator.search.leases import LeaseLostError
@@ -134,9 +135,9 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
                     trial._suggest(name, distribution)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)
-    except LeaseLostError:
+    except (LeaseLostError, UpdateFinishedTrialError):
         return False
     except BaseException:
-        put_back(study, taken.number)
+        put_back(study, taken.number, trials.leases.owner)
         raise
     return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
 
-from orchestrator.search.leases import LEASE, Leases
+from orchestrator.search.leases import LEASE, Leases, owner_of
 from orchestrator.search.samplers import Distributions, combinations, places
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.trial import (
@@ -49,6 +49,12 @@ def enqueue_chain(
     """
     if study.user_attrs.get(CHAINED):
         return
+    # of a run that was killed while it enqueued them
+    there = [
+        trial.user_attrs[GIVEN]
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(KIND, "").startswith("chain")
+    ]
     names = {
         blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
     }
@@ -56,6 +62,9 @@ def enqueue_chain(
         for blend in blends if space.needs_profile else blends[:1]:
             params = space.chain(terrains[turn % len(terrains)], target, blend)
             if filled(params, turn):
+                continue
+            if params in there:
+                there.remove(params)
                 continue
             kind = f"chain {names[blend]}" if space.needs_profile else "chain"
             study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
@@ -122,10 +131,10 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
     return None
 
 
-def put_back(study: Study, number: int) -> None:
-    """A running trial waits again; Optuna's queue hands out the oldest first."""
+def put_back(study: Study, number: int, owner: str | None) -> None:
+    """A trial that `owner` ran waits again, unless it has ended or another process has signed it since."""
     trial, storage = study.get_trials(deepcopy=False)[number], study._storage
-    if trial.state.is_finished():  # told a moment ago
+    if trial.state != TrialState.RUNNING or owner_of(trial) not in (owner, None):
         return
     try:
         storage.set_trial_user_attr(trial._trial_id, LEASE, None)
@@ -154,7 +163,7 @@ def take_over(study: Study, leases: Leases) -> int:
     """Trials whose process is gone wait again; how many."""
     gone = [trial for trial in running(study) if leases.abandoned(trial)]
     for trial in gone:
-        put_back(study, trial.number)
+        put_back(study, trial.number, owner_of(trial))
     return len(gone)
 
 

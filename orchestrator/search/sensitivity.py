@@ -81,5 +81,4 @@ def _log_probabilities(model: nn.Module, inputs: list[Tensor]) -> Tensor:
 
 
 def _write(path: Path, found: Sensitivity, groups: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"groups": groups, "ratios": found.ratios, "loss": found.loss.tolist()}, indent=1))

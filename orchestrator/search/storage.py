@@ -6,14 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from lightning_modules.errors import DataError, UserError
+from lightning_modules.errors import DataError
+from orchestrator.files import writing
 from orchestrator.redact import redact
 from orchestrator.settings import Settings
 
@@ -67,29 +69,23 @@ class Journal(BaseJournalBackend):
         return self._reader.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Errors: UserError where the file cannot be written, such as on a full disk; it then is as it was."""
+        """Errors: StorageError where the file cannot be written, such as on a full disk; it then is as it was."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        try:
-            with open(self._path, "r+b") as stream, _locked(stream):
-                end = _end_of_last_line(stream)
+        # without a buffer: what one could not write it would write once more when it is closed, behind the end
+        with writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
+            end = _end_of_last_line(stream)
+            stream.truncate(end)
+            stream.seek(end)
+            try:
+                _write(stream, lines)
+                os.fsync(stream.fileno())
+            except OSError:
                 stream.truncate(end)
-                stream.seek(end)
-                try:
-                    stream.write(lines)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                except OSError:
-                    os.truncate(self._path, end)
-                    raise
-        except OSError as error:
-            raise UserError(
-                f"the study's journal must be writable; '{self._path}' is not ({error.strerror}); "
-                "what was finished is kept: make room or mend the permissions, and give the same command again"
-            ) from error
+                raise
 
 
 @contextmanager
-def _locked(stream: BinaryIO) -> Iterator[None]:
+def _locked(stream: FileIO) -> Iterator[None]:
     fcntl.flock(stream, fcntl.LOCK_EX)
     try:
         yield
@@ -97,7 +93,14 @@ def _locked(stream: BinaryIO) -> Iterator[None]:
         fcntl.flock(stream, fcntl.LOCK_UN)
 
 
-def _end_of_last_line(stream: BinaryIO) -> int:
+def _write(stream: FileIO, data: bytes) -> None:
+    """All of it: a file without a buffer takes what there is room for and says how much."""
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) :]
+
+
+def _end_of_last_line(stream: FileIO) -> int:
     """The byte behind the last newline."""
     end = stream.seek(0, os.SEEK_END)
     while end > 0:

@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from lightning_modules.errors import ConfigError
+from lightning_modules.errors import ConfigError, StorageError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact, redact_tree
 from orchestrator.search.exchange import Exchange
@@ -62,7 +62,7 @@ class Rules:
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     """The study of this name, new or as it was left.
 
-    Errors: ConfigError when the stored study was made by another search: the difference is shown, nothing is mixed.
+    Errors: ConfigError when the stored trials were made by another search: the difference is shown, nothing is mixed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -73,11 +73,18 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
         load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(settings.seed),
     )
-    identity = _identity(settings)
-    if study.user_attrs.get(IDENTITY) is None or not study.get_trials(deepcopy=False):
-        study.set_user_attr(IDENTITY, identity)  # a mistake mended before the first trial binds nobody
-    _require_same(study, identity)
+    if study.user_attrs.get(IDENTITY) is None:
+        study.set_user_attr(IDENTITY, _identity(settings))
+    if study.get_trials(deepcopy=False):
+        _require_same(study, _identity(settings))
     return study
+
+
+def bind_study(study: Study, settings: Settings) -> None:
+    """Makes it the study of this search, for a process that leads it. Errors: ConfigError as `open_study`."""
+    if not study.get_trials(deepcopy=False):
+        study.set_user_attr(IDENTITY, _identity(settings))  # a mistake mended before the first trial binds nobody
+    _require_same(study, _identity(settings))
 
 
 def join_study(settings: Settings) -> Study:
@@ -149,7 +156,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         measured = trials.evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
         trials.leases.require(trial.number)
-    except LeaseLostError:
+    except (LeaseLostError, StorageError):
         raise
     except Exception as error:
         _fail(trials, trial, reason_of(error), traceback.format_exc(), begin)
@@ -159,11 +166,11 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)
         if not trial.params:  # samplers must not see it: they draw from the dimensions that all trials have
-            study.tell(trial, state=TrialState.FAIL)
+            _tell(trials, trial, state=TrialState.FAIL)
         elif measured.state == "completed":
-            study.tell(trial, values)
+            _tell(trials, trial, values)
         else:
-            study.tell(trial, state=TrialState.PRUNED)
+            _tell(trials, trial, state=TrialState.PRUNED)
 
 
 def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[str, str]:
@@ -192,7 +199,14 @@ def _fail(trials: Trials, trial: optuna.Trial, reason: str, trace: str, begin: f
     trials.leases.require(trial.number)
     trial.set_user_attr(TRACE, redact(trace))
     _close(trial, "failed", redact(reason), begin)
-    trials.study.tell(trial, state=TrialState.FAIL)
+    _tell(trials, trial, state=TrialState.FAIL)
+
+
+def _tell(
+    trials: Trials, trial: optuna.Trial, values: Sequence[float] | None = None, state: TrialState | None = None
+) -> None:
+    trials.leases.require(trial.number)
+    trials.study.tell(trial, values, state)
 
 
 def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:

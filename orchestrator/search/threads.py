@@ -41,7 +41,6 @@ def choose_threads(settings: Settings, structure: Structure, model: nn.Module, d
     milliseconds = kept(path, _parsed)
     if milliseconds is None:
         milliseconds = _measured(settings, structure, model, data, middle)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(milliseconds))
     best = min(milliseconds, key=lambda count: milliseconds[count])
     torch.set_num_threads(int(best))

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
-from orchestrator.files import write_atomic
+from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.finished import PLAN, read_plan
@@ -190,7 +190,8 @@ def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
     if (target / PLAN).exists():
         return
     document = read_plan(source)
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.name == PLAN:
             continue
@@ -198,7 +199,8 @@ def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
         try:
             os.link(path, target / path.name)
         except OSError:  # another file system
-            shutil.copy2(path, target / path.name)
+            with writing(target / path.name):
+                shutil.copy2(path, target / path.name)
     links = [
         {**link, "trial": numbers[link["trial"]], "plan": _renumbered(link["plan"], numbers)}
         for link in document["lineage"]["links"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import StorageError
 from orchestrator.tracking import TrackerError
 from orchestrator.tracking.server import answering, connect, exchange
 
@@ -69,7 +69,7 @@ class RunFolders:
                     return call()
             except TrackerError as error:
                 if error.refused or self._now() + pause - begin > self._patience:
-                    raise UserError(
+                    raise StorageError(
                         f"study.results=mlflow needs MLflow to answer; it has not for {self._patience:g} s "
                         f"(study.storage_patience): {error.reason}; what was finished is kept, give the same command "
                         "again when it is back"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import StorageError, UserError
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
 
@@ -78,8 +78,9 @@ def plain(content: Any) -> Any:
 def _mendable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        reason = getattr(error.__cause__ or error, "strerror", error)
         raise UserError(
-            f"records for tracking are kept in '{folder}' until they are sent; it cannot be used ({error.strerror}); "
+            f"records for tracking are kept in '{folder}' until they are sent; it cannot be used ({reason}); "
             "make room there and give the same command again (or tracking=none)"
         ) from error

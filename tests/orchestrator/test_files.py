@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import StorageError, UserError
 from orchestrator.files import require_writable, write_atomic
 
 
@@ -28,7 +28,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"'.*a.txt' is not \(No space left on device\); .*make room"):
         write_atomic(path, "after")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["a.txt"]

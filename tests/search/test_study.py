@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial
 
-from lightning_modules.errors import ConfigError, DataError, PlanError
+from lightning_modules.errors import ConfigError, DataError, PlanError, StorageError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
@@ -30,7 +30,7 @@ from orchestrator.search.queue import done, enqueue_chain, take_over_interrupted
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
-from orchestrator.search.study import Rules, Trials, open_study
+from orchestrator.search.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load
 
@@ -128,6 +128,20 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
     assert found[2].reason == "RuntimeError: out of luck"
     assert found[1].quality is None
     assert "out of luck" in study.get_trials()[2].user_attrs[TRACE]
+
+
+def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
+    def full(proposal: Proposal, number: int, report: Report) -> Measurement:
+        if number == 1:
+            raise StorageError("no room")
+        return pretend(proposal, number, report)
+
+    study = start(tmp_path)
+    with pytest.raises(StorageError, match="no room"):
+        run(study, 3, full)
+    assert study.get_trials()[1].state == optuna.trial.TrialState.WAITING
+    run(study, 3)
+    assert [row.state for row in rows(study, GOALS)] == ["completed"] * 3
 
 
 def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
@@ -277,7 +291,10 @@ def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_p
 def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
     open_study(settings(tmp_path), ["maximize", "minimize"])
     other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
-    assert open_study(other, ["maximize", "minimize"]).user_attrs["identity"]["method"]["name"] == "l1"
+    study = open_study(other, ["maximize", "minimize"])
+    assert study.user_attrs["identity"]["method"]["name"] == "l2"  # another process may lead it, and train
+    bind_study(study, other)
+    assert study.user_attrs["identity"]["method"]["name"] == "l1"
 
 
 def test_differences_hide_secrets() -> None:
