@@ -213,7 +213,7 @@ def explore(
     study.set_user_attr(WANTED, n_trials)
     study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
     if settings.workers > 1:
-        with Workers(settings, study) as workers:
+        with Workers(settings, study, leads=True) as workers:
             supply(trials, n_trials, settings.workers, on_trial, lambda: workers.look(progress))
     else:
         run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
