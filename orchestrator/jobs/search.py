@@ -225,7 +225,7 @@ def explore(
     parts.exchange.publish_dense(dense_folder(settings))
     study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
     if settings.workers > 1:
-        with progress.timed("workers"), Workers(settings, study) as workers:
+        with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
             supply(trials, n_trials, 2 * settings.workers, on_trial, lambda: workers.look(progress))
     else:
         run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)

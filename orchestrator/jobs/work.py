@@ -45,7 +45,7 @@ def work(settings: Settings, name: str = "") -> None:
         if not _begun(study, leases, progress):
             progress.phase("work", f"study '{settings.study.name}' is complete: nothing to help with")
         elif settings.workers > 1:
-            with Workers(settings, study) as workers:
+            with Workers(settings, study, leads=False) as workers:
                 while workers.busy():
                     workers.look(progress)
                     time.sleep(LOOK_SECONDS)

@@ -20,11 +20,11 @@ import torch
 from lightning_modules.errors import UserError
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
-from orchestrator.search.leases import LEASE
+from orchestrator.search.leases import LEASE, here
 from orchestrator.search.queue import fail, own_trials, running
 from orchestrator.search.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
-from orchestrator.stopped import Stopped, stoppable
+from orchestrator.stopped import Stopped, beginning_processes, stoppable
 
 DEATHS = 5
 """So many workers may die over one trial before it is recorded as failed, and so many in a row without one ending."""
@@ -35,25 +35,34 @@ GRACE_SECONDS = 30.0
 class Workers:
     """A context: `settings.workers` processes run trials inside it, and are told to end at its end.
 
-    Each has its share of the CPU's threads, and of the GPUs in turn; what it says is in `workers/<number>.log`.
+    Each has its share of the CPU's threads, and of the GPUs in turn; what it says is in `workers/<number>.log`. In the
+    process that `leads` the study none of them ends by itself, in one that helps they do when the search is over.
     """
 
-    def __init__(self, settings: Settings, study: Study) -> None:
-        self._settings, self._study = settings, study
+    def __init__(self, settings: Settings, study: Study, leads: bool) -> None:
+        self._settings, self._study, self._leads = settings, study, leads
         self._folder = settings.study.folder / "workers"
         self._processes: dict[int, BaseProcess] = {}
         self._deaths: Counter[int] = Counter()
+        self._trial: dict[int | None, int] = {}
         self._in_a_row, self._ended = 0, 0
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for place in range(self._settings.workers):
-            self._begin(place)
+        try:
+            for place in range(self._settings.workers):
+                self._begin(place)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self._processes.values():
             process.terminate()
         until = time.monotonic() + GRACE_SECONDS
@@ -68,12 +77,17 @@ class Workers:
 
     def look(self, progress: Progress) -> None:
         """Replace those that died, and say what runs. Errors: UserError with what they said where all keep ending."""
-        progress.tick(_in_words(running(self._study)))
+        open_trials = running(self._study)
+        progress.tick(_in_words(open_trials))
+        place_here = here()["place"]
+        for trial in open_trials:
+            if (lease := trial.user_attrs.get(LEASE)) and lease["place"] == place_here:
+                self._trial[lease["pid"]] = trial.number
         ended = sum(trial.state.is_finished() for trial in own_trials(self._study))
         if ended > self._ended:
             self._ended, self._in_a_row = ended, 0
         for place, process in list(self._processes.items()):
-            if process.is_alive() or process.exitcode == 0:
+            if process.is_alive() or (process.exitcode == 0 and not self._leads):
                 continue
             process.join()
             self._mourn(place, process, progress)
@@ -82,16 +96,16 @@ class Workers:
     def _mourn(self, place: int, process: BaseProcess, progress: Progress) -> None:
         said = _last_words(self._log(place))
         if process.exitcode == 2:
-            raise UserError(said)
+            raise UserError(said or f"a worker could not go on; see {self._log(place)}")
         self._in_a_row += 1
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         progress.phase("workers", f"worker {place} ended with {how} and is replaced; see {self._log(place)}")
-        for trial in running(self._study):
-            if (trial.user_attrs.get(LEASE) or {}).get("pid") == process.pid:
-                self._deaths[trial.number] += 1
-                if self._deaths[trial.number] >= DEATHS:
-                    fail(self._study, trial.number, f"{DEATHS} workers died over it, the last with {how}")
+        # as it was seen last: another worker may have put the trial back by now
+        if (number := self._trial.pop(process.pid, None)) is not None:
+            self._deaths[number] += 1
+            if self._deaths[number] >= DEATHS:
+                fail(self._study, number, f"{DEATHS} workers died over it, the last with {how}")
         if self._in_a_row >= DEATHS * self._settings.workers:
             raise UserError(
                 f"workers must live long enough to end a trial; {self._in_a_row} in a row ended without, the last with "
@@ -101,9 +115,10 @@ class Workers:
     def _begin(self, place: int) -> None:
         context = multiprocessing.get_context("spawn")
         given = (share_of(self._settings, place), str(self._log(place)), os.getpid())
-        process = context.Process(target=_run, args=given, name=f"worker {place}", daemon=True)
-        process.start()
-        self._processes[place] = process
+        process = context.Process(target=_run, args=given, name=f"worker {place}")  # a daemon may load no data
+        with beginning_processes():
+            process.start()
+            self._processes[place] = process
 
     def _log(self, place: int) -> Path:
         return self._folder / f"{place}.log"
@@ -127,7 +142,7 @@ def _run(settings: Settings, log: str, parent: int) -> None:
     from orchestrator.jobs.work import work
 
     try:
-        with stoppable():
+        with stoppable([signal.SIGTERM]):
             work(settings)
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
@@ -143,7 +158,7 @@ def _end_with(parent: int) -> None:
     """A worker whose parent was killed puts its trial back and ends: nobody would end it otherwise."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    signal.raise_signal(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where it sleeps
 
 
 def _in_words(trials: list[FrozenTrial]) -> str:

@@ -27,9 +27,9 @@ from orchestrator.search.queue import (
     take_over,
     waiting,
 )
-from orchestrator.search.samplers import sampler
+from orchestrator.search.samplers import Distributions, sampler
 from orchestrator.search.study import Trials, run_trial
-from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial
+from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
@@ -131,8 +131,7 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
             study._thread_local.cached_all_trials = None  # as `ask` does: samplers see what has ended by now
             trial = optuna.Trial(study, taken._trial_id)
             if OWN not in taken.user_attrs:
-                for name, distribution in distributions.items():
-                    trial._suggest(name, distribution)
+                _draw(study, trial, distributions)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)
     except (LeaseLostError, UpdateFinishedTrialError):
@@ -141,3 +140,17 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
         put_back(study, taken.number, trials.leases.owner)
         raise
     return True
+
+
+def _draw(study: Study, trial: optuna.Trial, distributions: Distributions) -> None:
+    """The parameters, one by one.
+
+    Where a process was killed in between, the first are there: Optuna would not draw them again, and whatever a sampler
+    draws next from the same random numbers would be another value than in a study that nobody disturbed.
+    """
+    there = set(trial.params)
+    for name, distribution in distributions.items():
+        given = trial._is_fixed_param(name, distribution) or trial._is_relative_param(name, distribution)
+        if name in there and not given and not distribution.single():
+            study.sampler.sample_independent(study, trial._get_latest_trial(), name, distribution)
+        trial._suggest(name, distribution)

@@ -248,6 +248,32 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         assert [t.values for t in again.get_trials()] == [t.values for t in whole.get_trials()]
 
 
+@pytest.mark.parametrize("number", [0, 4, 6])
+@pytest.mark.parametrize("name", ["TPESampler", "RandomSampler"])
+def test_a_study_killed_between_two_parameters_ends_as_an_undisturbed_one(
+    tmp_path: Path, number: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"multivariate": True, "n_startup_trials": 5} if name == "TPESampler" else {}
+    rules = replace(RULES, sampler=Recipe(f"optuna.samplers.{name}", few))
+    whole = start(tmp_path / "whole")
+    run(whole, 7, rules=rules)
+    for count in (1, 2, len(whole.get_trials()[number].params) - 1):
+        suggest = optuna.Trial._suggest
+
+        def dies(self: optuna.Trial, *arguments: Any, count: int = count, suggest: Any = suggest) -> Any:
+            if self.number == number and len(self.params) == count:
+                raise KeyboardInterrupt
+            return suggest(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Trial, "_suggest", dies)
+            with pytest.raises(KeyboardInterrupt):
+                run(start(tmp_path / str(count)), 7, rules=rules)
+        again = start(tmp_path / str(count))
+        run(again, 7, rules=rules)
+        assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
+
+
 def test_plans_of_trials_that_were_not_told_are_removed_and_foreign_ones_refused(tmp_path: Path) -> None:
     study = start(tmp_path)
     run(study, 2)
