@@ -134,7 +134,7 @@ def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, s
         process.start()
     trials = trials_of(study, seconds, sampler)
     with trials.leases.leading():
-        supply(trials, n_trials + warm, 2 * workers, lambda trial: ended.append(time.perf_counter()), lambda: None)
+        supply(trials, n_trials + warm, lambda trial: ended.append(time.perf_counter()), lambda: None)
     found = study.get_trials(deepcopy=False)
     study.set_user_attr(OVER, True)
     for process in begun:

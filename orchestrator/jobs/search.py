@@ -31,8 +31,8 @@ from orchestrator.search.goals import Goals, Reference, goals_of, reference_of
 from orchestrator.search.ladders import Rung
 from orchestrator.search.leases import Leases
 from orchestrator.search.lineage import weights_digest
+from orchestrator.search.loop import AHEAD, supply
 from orchestrator.search.loop import search as run_trials
-from orchestrator.search.loop import supply
 from orchestrator.search.methods import check_method
 from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, pacing_of
@@ -226,9 +226,10 @@ def explore(
     study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
     if settings.workers > 1:
         with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
-            supply(trials, n_trials, 2 * settings.workers, on_trial, lambda: workers.look(progress))
+            supply(trials, n_trials, on_trial, lambda: workers.look(progress))
     else:
-        run_trials(trials, n_trials, on_trial, (lambda: True) if pacing is None else pacing.pace.more)
+        paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
+        run_trials(trials, n_trials, on_trial, *paced)
     parts.leases.require_lead()
     record_ended(parts.tracker, settings, problem, study)  # by helpers who began before this process looked
     study.set_user_attr(OVER, True)

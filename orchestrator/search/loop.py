@@ -33,6 +33,8 @@ from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial, Stu
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
+AHEAD = 100
+"""Trials that wait at any time: helpers find work while the searching process is busy with a trial of its own."""
 
 
 def search(
@@ -40,26 +42,25 @@ def search(
     n_trials: int,
     on_trial: OnTrial,
     in_time: Callable[[], bool] = lambda: True,
+    ahead: int = AHEAD,
     sleep: Sleep = time.sleep,
 ) -> None:
     """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough for another.
 
-    `on_trial` sees each as it was stored, those of other processes on this study too. A trial that fails is recorded
-    with its reason and the study goes on; only a signal ends the study, with the open trial put back.
+    `ahead` of them wait at any time for whoever helps. `on_trial` sees each as it was stored, those of other processes
+    on this study too. A trial that fails is recorded with its reason and the study goes on; only a signal ends the
+    study, with the open trial put back.
     """
     study, tell = trials.study, ended_since(trials, on_trial)
     while in_time():
         take_over(study, trials.leases)
-        if (taken := claim(study, n_trials)) is None and slots_left(study, trials.distributions, n_trials):
-            trials.leases.require_lead()
-            add_slot(study)
-            continue
-        if taken is None and not running(study):
-            break
-        if taken is None:
+        top_up(trials, n_trials, ahead)
+        if (taken := claim(study, n_trials)) is not None:
+            run_claimed(trials, taken)
+        elif running(study):
             sleep(LOOK_SECONDS)
         else:
-            run_claimed(trials, taken)
+            break
         tell()
     tell()
 
@@ -75,9 +76,9 @@ def help_search(trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sl
 
 
 def supply(
-    trials: Trials, n_trials: int, ahead: int, on_trial: OnTrial, look: Callable[[], None], sleep: Sleep = time.sleep
+    trials: Trials, n_trials: int, on_trial: OnTrial, look: Callable[[], None], sleep: Sleep = time.sleep
 ) -> None:
-    """Let others run trials until `n_trials` have ended or nothing is left to try; `ahead` of them wait at any time.
+    """Let others run trials until `n_trials` have ended or nothing is left to try.
 
     `look` is called again and again: it may raise where nobody is left to run them.
     """
@@ -85,15 +86,23 @@ def supply(
     while True:
         look()
         take_over(study, trials.leases)
-        there, left = len(waiting(study, n_trials)), slots_left(study, trials.distributions, n_trials)
-        if not left and not there and not running(study):
+        if not top_up(trials, n_trials, AHEAD) and not running(study):
             break
-        trials.leases.require_lead()
-        for _ in range(min(left, ahead - there)):
-            add_slot(study)
         tell()
         sleep(LOOK_SECONDS)
     tell()
+
+
+def top_up(trials: Trials, n_trials: int, ahead: int) -> int:
+    """Add trials until `ahead` wait, or there are enough; how many wait then."""
+    study = trials.study
+    there = len(waiting(study, n_trials))
+    more = min(ahead - there, slots_left(study, trials.distributions, n_trials)) if there < ahead else 0
+    if more > 0:
+        trials.leases.require_lead()
+    for _ in range(more):
+        add_slot(study)
+    return there + max(0, more)
 
 
 def ended_since(trials: Trials, on_trial: OnTrial) -> Callable[[], None]:

@@ -104,11 +104,15 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
 
 
 def places(trials: Sequence[FrozenTrial], distributions: Distributions) -> set[tuple[int, ...]]:
-    """Where in the space each trial with a value for every dimension lies; what lies off the grid is left out."""
+    """Where in the space each trial with a value for every dimension lies; what lies off the grid is left out.
+
+    A trial that waits lies where it will be, if its parameters are given.
+    """
     values = {name: values_of(distribution) for name, distribution in distributions.items()}
     found = set()
     for trial in trials:
-        place = [_place(values[name], trial.params.get(name)) for name in values]
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        place = [_place(values[name], params.get(name)) for name in values]
         if None not in place:
             found.add(tuple(place))
     return found  # type: ignore[return-value]

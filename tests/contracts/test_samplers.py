@@ -234,6 +234,7 @@ def test_an_interrupted_combination_is_tried_again() -> None:
         return pretend(proposal, number, report)
 
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
+    enqueue_chain(study, space, [TERRAIN], [0.5, 0.2, 0.15], [0.0])
     with pytest.raises(KeyboardInterrupt):
         ran(study, space, breaks, rules, 100)
     exhaust(study, space)

@@ -187,7 +187,7 @@ def test_helpers_and_the_searching_process_share_a_study(tmp_path: Path, kind: s
 
     trials = trials_of(study)
     with trials.leases.leading():
-        supply(trials, 10, 2, lambda trial: told.append(trial.number), look)
+        supply(trials, 10, lambda trial: told.append(trial.number), look)
     over.set()
     for thread in threads:
         thread.join()
