@@ -1,0 +1,94 @@
+"""kill -9 at random times: of the one process, of workers, and of the process that began them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tiny import alive, check_whole, finished, results, run, trials_in, wait_for
+
+pytestmark = pytest.mark.slow
+
+SINGLE, OF_WORKERS, OF_PARENTS = 20, 7, 3
+MANY = 24
+LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """What an undisturbed run finds, and how long it takes."""
+    folder = tmp_path_factory.mktemp("whole")
+    begin = time.perf_counter()
+    finished(folder)
+    seconds = time.perf_counter() - begin
+    check_whole(folder)
+    return results(folder), seconds
+
+
+def test_a_study_killed_at_random_times_ends_as_an_undisturbed_one(
+    whole: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    """From the imports to the report; a study that comes to its end is followed by another."""
+    expected, seconds = whole
+    draw, kills, studies = random.Random(0), 0, 0
+    while kills < SINGLE or studies < 2:
+        folder = tmp_path / str(studies)
+        folder.mkdir(exist_ok=True)
+        with run(folder) as process:
+            try:
+                assert process.process.wait(draw.uniform(0.1, 1.0) * seconds if kills < SINGLE else None) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.ends()
+                kills += 1
+                continue
+        check_whole(folder)
+        assert results(folder) == expected
+        assert "this study is complete" in finished(folder)
+        studies += 1
+
+
+def test_workers_that_are_killed_are_replaced_and_their_trials_taken_over(tmp_path: Path) -> None:
+    draw, kills = random.Random(1), 0
+    with run(tmp_path, *LONGER) as process:
+        assert process.says("search: ")
+        while kills < OF_WORKERS:
+            victim = draw.choice(wait_for(process.workers, "a worker"))
+            wait_for(lambda pid=victim: working(tmp_path, pid), f"worker {victim} runs a trial or ends")
+            time.sleep(draw.uniform(0.0, 0.3))
+            if alive(victim):
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+            if process.process.poll() is not None:
+                break
+        assert process.ends() == 0, process.text
+        assert process.text.count("ended with signal 9 and is replaced") == kills > 3
+    check_whole(tmp_path, trials=MANY)
+
+
+def working(folder: Path, pid: int) -> bool:
+    leases = [trial.user_attrs.get("lease") or {} for trial in trials_in(folder)]
+    return not alive(pid) or pid in {lease.get("pid") for lease in leases}
+
+
+def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    for _ in range(OF_PARENTS):
+        with run(tmp_path, *LONGER) as process:
+            workers = wait_for(lambda found=process: both(found.workers()), "two workers")
+            time.sleep(draw.uniform(0.0, 8.0))
+            process.kill()
+            process.process.wait()
+            wait_for(lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0)
+    finished(tmp_path, *LONGER)
+    check_whole(tmp_path, trials=MANY)
+
+
+def both(workers: list[int]) -> list[int]:
+    return workers if len(workers) == 2 else []
