@@ -15,6 +15,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from orchestrator.files import writing
 from orchestrator.settings import Settings
+from orchestrator.stopped import undisturbed
 
 try:
     import fcntl
@@ -25,7 +26,7 @@ except ImportError:  # not on Windows, where Optuna's own lock file has to do
 def storage_of(settings: Settings) -> BaseStorage:
     """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
     if (url := settings.study.storage) is None:
-        return JournalStorage(_journal(settings.study.folder / "study.journal"))
+        return WholeJournalStorage(_journal(settings.study.folder / "study.journal"))
     from orchestrator.search.database import database  # SQLAlchemy, which a journal does not need
 
     return database(url, settings.study.storage_patience)
@@ -35,6 +36,16 @@ def _journal(path: Path) -> BaseJournalBackend:
     if fcntl is None:
         return JournalFileBackend(str(path))
     return Journal(path)
+
+
+class WholeJournalStorage(JournalStorage):
+    """A signal does not cut short the reading, which would leave another study in memory than in the journal: a trial
+    that this process has claimed would not be put back.
+    """
+
+    def _sync_with_backend(self) -> None:
+        with undisturbed():
+            super()._sync_with_backend()
 
 
 class Journal(BaseJournalBackend):
@@ -55,7 +66,7 @@ class Journal(BaseJournalBackend):
         """Errors: StorageError where the file cannot be written, such as on a full disk; it then is as it was."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         # without a buffer: what one could not write it would write once more when it is closed, behind the end
-        with writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
+        with undisturbed(), writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
             end = _end_of_last_line(stream)
             stream.truncate(end)
             stream.seek(end)
