@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+
+_waiting: list[int] | None = None
+"""Signals that came inside `undisturbed`; None outside."""
 
 
 class Stopped(BaseException):
@@ -31,27 +34,39 @@ def stoppable(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Itera
 
 
 @contextmanager
-def beginning_processes() -> Iterator[None]:
-    """Inside, SIGTERM waits for the end, so that no process is begun and forgotten; Ctrl-C is not heard.
-
-    Nor do the processes hear it that are begun inside, although a terminal sends it to all: whoever began them tells
-    them to end, once, and their cleaning up is not cut short by the second signal.
-    """
-    waiting: list[int] = []
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: waiting.append(number)),
-    }
+def undisturbed() -> Iterator[None]:
+    """Inside, a signal waits for the end: for what takes milliseconds and may not be left half done."""
+    global _waiting
+    if threading.current_thread() is not threading.main_thread() or _waiting is not None:
+        yield  # handlers run in the main thread alone; the outermost tells
+        return
+    _waiting = []
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if waiting:
-        signal.raise_signal(signal.SIGTERM)
+        waiting, _waiting = _waiting, None
+        if waiting:
+            raise Stopped(waiting[0])
 
 
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+@contextmanager
+def beginning_processes() -> Iterator[None]:
+    """Inside, no process is begun and forgotten, and those that are begun do not hear Ctrl-C.
+
+    A terminal sends it to all: whoever began them tells them to end, once, and their cleaning up is not cut short by
+    a second signal.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with undisturbed():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
     # A second signal ends the process at once: whoever sends it does not want to wait for the cleaning up.
     signal.signal(signum, signal.SIG_DFL)
-    raise Stopped(signum)
+    if _waiting is None:
+        raise Stopped(signum)
+    _waiting.append(signum)

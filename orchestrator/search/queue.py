@@ -128,6 +128,9 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
                 return trial
         except UpdateFinishedTrialError:
             continue
+        except BaseException:  # a signal, before or after it was ours; another's claim without a lease is asked again
+            put_back(study, trial.number, None)
+            raise
     return None
 
 

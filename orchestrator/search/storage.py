@@ -18,6 +18,7 @@ from lightning_modules.errors import DataError
 from orchestrator.files import writing
 from orchestrator.redact import redact
 from orchestrator.settings import Settings
+from orchestrator.stopped import undisturbed
 
 try:
     import fcntl
@@ -51,7 +52,17 @@ def readable(settings: Settings) -> Iterator[None]:
 
 def journal(path: Path) -> BaseStorage:
     """One file, for processes that share its folder."""
-    return JournalStorage(JournalFileBackend(str(path)) if fcntl is None else Journal(path))
+    return WholeJournalStorage(JournalFileBackend(str(path)) if fcntl is None else Journal(path))
+
+
+class WholeJournalStorage(JournalStorage):
+    """A signal does not cut short the reading, which would leave another study in memory than in the journal: a trial
+    that this process has claimed would not be put back.
+    """
+
+    def _sync_with_backend(self) -> None:
+        with undisturbed():
+            super()._sync_with_backend()
 
 
 class Journal(BaseJournalBackend):
@@ -72,7 +83,7 @@ class Journal(BaseJournalBackend):
         """Errors: StorageError where the file cannot be written, such as on a full disk; it then is as it was."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         # without a buffer: what one could not write it would write once more when it is closed, behind the end
-        with writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
+        with undisturbed(), writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
             end = _end_of_last_line(stream)
             stream.truncate(end)
             stream.seek(end)

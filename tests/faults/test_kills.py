@@ -68,7 +68,9 @@ def test_workers_that_are_killed_are_replaced_and_their_trials_taken_over(tmp_pa
             if process.process.poll() is not None:
                 break
         assert process.ends() == 0, process.text
-        assert process.text.count("ended with signal 9 and is replaced") == kills > 3
+        # the last may have been killed when there was nothing left to do
+        assert kills - 1 <= process.text.count("ended with signal 9 and is replaced") <= kills
+        assert kills > 3
     check_whole(tmp_path, trials=MANY)
 
 

@@ -95,6 +95,28 @@ def test_of_several_processes_that_claim_at_once_each_trial_goes_to_one(tmp_path
         process.join()
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_a_claim_that_a_signal_cuts_short_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    study = opened(tmp_path, "journal")
+    add_slot(study)
+    write = study._storage.set_trial_state_values
+
+    def signalled(trial_id: int, state: TrialState) -> None:
+        if state == TrialState.RUNNING:
+            if done:
+                write(trial_id, state)
+            raise KeyboardInterrupt
+        write(trial_id, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study._storage, "set_trial_state_values", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            claim(study, 1)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
+
+
 def test_a_chain_that_is_longer_than_the_trials_asked_for_is_cut(tmp_path: Path) -> None:
     study = opened(tmp_path, "journal")
     enqueue_chain(study, SPACE, [TERRAIN], [0.6, 0.3, 0.2, 0.1], [0.0])

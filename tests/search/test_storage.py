@@ -23,7 +23,8 @@ from sqlalchemy.exc import OperationalError
 
 from lightning_modules.errors import ConfigError, StorageError
 from orchestrator.search.database import FIRST_PAUSE, LONGEST_PAUSE, PatientStorage, database
-from orchestrator.search.storage import Journal
+from orchestrator.search.storage import Journal, WholeJournalStorage
+from orchestrator.stopped import Stopped, stoppable
 
 LOGS: list[dict[str, Any]] = [{"op_code": 4, "text": "ü" * length} for length in (3, 50, 9000)]
 URL = "postgresql+psycopg://me:p%40ss%3Aw%2Frd-hunter2@127.0.0.1:1/db"
@@ -144,6 +145,31 @@ def test_the_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
         Journal(path).append_logs(LOGS[1:2])
     assert read(path) == LOGS[:2]
+
+
+def test_a_signal_waits_for_a_journal_to_be_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = WholeJournalStorage(Journal(tmp_path / "journal"))
+    study_id = kept.create_new_study([StudyDirection.MINIMIZE], "s")
+    apply = kept._replay_result.apply_logs
+
+    def flushed(descriptor: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def applied(logs: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        apply(logs)
+
+    for owner, name, call in ((os, "fsync", flushed), (kept._replay_result, "apply_logs", applied)):
+        trial_id = kept.create_new_trial(study_id)
+        before = signal.getsignal(signal.SIGTERM)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, call)
+            with pytest.raises(Stopped), stoppable():
+                kept.set_trial_user_attr(trial_id, "a", 1)
+        assert signal.getsignal(signal.SIGTERM) == before
+        with open(tmp_path / "journal") as journal:
+            assert '"user_attr":{"a":1}' in journal.readlines()[-1]
+        assert kept.get_trial(trial_id).user_attrs == {"a": 1}
 
 
 class Clock:
