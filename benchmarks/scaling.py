@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
 
@@ -104,12 +105,14 @@ def trials_of(study: optuna.Study, seconds: float, sampler: str) -> Trials:
     return Trials(study, Allocation(offset=0.3), terrain, evaluate, rules, Leases(study, 60.0), Exchange(study, Path()))
 
 
-def help_with(url: str, seconds: float, sampler: str, threads: int) -> None:
-    """One worker process, or many workers as its threads."""
+def help_with(url: str, seconds: float, sampler: str, threads: int, ready: Any) -> None:
+    """One worker process, or many workers as its threads; they begin together."""
 
     def one() -> None:
         study = opened(url)
-        help_search(trials_of(study, seconds, sampler), lambda: not study.user_attrs.get(OVER), lambda trial: None)
+        trials = trials_of(study, seconds, sampler)
+        ready.wait()
+        help_search(trials, lambda: not study.user_attrs.get(OVER), lambda trial: None)
 
     crowd = [threading.Thread(target=one) for _ in range(threads)]
     for member in crowd:
@@ -119,20 +122,24 @@ def help_with(url: str, seconds: float, sampler: str, threads: int) -> None:
 
 
 def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, sampler: str, threads: int) -> Row:
-    """Begin the workers, let each end a trial, then count what ends in the time that follows."""
+    """Begin the workers together, let each end two trials, then count what ends in the time that follows."""
     study = opened(url)
     study.set_user_attr(OVER, False)
     warm = 2 * workers
     study.set_user_attr(WANTED, n_trials + warm)
     ended: list[float] = []
     context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(workers + 1)
     begun = [
-        context.Process(target=help_with, args=(url, seconds, sampler, min(threads, workers - first)), daemon=True)
+        context.Process(
+            target=help_with, args=(url, seconds, sampler, min(threads, workers - first), ready), daemon=True
+        )
         for first in range(0, workers, threads)
     ]
     for process in begun:
         process.start()
     trials = trials_of(study, seconds, sampler)
+    ready.wait()
     with trials.leases.leading():
         supply(trials, n_trials + warm, lambda trial: ended.append(time.perf_counter()), lambda: None)
     found = study.get_trials(deepcopy=False)
