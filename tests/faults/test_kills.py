@@ -64,13 +64,13 @@ def test_workers_that_are_killed_are_replaced_and_their_trials_taken_over(tmp_pa
             time.sleep(draw.uniform(0.0, 0.3))
             if alive(victim):
                 os.kill(victim, signal.SIGKILL)
+                wait_for(lambda pid=victim: not alive(pid), f"the end of worker {victim}")
                 kills += 1
             if process.process.poll() is not None:
                 break
         assert process.ends() == 0, process.text
-        # the last may have been killed when there was nothing left to do
-        assert kills - 1 <= process.text.count("ended with signal 9 and is replaced") <= kills
-        assert kills > 3
+        # both may have been killed once more when there was nothing left to do
+        assert max(3, kills - 2) <= process.text.count("ended with signal 9 and is replaced") <= kills
     check_whole(tmp_path, trials=MANY)
 
 
