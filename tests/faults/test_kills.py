@@ -22,6 +22,7 @@ MANY = 24
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is right."""
 LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
+LONGEST = [*LONGER, f"study.n_trials={3 * MANY}"]
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,14 @@ def held(folder: Path, pid: int) -> list[int]:
 def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     draw = random.Random(2)
     for _ in range(OF_PARENTS):
-        with run(tmp_path, *LONGER) as process:
+        with run(tmp_path, *LONGEST) as process:
             workers = wait_for(lambda found=process: both(found.workers()), "two workers")
             time.sleep(draw.uniform(0.0, 8.0))
             process.kill()
             process.process.wait()
             wait_for(lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0)
-    finished(tmp_path, *LONGER)
-    check_whole(tmp_path, trials=MANY)
+    finished(tmp_path, *LONGEST)
+    check_whole(tmp_path, trials=3 * MANY)
 
 
 def both(workers: list[int]) -> list[int]:

@@ -187,7 +187,8 @@ def check_whole(folder: Path, url: str | None = None, trials: int = TRIALS) -> N
     found = trials_in(folder, url)
     assert [trial.number for trial in found] == list(range(trials))
     assert {trial.state for trial in found} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
-    assert [trial.user_attrs["reason"] for trial in found if trial.user_attrs["state"] == "failed"] == []
+    failed = {trial.number: trial.user_attrs["reason"] for trial in found if trial.user_attrs["state"] == "failed"}
+    assert not failed, failed
     with study_in(folder, url) as study:
         assert study.user_attrs[LEADER] is None
     home = folder / "runs" / "tiny"
