@@ -191,7 +191,7 @@ def pairs(repeats: int) -> None:
                 words = [
                     "+experiment=digits_small", "tracking=none", f"workers={workers}", "threads=1", "stopping=never",
                     f"study.name=s{repeat}-{workers}", f"study.out={folder}/runs", f"study.baselines={folder}/dense",
-                    "study.n_trials=60", "phases.confirm.max_models=1", "phases.confirm.baselines=[]",
+                    "study.n_trials=40", "phases.confirm.max_models=1", "phases.confirm.baselines=[]",
                 ]  # fmt: skip
                 subprocess.run([sys.executable, "-m", "orchestrator", *words], check=True, capture_output=True)
                 study = optuna.load_study(
