@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ def database(url: str, patience: float) -> BaseStorage:
             f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
+    weakref.finalize(opened, opened.engine.dispose)  # connections are closed with the storage, not left to their server
     if opened.engine.dialect.name == "sqlite":
         _lock_first(opened.engine)
     patient: BaseStorage = PatientStorage(get_storage(opened), url, patience)

@@ -72,7 +72,7 @@ class Evaluator:
     _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
-        """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group.
+        """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group (rejected).
 
         Also TrialTimeoutError, and whatever the model, the task and the data raise.
         """

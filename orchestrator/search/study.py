@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from lightning_modules.errors import ConfigError, StorageError
+from lightning_modules.errors import ConfigError, PlanError, StorageError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact, redact_tree
 from orchestrator.search.exchange import Exchange
@@ -158,8 +158,11 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         trials.leases.require(trial.number)
     except (LeaseLostError, StorageError):
         raise
+    except PlanError as error:  # known before anything was paid for: no failure of the study
+        _end(trials, trial, "rejected", reason_of(error), begin)
     except Exception as error:
-        _fail(trials, trial, reason_of(error), traceback.format_exc(), begin)
+        trial.set_user_attr(TRACE, redact(traceback.format_exc()))
+        _end(trials, trial, "failed", reason_of(error), begin)
     else:
         trials.exchange.publish(trial.number)
         trial.set_user_attr(MEASURED, measured.to_json())
@@ -195,10 +198,10 @@ def _values(measured: Measurement, goals: Goals) -> list[float]:
     return values
 
 
-def _fail(trials: Trials, trial: optuna.Trial, reason: str, trace: str, begin: float) -> None:
+def _end(trials: Trials, trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
+    """A trial that was not measured."""
     trials.leases.require(trial.number)
-    trial.set_user_attr(TRACE, redact(trace))
-    _close(trial, "failed", redact(reason), begin)
+    _close(trial, state, redact(reason), begin)
     _tell(trials, trial, state=TrialState.FAIL)
 
 

@@ -13,11 +13,7 @@ from orchestrator.__main__ import main
 from tests.faults.postgres import PASSWORD, Postgres, server
 from tests.faults.tiny import check_whole, command, run, trials_in, wait_for
 
-pytestmark = [
-    pytest.mark.slow,
-    # of studies that are refused in this process, once their database has been opened
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <function BaseConnection.__del__"),
-]
+pytestmark = pytest.mark.slow
 
 FORMS = [PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD), "hunter2", "hunter3"]
 

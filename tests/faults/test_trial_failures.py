@@ -187,9 +187,24 @@ def test_a_study_in_which_most_fail_stops_with_the_most_common_reason(tmp_path: 
 
 
 def test_few_failures_a_half_and_a_share_of_one_stop_nothing(tmp_path: Path) -> None:
-    run(start(tmp_path / "few"), 4, failing(0, 1, 2, 3), HALF)
-    run(start(tmp_path / "half"), 6, failing(1, 3, 5), HALF)
-    run(start(tmp_path / "all"), 8, failing(*range(8)))
+    for name, n_trials, failed, rules in (
+        ("few", 4, (0, 1, 2, 3), HALF),
+        ("half", 6, (1, 3, 5), HALF),
+        ("all", 8, tuple(range(8)), RULES),
+    ):
+        study = start(tmp_path / name)
+        run(study, n_trials, failing(*failed), rules)
+        states = [row.state for row in rows(study, GOALS)]
+        assert states == ["failed" if number in failed else "completed" for number in range(n_trials)]
+
+
+def test_plans_that_remove_nothing_or_empty_a_group_are_rejected_and_stop_nothing(tmp_path: Path) -> None:
+    study = start(tmp_path)
+    run(study, 6, failing(0, 1, 2, 3, 4, error=PlanError), HALF)
+    found = rows(study, GOALS)
+    assert [row.state for row in found] == ["rejected"] * 5 + ["completed"]
+    assert found[4].reason == "out of luck at step 4"
+    assert TRACE not in study.get_trials()[4].user_attrs
 
 
 def test_trials_that_were_rejected_or_stopped_did_not_fail() -> None:
