@@ -36,7 +36,7 @@ from search_tables import Point, Result, write  # type: ignore[import-not-found]
 
 from orchestrator import settings as schema
 from orchestrator.files import write_atomic
-from orchestrator.jobs.search import explore, parts_of
+from orchestrator.jobs.explore import explore, parts_of
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.search.goals import goals_of

@@ -85,6 +85,7 @@ class Outputs:
             ("rungs", in_words(self.rungs())),
             ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
             *([("left out", _left_out(self.summary))] if self.summary.get("baselines_left_out") else []),
+            *(("failed", f"{name}: {reason}") for name, reason in self.summary.get("failed", {}).items()),
             ("time", duration(self.summary["seconds"])),
             *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),
             (
@@ -107,7 +108,7 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 def finished_before(settings: Settings) -> Outputs | None:
     """The outputs of a study that has all the trials or the time asked for, or all there can be, confirmed alike.
 
-    None when there is work: also where a model was deleted, or a file is damaged.
+    None when there is work: also where a model was deleted, a file is damaged, or a confirmation failed.
     """
     folder = settings.study.folder
     summary = kept(folder / SUMMARY, lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])})
@@ -119,7 +120,7 @@ def finished_before(settings: Settings) -> Outputs | None:
     else:
         enough = summary.get("budget") is not None and parse(summary["budget"]).covers(paced)
     whole = enough or summary.get("exhausted", False)
-    if summary["key"] != key(settings) or not whole:
+    if summary["key"] != key(settings) or not whole or summary.get("failed"):
         return None
     try:
         dense, *baselines = read_csv(folder / BASELINES, BaselineRow)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import ConfigError
+from orchestrator.jobs.outputs import Outputs
 from orchestrator.search.exchange import Exchange
 from orchestrator.search.problem import Problem
 from orchestrator.search.queue import own_trials
+from orchestrator.search.rungs import columns as columns_of_rungs
 from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
@@ -34,11 +37,21 @@ def exchange_of(settings: Settings, study: Study) -> Exchange:
     return Exchange(study, models, store)
 
 
-def send_waiting(settings: Settings) -> None:
-    """What a finished study could not send."""
-    tracker = tracker_of(settings)
+def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
+    """Metrics and files of a finished study."""
+    summary = outputs.summary
+    metrics = {
+        **{name: value for name, value in summary.items() if isinstance(value, int | float)},
+        **{f"reference_{name}": value for name, value in summary["reference"].items()},
+        **columns_of_rungs(outputs.rungs()),
+    }
+    return metrics, outputs.files()
+
+
+def record_end(tracker: Tracker, outputs: Outputs) -> None:
+    """What a finished study could not send, its end too where the run was killed before it was recorded."""
     if isinstance(tracker, Spooled):
-        tracker.send_waiting()
+        tracker.require_end(*end_of(outputs))
 
 
 def columns(settings: Settings) -> dict[str, str]:

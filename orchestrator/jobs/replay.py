@@ -157,8 +157,8 @@ def _again(problem: Problem, link: Link, working: Working) -> Working:
 def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str, Any]) -> nn.Module:
     sparse = tuple(densities(working.model, working.masks))
     model = begun(problem, tensors(working.model), working.alive, sparse).model
-    level, parts = link.plan["activation"], link.plan["timing"].get("accumulate", 1)
-    steps = how.get("unit_steps")
+    level, steps = link.plan["activation"], how.get("unit_steps")
+    parts = how.get("accumulate", link.plan["timing"].get("accumulate", 1))
     candidate = Candidate("replay", model, working.alive, None, sparse, level, unit_steps=steps, accumulate=parts)
     return finetuned(problem, candidate, how["seed"], how["units"], how["lr_factor"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import effective_macs, zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
+from orchestrator.search.failures import in_smaller_parts
 from orchestrator.search.problem import Problem, example_input, seed_of
 from orchestrator.stored import kept
 
@@ -69,7 +70,10 @@ def costs_of(problem: Problem, candidate: Candidate) -> Costs:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best validation quality."""
+    """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best validation quality.
+
+    `accumulate` is the number of parts in which that seed's batches were taken.
+    """
 
     validation: tuple[dict[str, float], ...]
     test: tuple[dict[str, float], ...]
@@ -77,6 +81,7 @@ class Confirmed:
     latency_ms: float
     size_mb: float
     costs: Costs
+    accumulate: int = 1
 
     def mean(self, metric: str) -> float:
         return float(np.mean([found[metric] for found in self.test]))
@@ -114,10 +119,11 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
     if (stored := confirmed_before(problem, label, folder, candidate.source, candidate.unit_steps)) is not None:
         return stored, None
-    validation, test, models, measured = [], [], [], []
+    validation, test, models, measured, parts = [], [], [], [], []
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
-        copied = finetuned(problem, candidate, seed, how.units, how.lr_factor)
+        copied, taken = _finetuned_in_memory(problem, candidate, seed)
+        parts.append(taken)
         small = problem.quantised(copied, _int8_path(folder, label, seed), level) if candidate.int8 else copied
         validation.append(problem.validate(small, level))
         test.append(problem.test(small, level))
@@ -129,10 +135,21 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     size = sum(t.numel() * t.element_size() for t in models[best].state_dict().values()) / 1e6
     if candidate.int8:
         size = _int8_path(folder, label, how.seeds[best]).stat().st_size / 1e6
-    found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs_of(problem, candidate))
+    costs = costs_of(problem, candidate)
+    found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs, parts[best])
     record = {"key": _key(problem, candidate.source, candidate.unit_steps), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
+
+
+def _finetuned_in_memory(problem: Problem, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:
+    """With batches in as many parts as they came to need; the number."""
+    how = problem.settings.phases.confirm
+
+    def attempt(parts: int) -> nn.Module:
+        return finetuned(problem, replace(candidate, accumulate=parts), seed, how.units, how.lr_factor)
+
+    return in_smaller_parts(attempt, candidate.accumulate, problem.settings.study.on_out_of_memory)
 
 
 def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_factor: float) -> nn.Module:

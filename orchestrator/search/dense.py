@@ -17,6 +17,7 @@ from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
 from orchestrator.files import require_writable, write_atomic
 from orchestrator.redact import redact_tree
+from orchestrator.search.failures import SMALLER, needed
 from orchestrator.search.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
 from orchestrator.settings import Settings
@@ -108,7 +109,7 @@ def train_dense(
 
     if settings.phases.train.rewind_epoch == 0:
         write_atomic(folder / REWIND, save(tensors(model)))
-    with timed("dense training"):
+    with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
         _train(settings, model, data, device, on_unit)
     with timed("evaluation"):
         metrics = evaluate(

@@ -75,6 +75,7 @@ class _Confirmation(_Part):
     weights: Digest
     made_with: dict[str, Any]
     unit_steps: Number | None = None
+    accumulate: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class _Document(_Part):

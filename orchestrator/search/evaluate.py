@@ -72,9 +72,10 @@ class Evaluator:
     _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
-        """Prune and finetune; see `Evaluate`. Errors: PlanError for a plan that removes nothing or empties a group (rejected).
+        """Prune and finetune; see `Evaluate`.
 
-        Also TrialTimeoutError, and whatever the model, the task and the data raise.
+        Errors: PlanError for a plan that removes nothing or empties a group: it is rejected, not a failure.
+        TrialTimeoutError, and whatever the model, the task and the data raise.
         """
         study = self.problem.settings.study
         problem = self.problem

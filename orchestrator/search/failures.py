@@ -1,4 +1,4 @@
-"""Trials that fail: a second try with less memory, an end by the clock, and when so many fail that the study ends.
+"""What fails: a second try with less memory, an end by the clock, and when so many trials fail that the study ends.
 
 Why a trial failed is its reason, and the traceback an artifact; the study goes on.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lightning_modules.errors import TrialTimeoutError, UserError
+from lightning_modules.phases.fit import DivergedError
 from lightning_modules.phases.memory import out_of_memory, release_memory
 from orchestrator.search.measurement import Measurement, Proposal
 from orchestrator.settings.budget import Budget
@@ -21,6 +23,8 @@ HALVED = "retried with half the batch after out of memory"
 FEWEST = 5
 """Trials that must have ended before a share of failures says anything."""
 
+SMALLER = "take a smaller phases.{}.optimizer.lr, or where memory is short a smaller data.batch_size"
+Found = TypeVar("Found")
 Outcome = tuple[str, str]
 """(state, reason) of a trial; ("", "") before it has ended."""
 
@@ -34,18 +38,41 @@ def sparing_memory(
     a batch of odd size). Batch norms see half a batch then, and dropout other draws: the trial is not the one that the
     whole batch would have given, which is why its plan says so (`timing.accumulate`) and a replay does the same.
     """
+    timing = proposal.timing
+    found, parts = in_smaller_parts(
+        lambda parts: attempt(replace(proposal, timing=replace(timing, accumulate=parts))), timing.accumulate, how
+    )
+    halved = parts != timing.accumulate
+    return replace(found, reason="; ".join(filter(None, (found.reason, HALVED)))) if halved else found
+
+
+def in_smaller_parts(attempt: Callable[[int], Found], parts: int, how: Literal["halve", "fail"]) -> tuple[Found, int]:
+    """What the attempt gives with batches in `parts` pieces, or in twice as many where memory ran out; and how many."""
     try:
-        return attempt(proposal)
+        return attempt(parts), parts
     except Exception as error:
         if how == "fail" or not out_of_memory(error):
             raise
     release_memory()
     try:
-        found = attempt(replace(proposal, timing=replace(proposal.timing, accumulate=2)))
+        return attempt(2 * parts), 2 * parts
     except Exception as error:
         error.add_note(HALVED)
         raise
-    return replace(found, reason="; ".join(filter(None, (found.reason, HALVED))))
+
+
+@contextmanager
+def needed(what: str, remedy: str) -> Iterator[None]:
+    """For training without which there is no study.
+
+    Errors: UserError for a loss that is not finite, or too little memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, DivergedError) or out_of_memory(error)):
+            raise
+        raise UserError(f"{what} must come to its end; {reason_of(error)}; {remedy}") from error
 
 
 @dataclass(frozen=True)

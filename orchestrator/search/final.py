@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from lightning_modules.errors import UserError
+from lightning_modules.phases.memory import release_memory
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
+from orchestrator.redact import redact
 from orchestrator.report.quantities import axis_words
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
 from orchestrator.search.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.failures import SMALLER, most_common, needed, reason_of
 from orchestrator.search.finished import INT8, PLAN, finished_weights, keep_from_json, read_plan, save_plan
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.ladders import Rung, climb
@@ -33,44 +38,30 @@ def confirm_front(
     chosen: list[TrialRow],
     progress: Progress,
     unit_steps: int | None = None,
-) -> tuple[list[FrontRow], BaselineRow]:
-    """Front rows, large to small, and the dense model finetuned as long as they are.
+) -> tuple[list[FrontRow], BaselineRow, dict[str, str]]:
+    """Front rows, large to small, the dense model finetuned as long as they are, and why others were not confirmed.
 
     `chosen` come from the search's front on validation data (`results.candidates`); `unit_steps` are those of a unit,
     None: as configured. After full finetuning those that
-    another one dominates on validation data (mean over the seeds) leave, and those outside a bound. Test data decides
-    nothing.
+    another one dominates on validation data (mean over the seeds) leave, those outside a bound, and those whose
+    finetuning failed. Test data decides nothing.
+
+    Errors: UserError where none could be confirmed, or the dense model could not.
     """
     settings = problem.settings
     how = settings.phases.confirm
     progress.phase("confirm", f"{len(chosen)} models, {len(how.seeds)} seeds each, then test data")
     confirmed: list[tuple[TrialRow, Confirmed]] = []
+    failed: dict[str, str] = {}
     for row in chosen:
-        source = evaluator.models / str(row.number)
-        document = read_plan(source)
-        target = settings.study.folder / "models" / str(row.number)
-        if not (target / PLAN).exists():  # a run killed between the two: what is confirmed again is exported again
-            (settings.study.folder / "confirm" / f"trial-{row.number}.json").unlink(missing_ok=True)
-        found = evaluator.read(source)
-        weights = finished_weights(source, found, problem.model, problem.structure)
-        model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
-        candidate = Candidate(
-            f"trial-{row.number}",
-            model,
-            found.keep,
-            found.weights,
-            tuple(document["density"]),
-            document["plan"]["activation"],
-            document["plan"]["int8"],
-            unit_steps,
-            document["plan"]["timing"].get("accumulate", 1),
+        with _left_out(f"trial-{row.number}", failed, progress):
+            confirmed.append((row, _confirmed(problem, evaluator, row.number, progress, unit_steps)))
+    if chosen and not confirmed:
+        times, reason = most_common(list(failed.values()))
+        raise UserError(
+            f"a front needs confirmed models; none of {len(chosen)} is: {reason} ({times} times); all trials are kept: "
+            "mend it (phases.finetune, phases.confirm) and give the same command again"
         )
-        folder = settings.study.folder / "confirm"
-        result, best = confirm(problem, candidate, folder, progress.tick)
-        if best is not None:
-            int8 = best_int8(problem, candidate, result, folder)
-            _export(problem, target, document, result, best, int8, unit_steps)
-        confirmed.append((row, result))
     goals = problem.goals
     values = [{name: c.validated(name) for name in c.validation[0]} | c.named() for _, c in confirmed]
     points = np.array([goals.point(found, found) for found in values]).reshape(-1, len(goals.names))
@@ -86,7 +77,51 @@ def confirm_front(
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
-    return members, _dense(problem, progress, unit_steps)
+    return members, _dense(problem, progress, unit_steps), failed
+
+
+@contextmanager
+def _left_out(name: str, failed: dict[str, str], progress: Progress) -> Iterator[None]:
+    """What fails inside is said and noted; the rest of the study need not."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        failed[name] = redact(reason_of(error))
+        progress.phase(name, f"left out, it failed: {failed[name]}")
+    if name in failed:
+        release_memory()
+
+
+def _confirmed(
+    problem: Problem, evaluator: Evaluator, number: int, progress: Progress, unit_steps: int | None
+) -> Confirmed:
+    """One trial's model, confirmed and exported."""
+    out = problem.settings.study.folder
+    source, target, folder = evaluator.models / str(number), out / "models" / str(number), out / "confirm"
+    document = read_plan(source)
+    if not (target / PLAN).exists():  # a run killed between the two: what is confirmed again is exported again
+        (folder / f"trial-{number}.json").unlink(missing_ok=True)
+    found = evaluator.read(source)
+    weights = finished_weights(source, found, problem.model, problem.structure)
+    model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
+    candidate = Candidate(
+        f"trial-{number}",
+        model,
+        found.keep,
+        found.weights,
+        tuple(document["density"]),
+        document["plan"]["activation"],
+        document["plan"]["int8"],
+        unit_steps,
+        document["plan"]["timing"].get("accumulate", 1),
+    )
+    result, best = confirm(problem, candidate, folder, progress.tick)
+    if best is not None:
+        int8 = best_int8(problem, candidate, result, folder)
+        _export(problem, target, document, result, best, int8, unit_steps)
+    return result
 
 
 def run_baselines(
@@ -96,22 +131,25 @@ def run_baselines(
     progress: Progress,
     afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: True,
     unit_steps: int | None = None,
-) -> list[BaselineRow]:
+) -> tuple[list[BaselineRow], dict[str, str]]:
     """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
 
+    Also why others have none: their finetuning failed.
     One that a budget in time cannot `afford` (its name, rungs, those of them that are confirmed) is left out.
     """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
     rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _steps(problem, row.trial)) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
-    found = []
+    found: list[BaselineRow] = []
+    failed: dict[str, str] = {}
     for name in how.baselines:
         if not afford(name, rungs, [rung for rung in rungs if rung.trial in matched]):
             progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
             continue
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
-        found += _ladder(problem, method, name, rungs, matched, folder, progress, unit_steps)
-    return found
+        with _left_out(f"baseline {name}", failed, progress):
+            found += _ladder(problem, method, name, rungs, matched, folder, progress, unit_steps)
+    return found, failed
 
 
 def _matched_macs(problem: Problem, trial: int) -> int:
@@ -153,7 +191,8 @@ def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> Base
     model: nn.Module = copy.deepcopy(problem.model)
     source = [problem.settings.dense_digest()]
     candidate = Candidate("dense", model, problem.structure.full(), source, unit_steps=unit_steps)
-    result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
+    with needed("finetuning of the dense model, which the front is compared with,", SMALLER.format("finetune")):
+        result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
     return _baseline_row(problem, "dense", None, result)
 
 
@@ -210,6 +249,7 @@ def _export(
         "seed": seeds[result.best],
         "units": how.units,
         "unit_steps": unit_steps,
+        "accumulate": result.accumulate,
         "lr_factor": how.lr_factor,
         "weights": weights_digest(model),
         "made_with": made_with(problem.device),

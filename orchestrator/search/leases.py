@@ -73,12 +73,13 @@ class Leases:
             yield
 
     @contextmanager
-    def leading(self) -> Iterator[None]:
+    def leading(self, tell: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         """Holds the study itself.
 
-        Errors: ConfigError where another process does; after `patience` seconds without a sign of life it is followed.
+        Errors: ConfigError where another process does; after `patience` seconds without a sign of life, which `tell`
+        hears of, it is followed.
         """
-        self._wait_for_leader()
+        self._wait_for_leader(tell)
 
         def renew() -> None:
             if _owner(self.study.user_attrs.get(LEADER)) in (self.owner, None):
@@ -131,12 +132,15 @@ class Leases:
         self._seen[name] = sign, now, silent
         return silent > patience
 
-    def _wait_for_leader(self) -> None:
+    def _wait_for_leader(self, tell: Callable[[str], None]) -> None:
         """Until the leader is known to be gone, or seen to be alive."""
-        first = self.study.user_attrs.get(LEADER)
+        first, told = self.study.user_attrs.get(LEADER), False
         while (lease := self.study.user_attrs.get(LEADER)) and not self._silent(LEADER, lease, self.patience):
             if lease["place"] == _place() or _sign(lease) != _sign(first):
                 raise _taken(self.study, lease)
+            if not told:
+                tell(f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to say so")
+                told = True
             time.sleep(min(1.0, self.patience / BEATS))
 
     def _release_leader(self) -> None:

@@ -121,6 +121,7 @@ class Spooled:
             }
             if end == "finished":
                 self._spool.add({"close": record})
+                self._spool.remember({**self._spool.study, "ended": True})
                 self.send_waiting()
                 return
             try:
@@ -130,6 +131,20 @@ class Spooled:
                 self._say_what_waits()
             except Exception as error:
                 self._tell(f"the end of the study is not recorded: {error}")
+
+    def require_end(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+        """The end of a finished study, where it was opened here and not recorded; and what waits is sent."""
+        study = self._spool.study
+        if study and not study.get("ended") and not any(map(self._closes, self._spool.waiting())):
+            self.close_study(metrics, artifacts)
+        else:
+            self.send_waiting()
+
+    def _closes(self, path: Path) -> bool:
+        try:
+            return bool(self._spool.read(path).get("close", {}).get("end") == "finished")
+        except ValueError:
+            return False
 
     def send_waiting(self) -> None:
         """Sends what waits, now, and says what still does."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.jobs import search
+from orchestrator.jobs import explore
 from orchestrator.report.rows import TrialRow, read_csv
 from orchestrator.tracking.mlflow import MlflowTracker
 from tests.faults.mlflow_server import Server
@@ -75,7 +75,7 @@ def waiting() -> int:
 def test_a_server_that_dies_half_way_in_a_record_and_comes_back(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    send, record, most = MlflowTracker._send, search.record_trial, []
+    send, record, most = MlflowTracker._send, explore.record_trial, []
 
     def send_or_die(self: MlflowTracker, run_id: str, made: Any, at: float | None = None) -> None:
         if made.tags.get("kind") == "trial" and len(server.trials()) == 3 and not most:
@@ -89,7 +89,7 @@ def test_a_server_that_dies_half_way_in_a_record_and_comes_back(
         record(tracker, settings, problem, trial)
 
     monkeypatch.setattr(MlflowTracker, "_send", send_or_die)
-    monkeypatch.setattr(search, "record_trial", record_and_restart)
+    monkeypatch.setattr(explore, "record_trial", record_and_restart)
     assert main([*TINY, f"tracking.uri={server.uri}"]) == 0
     said = capsys.readouterr().err
     assert most == [2]
@@ -103,13 +103,13 @@ def test_a_server_that_stays_away_gets_everything_from_the_same_command_later(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*TINY, f"tracking.uri={server.uri}"]
-    record = search.record_trial
+    record = explore.record_trial
 
     def kill_and_record(tracker: Any, settings: Any, problem: Any, trial: Any) -> None:
         server.kill()
         record(tracker, settings, problem, trial)
 
-    monkeypatch.setattr(search, "record_trial", kill_and_record)
+    monkeypatch.setattr(explore, "record_trial", kill_and_record)
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "records that wait in 'runs/digits_small/spool': 7; the same command sends them" in captured.err

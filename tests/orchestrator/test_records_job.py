@@ -76,3 +76,30 @@ def test_an_error_of_the_study_is_told_though_its_end_cannot_be_recorded(
     said = capsys.readouterr().err
     assert "the end of the study is not recorded" in said
     assert said.rstrip().endswith("RuntimeError: the real error")
+
+
+def test_an_end_that_a_killed_run_did_not_record_is_recorded_by_the_same_command_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.jobs.search.end_of", killed)
+        with pytest.raises(Killed):
+            main(TINY)
+    assert Path("runs/digits_small/summary.json").exists()
+    for _ in range(2):
+        assert main(TINY) == 0
+        client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+        runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
+        (parent,) = [run for run in runs if "trial_number" not in run.data.tags]
+        assert parent.info.status == "FINISHED"
+        assert len(client.get_metric_history(parent.info.run_id, "hypervolume")) == 1
+        assert "summary.json" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}

@@ -213,8 +213,11 @@ def test_a_leader_elsewhere_is_refused_as_soon_as_it_beats(
 ) -> None:
     study.set_user_attr(LEADER, elsewhere())
     monkeypatch.setattr(module.time, "sleep", lambda seconds: study.set_user_attr(LEADER, elsewhere(2)))
-    with pytest.raises(ConfigError, match=r"process .* on far"), Leases(study, PATIENCE).leading():
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=r"process .* on far"), Leases(study, PATIENCE).leading(said.append):
         pass
+    assert [line for line in said if "on far; is it still?" in line] == said
+    assert len(said) == 1
 
 
 def test_a_leader_that_was_followed_notices(tmp_path: Path) -> None:

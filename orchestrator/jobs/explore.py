@@ -1,0 +1,187 @@
+"""Trials until there are enough: the chain, then what the sampler proposes around it, here or by other processes."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.jobs.records import exchange_of, record_ended, record_trial, tracker_of
+from orchestrator.jobs.workers import Workers
+from orchestrator.progress import Progress
+from orchestrator.report.rows import TrialRow
+from orchestrator.search.damaged import redo_damaged
+from orchestrator.search.dense import dense_folder
+from orchestrator.search.evaluate import Evaluator
+from orchestrator.search.exchange import Exchange
+from orchestrator.search.given import read_plans
+from orchestrator.search.goals import Goals
+from orchestrator.search.leases import Leases
+from orchestrator.search.lineage import weights_digest
+from orchestrator.search.loop import AHEAD, supply
+from orchestrator.search.loop import search as run_trials
+from orchestrator.search.methods import check_method
+from orchestrator.search.orphans import remove_orphans
+from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, pacing_of
+from orchestrator.search.problem import Problem, optimization
+from orchestrator.search.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
+from orchestrator.search.ready import DENSE, OVER, Ready, make_ready
+from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.samplers import check_sampler, exhausted
+from orchestrator.search.storage import readable
+from orchestrator.search.study import open_study
+from orchestrator.search.trial import DAMAGED, WARM, FrozenTrial, Study
+from orchestrator.search.warm_start import check_warm_start, filled, take_over
+from orchestrator.settings import Settings
+from orchestrator.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the configuration names and this job calls."""
+
+    space: Any
+    stopping: Any
+    tracker: Tracker
+    study: Study
+    leases: Leases
+    exchange: Exchange
+
+
+def parts_of(settings: Settings, goals: Goals) -> Parts:
+    """Everything that a name in the configuration stands for, built before anything is paid for."""
+    space, stopping = settings.space.build(), settings.stopping.build()
+    check_method(settings, space)
+    check_sampler(settings.sampler, goals.directions)
+    for how in (settings.phases.train, settings.phases.finetune):
+        optimization(how).check()
+    optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
+    tracker = tracker_of(settings)
+    with readable(settings):
+        study = open_study(settings, goals.directions)
+    check_warm_start(settings, study)
+    read_plans(settings)
+    if "id" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
+    leases, exchange = Leases(study, settings.study.lease), exchange_of(settings, study)
+    return Parts(space, stopping, tracker, study, leases, exchange)
+
+
+@dataclass(frozen=True)
+class Explored:
+    """All trials, and what they were made with; `nothing_left` says that every combination of the space was tried."""
+
+    found: list[TrialRow]
+    evaluator: Evaluator
+    pacing: Pacing | None
+    nothing_left: bool
+
+
+def explore(
+    problem: Problem,
+    parts: Parts,
+    progress: Progress,
+    begin: float,
+    now: Callable[[], float] = time.perf_counter,
+    confirming: float = CONFIRMING,
+) -> Explored:
+    """The search without what follows it: the chain, then trials around it.
+
+    `begin` is when the run began by the clock `now`; of a budget in time the share `confirming` is left for later.
+    """
+    settings, study = problem.settings, parts.study
+    goals, whole = problem.goals, problem.dense_costs
+    ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
+    pacing = _enqueue(ready, parts, progress, begin, now, confirming)
+    trials = ready.trials(study, parts.stopping, parts.leases, parts.exchange)
+    _take_up(ready, parts, progress)
+    n_trials = settings.study.n_trials if pacing is None else sys.maxsize
+    asked = f"{n_trials} trials" if pacing is None else pacing.words
+    progress.phase("search", f"{asked}, {done(study)} done before")
+
+    def on_trial(trial: FrozenTrial) -> None:
+        found = rows(study, goals, whole)
+        mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
+        record_trial(parts.tracker, settings, problem, trial)
+        left = None if pacing is None else pacing.seconds_left()
+        progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
+        total = n_trials if pacing is None else max(len(mine), len(pacing.targets))
+        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
+
+    study.set_user_attr(WANTED, n_trials)
+    parts.exchange.publish_dense(dense_folder(settings))
+    study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
+    if settings.workers > 1:
+        with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
+            supply(trials, n_trials, on_trial, lambda: workers.look(progress))
+    else:
+        paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
+        run_trials(trials, n_trials, on_trial, *paced)
+    parts.leases.require_lead()
+    record_ended(parts.tracker, settings, problem, study)  # by helpers who began before this process looked
+    study.set_user_attr(OVER, True)
+    parts.exchange.fetch()
+    nothing_left = exhausted(study, trials.distributions)
+    return Explored(rows(study, goals, whole), ready.evaluator, pacing, nothing_left)
+
+
+def _enqueue(
+    ready: Ready, parts: Parts, progress: Progress, begin: float, now: Callable[[], float], confirming: float
+) -> Pacing | None:
+    """What is known before any trial: plans of another study, the chain, the user's own plans; the pace of all."""
+    problem, study = ready.problem, parts.study
+    settings = problem.settings
+    space, evaluator, ways = ready.space, ready.evaluator, ready.terrains
+    chain = settings.search.chain
+    if taken := take_over(study, space, ways[0], evaluator):
+        progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
+    pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
+    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
+    evaluator.pace = evaluator.pace if pacing is None else pacing.pace
+    finetune = settings.phases.finetune
+    usual = [float(finetune.units * finetune.unit_steps)] * len(targets)
+    granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
+    rung_steps = usual if pacing is None else pacing.rung_steps
+    stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
+    enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
+    enqueue_plans(study, read_plans(settings))
+    return pacing
+
+
+def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
+    """What earlier runs of this study left: open trials, files of trials that never ended or are damaged, records."""
+    study, evaluator = parts.study, ready.evaluator
+    if taken := take_over_interrupted(study, parts.leases):
+        progress.tick(f"{taken} interrupted trials begin again")
+    remove_orphans(study, evaluator.models)
+    for line in redo_damaged(study, evaluator):
+        progress.phase("damaged", line)
+    parts.exchange.fetch()
+    parts.exchange.publish_all()
+    record_ended(parts.tracker, ready.problem.settings, ready.problem, study)
+
+
+def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> float:
+    """Remaining units of finetuning, each at the price of a unit at the mean FLOPs ratio of the chain's range."""
+    how, finetune, chain = (
+        problem.settings.phases.confirm,
+        problem.settings.phases.finetune,
+        problem.settings.search.chain,
+    )
+    trained = [row for row in found if row.rung and row.flops_ratio]
+    if not trained:
+        return 0.0
+    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
+    prices = np.array([row.seconds / row.rung for row in trained])
+    slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
+    mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
+    per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
+    confirmed = how.max_models * len(how.seeds) * how.units
+    ladders = len(how.baselines) * how.max_baseline_models * (len(how.seeds) * how.units + finetune.units)
+    return per_unit * ((n_trials - len(found)) * finetune.units + confirmed + ladders)
