@@ -52,6 +52,7 @@ from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Never
 from orchestrator.search.storage import journal
 from orchestrator.search.study import Rules, Trials
+from orchestrator.stopped import stoppable
 
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = Goals("accuracy", {"accuracy": 1.0}, ("flops",))
@@ -221,20 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs(given.pairs)
         return 0
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as place, postgresql(Path(place)) as server:
+    threads = PER_PROCESS if given.crowd else 1
+    with stoppable(), tempfile.TemporaryDirectory() as place, postgresql(Path(place)) as server:
         for workers in given.crowd or given.workers:
             for name in given.storages:
-                folder = Path(place, f"{name}-{workers}")
-                folder.mkdir()
-                url = {"journal": f"journal:{folder}/study.journal", "sqlite": f"sqlite:///{folder}/study.db"}.get(
-                    name, ""
-                )
-                if name == "postgresql":
-                    if server is None:
-                        print("postgresql is not installed: left out")
-                        continue
-                    url = database_of_its_own(server, f"w{workers}")
-                threads = PER_PROCESS if given.crowd else 1
+                if name == "postgresql" and server is None:
+                    print("postgresql is not installed: left out")
+                    continue
+                url = address(name, Path(place), workers, server or "")
                 rows.append(measured(name, url, workers, given.trials, given.trial_seconds, given.sampler, threads))
                 print(rows[-1].line(), flush=True)
     if given.out is not None:
@@ -243,12 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def database_of_its_own(server: str, name: str) -> str:
+def address(storage: str, place: Path, workers: int, server: str) -> str:
+    """Of a storage that nothing is in yet."""
+    if storage == "journal":
+        return f"journal:{place}/{workers}.journal"
+    if storage == "sqlite":
+        return f"sqlite:///{place}/{workers}.db"
     import psycopg
 
     with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return server.removesuffix("postgres") + name
+        connection.execute(f'CREATE DATABASE "w{workers}"')
+    return f"{server.removesuffix('postgres')}w{workers}"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class Leases:
         self.study, self.patience, self.now = study, patience, now
         self.owner = uuid.uuid4().hex
         self._beat = 0
+        self._ids: dict[int, int] = {}
         self._held: dict[str, Callable[[], None]] = {}
         self._seen: dict[str, tuple[Any, float, float]] = {}
         self._error: BaseException | None = None
@@ -64,6 +65,7 @@ class Leases:
         if found.state != TrialState.RUNNING or found.user_attrs.get(LEASE) is not None:
             raise _lost(number, found)
         storage.set_trial_user_attr(trial_id, LEASE, self._signed())
+        self._ids[number] = trial_id
 
         def renew() -> None:
             if owner_of(storage.get_trial(trial_id)) == self.owner:  # a trial that was taken over is not taken back
@@ -96,10 +98,13 @@ class Leases:
             self._release_leader()
 
     def require(self, number: int) -> None:
-        """Errors: LeaseLostError where the trial has been taken over; what a sign of life failed with."""
+        """To be asked of a trial that was held here.
+
+        Errors: LeaseLostError where it has been taken over; what a sign of life failed with.
+        """
         if self._error is not None:
             raise self._error
-        found = self.study.get_trials(deepcopy=False)[number]
+        found = self.study._storage.get_trial(self._ids[number])
         if found.state != TrialState.RUNNING or owner_of(found) != self.owner:
             raise _lost(number, found)
 

@@ -29,12 +29,15 @@ from orchestrator.search.queue import (
 )
 from orchestrator.search.samplers import Distributions, sampler
 from orchestrator.search.study import Trials, run_trial
-from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study
+from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study, TrialState
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
 AHEAD = 100
-"""Trials that wait at any time: helpers find work while the searching process is busy with a trial of its own."""
+"""Most trials that wait: helpers find work while the searching process is busy with a trial of its own."""
+FEW, EACH = 8, 8
+"""So many wait without helpers, and so many more for each trial that runs: every one that is open costs each look at
+a database some time."""
 
 
 def search(
@@ -96,8 +99,10 @@ def supply(
 def top_up(trials: Trials, n_trials: int, ahead: int) -> int:
     """Add trials until `ahead` wait, or there are enough; how many wait then."""
     study = trials.study
-    there = len(waiting(study, n_trials))
-    more = min(ahead - there, slots_left(study, trials.distributions, n_trials)) if there < ahead else 0
+    found = study.get_trials(deepcopy=False)
+    ahead = min(ahead, FEW + EACH * sum(trial.state == TrialState.RUNNING for trial in found))
+    there = len(waiting(study, n_trials, found))
+    more = min(ahead - there, slots_left(study, trials.distributions, n_trials, found)) if there < ahead else 0
     if more > 0:
         trials.leases.require_lead()
     for _ in range(more):

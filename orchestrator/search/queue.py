@@ -90,12 +90,15 @@ def done(study: Study) -> int:
     return sum(trial.state.is_finished() for trial in own_trials(study))
 
 
-def own_trials(study: Study) -> list[FrozenTrial]:
-    """Without those that were taken over from another study, and those whose files were damaged."""
+def own_trials(study: Study, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
+    """Without those that were taken over from another study, and those whose files were damaged.
+
+    Here and below, `trials` are all of the study's where they are at hand: each look at a database takes some queries.
+    """
     damaged = study.user_attrs.get(DAMAGED, {})
     return [
         trial
-        for trial in study.get_trials(deepcopy=False)
+        for trial in (study.get_trials(deepcopy=False) if trials is None else trials)
         if trial.user_attrs.get(KIND) != WARM and str(trial.number) not in damaged
     ]
 
@@ -105,19 +108,21 @@ def add_slot(study: Study) -> None:
     study.add_trial(create_trial(state=TrialState.WAITING))
 
 
-def slots_left(study: Study, distributions: Distributions, n_trials: int) -> int:
+def slots_left(
+    study: Study, distributions: Distributions, n_trials: int, trials: Sequence[FrozenTrial] | None = None
+) -> int:
     """How many trials may be added: up to `n_trials` of this study, and each combination of a finite space once."""
-    left = n_trials - len(own_trials(study))
+    trials = study.get_trials(deepcopy=False) if trials is None else trials
+    left = n_trials - len(own_trials(study, trials))
     if (whole := combinations(distributions)) is not None:
-        trials = study.get_trials(deepcopy=False)
         ended = [trial for trial in trials if trial.state.is_finished()]
         left = min(left, whole - len(places(ended, distributions)) - (len(trials) - len(ended)))
     return max(0, left)
 
 
-def waiting(study: Study, n_trials: int) -> list[FrozenTrial]:
+def waiting(study: Study, n_trials: int, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
     """Trials to be taken, the oldest first; a chain may be longer than the `n_trials` asked for."""
-    return [trial for trial in own_trials(study)[:n_trials] if trial.state == TrialState.WAITING]
+    return [trial for trial in own_trials(study, trials)[:n_trials] if trial.state == TrialState.WAITING]
 
 
 def claim(study: Study, n_trials: int) -> FrozenTrial | None:

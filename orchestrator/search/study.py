@@ -39,6 +39,7 @@ from orchestrator.search.trial import (
     SECONDS,
     STATE,
     TRACE,
+    FrozenTrial,
     Study,
     TrialState,
 )
@@ -148,7 +149,8 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         if trial.user_attrs[KIND] != "search":
             return None
         mine = _standing(trial.number, rung, flops_ratio, metrics, rules)
-        return rules.stopping(mine, _peers(study, trial.number, rules), _ended(study))
+        others = study.get_trials(deepcopy=False)
+        return rules.stopping(mine, _peers(others, trial.number, rules), _ended(others))
 
     try:
         own = trial.user_attrs.get(OWN)
@@ -223,17 +225,17 @@ def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: R
     return Standing(number, rung, flops_ratio, metrics["loss"], drop)
 
 
-def _peers(study: Study, number: int, rules: Rules) -> list[Standing]:
+def _peers(trials: Sequence[FrozenTrial], number: int, rules: Rules) -> list[Standing]:
     return [
         _standing(other.number, rung, flops_ratio, metrics, rules)
-        for other in study.get_trials(deepcopy=False)
+        for other in trials
         if other.number != number
         for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
     ]
 
 
-def _ended(study: Study) -> Ended:
+def _ended(trials: Sequence[FrozenTrial]) -> Ended:
     """Failed trials are left out, as samplers do."""
-    told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    told = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     found = [trial.state for trial in told if trial.user_attrs.get(KIND) == "search"]
     return Ended(len(found), found.count(TrialState.COMPLETE))

@@ -123,7 +123,7 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
     study = start(tmp_path)
     run(study, 5, fails)
     found = rows(study, GOALS)
-    assert [row.state for row in found] == ["completed", "failed", "failed", "completed", "completed"]
+    assert [row.state for row in found] == ["completed", "rejected", "failed", "completed", "completed"]
     assert found[1].reason == "a plan must remove at least one unit"
     assert found[2].reason == "RuntimeError: out of luck"
     assert found[1].quality is None
