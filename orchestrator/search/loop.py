@@ -56,12 +56,13 @@ def search(
     """
     study, tell = trials.study, ended_since(trials, on_trial)
     while in_time():
+        begin = time.perf_counter()
         take_over(study, trials.leases)
         top_up(trials, n_trials, ahead)
         if (taken := claim(study, n_trials)) is not None:
             run_claimed(trials, taken)
         elif running(study):
-            sleep(LOOK_SECONDS)
+            sleep(_rest(begin))
         else:
             break
         tell()
@@ -71,9 +72,10 @@ def search(
 def help_search(trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep) -> None:
     """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees those run here."""
     while go_on():
+        begin = time.perf_counter()
         take_over(trials.study, trials.leases)
         if (taken := claim(trials.study, trials.study.user_attrs.get(WANTED, 0))) is None:
-            sleep(LOOK_SECONDS)
+            sleep(_rest(begin))
         elif run_claimed(trials, taken):
             on_trial(trials.study.get_trials(deepcopy=False)[taken.number])
 
@@ -87,13 +89,19 @@ def supply(
     """
     study, tell = trials.study, ended_since(trials, on_trial)
     while True:
+        begin = time.perf_counter()
         look()
         take_over(study, trials.leases)
         if not top_up(trials, n_trials, AHEAD) and not running(study):
             break
         tell()
-        sleep(LOOK_SECONDS)
+        sleep(_rest(begin))
     tell()
+
+
+def _rest(begin: float) -> float:
+    """Seconds until the next look: at most a tenth of the time goes into looks, each some queries of a database."""
+    return max(LOOK_SECONDS, 9.0 * (time.perf_counter() - begin))
 
 
 def top_up(trials: Trials, n_trials: int, ahead: int) -> int:

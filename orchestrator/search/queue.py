@@ -5,8 +5,10 @@ A trial that was interrupted waits again under its own number, and so has the pa
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
@@ -33,6 +35,8 @@ CHAINED, WANTED = "chained", "wanted"
 """Of the study: that its chain was enqueued, and how many trials the searching process asks for."""
 LOOK_SECONDS = 0.1
 """Between two looks at trials that others left open."""
+T = TypeVar("T")
+_ANY = random.SystemRandom()  # not the one whose draws a study repeats
 
 
 def enqueue_chain(
@@ -127,7 +131,7 @@ def waiting(study: Study, n_trials: int, trials: Sequence[FrozenTrial] | None = 
 
 def claim(study: Study, n_trials: int) -> FrozenTrial | None:
     """The oldest trial that waits, running from now on; None where none does. Of several who ask, one gets it."""
-    for trial in waiting(study, n_trials):
+    for trial in parting(waiting(study, n_trials)):
         try:
             if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 return trial
@@ -137,6 +141,18 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
             put_back(study, trial.number, None)
             raise
     return None
+
+
+def parting(trials: Sequence[T]) -> Iterator[T]:
+    """All, the first one first; then one of the next two, of the next four and so on, then the others in their order.
+
+    Many who ask at once would otherwise follow one another from trial to trial, each of which one of them gets.
+    """
+    left, size = list(trials), 1
+    while size <= len(left):
+        yield left.pop(_ANY.randrange(size))
+        size *= 2
+    yield from left
 
 
 def put_back(study: Study, number: int, owner: str | None) -> None:

@@ -26,6 +26,7 @@ from orchestrator.search.queue import (
     enqueue_chain,
     enqueue_plans,
     own_trials,
+    parting,
     queued,
     slots_left,
     waiting,
@@ -150,6 +151,17 @@ def test_no_more_slots_than_combinations_are_left(tmp_path: Path) -> None:
     assert claim(study, 99) is not None
     assert slots_left(study, space, 99) == 2
     assert slots_left(study, space, 3) == 0
+
+
+def test_those_who_ask_at_once_part_ways_after_the_first_trial() -> None:
+    orders = [list(parting(range(100))) for _ in range(50)]
+    for order in orders:
+        assert sorted(order) == list(range(100))
+        assert order[0] == 0
+        assert order[1] in (1, 2)
+        assert order[3] < 11
+    assert len({tuple(order[:6]) for order in orders}) > 25
+    assert list(parting([])) == []
 
 
 @pytest.mark.parametrize("enqueued", [0, 1, 2, 3])
