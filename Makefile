@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Side by side, one thread each: two processes with two threads on two cores would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+BESIDE := -n auto --maxprocesses 4
 
 .PHONY: run test slow lint clean
 
@@ -10,10 +13,11 @@ run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) $(BESIDE) -m slow --ignore tests/faults
+	$(PYTEST) -m slow tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ import torch
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import Recipe
 from orchestrator.files import write_atomic
 from orchestrator.search.database import database
@@ -88,8 +89,11 @@ def opened(url: str) -> optuna.Study:
     )
 
 
-def trials_of(study: optuna.Study, seconds: float, sampler: str) -> Trials:
-    structure = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+def structure_of() -> Structure:
+    return discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
+
+
+def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler: str) -> Trials:
     macs = Cost(structure).macs
     terrain = Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
 
@@ -108,10 +112,11 @@ def trials_of(study: optuna.Study, seconds: float, sampler: str) -> Trials:
 
 def help_with(url: str, seconds: float, sampler: str, threads: int, ready: Any) -> None:
     """One worker process, or many workers as its threads; they begin together."""
+    structure = structure_of()
 
     def one() -> None:
         study = opened(url)
-        trials = trials_of(study, seconds, sampler)
+        trials = trials_of(study, structure, seconds, sampler)
         ready.wait()
         help_search(trials, lambda: not study.user_attrs.get(OVER), lambda trial: None)
 
@@ -139,7 +144,7 @@ def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, s
     ]
     for process in begun:
         process.start()
-    trials = trials_of(study, seconds, sampler)
+    trials = trials_of(study, structure_of(), seconds, sampler)
     ready.wait()
     with trials.leases.leading():
         supply(trials, n_trials + warm, lambda trial: ended.append(time.perf_counter()), lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def confirm_front(
     confirmed: list[tuple[TrialRow, Confirmed]] = []
     failed: dict[str, str] = {}
     for row in chosen:
-        with _left_out(f"trial-{row.number}", failed, progress):
+        with _left_out(problem, f"trial-{row.number}", failed, progress):
             confirmed.append((row, _confirmed(problem, evaluator, row.number, progress, unit_steps)))
     if chosen and not confirmed:
         times, reason = most_common(list(failed.values()))
@@ -81,15 +82,17 @@ def confirm_front(
 
 
 @contextmanager
-def _left_out(name: str, failed: dict[str, str], progress: Progress) -> Iterator[None]:
-    """What fails inside is said and noted; the rest of the study need not."""
+def _left_out(problem: Problem, name: str, failed: dict[str, str], progress: Progress) -> Iterator[None]:
+    """What fails inside is said and noted, its traceback kept; the rest of the study goes on."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        trace = problem.settings.study.folder / "confirm" / f"{name.replace(' ', '-')}.traceback.txt"
+        write_atomic(trace, redact(traceback.format_exc()))
         failed[name] = redact(reason_of(error))
-        progress.phase(name, f"left out, it failed: {failed[name]}")
+        progress.phase(name, f"left out, it failed: {failed[name]}; see {trace}")
     if name in failed:
         release_memory()
 
@@ -147,7 +150,7 @@ def run_baselines(
             progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
             continue
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
-        with _left_out(f"baseline {name}", failed, progress):
+        with _left_out(problem, f"baseline {name}", failed, progress):
             found += _ladder(problem, method, name, rungs, matched, folder, progress, unit_steps)
     return found, failed
 

@@ -78,7 +78,9 @@ def test_what_fails_is_left_out_and_said_and_made_by_the_same_command(
     failing(diverges("trial-0", "uniform-1"))
     assert main(STUDY) == 0
     said = capsys.readouterr()
-    assert f"trial-0: left out, it failed: {reason}" in said.err
+    trace = RUN / "confirm" / "trial-0.traceback.txt"
+    assert f"trial-0: left out, it failed: {reason}; see {trace}" in said.err
+    assert "in fail\n" in trace.read_text()
     assert "baseline uniform" in " ".join(said.out.split())
     assert summary()["failed"] == {"trial-0": reason, "baseline uniform": reason}
     assert [row.trial for row in read_csv(RUN / "front.csv", FrontRow)] == [1]

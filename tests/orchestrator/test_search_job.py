@@ -205,9 +205,11 @@ def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(InMemory, "test_dataloader", touch)
     with inside(tmp_path):
-        assert main([*SMALL, "study.n_trials=4", "tracking=none"]) == 1  # confirmation is where it ends
+        assert main([*SMALL, "study.n_trials=4", "tracking=none"]) == 2  # confirmation is where it ends
     assert len(list((tmp_path / "runs" / "digits_small" / "trials").iterdir())) >= 3
-    assert not list((tmp_path / "runs" / "digits_small").glob("confirm/*"))
+    traces = list((tmp_path / "runs" / "digits_small").glob("confirm/*"))
+    assert traces
+    assert all(path.suffix == ".txt" and "TouchedError" in path.read_text() for path in traces)
 
 
 def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path) -> None:
