@@ -86,6 +86,7 @@ SETTINGS = {
     )
 }
 PLAIN = "phases.finetune.distillation=null"
+UNMIXED = "phases.finetune.distillation.mixed=0"
 ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
 RIVALS = {
@@ -94,9 +95,11 @@ RIVALS = {
     "torch-pruning global": PLAIN,
     "torch-pruning uniform": PLAIN,
     "chain": f"search.chain.even=steps {PLAIN}",
-    "chain + distillation": "search.chain.even=steps",
-    "ours, screened, equal steps": "search.screening.share=0.08 search.chain.even=steps",
-    "ours, screened": "search.screening.share=0.08",
+    "chain + distillation": f"search.chain.even=steps {UNMIXED}",
+    "chain + distillation, mixed": "search.chain.even=steps",
+    "ours, screened, equal steps": f"search.screening.share=0.08 search.chain.even=steps {UNMIXED}",
+    "ours, screened": f"search.screening.share=0.08 {UNMIXED}",
+    "ours, unmixed": UNMIXED,
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""

@@ -33,6 +33,7 @@ class Timing:
     `distillation` is the weight of the dense outputs in the loss, None as configured.
     `unit_steps` are the optimizer steps of a unit where a budget in time sets them; None: as configured.
     `accumulate` is the number of parts in which each batch was trained on, above 1 where memory ran out.
+    `mixed` copies of the training data were learnt beside it where a budget in time sets them; None: as configured.
     """
 
     schedule: str = "one_shot"
@@ -43,6 +44,7 @@ class Timing:
     unit_steps: int | None = None
     distillation: float | None = None
     accumulate: int = 1
+    mixed: int | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -53,6 +55,8 @@ class Timing:
             raise PlanError(f"plan.unit_steps must be at least 1; got {self.unit_steps}")
         if self.accumulate < 1:
             raise PlanError(f"plan.accumulate must be at least 1; got {self.accumulate}")
+        if self.mixed is not None and self.mixed < 0:
+            raise PlanError(f"plan.mixed must be at least 0; got {self.mixed}")
         if self.distillation is not None and not 0.0 <= self.distillation <= 1.0:
             raise PlanError(f"plan.distillation must be a weight in [0, 1]; got {self.distillation:g}")
         if not 0.0 <= self.start < self.end <= 1.0:

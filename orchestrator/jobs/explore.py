@@ -28,7 +28,7 @@ from orchestrator.search.loop import AHEAD, supply
 from orchestrator.search.loop import search as run_trials
 from orchestrator.search.methods import check_method
 from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, pacing_of
+from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
 from orchestrator.search.problem import Problem, optimization
 from orchestrator.search.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
 from orchestrator.search.ready import DENSE, OVER, Ready, make_ready
@@ -141,6 +141,7 @@ def _enqueue(
     chain = settings.search.chain
     if taken := take_over(study, space, ways[0], evaluator):
         progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
+    evaluator.mixed = mixed_copies(problem, study)
     pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
     targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace

@@ -153,7 +153,7 @@ def _finetuned_in_memory(problem: Problem, candidate: Candidate, seed: int) -> t
 
 
 def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_factor: float) -> nn.Module:
-    """A copy of the candidate's model after the finetuning of one seed."""
+    """A copy of the candidate's model after the finetuning of one seed, on the training data as it is."""
     copied = copy.deepcopy(candidate.model)
     held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
     seeded = seed_of(problem.settings.seed, 4, seed)
@@ -166,6 +166,7 @@ def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_
         level=candidate.level,
         unit_steps=candidate.unit_steps,
         accumulate=candidate.accumulate,
+        mixed=0,
     )
     return copied
 

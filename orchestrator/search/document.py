@@ -28,6 +28,7 @@ class _Timing(_Part):
     unit_steps: Number | None = None
     accumulate: Annotated[int, Field(ge=1, le=64)] = 1
     distillation: float | None = None
+    mixed: Number | None = None
 
 
 class _Stage(_Part):

@@ -57,15 +57,16 @@ class Evaluator:
 
     Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
     are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
-    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units in all; None: as configured.
-    `told` are the trials that have ended in the study, the others' plans are nobody's parents; `may_save` raises where
-    a trial is somebody else's by now.
+    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units in all, `mixed` is the number
+    of mixed copies of the training data; None: as configured. `told` are the trials that have ended in the study, the
+    others' plans are nobody's parents; `may_save` raises where a trial is somebody else's by now.
     """
 
     problem: Problem
     methods: Mapping[str, Method]
     models: Path
     pace: Callable[[float, int], int | None] = lambda ratio, units: None
+    mixed: int | None = None
     told: Callable[[], Container[int]] | None = None
     may_save: Callable[[int], None] = lambda number: None
     _known: dict[int, Finished] = field(default_factory=dict, repr=False)
@@ -103,7 +104,7 @@ class Evaluator:
         alive = problem.structure.counts(working.alive)
         units = planned_units(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
         unit_steps = self.pace(problem.ratios(wanted.kept)["flops"], units)
-        proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps))
+        proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps, mixed=self.mixed))
         steps = units * (unit_steps or problem.settings.phases.finetune.unit_steps)
         screened = self._screened(proposal, parent, working, wanted, steps, seed)
         if screened is not None:

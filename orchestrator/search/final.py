@@ -6,6 +6,7 @@ import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def run_baselines(
     One that a budget in time cannot `afford` (its name, rungs, those of them that are confirmed) is left out.
     """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [Rung(row.trial, _matched_macs(problem, row.trial), _steps(problem, row.trial)) for row in front]
+    rungs = [_rung(problem, row.trial) for row in front]
     matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
     found: list[BaselineRow] = []
     failed: dict[str, str] = {}
@@ -155,10 +156,14 @@ def run_baselines(
     return found, failed
 
 
-def _matched_macs(problem: Problem, trial: int) -> int:
-    """Effective MACs by the units and weights of a front model: a ladder prunes these, and no activations."""
-    document = read_plan(problem.settings.study.folder / "trials" / str(trial))
-    return effective_macs(problem.structure, keep_from_json(document["keep"], problem.structure), document["density"])
+def _rung(problem: Problem, trial: int) -> Rung:
+    """What a ladder matches of a front model: effective MACs by units and weights, as ladders prune no activations."""
+    folder = problem.settings.study.folder / "trials" / str(trial)
+    document = read_plan(folder)
+    keep = keep_from_json(document["keep"], problem.structure)
+    macs = effective_macs(problem.structure, keep, document["density"])
+    steps = lineage_in(document, folder).trained_steps
+    return Rung(trial, macs, steps, document["plan"]["timing"].get("mixed"))
 
 
 def _ladder(
@@ -171,7 +176,7 @@ def _ladder(
     progress: Progress,
     unit_steps: int | None,
 ) -> list[BaselineRow]:
-    source = [name, [[rung.trial, rung.macs, rung.steps] for rung in rungs], method.settings.plain()]
+    source = [name, [astuple(rung) for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
     before = [confirmed_before(problem, f"{name}-{trial}", folder, source, unit_steps) for trial in wanted]
     if all(before):
@@ -259,9 +264,3 @@ def _export(
     }
     confirmed = {"confirmed": by_seed, "confirmed_seed": seeds[result.best], "confirmation": confirmation}
     save_plan(folder, {**document, **confirmed}, model)
-
-
-def _steps(problem: Problem, number: int) -> int:
-    """Optimizer steps in a trial's weights, those of its ancestors included."""
-    folder = problem.settings.study.folder / "trials" / str(number)
-    return lineage_in(read_plan(folder), folder).trained_steps

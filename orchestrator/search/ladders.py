@@ -29,11 +29,15 @@ PLACES = {"uniform": 0, "random": 1, "global": 2}
 
 @dataclass(frozen=True)
 class Rung:
-    """Match `macs` for front trial `trial`, finetuned for `steps` optimizer steps in all, its ancestors' included."""
+    """Match `macs` for front trial `trial`, finetuned for `steps` optimizer steps in all, its ancestors' included.
+
+    `mixed` copies of the training data were learnt beside it; None: as configured.
+    """
 
     trial: int
     macs: int
     steps: int
+    mixed: int | None = None
 
 
 def steps_by_rung(rungs: Sequence[Rung], least: int) -> list[tuple[Rung, int]]:
@@ -74,7 +78,7 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
         held = [Sparse(masks)] if masks else []
-        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, unit_steps=steps)
+        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, unit_steps=steps, mixed=rung.mixed)
         yield rung, model.eval(), units_alive
 
 

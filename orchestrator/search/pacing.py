@@ -29,6 +29,9 @@ CONFIRMING = 0.2
 STEPS = 3
 """Optimizer steps that are timed at each of the ratios."""
 TARGETS = "targets"
+MIXED = "mixed"
+MIXING, MOST_MIXED = 0.05, 8
+"""The part of a budget in time that mixed copies of the training data may take, and how many there are at most."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,22 @@ def pacing_of(
     priced = [plans.at(target) for target in targets] * len(chain.equal_loss)
     pace = Pace(speed, priced, available, most, clock, left, lambda: _steps_done(problem, study), chain.even)
     return Pacing(budget, targets, pace, speed, clock)
+
+
+def mixed_copies(problem: Problem, study: Study) -> int | None:
+    """As many as a budget in time pays for where they are to follow from it, the same whenever the study goes on.
+
+    None: as configured. The dense outputs on them are there afterwards.
+    """
+    how, budget, mixing = problem.settings.phases.finetune.distillation, problem.settings.study.paced, problem.mixing
+    if how is None or how.mixed != "auto" or mixing is None or budget is None or budget.unit != "seconds":
+        return None
+    if MIXED not in study.user_attrs:
+        study.set_user_attr(MIXED, min(MOST_MIXED, mixing.affordable(MIXING * budget.amount)))
+    copies = int(study.user_attrs[MIXED])
+    with problem.timed("evaluation"):
+        mixing.prepare(copies)
+    return copies
 
 
 def _targets(problem: Problem, rungs: int) -> list[float]:

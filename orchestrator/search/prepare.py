@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import AttentionTransfer, Distillation, dense_outputs, teacher
+from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
@@ -18,7 +20,7 @@ from orchestrator.search.dense import build_model, rewound_model, train_dense
 from orchestrator.search.given import check_plans
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.outline import outline
-from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.problem import Problem, example_input, seed_of
 from orchestrator.search.samplers import sampler
 from orchestrator.search.threads import choose_threads
 from orchestrator.settings import Settings
@@ -65,17 +67,32 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         return True
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch)
-    distillation = None
+    distillation = mixing = None
     if (how := settings.phases.finetune.distillation) is not None and (how.weight > 0.0 or how.features):
+        begin = time.perf_counter()
         with progress.timed("evaluation"):
             cached = dense_outputs(model, data.ordered_batches(), device)
         features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
         distillation = Distillation(teacher(model, cached), how.temperature, how.weight, features)
+        if how.weight > 0.0:
+            seconds = time.perf_counter() - begin
+            mixing = Mixing(model, data, cached, device, seed_of(settings.seed, 6), seconds)
     rewound = rewound_model(settings, model)
     costs = dense_costs(settings, model, structure, example, latency)
-    timed = progress.timed
     return Problem(
-        settings, model, data, structure, cost, metrics, distillation, device, timed, rewound, costs, latency
+        settings,
+        model,
+        data,
+        structure,
+        cost,
+        metrics,
+        distillation,
+        device,
+        progress.timed,
+        rewound,
+        costs,
+        latency,
+        mixing=mixing,
     )
 
 

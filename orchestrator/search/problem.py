@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
+from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
@@ -39,7 +40,8 @@ Timed = Callable[[str], AbstractContextManager[None]]
 @dataclass(frozen=True)
 class Problem:
     """`dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state,
-    where one was kept, `latency` estimates latencies, where they are asked for, `check` is called at every batch."""
+    where one was kept, `latency` estimates latencies, where they are asked for, `check` is called at every batch.
+    `mixing` is there where there is `distillation` of outputs."""
 
     settings: Settings
     model: nn.Module
@@ -54,6 +56,7 @@ class Problem:
     dense_costs: Mapping[str, float] = field(default_factory=dict)
     latency: LatencyModel | None = None
     check: Check = never
+    mixing: Mixing | None = None
 
     @property
     def sign(self) -> float:
@@ -130,17 +133,24 @@ class Problem:
         unit_steps: int | None = None,
         distillation: float | None = None,
         accumulate: int = 1,
+        mixed: int | None = None,
     ) -> None:
         """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
 
         With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
-        `distillation` is the weight of the dense outputs; None: as configured. `accumulate` is as in `fit`.
+        `distillation` is the weight of the dense outputs; `mixed` copies of the training data are learnt beside it;
+        None: as configured. `accumulate` is as in `fit`.
         """
         unit_steps = unit_steps or self.settings.phases.finetune.unit_steps
         task = self.task(model)
         teaching = self.distillation
         if teaching is not None and distillation is not None:
             teaching = replace(teaching, weight=distillation)
+        if teaching is not None and self.mixing is not None and (copies := self._copies(mixed)) > 0:
+            batches, teacher = self.mixing(copies, seed)
+            teaching = replace(teaching, teacher=teacher)
+        else:
+            batches = self.data.train_batches(seed)
         task.distillation = teaching  # type: ignore[assignment]
         seed_everything(seed)
         features = None if self.distillation is None else self.distillation.features
@@ -148,7 +158,7 @@ class Problem:
         with self.timed("finetune"), attached(model, self.activation(level)), tapped:
             fit(
                 task,
-                self.data.train_batches(seed),
+                batches,
                 self._optimization(units * unit_steps, lr_factor),
                 units=units,
                 unit_steps=unit_steps,
@@ -158,6 +168,12 @@ class Problem:
                 callbacks=[*callbacks, Watched(self.check)],
                 accumulate=accumulate,
             )
+
+    def _copies(self, mixed: int | None) -> int:
+        how = self.settings.phases.finetune.distillation
+        if mixed is not None or how is None:
+            return mixed or 0
+        return 0 if how.mixed == "auto" else how.mixed
 
     def _optimization(self, steps: int, lr_factor: float) -> Optimization:
         how, train = self.settings.phases.finetune, self.settings.phases.train

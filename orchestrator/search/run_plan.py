@@ -130,6 +130,7 @@ class _Run:
             unit_steps=self.plan.timing.unit_steps,
             distillation=self.plan.timing.distillation,
             accumulate=self.plan.timing.accumulate,
+            mixed=self.plan.timing.mixed,
         )
         self.working.optimizer = carried.state if carried else None
         self.spent += units

@@ -28,10 +28,15 @@ class TrainSettings(OptimizerSettings):
 
 
 class DistillationSettings(Part):
-    """`features` names modules whose attention maps are matched too, with `feature_weight` each."""
+    """`features` names modules whose attention maps are matched too, with `feature_weight` each.
+
+    `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as many as a small
+    part of a budget in time pays for, none without one.
+    """
 
     temperature: Annotated[float, Field(gt=0.0)] = 3.0
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    mixed: Count | Literal["auto"] = "auto"
     features: tuple[str, ...] = ()
     feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
 

@@ -57,6 +57,7 @@ CHOICES = [
     "phases=deep",
     "phases=standard",
     "phases.finetune.distillation=null",
+    "phases.finetune.distillation.mixed=2",
     "phases.profile.ratios=[0.3,0.6]",
     "search.chain.equal_loss=[0.0,1.0]",
     "search.lineage=false",

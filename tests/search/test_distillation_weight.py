@@ -51,11 +51,28 @@ def test_the_weight_is_what_the_model_is_trained_with(home: Path, tmp_path: Path
     assert any(not torch.equal(asked[name], other[name]) for name in asked)
 
 
+def test_mixed_copies_are_those_of_the_plan_or_as_configured(home: Path, tmp_path: Path) -> None:
+    def weights(mixed: int | None, *overrides: str) -> dict[str, torch.Tensor]:
+        one = here(home, tmp_path / str(len(list(tmp_path.iterdir()))), *overrides)
+        one.evaluator.mixed = mixed
+        return one.run(one.propose(0.5))[1].state_dict()
+
+    def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    planned, plain = weights(2), weights(None)
+    assert same(planned, weights(None, "phases.finetune.distillation.mixed=2"))
+    assert same(plain, weights(0, "phases.finetune.distillation.mixed=2"))
+    assert not same(planned, plain)
+
+
 def test_plans_keep_it(home: Path, tmp_path: Path) -> None:
     plan = Plan((), Timing(distillation=0.25))
     assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(PlanError, match="distillation"):
         Timing(distillation=1.5)
+    with pytest.raises(PlanError, match="mixed"):
+        Timing(mixed=-1)
 
 
 @pytest.mark.parametrize(
