@@ -43,12 +43,12 @@ from orchestrator import settings as schema
 from orchestrator.files import write_atomic
 from orchestrator.load import load_int8, load_pruned
 from orchestrator.progress import Progress
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.methods import check_method, prepare_method
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.space.choices import ACTIVATION
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.methods import check_method, prepare_method
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"

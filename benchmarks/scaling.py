@@ -41,18 +41,18 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import Recipe
 from orchestrator.files import write_atomic
-from orchestrator.search.database import database
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import help_search, supply
-from orchestrator.search.measurement import Measurement, Proposal, Report
-from orchestrator.search.queue import WANTED
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.ready import OVER
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Never
-from orchestrator.search.storage import journal
-from orchestrator.search.study import Rules, Trials
+from orchestrator.search.studies.database import database
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import help_search, supply
+from orchestrator.search.studies.queue import WANTED
+from orchestrator.search.studies.storage import journal
+from orchestrator.search.studies.study import Rules, Trials
 from orchestrator.stopped import stoppable
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from lightning_modules.pruning.activations import ActivationPruning
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe
-from orchestrator.search.finished import INT8, PLAN, WEIGHTS, read_plan
+from orchestrator.search.plans.finished import INT8, PLAN, WEIGHTS, read_plan
 from orchestrator.stored import read_weights
 
 LARGEST_INPUT = 2**24

@@ -16,28 +16,28 @@ from orchestrator.jobs.records import exchange_of, record_ended, record_trial, t
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import TrialRow
-from orchestrator.search.damaged import redo_damaged
 from orchestrator.search.dense import dense_folder
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals
-from orchestrator.search.leases import Leases
-from orchestrator.search.lineage import weights_digest
-from orchestrator.search.loop import AHEAD, supply
-from orchestrator.search.loop import search as run_trials
-from orchestrator.search.methods import check_method
-from orchestrator.search.orphans import remove_orphans
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
+from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.problem import Problem, optimization
-from orchestrator.search.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
 from orchestrator.search.ready import DENSE, OVER, Ready, make_ready
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.samplers import check_sampler, exhausted
-from orchestrator.search.storage import readable
-from orchestrator.search.study import open_study
-from orchestrator.search.trial import DAMAGED, WARM, FrozenTrial, Study
-from orchestrator.search.warm_start import check_warm_start, filled, take_over
+from orchestrator.search.studies.damaged import redo_damaged
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import AHEAD, supply
+from orchestrator.search.studies.loop import search as run_trials
+from orchestrator.search.studies.orphans import remove_orphans
+from orchestrator.search.studies.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
+from orchestrator.search.studies.storage import readable
+from orchestrator.search.studies.study import open_study
+from orchestrator.search.studies.trial import DAMAGED, WARM, FrozenTrial, Study
+from orchestrator.search.studies.warm_start import check_warm_start, filled, take_over
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 

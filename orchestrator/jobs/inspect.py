@@ -21,11 +21,11 @@ from orchestrator.report.tables import show, summary_table
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.dense import build_model
 from orchestrator.search.goals import goals_of
-from orchestrator.search.methods import check_method
 from orchestrator.search.outline import on_weights, outline
 from orchestrator.search.prepare import check_budgets, device_of, find_latency_model, find_structure
 from orchestrator.search.problem import example_input
 from orchestrator.search.samplers import check_sampler, combinations, sampler
+from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import MethodSettings, Settings
 
 

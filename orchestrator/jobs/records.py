@@ -8,11 +8,11 @@ from typing import Any
 
 from lightning_modules.errors import ConfigError
 from orchestrator.jobs.outputs import Outputs
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.problem import Problem
-from orchestrator.search.queue import own_trials
 from orchestrator.search.rungs import columns as columns_of_rungs
-from orchestrator.search.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.queue import own_trials
+from orchestrator.search.studies.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
 from orchestrator.tracking.folders import RunFolders

@@ -18,10 +18,9 @@ from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
 from orchestrator.report.tables import show, summary_table
-from orchestrator.search.confirm import Candidate, finetuned
-from orchestrator.search.evaluate import begun
-from orchestrator.search.finished import PLAN, WEIGHTS, read_plan
-from orchestrator.search.lineage import (
+from orchestrator.search.confirmation.confirm import Candidate, finetuned
+from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
+from orchestrator.search.plans.lineage import (
     Lineage,
     Link,
     differences,
@@ -31,12 +30,13 @@ from orchestrator.search.lineage import (
     tensors,
     weights_digest,
 )
-from orchestrator.search.methods import prepare_method
+from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
-from orchestrator.search.run_plan import run_plan
-from orchestrator.search.trust import require_own, targets
-from orchestrator.search.working import Working
+from orchestrator.search.trials.evaluate import begun
+from orchestrator.search.trials.methods import prepare_method
+from orchestrator.search.trials.run_plan import run_plan
+from orchestrator.search.trials.working import Working
 from orchestrator.settings import MethodSettings, Settings
 from orchestrator.stored import sha256_of
 

@@ -16,17 +16,17 @@ from orchestrator.jobs.outputs import Outputs, finished_before, key
 from orchestrator.jobs.records import end_of, record_end, record_study, tracker_of
 from orchestrator.progress import Progress
 from orchestrator.report.rows import FrontRow, TrialRow
-from orchestrator.search.final import confirm_front, run_baselines
+from orchestrator.search.confirmation.final import confirm_front, run_baselines
+from orchestrator.search.confirmation.ladders import Rung
 from orchestrator.search.goals import Reference, goals_of, reference_of
-from orchestrator.search.ladders import Rung
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
-from orchestrator.search.queue import own_trials
 from orchestrator.search.ready import OVER
 from orchestrator.search.results import candidates
 from orchestrator.search.rungs import rung_rows
-from orchestrator.search.study import bind_study
-from orchestrator.search.trial import DAMAGED, WARM
+from orchestrator.search.studies.queue import own_trials
+from orchestrator.search.studies.study import bind_study
+from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 

@@ -10,16 +10,16 @@ from orchestrator.jobs.records import exchange_of
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.search.dense import dense_folder
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import help_search
-from orchestrator.search.methods import check_method
 from orchestrator.search.prepare import prepare
-from orchestrator.search.queue import WANTED, own_trials, running, waiting
 from orchestrator.search.ready import DENSE, OVER, make_ready, require_same_dense
 from orchestrator.search.results import front, rows, trial_row
-from orchestrator.search.storage import readable
-from orchestrator.search.study import join_study
-from orchestrator.search.trial import FrozenTrial, Study
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import help_search
+from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
+from orchestrator.search.studies.storage import readable
+from orchestrator.search.studies.study import join_study
+from orchestrator.search.studies.trial import FrozenTrial, Study
+from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
 
 LOOK_SECONDS = 0.5

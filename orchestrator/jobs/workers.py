@@ -20,9 +20,9 @@ import torch
 from lightning_modules.errors import UserError
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
-from orchestrator.search.leases import LEASE, here
-from orchestrator.search.queue import fail, own_trials, running
-from orchestrator.search.trial import RUNGS, FrozenTrial, Study
+from orchestrator.search.studies.leases import LEASE, here
+from orchestrator.search.studies.queue import fail, own_trials, running
+from orchestrator.search.studies.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.stopped import Stopped, beginning_processes, stoppable
 

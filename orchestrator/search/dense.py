@@ -17,9 +17,9 @@ from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
 from orchestrator.files import require_writable, write_atomic
 from orchestrator.redact import redact_tree
-from orchestrator.search.failures import SMALLER, needed
-from orchestrator.search.lineage import tensors
+from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
+from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
 from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
 

@@ -9,8 +9,8 @@ from torch import nn
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.weights import Weight, weight_structure
-from orchestrator.search.pruners import pools_of
 from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.trials.pruners import pools_of
 from orchestrator.settings import MethodSettings, Settings
 
 

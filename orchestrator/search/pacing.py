@@ -15,13 +15,13 @@ from lightning_modules.errors import ConfigError, PlanError
 from orchestrator.progress import Progress
 from orchestrator.search.allocation import cut_evenly
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.ladders import Rung, steps_by_rung
+from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
 from orchestrator.search.problem import Problem
-from orchestrator.search.pruners import UnitPruner
-from orchestrator.search.queue import own_trials, queued
 from orchestrator.search.space import Params, Space, Terrain
-from orchestrator.search.trial import MEASURED, SECONDS, Study
+from orchestrator.search.studies.queue import own_trials, queued
+from orchestrator.search.studies.trial import MEASURED, SECONDS, Study
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.settings.budget import Budget
 
 CONFIRMING = 0.2

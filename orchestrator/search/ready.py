@@ -8,17 +8,17 @@ from typing import Any
 
 from lightning_modules.errors import DataError
 from orchestrator.progress import Progress
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.leases import Leases
-from orchestrator.search.lineage import weights_digest
-from orchestrator.search.methods import Method, prepare_method
-from orchestrator.search.orphans import plans_told
+from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.problem import Problem
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
-from orchestrator.search.study import Rules, Trials
-from orchestrator.search.trial import Study
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.orphans import plans_told
+from orchestrator.search.studies.study import Rules, Trials
+from orchestrator.search.studies.trial import Study
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.methods import Method, prepare_method
 
 DENSE, OVER = "dense", "over"
 """Of the study: the digest of the dense weights, once they are there, and whether its search has ended."""

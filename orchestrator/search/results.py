@@ -10,7 +10,7 @@ from types import MappingProxyType
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.goals import Goals
-from orchestrator.search.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
+from orchestrator.search.studies.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
 
 
 def trial_row(trial: FrozenTrial, goals: Goals, dense: Mapping[str, float] = MappingProxyType({})) -> TrialRow:

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from orchestrator.report.rows import RungRow
 from orchestrator.search.goals import Goals
-from orchestrator.search.trial import MEASURED, RUNGS, FrozenTrial, TrialState
+from orchestrator.search.studies.trial import MEASURED, RUNGS, FrozenTrial, TrialState
 
 LEAST = 4
 """Trials below which a correlation is left out."""

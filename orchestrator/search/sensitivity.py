@@ -18,8 +18,8 @@ from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.allocation import Sensitivity
-from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.trials.methods import Method
 from orchestrator.stored import kept
 
 

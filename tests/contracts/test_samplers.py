@@ -17,12 +17,8 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Direction, Goals
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import search
-from orchestrator.search.measurement import Evaluate, Measurement, Proposal, Report
-from orchestrator.search.queue import enqueue_chain
+from orchestrator.search.plans.measurement import Evaluate, Measurement, Proposal, Report
 from orchestrator.search.samplers import (
     BruteForce,
     check_sampler,
@@ -35,8 +31,12 @@ from orchestrator.search.samplers import (
 )
 from orchestrator.search.space import Allocation, Choices, PerGroup, Terrain, Uniform
 from orchestrator.search.stopping import Never
-from orchestrator.search.study import Rules, Trials
-from orchestrator.search.trial import STATE, Study
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.queue import enqueue_chain
+from orchestrator.search.studies.study import Rules, Trials
+from orchestrator.search.studies.trial import STATE, Study
 from orchestrator.settings import MethodSettings
 from orchestrator.settings.objectives import Bound
 

@@ -15,9 +15,9 @@ import orchestrator
 from lightning_modules.phases.fit import DivergedError
 from orchestrator.__main__ import main
 from orchestrator.report.rows import BaselineRow, FrontRow, read_csv
-from orchestrator.search import confirm
-from orchestrator.search.confirm import Candidate
-from orchestrator.search.finished import read_plan
+from orchestrator.search.confirmation import confirm
+from orchestrator.search.confirmation.confirm import Candidate
+from orchestrator.search.plans.finished import read_plan
 from tests.search.problems import settings_of
 
 SMALL = [

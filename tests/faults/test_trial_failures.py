@@ -19,13 +19,13 @@ from lightning_modules.phases.fit import DivergedError
 from lightning_modules.tasks import Classification
 from orchestrator.__main__ import main
 from orchestrator.report.rows import TrialRow, read_csv
-from orchestrator.search import evaluate
-from orchestrator.search.confirm import Candidate, finetuned
-from orchestrator.search.failures import HALVED, Deadline, check_failures, most_common, reason_of, sparing_memory
-from orchestrator.search.finished import read_plan
-from orchestrator.search.measurement import Measurement, Proposal, Report
+from orchestrator.search.confirmation.confirm import Candidate, finetuned
+from orchestrator.search.plans.finished import read_plan
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.results import rows
-from orchestrator.search.trial import RUNGS, TRACE
+from orchestrator.search.studies.trial import RUNGS, TRACE
+from orchestrator.search.trials import evaluate
+from orchestrator.search.trials.failures import HALVED, Deadline, check_failures, most_common, reason_of, sparing_memory
 from orchestrator.settings.budget import parse_time
 from orchestrator.tracking.none import NoTracker
 from tests.search.problems import Bench, bench, settings_of, silent

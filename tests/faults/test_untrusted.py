@@ -23,14 +23,14 @@ from lightning_modules.models import SmallResNet
 from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
 from orchestrator.report.rows import FrontRow, TrialRow, read_csv
-from orchestrator.search.confirm import Candidate, confirm
-from orchestrator.search.finished import load_finished
+from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.given import read_plans
 from orchestrator.search.latency_model import latency_model
+from orchestrator.search.plans.finished import load_finished
+from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.search.sensitivity import profile
-from orchestrator.search.study import open_study
+from orchestrator.search.studies.study import open_study
 from orchestrator.search.threads import choose_threads
-from orchestrator.search.trust import require_own, targets
 from orchestrator.stored import DEEPEST, check_shapes, kept, read_json
 from tests.search.problems import Bench, bench, problem_of, settings_of, silent
 from tests.search.test_study import settings as made_up
@@ -585,7 +585,9 @@ def test_a_damaged_journal_is_named(content: bytes, again: Path, capsys: pytest.
 
 
 def test_a_journal_cut_in_its_last_line_goes_on(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.search.leases._started", lambda pid: "later")  # than the run that was killed
+    monkeypatch.setattr(
+        "orchestrator.search.studies.leases._started", lambda pid: "later"
+    )  # than the run that was killed
     journal = again / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-20])
     assert main([*STUDY, "study.n_trials=4"]) == 0

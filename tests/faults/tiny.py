@@ -20,8 +20,8 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.search.leases import LEADER
-from orchestrator.search.storage import Journal
+from orchestrator.search.studies.leases import LEADER
+from orchestrator.search.studies.storage import Journal
 
 TRIALS = 8
 TINY = [

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from orchestrator.__main__ import main
 from orchestrator.report.rows import BaselineRow, TrialRow, read_csv
 from orchestrator.search.budget import Pace
-from orchestrator.search.finished import read_plan
+from orchestrator.search.plans.finished import read_plan
 from tests.search.problems import settings_of
 
 SMALL = [

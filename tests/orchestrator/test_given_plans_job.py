@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.report.rows import TrialRow, read_csv
-from orchestrator.search.finished import read_plan
+from orchestrator.search.plans.finished import read_plan
 from tests.orchestrator.test_warm_start_job import SMALL
 
 OURS = [*SMALL, "study.name=ours", "phases.confirm.baselines=[]", "stopping=never"]

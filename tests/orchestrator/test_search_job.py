@@ -19,7 +19,7 @@ from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
 from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv
-from orchestrator.search.finished import read_plan
+from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
     "+experiment=digits_small",

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from orchestrator.__main__ import main
 from orchestrator.report.rows import FrontRow, TrialRow, read_csv
-from orchestrator.search.finished import read_plan
+from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
     "+experiment=digits_small",
@@ -160,9 +160,9 @@ def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     whole = weights("second")
     shutil.rmtree("runs/second")
     for target, at in (
-        ("orchestrator.search.warm_start._trial", 2),
-        ("orchestrator.search.warm_start._copy", 1),
-        ("orchestrator.search.evaluate.run_plan", 1),
+        ("orchestrator.search.studies.warm_start._trial", 2),
+        ("orchestrator.search.studies.warm_start._copy", 1),
+        ("orchestrator.search.trials.evaluate.run_plan", 1),
     ):
         module, _, name = target.rpartition(".")
         original = getattr(__import__(module, fromlist=[name]), name)

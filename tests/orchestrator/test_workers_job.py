@@ -17,9 +17,9 @@ from orchestrator.__main__ import main
 from orchestrator.jobs import workers
 from orchestrator.jobs.workers import DEATHS, Workers
 from orchestrator.progress import Progress
-from orchestrator.search.leases import LEADER, LEASE, here
-from orchestrator.search.queue import put_back
-from orchestrator.search.storage import Journal
+from orchestrator.search.studies.leases import LEADER, LEASE, here
+from orchestrator.search.studies.queue import put_back
+from orchestrator.search.studies.storage import Journal
 from tests.faults.tiny import TINY, TRIALS, check_whole, finished, run, study_in, wait_for
 from tests.orchestrator import fake_workers
 from tests.search.problems import settings_of

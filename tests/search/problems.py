@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from orchestrator.progress import Progress
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.measurement import Measurement, Proposal
-from orchestrator.search.methods import check_method, prepare_method
+from orchestrator.search.plans.measurement import Measurement, Proposal
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Choices
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.methods import check_method, prepare_method
 from orchestrator.settings import Settings, load
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -10,12 +10,12 @@ import pytest
 
 from lightning_modules.errors import ConfigError
 from orchestrator.search.bounds import check_bounds, costs_before, size_mb
-from orchestrator.search.evaluate import Evaluator
 from orchestrator.search.latency_model import pruned
-from orchestrator.search.measurement import Measurement
-from orchestrator.search.methods import prepare_method
+from orchestrator.search.plans.measurement import Measurement
 from orchestrator.search.problem import Problem, example_input
 from orchestrator.search.space import Uniform
+from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.methods import prepare_method
 from tests.search.problems import problem_of
 
 

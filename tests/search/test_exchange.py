@@ -9,13 +9,13 @@ import optuna
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.finished import PLAN
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import search
-from orchestrator.search.measurement import Measurement, Proposal, Report
-from orchestrator.search.study import Trials
-from orchestrator.search.trial import TrialState
+from orchestrator.search.plans.finished import PLAN
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.study import Trials
+from orchestrator.search.studies.trial import TrialState
 from tests.search.test_study import RULES, SPACE, TERRAIN, pretend, start
 
 

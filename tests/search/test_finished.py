@@ -14,7 +14,7 @@ from lightning_modules.errors import DataError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.weights import effective_macs
-from orchestrator.search.finished import (
+from orchestrator.search.plans.finished import (
     PLAN,
     WEIGHTS,
     Finished,
@@ -25,7 +25,7 @@ from orchestrator.search.finished import (
     read_plan,
     save_plan,
 )
-from orchestrator.search.lineage import Lineage, Link
+from orchestrator.search.plans.lineage import Lineage, Link
 
 MODEL = SmallResNet(10, width=8)
 STRUCTURE = discover(MODEL, (torch.zeros(1, 1, 8, 8),))

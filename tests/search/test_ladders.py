@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_modules.pruning.structure import Group, Structure
-from orchestrator.search.ladders import global_counts
+from orchestrator.search.confirmation.ladders import global_counts
 
 SIZES = (4, 8)
 STARTS = (0, 4)

@@ -16,14 +16,14 @@ import pytest
 from optuna.trial import TrialState
 
 from lightning_modules.errors import ConfigError, StorageError
-from orchestrator.search import leases as module
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.leases import BEATS, LEADER, LEASE, UNSIGNED_SECONDS, LeaseLostError, Leases, here
-from orchestrator.search.loop import run_claimed
-from orchestrator.search.queue import claim, put_back, running, take_over, take_over_interrupted
-from orchestrator.search.storage import Journal
-from orchestrator.search.study import Trials
-from orchestrator.search.trial import FrozenTrial
+from orchestrator.search.studies import leases as module
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import BEATS, LEADER, LEASE, UNSIGNED_SECONDS, LeaseLostError, Leases, here
+from orchestrator.search.studies.loop import run_claimed
+from orchestrator.search.studies.queue import claim, put_back, running, take_over, take_over_interrupted
+from orchestrator.search.studies.storage import Journal
+from orchestrator.search.studies.study import Trials
+from orchestrator.search.studies.trial import FrozenTrial
 from tests.search import test_study
 
 PATIENCE = 60.0

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.finished import Finished, nearest_parent, read_plan
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import search
-from orchestrator.search.measurement import Measurement, Proposal, Report
-from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.queue import enqueue_chain, take_over_interrupted
-from orchestrator.search.study import Rules, Trials, open_study
+from orchestrator.search.plans.finished import Finished, nearest_parent, read_plan
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.orphans import remove_orphans
+from orchestrator.search.studies.queue import enqueue_chain, take_over_interrupted
+from orchestrator.search.studies.study import Rules, Trials, open_study
+from orchestrator.search.trials.evaluate import Evaluator
 from tests.search.problems import Bench, bench, silent
 
 QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1", "space.units=[1,1]"]
@@ -139,8 +139,8 @@ def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
     extra = [*QUICK, "stopping=never", "space=uniform", "space.high=0.8"]
     whole = studied(bench(home, tmp_path / "whole", *extra), 6)
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.search.loop.put_back", lambda *_: None)  # as when the process is gone
-        patch.setattr("orchestrator.search.leases._started", lambda pid: "before")
+        patch.setattr("orchestrator.search.studies.loop.put_back", lambda *_: None)  # as when the process is gone
+        patch.setattr("orchestrator.search.studies.leases._started", lambda pid: "before")
         with pytest.raises(Killed):
             studied(bench(home, tmp_path / "parts", *extra), 6, killed_at=number)
     left = bench(home, tmp_path / "parts", *extra)

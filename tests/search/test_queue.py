@@ -14,11 +14,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from orchestrator.search.database import database
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import help_search, search, supply
-from orchestrator.search.queue import (
+from orchestrator.search.studies.database import database
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import help_search, search, supply
+from orchestrator.search.studies.queue import (
     WANTED,
     add_slot,
     claim,
@@ -31,9 +31,9 @@ from orchestrator.search.queue import (
     slots_left,
     waiting,
 )
-from orchestrator.search.storage import Journal
-from orchestrator.search.study import Trials
-from orchestrator.search.trial import GIVEN, KIND, WARM
+from orchestrator.search.studies.storage import Journal
+from orchestrator.search.studies.study import Trials
+from orchestrator.search.studies.trial import GIVEN, KIND, WARM
 from tests.search.test_study import RULES, SPACE, TERRAIN, pretend
 
 STORAGES = ["journal", "sqlite"]

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from orchestrator.report.rows import RungRow
 from orchestrator.search.goals import Goals
 from orchestrator.search.rungs import columns, in_words, rank_correlation, rung_rows
-from orchestrator.search.trial import MEASURED, RUNGS
+from orchestrator.search.studies.trial import MEASURED, RUNGS
 
 Trial = optuna.trial.FrozenTrial
 ACCURACY = Goals("accuracy", {"accuracy": 1.0}, ("flops",))

@@ -14,10 +14,10 @@ import orchestrator
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.finished import nearest_parent, read_plan
-from orchestrator.search.pruners import UnitPruner
-from orchestrator.search.screening import Screened, candidates, screen
-from orchestrator.search.working import Working
+from orchestrator.search.plans.finished import nearest_parent, read_plan
+from orchestrator.search.trials.pruners import UnitPruner
+from orchestrator.search.trials.screening import Screened, candidates, screen
+from orchestrator.search.trials.working import Working
 from tests.search.problems import CONF, Bench, bench, silent
 
 QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1", "space.units=[1,1]"]

@@ -15,15 +15,15 @@ import pytest
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
-from orchestrator.search.leases import Leases
-from orchestrator.search.loop import search
-from orchestrator.search.measurement import Measurement, Report
-from orchestrator.search.queue import enqueue_chain
+from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.stopping import Band, Ended, Never, Pareto, Standing, Stopping, places, trend
-from orchestrator.search.study import Rules, Trials
-from orchestrator.search.trial import RUNGS
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.queue import enqueue_chain
+from orchestrator.search.studies.study import Rules, Trials
+from orchestrator.search.studies.trial import RUNGS
 
 RULE = Band(octaves=0.5, keep=0.5, min_peers=3, max_drop=0.3)
 MANY = Ended(100, 50)

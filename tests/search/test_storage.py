@@ -22,8 +22,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from lightning_modules.errors import ConfigError, StorageError
-from orchestrator.search.database import FIRST_PAUSE, LONGEST_PAUSE, PatientStorage, database
-from orchestrator.search.storage import Journal, WholeJournalStorage
+from orchestrator.search.studies.database import FIRST_PAUSE, LONGEST_PAUSE, PatientStorage, database
+from orchestrator.search.studies.storage import Journal, WholeJournalStorage
 from orchestrator.stopped import Stopped, stoppable
 
 LOGS: list[dict[str, Any]] = [{"op_code": 4, "text": "ü" * length} for length in (3, 50, 9000)]
@@ -117,7 +117,7 @@ def test_a_journal_that_reaches_the_limit_of_its_disk_stays_as_it_was(tmp_path: 
     before = path.read_bytes()
     code = f"""
         import resource, pathlib
-        from orchestrator.search.storage import Journal
+        from orchestrator.search.studies.storage import Journal
         from lightning_modules.errors import StorageError
         resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)} + 4096, {len(before)} + 4096))
         try:
@@ -134,7 +134,7 @@ def test_the_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path, LOGS[:1])
     code = (
-        "import sys; from orchestrator.search.storage import _locked\n"
+        "import sys; from orchestrator.search.studies.storage import _locked\n"
         f"with open({str(path)!r}, 'r+b', buffering=0) as stream, _locked(stream):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -18,20 +18,20 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
-from orchestrator.search import leases
-from orchestrator.search.exchange import Exchange
 from orchestrator.search.goals import Goals
-from orchestrator.search.leases import Leases
-from orchestrator.search.lineage import differences
-from orchestrator.search.loop import search
-from orchestrator.search.measurement import Measurement, Proposal, Report
-from orchestrator.search.orphans import remove_orphans
-from orchestrator.search.queue import done, enqueue_chain, take_over_interrupted
+from orchestrator.search.plans.lineage import differences
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
-from orchestrator.search.study import Rules, Trials, bind_study, open_study
-from orchestrator.search.trial import KIND, REASON, STATE, TRACE
+from orchestrator.search.studies import leases
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.orphans import remove_orphans
+from orchestrator.search.studies.queue import done, enqueue_chain, take_over_interrupted
+from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
+from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load
 
 STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
@@ -237,7 +237,7 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
     for name, signalled in (("signal", True), ("kill", False)):
         with monkeypatch.context() as patch:
             if not signalled:
-                patch.setattr("orchestrator.search.loop.put_back", lambda *_: None)
+                patch.setattr("orchestrator.search.studies.loop.put_back", lambda *_: None)
             with pytest.raises(KeyboardInterrupt):
                 run(begun(name), 7, interrupted_at(number))
         again = begun(name)

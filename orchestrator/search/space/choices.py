@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from orchestrator.search.measurement import Proposal
+from orchestrator.search.plans.measurement import Proposal
 from orchestrator.search.space.contract import Params, Space, Terrain
 from orchestrator.search.space.levels import discretised, snapped
 from orchestrator.settings import MethodSettings

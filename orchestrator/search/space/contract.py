@@ -12,7 +12,7 @@ from lightning_modules.pruning.plan import Rule
 from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Pools, Scores, rounded
 from orchestrator.search.allocation import Macs, Sensitivity
-from orchestrator.search.measurement import Proposal
+from orchestrator.search.plans.measurement import Proposal
 
 Params = dict[str, Any]
 

@@ -22,7 +22,7 @@ from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.schedules import SCHEDULES
 from lightning_modules.pruning.structure import Counts, Keep
 from lightning_modules.pruning.weights import Masks, apply, zeros_of
-from orchestrator.search.pruners import UnitPruner, WeightPruner
+from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 
 
 @dataclass

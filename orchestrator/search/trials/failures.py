@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from lightning_modules.errors import TrialTimeoutError, UserError
 from lightning_modules.phases.fit import DivergedError
 from lightning_modules.phases.memory import out_of_memory, release_memory
-from orchestrator.search.measurement import Measurement, Proposal
+from orchestrator.search.plans.measurement import Measurement, Proposal
 from orchestrator.settings.budget import Budget
 
 HALVED = "retried with half the batch after out of memory"

@@ -19,18 +19,17 @@ import optuna
 from lightning_modules.errors import ConfigError, PlanError, StorageError
 from lightning_modules.recipe import Recipe
 from orchestrator.redact import redact, redact_tree
-from orchestrator.search.exchange import Exchange
-from orchestrator.search.failures import reason_of
 from orchestrator.search.given import given
 from orchestrator.search.goals import Direction, Goals
-from orchestrator.search.leases import LeaseLostError, Leases
-from orchestrator.search.lineage import differences
-from orchestrator.search.measurement import Evaluate, Measurement
+from orchestrator.search.plans.lineage import differences
+from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions
 from orchestrator.search.space import Space, Terrain
 from orchestrator.search.stopping import Ended, Standing, Stopping
-from orchestrator.search.storage import storage_of
-from orchestrator.search.trial import (
+from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.studies.leases import LeaseLostError, Leases
+from orchestrator.search.studies.storage import storage_of
+from orchestrator.search.studies.trial import (
     KIND,
     MEASURED,
     OWN,
@@ -43,6 +42,7 @@ from orchestrator.search.trial import (
     Study,
     TrialState,
 )
+from orchestrator.search.trials.failures import reason_of
 from orchestrator.settings import Settings
 
 IDENTITY = "identity"

@@ -22,14 +22,14 @@ from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import PLAN, read_plan
-from orchestrator.search.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
+from orchestrator.search.plans.finished import PLAN, read_plan
+from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
-from orchestrator.search.storage import storage_of
-from orchestrator.search.study import IDENTITY
-from orchestrator.search.trial import KIND, MEASURED, ORIGIN, REASON, RUNGS, SECONDS, STATE, WARM, Study
+from orchestrator.search.studies.storage import storage_of
+from orchestrator.search.studies.study import IDENTITY
+from orchestrator.search.studies.trial import KIND, MEASURED, ORIGIN, REASON, RUNGS, SECONDS, STATE, WARM, Study
+from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.settings import Settings
 
 TAKEN_OVER = "taken_over"

@@ -19,9 +19,9 @@ from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import zeros_of
 from orchestrator.search.allocation import Macs, lowest_level, scaled
-from orchestrator.search.methods import Method
 from orchestrator.search.problem import Problem, seed_of
-from orchestrator.search.pruners import UnitPruner, WeightPruner
+from orchestrator.search.trials.methods import Method
+from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 
 Name = Literal["uniform", "random", "global"]
 PLACES = {"uniform": 0, "random": 1, "global": 2}

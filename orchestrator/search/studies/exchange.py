@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.search.finished import PLAN
-from orchestrator.search.orphans import plans_told
-from orchestrator.search.trial import Study
+from orchestrator.search.plans.finished import PLAN
+from orchestrator.search.studies.orphans import plans_told
+from orchestrator.search.studies.trial import Study
 
 
 class Folders(Protocol):

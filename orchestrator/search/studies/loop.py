@@ -12,10 +12,10 @@ from collections.abc import Callable
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from orchestrator.search.failures import Outcome, check_failures
-from orchestrator.search.leases import LeaseLostError
 from orchestrator.search.problem import seed_of
-from orchestrator.search.queue import (
+from orchestrator.search.samplers import Distributions, sampler
+from orchestrator.search.studies.leases import LeaseLostError
+from orchestrator.search.studies.queue import (
     LOOK_SECONDS,
     WANTED,
     add_slot,
@@ -27,9 +27,9 @@ from orchestrator.search.queue import (
     take_over,
     waiting,
 )
-from orchestrator.search.samplers import Distributions, sampler
-from orchestrator.search.study import Trials, run_trial
-from orchestrator.search.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study, TrialState
+from orchestrator.search.studies.study import Trials, run_trial
+from orchestrator.search.studies.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study, TrialState
+from orchestrator.search.trials.failures import Outcome, check_failures
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]

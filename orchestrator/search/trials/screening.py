@@ -24,8 +24,8 @@ from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.allocation import scaled
 from orchestrator.search.problem import Problem, seed_of
-from orchestrator.search.pruners import UnitPruner
-from orchestrator.search.working import Working
+from orchestrator.search.trials.pruners import UnitPruner
+from orchestrator.search.trials.working import Working
 
 Octaves = npt.NDArray[np.float64]
 """By how much each group keeps more than was proposed, before the cost is made the same again; shape (n_groups,)."""

@@ -30,7 +30,7 @@ def storage_of(settings: Settings) -> BaseStorage:
     """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
     if (url := settings.study.storage) is None:
         return journal(settings.study.folder / "study.journal")
-    from orchestrator.search.database import database  # SQLAlchemy, which a journal does not need
+    from orchestrator.search.studies.database import database  # SQLAlchemy, which a journal does not need
 
     return database(url, settings.study.storage_patience)
 

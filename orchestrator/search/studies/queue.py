@@ -13,10 +13,10 @@ from typing import TypeVar
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
 
-from orchestrator.search.leases import LEASE, Leases, owner_of
 from orchestrator.search.samplers import Distributions, combinations, places
 from orchestrator.search.space import Params, Space, Terrain
-from orchestrator.search.trial import (
+from orchestrator.search.studies.leases import LEASE, Leases, owner_of
+from orchestrator.search.studies.trial import (
     DAMAGED,
     GIVEN,
     KIND,

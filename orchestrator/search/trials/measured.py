@@ -14,8 +14,8 @@ from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.bounds import size_mb
-from orchestrator.search.finished import Finished
-from orchestrator.search.measurement import Measurement, Rung
+from orchestrator.search.plans.finished import Finished
+from orchestrator.search.plans.measurement import Measurement, Rung
 from orchestrator.search.problem import Problem, example_input
 
 

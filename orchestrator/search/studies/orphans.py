@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lightning_modules.errors import DataError
-from orchestrator.search.trial import DAMAGED, STATE, FrozenTrial, Study, TrialState
+from orchestrator.search.studies.trial import DAMAGED, STATE, FrozenTrial, Study, TrialState
 
 SAVED = ("completed", "infeasible", "parent")
 """States of trials whose plans stay."""

@@ -19,8 +19,8 @@ from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import effective_macs, zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.search.failures import in_smaller_parts
 from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.stored import kept
 
 Tick = Callable[[str], None]

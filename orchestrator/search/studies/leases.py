@@ -19,7 +19,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 
 from lightning_modules.errors import ConfigError
-from orchestrator.search.trial import FrozenTrial, Study, TrialState
+from orchestrator.search.studies.trial import FrozenTrial, Study, TrialState
 
 LEASE = "lease"
 LEADER = "leader"

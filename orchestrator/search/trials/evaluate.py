@@ -21,8 +21,7 @@ from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.thresholds import quantiles
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.search.bounds import costs_before
-from orchestrator.search.failures import Deadline, sparing_memory
-from orchestrator.search.finished import (
+from orchestrator.search.plans.finished import (
     INT8,
     PLAN,
     Finished,
@@ -33,15 +32,16 @@ from orchestrator.search.finished import (
     read_plan,
     save_plan,
 )
-from orchestrator.search.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
-from orchestrator.search.measured import Wanted, by_group, measurement, quantised
-from orchestrator.search.measurement import Cut, Measurement, Proposal, Report
-from orchestrator.search.methods import Method
+from orchestrator.search.plans.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
+from orchestrator.search.plans.measurement import Cut, Measurement, Proposal, Report
 from orchestrator.search.problem import Problem, seed_of
-from orchestrator.search.pruners import UnitPruner
-from orchestrator.search.run_plan import Ended, planned_units, run_plan
-from orchestrator.search.screening import Screened, candidates, screen
-from orchestrator.search.working import Working
+from orchestrator.search.trials.failures import Deadline, sparing_memory
+from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised
+from orchestrator.search.trials.methods import Method
+from orchestrator.search.trials.pruners import UnitPruner
+from orchestrator.search.trials.run_plan import Ended, planned_units, run_plan
+from orchestrator.search.trials.screening import Screened, candidates, screen
+from orchestrator.search.trials.working import Working
 
 
 def begun(problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:

@@ -19,8 +19,8 @@ from lightning_modules.pruning.removal import state_shapes
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
-from orchestrator.search.document import read_document
-from orchestrator.search.lineage import lineage_in, tensors
+from orchestrator.search.plans.document import read_document
+from orchestrator.search.plans.lineage import lineage_in, tensors
 from orchestrator.stored import read_weights
 
 Has = npt.NDArray[np.float64]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_modules.errors import DataError
-from orchestrator.search.evaluate import Evaluator
-from orchestrator.search.finished import finished_weights
-from orchestrator.search.orphans import SAVED
-from orchestrator.search.queue import running
-from orchestrator.search.trial import DAMAGED, GIVEN, KIND, OWN, STATE, WARM, FrozenTrial, Study
+from orchestrator.search.plans.finished import finished_weights
+from orchestrator.search.studies.orphans import SAVED
+from orchestrator.search.studies.queue import running
+from orchestrator.search.studies.trial import DAMAGED, GIVEN, KIND, OWN, STATE, WARM, FrozenTrial, Study
+from orchestrator.search.trials.evaluate import Evaluator
 
 
 def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
