@@ -61,7 +61,7 @@ def claim_all(folder: Path, kind: str, begin: Any, claimed: Any) -> None:
 def numbers(claimed: Any, claimers: int) -> Counter[int]:
     found: Counter[int] = Counter()
     while claimers:
-        number = claimed.get(timeout=60)
+        number = claimed.get(timeout=180)
         claimers -= number is None
         found.update([] if number is None else [number])
     return found
