@@ -18,6 +18,7 @@ from typing import Self
 import torch
 
 from lightning_modules.errors import UserError
+from orchestrator.jobs.helping import help_alone
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
 from orchestrator.search.studies.leases import LEASE, here
@@ -139,11 +140,9 @@ def _run(settings: Settings, log: str, parent: int) -> None:
     for standard in (1, 2):
         os.dup2(stream, standard)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from orchestrator.jobs.work import work
-
     try:
         with stoppable([signal.SIGTERM]):
-            work(settings)
+            help_alone(settings)
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     except UserError as error:

@@ -1,0 +1,89 @@
+"""One process that runs the trials of a study which another process searches."""
+
+from __future__ import annotations
+
+import time
+
+from lightning_modules.errors import ConfigError
+from orchestrator.files import require_writable
+from orchestrator.jobs.records import exchange_of
+from orchestrator.progress import Progress
+from orchestrator.search.dense import dense_folder
+from orchestrator.search.prepare import prepare
+from orchestrator.search.ready import DENSE, OVER, make_ready, require_same_dense
+from orchestrator.search.results import front, rows, trial_row
+from orchestrator.search.studies.leases import Leases
+from orchestrator.search.studies.loop import help_search
+from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
+from orchestrator.search.studies.storage import readable
+from orchestrator.search.studies.study import join_study
+from orchestrator.search.studies.trial import FrozenTrial, Study
+from orchestrator.search.trials.methods import check_method
+from orchestrator.settings import Settings
+
+LOOK_SECONDS = 0.5
+
+
+def help_alone(settings: Settings, name: str = "") -> None:
+    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and `begun`."""
+    study, leases = joined(settings)
+    with Progress() as progress:
+        if begun(study, leases, progress):
+            _work(settings, study, leases, progress, name)
+
+
+def joined(settings: Settings) -> tuple[Study, Leases]:
+    """The study of this name. Errors: UserError where it is another one, or is paced."""
+    if settings.study.paced is not None:
+        raise ConfigError(
+            f"study.budget={settings.study.paced.text} paces one process; a search that others help has a number of "
+            "trials: study.n_trials=..."
+        )
+    require_writable(settings.study.folder)
+    with readable(settings):
+        study = join_study(settings)
+    return study, Leases(study, settings.study.lease)
+
+
+def begun(study: Study, leases: Leases, progress: Progress) -> bool:
+    """Wait until the searching process has its dense model; False where the search has ended.
+
+    Errors: ConfigError where no process searches.
+    """
+    if DENSE not in study.user_attrs:
+        progress.phase("work", "waiting for the search to train or read its dense model")
+    while DENSE not in study.user_attrs:
+        if not leases.led():
+            raise ConfigError(f"study '{study.study_name}' has no search that leads it; start one: job=search")
+        time.sleep(LOOK_SECONDS)
+    if study.user_attrs.get(OVER):
+        progress.phase("work", f"study '{study.study_name}' is complete: nothing to help with")
+        return False
+    return True
+
+
+def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
+    data = settings.data.build()
+    data.setup()
+    space, stopping = settings.space.build(), settings.stopping.build()
+    check_method(settings, space)
+    exchange = exchange_of(settings, study)
+    exchange.fetch_dense(dense_folder(settings))
+    problem = prepare(settings, data, progress)
+    require_same_dense(study, problem)
+    ready = make_ready(problem, space, settings.study.folder / "trials", progress)
+    goals, whole = problem.goals, problem.dense_costs
+    progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
+
+    def on_trial(trial: FrozenTrial) -> None:
+        ended = [other for other in own_trials(study) if other.state.is_finished()]
+        row = trial_row(trial, goals, whole)
+        progress.trial(row, front(rows(study, goals, whole), goals), len(ended), len(own_trials(study)))
+
+    def go_on() -> bool:
+        if study.user_attrs.get(OVER):
+            return False
+        left = [*waiting(study, study.user_attrs.get(WANTED, 0)), *running(study)]
+        return leases.led() or bool(left)  # without a leader, what is there is still done
+
+    help_search(ready.trials(study, stopping, leases, exchange), go_on, on_trial)
