@@ -1,6 +1,7 @@
 """Who may import whom, and how large a file may be."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def importers(*packages: str) -> list[str]:
 
 def test_there_is_something_to_look_at() -> None:
     assert len(SOURCES) > 20
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in SOURCES}
+    assert set(named) - {"orchestrator.conf"} == there
 
 
 def test_hydra_stays_in_the_entry() -> None:
