@@ -105,23 +105,34 @@ def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
     return lines
 
 
+EXPERT = "chain + distillation"
+
+
 def verdict(results: Sequence[Result], rivals: Sequence[str]) -> str:
-    """Ours beside the strongest rival, by volume over .8: the difference, and it over the pooled spread."""
-    ours = [result.volume(0.8) for result in results if result.rival == "ours"]
-    others = {
+    """Ours beside the strongest rival and beside the expert's way, by volume over .8."""
+    volumes = {
         rival: [result.volume(0.8) for result in results if result.rival == rival]
         for rival in rivals
-        if not rival.startswith("ours") and any(result.rival == rival for result in results)
+        if any(result.rival == rival for result in results)
     }
-    if not ours or not others:
+    others = [rival for rival in volumes if not rival.startswith("ours")]
+    if "ours" not in volumes or not others:
         return ""
-    name, best = max(others.items(), key=lambda item: statistics.fmean(item[1]))
-    apart = statistics.fmean(ours) - statistics.fmean(best)
-    text = f"Ours against the strongest rival ({name}): {apart:+.3f} in volume over .8"
-    if min(len(ours), len(best)) > 1:
-        pooled = math.sqrt((statistics.variance(ours) + statistics.variance(best)) / 2)
-        text += f", {apart / pooled:+.1f} pooled standard deviations" if pooled > 0.0 else ""
-    return text + "."
+    strongest = max(others, key=lambda rival: statistics.fmean(volumes[rival]))
+    lines = [f"Ours against the strongest rival ({strongest}): {apart(volumes['ours'], volumes[strongest])}."]
+    if strongest != EXPERT and EXPERT in volumes:
+        lines.append(f"Against {EXPERT}: {apart(volumes['ours'], volumes[EXPERT])}.")
+    return " ".join(lines)
+
+
+def apart(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The difference of the means, and it over the pooled spread."""
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
+    text = f"{difference:+.3f} in volume over .8"
+    if min(len(ours), len(theirs)) > 1:
+        pooled = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / 2)
+        text += f", {difference / pooled:+.1f} pooled standard deviations" if pooled > 0.0 else ""
+    return text
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
