@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -219,12 +219,31 @@ class Settings(Part):
         return digest([self.model, self.data, self.task, recipe, checkpoint, self.seed])
 
 
+_TYPES = ("literal[", "constrained-")
+"""How pydantic names those of a value that may be of several types, behind its place."""
+
+
 def load(config: Mapping[str, Any]) -> Settings:
     """Settings of a composed config. Errors: ConfigError with every wrong key, its value and the nearest names."""
     try:
         return Settings.model_validate(dict(config))
     except ValidationError as error:
-        raise ConfigError("\n".join(_message(problem) for problem in error.errors())) from error
+        raise ConfigError("\n".join(_messages(error.errors()))) from error
+
+
+def _messages(problems: Iterable[Any]) -> list[str]:
+    """A line for each; where a value may be of several types, one for all of them."""
+    found: dict[tuple[Any, ...], str] = {}
+    for problem in problems:
+        *before, last = problem["loc"] or ("",)
+        if not str(last).startswith(_TYPES):
+            found[problem["loc"]] = _message(problem)
+        elif (at := tuple(before)) not in found:
+            found[at] = _message({**problem, "loc": at})
+        else:
+            text, got, value = found[at].rpartition("; got ")
+            found[at] = f"{text}, or {problem['msg'].removeprefix('Input should be ')}{got}{value}"
+    return list(found.values())
 
 
 def _message(problem: Any) -> str:

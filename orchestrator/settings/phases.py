@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
 
@@ -39,6 +39,14 @@ class DistillationSettings(Part):
     mixed: Count | Literal["auto"] = "auto"
     features: tuple[str, ...] = ()
     feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _taught(self) -> DistillationSettings:
+        if self.mixed not in (0, "auto") and self.weight == 0.0:
+            raise ValueError(
+                f"distillation.mixed={self.mixed} needs dense outputs to learn from: weight above 0, or mixed=0"
+            )
+        return self
 
 
 class GuardSettings(Part):

@@ -41,6 +41,14 @@ CASES = {
     "budget": (["objectives.max_flops_ratio=0.0001"], r"objectives.max_flops_ratio must be at least 0.0\d+ \(one unit"),
     "range": (["objectives.max_flops_ratio=1.5"], r"max_flops_ratio: Input should be less than or equal to 1; got 1.5"),
     "type": (["study.n_trials=many"], r"study.n_trials: Input should be a valid integer"),
+    "types": (
+        ["threads=many"],
+        r"^threads: Input should be a valid integer, unable to parse .*, or 'auto'; got 'many'$",
+    ),
+    "mixed": (
+        ["phases.finetune.distillation.mixed=2", "phases.finetune.distillation.weight=0"],
+        r"distillation.mixed=2 needs dense outputs to learn from: weight above 0",
+    ),
     "order": (["search.chain.largest=0.01"], r"chain.smallest must be below chain.largest; got 0.05 and 0.01"),
     "name": (["study.name=../../etc"], r"study.name: String should match pattern"),
     "seeds": (["phases.confirm.seeds=[0]"], r"phases.confirm.seeds: Tuple should have at least 2 items"),
