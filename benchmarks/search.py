@@ -100,6 +100,7 @@ RIVALS = {
     "ours, screened, equal steps": f"search.screening.share=0.08 search.chain.even=steps {UNMIXED}",
     "ours, screened": f"search.screening.share=0.08 {UNMIXED}",
     "ours, unmixed": UNMIXED,
+    "ours, mixed": "phases.finetune.distillation.mixed=6",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""

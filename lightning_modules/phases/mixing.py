@@ -62,7 +62,7 @@ class Mixing:
 
     def prepare(self, copies: int) -> None:
         """Compute the dense outputs on copies that have none yet."""
-        if self.cached is None:
+        if self.cached is None or copies == 0:
             return
         self._copies = self._copies or Copies(self.data, self.cached, self.seed)
         while self._copies.made < copies:

@@ -141,8 +141,8 @@ def _enqueue(
     chain = settings.search.chain
     if taken := take_over(study, space, ways[0], evaluator):
         progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
-    evaluator.mixed = mixed_copies(problem, study)
     pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
+    evaluator.mixed = mixed_copies(problem, study, pacing)
     targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     finetune = settings.phases.finetune

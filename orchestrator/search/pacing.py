@@ -30,8 +30,9 @@ STEPS = 3
 """Optimizer steps that are timed at each of the ratios."""
 TARGETS = "targets"
 MIXED = "mixed"
-MIXING, MOST_MIXED = 0.05, 8
-"""The part of a budget in time that mixed copies of the training data may take, and how many there are at most."""
+MIXING, MOST_MIXED, MIXED_EPOCHS = 0.05, 8, 10.0
+"""The part of a budget in time that mixed copies of the training data may take, how many there are at most, and the
+epochs that the chain's rungs have on average at least: models that have not learnt the data do not need more of it."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,18 @@ def pacing_of(
     return Pacing(budget, targets, pace, speed, clock)
 
 
-def mixed_copies(problem: Problem, study: Study) -> int | None:
+def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int | None:
     """As many as a budget in time pays for where they are to follow from it, the same whenever the study goes on.
 
     None: as configured. The dense outputs on them are there afterwards.
     """
-    how, budget, mixing = problem.settings.phases.finetune.distillation, problem.settings.study.paced, problem.mixing
-    if how is None or how.mixed != "auto" or mixing is None or budget is None or budget.unit != "seconds":
+    how, mixing = problem.settings.phases.finetune.distillation, problem.mixing
+    if how is None or how.mixed != "auto" or mixing is None or pacing is None or pacing.budget.unit != "seconds":
         return None
     if MIXED not in study.user_attrs:
-        study.set_user_attr(MIXED, min(MOST_MIXED, mixing.affordable(MIXING * budget.amount)))
+        epochs = sum(pacing.rung_steps) / (max(1, len(pacing.rung_steps)) * len(problem.data.train_batches(0)))
+        copies = min(MOST_MIXED, mixing.affordable(MIXING * pacing.budget.amount)) if epochs >= MIXED_EPOCHS else 0
+        study.set_user_attr(MIXED, copies)
     copies = int(study.user_attrs[MIXED])
     with problem.timed("evaluation"):
         mixing.prepare(copies)

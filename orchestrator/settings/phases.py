@@ -31,7 +31,7 @@ class DistillationSettings(Part):
     """`features` names modules whose attention maps are matched too, with `feature_weight` each.
 
     `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as many as a small
-    part of a budget in time pays for, none without one.
+    part of a budget in time pays for where its rungs are long, else none.
     """
 
     temperature: Annotated[float, Field(gt=0.0)] = 3.0

@@ -178,7 +178,7 @@ def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     assert ("would not have ended within" in shown) == bool(left_out)
     folder = next((RUN / "models").iterdir())  # confirmed with units of the length that there was time for
     assert read_plan(folder)["confirmation"]["unit_steps"] >= 16  # never fewer, however late it is
-    assert read_plan(folder)["plan"]["timing"]["mixed"] > 0  # and after as many mixed copies as were affordable
+    assert read_plan(folder)["plan"]["timing"]["mixed"] == 0  # nobody learns the data by heart in four epochs
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 
 
