@@ -142,7 +142,9 @@ def _enqueue(
     if taken := take_over(study, space, ways[0], evaluator):
         progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
     pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
-    evaluator.mixed = mixed_copies(problem, study, pacing)
+    if copies := mixed_copies(problem, study, pacing):
+        progress.phase("mixing", f"{copies} copies of the training data with samples mixed by pairs")
+    evaluator.mixed = copies
     targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     finetune = settings.phases.finetune
