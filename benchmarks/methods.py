@@ -18,13 +18,11 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import shlex
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
@@ -35,6 +33,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 
 import hydra
 import torch
+from machine import processor  # type: ignore[import-not-found]
+from methods_cases import DENSE, SKIPPED, UNITS, Case, cases  # type: ignore[import-not-found]
+from methods_tables import Row, report, show, tables  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -46,107 +47,17 @@ from orchestrator.progress import Progress
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.space import Choices, Terrain
-from orchestrator.search.space.choices import ACTIVATION
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method, prepare_method
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
-UNITS = 4
-"""Of finetuning, a quarter of the steps each: what several pruning steps, stages or a penalty share."""
 COMMON = [
     "model=resnet_small", "model.blocks=3", "model.width=16", "data=fashion_mnist", "data.size=14",
     "data.batch_size=64", "data.train_images=40000", "data.val_fraction=0.05", "phases.finetune.distillation=null",
     "search.lineage=false", "tracking=none", "device=cpu", "threads=1",
 ]  # fmt: skip
-# fmt: off
-CRITERIA = (
-    "random", "l1", "l2", "linf", "lamp", "global_lamp", "isomorphic", "fpgm", "cosine", "bn_scale", "activation",
-    "apoz", "rank", "correlation", "taylor", "fisher", "gradient", "movement", "snip", "grasp", "synflow", "ablation",
-)
-# fmt: on
-ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.units=[{UNITS},{UNITS}]"
-OFTEN = f"space.shapes=[one_shot] space.steps=[{UNITS},{UNITS}] space.units=[1,1]"
-HALF = "space.shapes=[one_shot] space.steps=[1,1] space.units=[2,2]"
 BY_CHANCE = {"_target_": "lightning_modules.pruning.criteria.Random"}
-SKIPPED = {
-    "search": "a choice among methods, not a method",
-    "head_dim": "narrows attention heads; this net has none",
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: a method at one target; `params` are what the space is told beside the chain's parameters.
-
-    `reference` is the row with random scores that it is measured against.
-    """
-
-    name: str
-    method: str
-    table: str
-    target: str
-    reference: str
-    flops_ratio: float = 0.5
-    overrides: str = ONCE
-    params: tuple[tuple[str, Any], ...] = ()
-    blind: bool = False  # random scores in the place of the method's
-
-    @property
-    def key(self) -> str:
-        return f"{self.name} @ {self.target}"
-
-
-def cases() -> list[Case]:
-    """All rows, the random ones of each table first."""
-    found = []
-    ways = dict.fromkeys(CRITERIA, ONCE) | {"depth": ONCE, "soft_filter": OFTEN}
-    ways |= {name: HALF for name in ("slimming", "group_lasso", "growing")}  # the other half goes under the penalty
-    for target, ratio in (("50 % MACs", 0.5), ("20 % MACs", 0.2)):
-        found += [
-            Case(name, name, "units", target, f"random @ {target}", ratio, f"space=allocation {how}")
-            for name, how in ways.items()
-        ]
-    most = (("threshold", 0.9),)
-    singles = ["random", "l1", "lamp", "taylor", "fisher", "gradient", "movement", "snip", "grasp", "synflow"]
-    sparse = [f"weight_{name}" for name in singles] + ["rigl", "set", "surgery"]
-    found += [
-        Case(
-            name, name, "weights", "90 % sparsity", "weight_random @ 90 % sparsity", 0.1, f"space=uniform {ONCE}", most
-        )
-        for name in sparse
-    ]
-    ranked = f"space=uniform {ONCE} method.scope=global method.normalize=false"
-    found += [
-        Case(f"{name}, global", name, "weights", "90 % sparsity", "weight_random @ 90 % sparsity", 0.1, ranked, most)
-        for name in ("weight_l1",)
-    ]
-    found += by_chance("block", "90 % sparsity", "patterns", f"space=uniform {ONCE}", most)
-    for name, share in (("nm_2_4", "2 of 4"), ("nm_1_4", "1 of 4")):
-        found += by_chance(name, f"{share} weights", "patterns", f"space=patterns {ONCE}", (), 0.0)
-    both = "50 % MACs, then "
-    found += by_chance("hybrid", f"{both}80 % sparsity", "both", HALF, (("then.sparsity", 0.8),))
-    found += by_chance("hybrid_nm", f"{both}2 of 4 weights", "both", HALF, (("then.applied", True),))
-    for kind, level_of, words in (("topk", 0.5, "half of the activations"), ("threshold", 0.3, "activations over 0.3")):
-        name, target = f"activation_{kind}", f"50 % MACs, {words}"
-        found += by_chance(name, target, "both", f"space=allocation {ONCE}", ((ACTIVATION, level_of),))
-    found += by_chance("int8", "50 % MACs, int8", "both", f"space=allocation {ONCE}")
-    return found
-
-
-def by_chance(
-    name: str, target: str, table: str, overrides: str, params: tuple[tuple[str, Any], ...] = (), ratio: float = 0.5
-) -> list[Case]:
-    """A method, and before it the same with random scores in every stage."""
-    reference = f"{name}, random"
-    same = (table, target, f"{reference} @ {target}", ratio, overrides, params)
-    return [Case(reference, name, *same, blind=True), Case(name, name, *same)]
-
-
-DENSE = (
-    Case("dense", "l1", "dense", "dense", ""),
-    Case("dense, finetuned as long", "l1", "dense", "dense", ""),
-)
 
 
 @dataclass(frozen=True)
@@ -170,24 +81,6 @@ class Run:
         while stage is not None:
             stage["criterion"], stage = BY_CHANCE, stage.get("then")
         return schema.load({str(key): value for key, value in composed.items()})
-
-
-@dataclass(frozen=True)
-class Row:
-    """Accuracies are fractions: `before` finetuning on validation, `after` it on test data; ratios to the dense model.
-
-    `sparsity` counts the weights that MACs go through, removed ones included.
-    """
-
-    case: str
-    seed: int
-    before: float
-    after: float
-    macs: float = 1.0
-    effective_macs: float = 1.0
-    sparsity: float = 0.0
-    scoring_seconds: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -283,140 +176,6 @@ def sparsity(problem: Problem, model: nn.Module) -> float:
     return 1.0 - kept / sum(dense[name].numel() for name in problem.weight_names)
 
 
-# ---- the table of results
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and standard deviation over the seeds; `apart` is the difference to the reference's mean, over the pooled
-    spread where there is one."""
-
-    seeds: int
-    before: tuple[float, float]
-    after: tuple[float, float]
-    apart: tuple[float, float | None] | None
-    rows: Sequence[Row]
-
-    def mean(self, name: str) -> float:
-        return statistics.fmean(getattr(row, name) for row in self.rows)
-
-
-def summaries(rows: Sequence[Row], wanted: Sequence[Case]) -> dict[str, Summary]:
-    found: dict[str, Summary] = {}
-    for case in wanted:
-        mine = [row for row in rows if row.case == case.key]
-        others = [row for row in rows if row.case == case.reference]
-        if not mine:
-            continue
-        apart = difference([r.after for r in mine], [r.after for r in others]) if others else None
-        found[case.key] = Summary(
-            len(mine), spread([r.before for r in mine]), spread([r.after for r in mine]), apart, mine
-        )
-    return found
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def difference(mine: Sequence[float], others: Sequence[float]) -> tuple[float, float | None]:
-    """Of the means, and that over the root of the mean variance of both."""
-    (a, s), (b, t) = spread(mine), spread(others)
-    pooled = ((s * s + t * t) / 2) ** 0.5
-    return a - b, (a - b) / pooled if min(len(mine), len(others)) > 1 and pooled > 0.0 else None
-
-
-def percent(value: tuple[float, float], seeds: int) -> str:
-    return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}" if seeds > 1 else f"{100 * value[0]:.1f}"
-
-
-def beside(apart: tuple[float, float | None] | None) -> str:
-    """`+1.2 (+2.4 s)`: points, then spreads; worse than the reference beyond the spread stands out."""
-    if apart is None:
-        return ""
-    points, spreads = apart
-    if spreads is None:
-        return f"{100 * points:+.1f}"
-    text = f"{100 * points:+.1f} ({spreads:+.1f} s)"
-    return f"**{text} worse**" if spreads < -1.0 else text
-
-
-def cells(found: Summary | None) -> list[str]:
-    if found is None:
-        return ["", "", ""]
-    return [percent(found.before, found.seeds), percent(found.after, found.seeds), beside(found.apart)]
-
-
-def unit_table(found: dict[str, Summary], wanted: Sequence[Case]) -> list[list[str]]:
-    """One row per method with both targets, best at the smaller one first."""
-    targets = list(dict.fromkeys(case.target for case in wanted))
-    lines = [["method", *(f"{t}: {w}" for t in targets for w in ("before", "test", "vs random")), "scoring, s", "s"]]
-    names = dict.fromkeys(case.name for case in wanted)
-    at = {name: [found.get(f"{name} @ {target}") for target in targets] for name in names}
-    for name in sorted(at, key=lambda name: -(last.after[0] if (last := at[name][-1]) else 0.0)):
-        seen = [one for one in at[name] if one]
-        if seen:
-            columns = [cell for one in at[name] for cell in cells(one)]
-            lines.append([name, *columns, f"{seen[0].mean('scoring_seconds'):.2f}", f"{seen[0].mean('seconds'):.0f}"])
-    return lines
-
-
-def plain_table(found: dict[str, Summary], wanted: Sequence[Case]) -> list[list[str]]:
-    """One row per case, in the order of the cases."""
-    heads = ["method", "target", "MACs, %", "effective MACs, %", "sparsity, %", "before", "test", "vs random"]
-    lines = [[*heads, "scoring, s", "s"]]
-    for case in wanted:
-        one = found.get(case.key)
-        if one is not None:
-            shares = [f"{100 * one.mean(name):.1f}" for name in ("macs", "effective_macs", "sparsity")]
-            ends = [f"{one.mean('scoring_seconds'):.2f}", f"{one.mean('seconds'):.0f}"]
-            lines.append([case.name, case.target, *shares, *cells(one), *ends])
-    return lines
-
-
-def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
-    wanted = [*DENSE, *cases()]
-    found = summaries(rows, wanted)
-    named = {name: [case for case in wanted if case.table == name] for name in dict.fromkeys(c.table for c in wanted)}
-    made = {name: (unit_table if name == "units" else plain_table)(found, mine) for name, mine in named.items()}
-    return {name: lines for name, lines in made.items() if len(lines) > 1}
-
-
-def markdown(lines: list[list[str]]) -> str:
-    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def show(lines: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
-    for row in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print()
-
-
-def report(document: Path, held: dict[str, Any]) -> None:
-    """The tables and how they came about, each between its markers in the document; text outside stays as it is."""
-    rows = [Row(**row) for row in held["rows"]]
-    made = {name: markdown(lines) for name, lines in tables(rows).items()}
-    run, machine = held["run"], held["machine"]
-    seeds = len({row.seed for row in rows})
-    made["setting"] = (
-        f"`{held['command']}`, {held['date']}: {seeds} seed{'s' if seeds > 1 else ''}, {run['epochs']} epochs of dense "
-        f"training, {run['steps']} steps of finetuning; {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['workers']} worker{'s' if machine['workers'] > 1 else ''} of one thread, torch {machine['torch']}."
-    )
-    text = document.read_text(encoding="utf-8")
-    for name, body in made.items():
-        pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{document} must have the markers <!-- {name}: begin --> and <!-- {name}: end -->")
-        text = pattern.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)  # type: ignore[misc]
-    write_atomic(document, text)
-
-
-# ---- the run
-
-
 def main() -> int:
     chosen = arguments()
     run = Run(chosen.steps, chosen.epochs, str(chosen.baselines))
@@ -477,13 +236,6 @@ def stored(chosen: argparse.Namespace, run: Run) -> dict[str, Any]:
     }
     command = shlex.join(["python", "benchmarks/methods.py", *sys.argv[1:]])
     return {"run": same, "machine": machine, "command": command, "date": date.today().isoformat(), "rows": []}
-
-
-def processor() -> str:
-    """As Linux names it, elsewhere the architecture."""
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
 
 
 def jobs(chosen: argparse.Namespace, held: dict[str, Any]) -> list[tuple[Case, int]]:

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -25,7 +24,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 import numpy as np
 import optuna
 import torch
+from machine import machine  # type: ignore[import-not-found]
 
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
@@ -238,8 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(measured(name, url, workers, given.trials, given.trial_seconds, given.sampler, threads))
                 print(rows[-1].line(), flush=True)
     if given.out is not None:
-        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {date.today().isoformat()}"
-        write_atomic(given.out, json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
+        write_atomic(given.out, json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1))
     return 0
 
 

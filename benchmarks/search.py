@@ -17,19 +17,18 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
 
 import hydra
 import torch
+from machine import machine  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 from search_ladders import Found, ladder  # type: ignore[import-not-found]
 from search_tables import Point, Result, write  # type: ignore[import-not-found]
@@ -235,13 +234,6 @@ def worked(jobs: Sequence[Job], baselines: Path, workers: int) -> Iterator[Resul
             yield future.result()
 
 
-def machine() -> str:
-    """Processor, cores, torch: what the numbers hang on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today().isoformat()}"
-
-
 def made(path: Path) -> str:
     """How the rows came about, in a sentence or two."""
     if not path.exists():
@@ -261,7 +253,10 @@ def read(path: Path) -> list[Result]:
 
 
 def keep(path: Path, results: Sequence[Result]) -> None:
-    document = {"machine": machine(), "results": [dataclasses.asdict(result) for result in results]}
+    document = {
+        "machine": machine(f"torch {torch.__version__}"),
+        "results": [dataclasses.asdict(result) for result in results],
+    }
     write_atomic(path, json.dumps(document, indent=0))
 
 
