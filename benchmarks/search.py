@@ -87,6 +87,7 @@ SETTINGS = {
 PLAIN = "phases.finetune.distillation=null"
 UNMIXED = "phases.finetune.distillation.mixed=0"
 ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
+SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
 RIVALS = {
     "naive TPE": f"sampler=tpe {ALONE} {SHORT}",
@@ -96,6 +97,12 @@ RIVALS = {
     "chain": f"search.chain.even=steps {PLAIN}",
     "chain + distillation": f"search.chain.even=steps {UNMIXED}",
     "chain + distillation, mixed": "search.chain.even=steps",
+    "ours, short, then TPE": SEARCHED,
+    "ours, short, then NSGA-II": f"sampler=nsga2 {SEARCHED}",
+    "ours, short, then GP": f"sampler=gp {SEARCHED}",
+    "ours, short, then TPE by stages": f"space=hierarchical {SEARCHED}",
+    "ours, global ranking": "method.scope=global",
+    "ours, undistilled": PLAIN,
     "ours, screened, equal steps": f"search.screening.share=0.08 search.chain.even=steps {UNMIXED}",
     "ours, screened": f"search.screening.share=0.08 {UNMIXED}",
     "ours, unmixed": UNMIXED,

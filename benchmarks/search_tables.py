@@ -22,7 +22,7 @@ from matplotlib import pyplot
 RATIOS = (0.05, 0.10, 0.15, 0.25, 0.35)
 LEAST = 1 / 32
 OCTAVES = -math.log2(LEAST)
-COLORS = ("C0", "C1", "C2", "C4", "C5", "C3", "C8", "C9")
+DASHES = ((4, 2), (1, 1), (4, 1, 1, 1), (6, 1), (2, 2), (1, 3), (8, 2, 1, 2), (6, 3))
 TOLERANCE = 0.01
 """Of accuracy: about one standard error of the difference of two models on 2,000 validation images."""
 
@@ -141,32 +141,40 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rest))
 
 
+def styles(rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each is drawn: a colour per rival, ours black and thick, variants of ours grey and dashed."""
+    variants = [rival for rival in rivals if rival.startswith("ours,")]
+    others = [rival for rival in rivals if not rival.startswith("ours")]
+    found: dict[str, dict[str, Any]] = {name: {"color": f"C{n}", "lw": 1.2} for n, name in enumerate(others)}
+    for place, name in enumerate(variants):
+        found[name] = {"color": "0.4", "lw": 1.2, "dashes": DASHES[place % len(DASHES)]}
+    return {**found, "ours": {"color": "black", "lw": 2.2}}
+
+
 def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title: str) -> None:
     """Test accuracy over FLOPs: the mean of the seeds' fronts as steps, their range as a band."""
-    figure, axes = pyplot.subplots(figsize=(7.0, 4.4))
+    figure, axes = pyplot.subplots(figsize=(8.8, 4.4))
     grid = np.geomspace(LEAST, 0.5, 200)
-    for place, rival in enumerate(rivals):
+    looks = styles(rivals)
+    for rival in rivals:
         mine = [result for result in results if result.rival == rival]
         if not mine:
             continue
         values = np.array([[result.at(ratio) or np.nan for ratio in grid] for result in mine])
         there = ~np.isnan(values).any(0)
-        ours = rival == "ours"
-        color = "black" if ours else COLORS[place % len(COLORS)]
-        axes.plot(grid[there], values[:, there].mean(0), color=color, lw=2.2 if ours else 1.2, label=rival)
-        axes.fill_between(grid[there], values[:, there].min(0), values[:, there].max(0), color=color, alpha=0.15, lw=0)
+        axes.plot(grid[there], values[:, there].mean(0), label=rival, **looks[rival])
+        band = values[:, there].min(0), values[:, there].max(0)
+        axes.fill_between(grid[there], *band, color=looks[rival]["color"], alpha=0.15, lw=0)
     axes.set_xscale("log")
     axes.set_xticks([1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5], ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"])
     axes.minorticks_off()
     best = max(point.test for result in results for point in result.points)
-    low = min(
-        value for result in results if result.rival == "ours" for point in result.points for value in [point.test]
-    )
+    low = min(point.test for result in results if result.rival == "ours" for point in result.points)
     axes.set_ylim(max(0.0, low - 1.5 * (best - low) - 0.01), best + 0.1 * (best - low) + 0.002)
     axes.set_xlabel("FLOPs of the dense model")
     axes.set_ylabel("test accuracy")
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
