@@ -105,11 +105,8 @@ def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
     return lines
 
 
-EXPERT = "chain + distillation"
-
-
-def verdict(results: Sequence[Result], rivals: Sequence[str]) -> str:
-    """Ours beside the strongest rival and beside the expert's way, by volume over .8."""
+def verdict(results: Sequence[Result], rivals: Sequence[str], most: int = 3) -> str:
+    """Ours beside the strongest rivals, by volume over .8."""
     volumes = {
         rival: [result.volume(0.8) for result in results if result.rival == rival]
         for rival in rivals
@@ -118,20 +115,18 @@ def verdict(results: Sequence[Result], rivals: Sequence[str]) -> str:
     others = [rival for rival in volumes if not rival.startswith("ours")]
     if "ours" not in volumes or not others:
         return ""
-    strongest = max(others, key=lambda rival: statistics.fmean(volumes[rival]))
-    lines = [f"Ours against the strongest rival ({strongest}): {apart(volumes['ours'], volumes[strongest])}."]
-    if strongest != EXPERT and EXPERT in volumes:
-        lines.append(f"Against {EXPERT}: {apart(volumes['ours'], volumes[EXPERT])}.")
-    return " ".join(lines)
+    strongest = sorted(others, key=lambda rival: -statistics.fmean(volumes[rival]))[:most]
+    found = [f"{rival} {apart(volumes['ours'], volumes[rival])}" for rival in strongest]
+    return f"Ours in volume over .8 against the strongest rivals: {'; '.join(found)}."
 
 
 def apart(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """The difference of the means, and it over the pooled spread."""
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
-    text = f"{difference:+.3f} in volume over .8"
+    text = f"{difference:+.3f}"
     if min(len(ours), len(theirs)) > 1:
         pooled = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / 2)
-        text += f", {difference / pooled:+.1f} pooled standard deviations" if pooled > 0.0 else ""
+        text += f" ({difference / pooled:+.1f} pooled standard deviations)" if pooled > 0.0 else ""
     return text
 
 
