@@ -26,6 +26,8 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
 
 
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+"""Orders of weights in memory by name: channels last makes some convolutions, and all depthwise ones, faster."""
 TOTALS = ("total_steps", "T_max", "total_iters")
 """Names under which torch's schedulers ask for the number of steps; filled in where they are not given."""
 
@@ -100,11 +102,13 @@ def fit(
     on_unit: OnUnit | None = None,
     callbacks: Sequence[Callback] = (),
     accumulate: int = 1,
+    memory_format: str = "contiguous",
 ) -> int:
     """Train for `units` x `unit_steps` optimizer steps; after each unit validate and ask `on_unit` whether to go on.
 
     Returns the units done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
     masks. With `accumulate` each batch goes through the model in that many parts, whose gradients make one step.
+    Meanwhile the weights lie in memory in the one of `FORMATS`, afterwards as usual.
     Errors: DivergedError on a loss that is not finite.
     """
     watch = _Units(unit_steps, on_unit)
@@ -124,7 +128,11 @@ def fit(
             limit_val_batches=None if validated else 0,
             **_plain(device),
         )
-        trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
+        task.model.to(memory_format=FORMATS[memory_format])  # type: ignore[operator, union-attr]
+        try:
+            trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
+        finally:
+            task.model.to(memory_format=torch.contiguous_format)  # type: ignore[operator, union-attr]
     return watch.units if validated else units
 
 

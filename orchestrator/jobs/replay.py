@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError, PlanError
+from lightning_modules.phases.fit import FORMATS
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
@@ -83,7 +84,8 @@ def check(settings: Settings, model: str) -> Replay:
         first = next(step for step in found.steps if not step.identical)
         raise DataError(
             f"a replay must give the same weights bit for bit; {model} differs from '{first.name}' on, {first.text()}; "
-            "bits repeat on the CPU with the same torch and threads: give threads=N as it was, and the data as it was"
+            "bits repeat on the CPU with the same torch and threads: give threads=N and memory_format as they were, "
+            "and the data as it was"
         )
     return found
 
@@ -111,15 +113,18 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
             if place:
                 sparse = tuple(densities(working.model, working.masks))
                 working = begun(problem, tensors(working.model), working.alive, sparse)
+            problem = _as_made(problem, link.made_with)
             working = _again(problem, link, working)
-            steps.append(_compared(f"trial {link.trial}", working.model, link.weights, link.made_with, _had(at, link)))
+            name = f"trial {link.trial}"
+            steps.append(_compared(name, problem, working.model, link.weights, link.made_with, _had(at, link)))
         model = working.model
         if (confirmation := document.get("confirmation")) is not None:
             progress.phase("confirmation", f"seed {confirmation['seed']}")
+            name, made = f"confirmation, seed {confirmation['seed']}", confirmation["made_with"]
+            problem = _as_made(problem, made)
             model = _confirmed(problem, working, lineage.links[-1], confirmation)
-            name = f"confirmation, seed {confirmation['seed']}"
             digest = confirmation["weights"]
-            steps.append(_compared(name, model, digest, confirmation["made_with"], _weights(at, digest)))
+            steps.append(_compared(name, problem, model, digest, made, _weights(at, digest)))
     return Replay(tuple(steps), model.eval())
 
 
@@ -133,6 +138,14 @@ def _require_same(settings: Settings, lineage: Lineage) -> None:
             f"a model is replayed with the settings it was made with: {'; '.join(changes)}. Give the values it had: "
             "the same +experiment and overrides as the search"
         )
+
+
+def _as_made(problem: Problem, made: Mapping[str, Any]) -> Problem:
+    """In the memory format of the time, the usual one before there was a choice, unless the settings name one."""
+    was = made.get("memory_format", "contiguous")
+    if problem.settings.memory_format != "auto" or was not in FORMATS:
+        return problem
+    return replace(problem, memory_format=was)
 
 
 def _again(problem: Problem, link: Link, working: Working) -> Working:
@@ -168,10 +181,16 @@ def _dense(name: str, model: nn.Module, digest: str) -> Step:
 
 
 def _compared(
-    name: str, model: nn.Module, digest: str, made: Mapping[str, Any], before: Mapping[str, Tensor] | None
+    name: str,
+    problem: Problem,
+    model: nn.Module,
+    digest: str,
+    made: Mapping[str, Any],
+    before: Mapping[str, Tensor] | None,
 ) -> Step:
-    now = made_with(next(model.parameters()).device)
-    changed = [f"{key} was {made.get(key)}, now {value}" for key, value in now.items() if made.get(key) != value]
+    now = made_with(problem.device, problem.memory_format)
+    was = {"memory_format": "contiguous", **made}
+    changed = [f"{key} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
     step = Step(name, weights_digest(model) == digest, otherwise="; ".join(changed))
     if step.identical:
         return replace(step, difference=0.0)

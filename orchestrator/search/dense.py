@@ -85,7 +85,13 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
 
 
 def train_dense(
-    settings: Settings, model: nn.Module, data: Any, device: torch.device, timed: Timed, on_epoch: OnUnit
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    device: torch.device,
+    timed: Timed,
+    on_epoch: OnUnit,
+    memory_format: str = "contiguous",
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model trained, with its validation metrics; read back where the same recipe was run before.
 
@@ -110,7 +116,7 @@ def train_dense(
     if settings.phases.train.rewind_epoch == 0:
         write_atomic(folder / REWIND, save(tensors(model)))
     with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
-        _train(settings, model, data, device, on_unit)
+        _train(settings, model, data, device, on_unit, memory_format)
     with timed("evaluation"):
         metrics = evaluate(
             settings.task.build(model=model, num_classes=data.num_classes), data.val_dataloader(), device
@@ -143,7 +149,14 @@ def _kept(folder: Path, model: nn.Module, settings: Settings) -> tuple[dict[str,
     return read_weights(folder / WEIGHTS, model.state_dict(), ANEW, digests[WEIGHTS]), metrics
 
 
-def _train(settings: Settings, model: nn.Module, data: Any, device: torch.device, on_epoch: OnUnit) -> None:
+def _train(
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    device: torch.device,
+    on_epoch: OnUnit,
+    memory_format: str,
+) -> None:
     how = settings.phases.train
     if how.epochs == 0:
         return
@@ -158,6 +171,7 @@ def _train(settings: Settings, model: nn.Module, data: Any, device: torch.device
         device=device,
         val=data.val_dataloader(),
         on_unit=on_epoch,
+        memory_format=memory_format,
     )
 
 

@@ -18,11 +18,11 @@ from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds, size_mb
 from orchestrator.search.dense import build_model, rewound_model, train_dense
 from orchestrator.search.given import check_plans
+from orchestrator.search.kernels import choose_memory_format, choose_threads
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, example_input, seed_of
 from orchestrator.search.samplers import sampler
-from orchestrator.search.threads import choose_threads
 from orchestrator.settings import Settings
 
 
@@ -52,6 +52,10 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         structure = find_structure(settings, model, data)
     if found := choose_threads(settings, structure, model, data, device):
         progress.phase("threads", found)
+    with progress.timed("profile"):
+        memory_format, found = choose_memory_format(settings, structure, model, data, device)
+    if found:
+        progress.phase("memory format", found)
     cost = Cost(structure)
     check_budgets(settings, structure, cost)
     sampler(settings.sampler, settings.seed, outline(settings, structure, model))
@@ -66,7 +70,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         progress.tick(f"epoch {epoch}: validation {settings.objectives.quality} {quality:.4f}")
         return True
 
-    model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch)
+    model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
     distillation = mixing = None
     if (how := settings.phases.finetune.distillation) is not None and (how.weight > 0.0 or how.features):
         begin = time.perf_counter()
@@ -93,6 +97,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         costs,
         latency,
         mixing=mixing,
+        memory_format=memory_format,
     )
 
 

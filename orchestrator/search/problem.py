@@ -57,6 +57,7 @@ class Problem:
     latency: LatencyModel | None = None
     check: Check = never
     mixing: Mixing | None = None
+    memory_format: str = "contiguous"
 
     @property
     def sign(self) -> float:
@@ -167,6 +168,7 @@ class Problem:
                 on_unit=on_unit,
                 callbacks=[*callbacks, Watched(self.check)],
                 accumulate=accumulate,
+                memory_format=self.memory_format,
             )
 
     def _copies(self, mixed: int | None) -> int:

@@ -154,6 +154,7 @@ class Settings(Part):
     workers: Positive = 1
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -197,7 +198,7 @@ class Settings(Part):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same search: everything a trial's result depends on, nothing about how many."""
         whole = self.plain()
-        for name in ("study", "tracking", "job", "workers", "device", "threads"):
+        for name in ("study", "tracking", "job", "workers", "device", "threads", "memory_format"):
             whole.pop(name)
         whole["phases"].pop("confirm")
         return whole

@@ -25,12 +25,12 @@ from orchestrator.load import load_pruned
 from orchestrator.report.rows import FrontRow, TrialRow, read_csv
 from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.given import read_plans
+from orchestrator.search.kernels import choose_threads
 from orchestrator.search.latency_model import latency_model
 from orchestrator.search.plans.finished import load_finished
 from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.studies.study import open_study
-from orchestrator.search.threads import choose_threads
 from orchestrator.stored import DEEPEST, check_shapes, kept, read_json
 from tests.search.problems import Bench, bench, problem_of, settings_of, silent
 from tests.search.test_study import settings as made_up

@@ -160,6 +160,18 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home
     assert orchestrator.replay(settings, last).steps[1].text() == "different: the weights are not at hand to compare"
 
 
+def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, *QUICK, "space.units=[1,1]", "memory_format=channels_last")
+    last = chain(here, (0.6, 0.4))
+    document = json.loads((last / "plan.json").read_text())
+    assert [link["made_with"]["memory_format"] for link in document["lineage"]["links"]] == ["channels_last"] * 2
+    measured = settings_of(home, f"study.out={tmp_path}", *QUICK, "space.units=[1,1]")  # auto, and not so here
+    steps = orchestrator.replay(measured, last).steps
+    assert [step.text() for step in steps] == ["identical"] * 3
+    other = settings_of(home, f"study.out={tmp_path}", *QUICK, "space.units=[1,1]", "memory_format=contiguous")
+    assert "memory_format was channels_last, now contiguous" in orchestrator.replay(other, last).steps[1].text()
+
+
 def test_other_settings_and_folders_without_a_lineage_are_refused(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, *QUICK)
     last = chain(here, (0.6,))

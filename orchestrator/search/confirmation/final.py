@@ -260,7 +260,7 @@ def _export(
         "accumulate": result.accumulate,
         "lr_factor": how.lr_factor,
         "weights": weights_digest(model),
-        "made_with": made_with(problem.device),
+        "made_with": made_with(problem.device, problem.memory_format),
     }
     confirmed = {"confirmed": by_seed, "confirmed_seed": seeds[result.best], "confirmation": confirmation}
     save_plan(folder, {**document, **confirmed}, model)

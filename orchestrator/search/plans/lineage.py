@@ -79,13 +79,14 @@ def weights_digest(model: nn.Module) -> str:
     return hashlib.sha256(save(tensors(model))).hexdigest()
 
 
-def made_with(device: torch.device) -> dict[str, Any]:
-    """What bits depend on beside the recipe: kernels are chosen by version and CPU, sums are split by threads."""
+def made_with(device: torch.device, memory_format: str) -> dict[str, Any]:
+    """What bits depend on beside the recipe: kernels are chosen by version, CPU and format, sums split by threads."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "memory_format": memory_format,
     }
 
 

@@ -214,7 +214,7 @@ class Evaluator:
             by_group(self.problem, kept),
             ended.units,
             weights_digest(ended.working.model),
-            made_with(self.problem.device),
+            made_with(self.problem.device, self.problem.memory_format),
         )
         return replace(before, links=(*before.links, link))
 

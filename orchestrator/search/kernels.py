@@ -1,0 +1,128 @@
+"""What trains this model fastest on this CPU: how many threads, and the order of its weights in memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.phases.fit import FORMATS
+from lightning_modules.pruning.structure import Structure
+from lightning_modules.recipe import digest
+from orchestrator.files import write_atomic
+from orchestrator.search.allocation import cut_evenly
+from orchestrator.settings import Settings
+from orchestrator.stored import kept
+
+STEPS = 4
+"""Training steps timed in each way, after one to warm up."""
+MUCH_FASTER = 0.75
+"""Of the time in the usual memory format: a gain that no noise of a busy machine gives or takes."""
+
+
+def choose_threads(settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device) -> str:
+    """For `threads=auto` on the CPU: measure, set torch's threads, and return what was found; else an empty string.
+
+    Tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with the
+    dense baselines, since the bits of a result hang on it: delete the file to measure anew.
+    """
+    if settings.threads != "auto" or device.type != "cpu":
+        return ""
+    counts = [2**power for power in range((os.cpu_count() or 1).bit_length())]
+    names = [str(count) for count in counts]
+
+    def measured() -> dict[str, float]:
+        task, found = _middle(settings, structure, model, data), {}
+        for count in counts:
+            torch.set_num_threads(count)
+            found[str(count)] = statistics.median(list(_step_times(task, data))[1:])
+        return found
+
+    milliseconds = _once(_path("threads", settings), names, measured)
+    best = min(milliseconds, key=lambda count: milliseconds[count])
+    torch.set_num_threads(int(best))
+    return f"{best} of {os.cpu_count()}; a step with {_words(milliseconds)}"
+
+
+def choose_memory_format(
+    settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device
+) -> tuple[str, str]:
+    """The name of the format to train in, and what was measured for `memory_format=auto`, which measures on the CPU.
+
+    Channels last where it is `MUCH_FASTER`, as it is with depthwise convolutions. Kept as the number of threads is.
+    Errors: ConfigError where the model cannot be laid out as asked.
+    """
+    dims = {parameter.dim() for parameter in model.parameters()}
+    if settings.memory_format == "channels_last" and 5 in dims:
+        raise ConfigError("memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5")
+    if settings.memory_format != "auto":
+        return settings.memory_format, ""
+    if device.type != "cpu" or 4 not in dims or 5 in dims:
+        return "contiguous", ""
+
+    def measured() -> dict[str, float]:
+        tasks = {name: _middle(settings, structure, model, data) for name in FORMATS}
+        for name, task in tasks.items():
+            task.to(memory_format=FORMATS[name])
+        turns = list(zip(*(_step_times(task, data) for task in tasks.values()), strict=True))  # by turns: load changes
+        return {name: min(times[1:]) for name, times in zip(tasks, zip(*turns, strict=True), strict=True)}
+
+    milliseconds = _once(_path("memory-format", settings, torch.get_num_threads()), list(FORMATS), measured)
+    much = milliseconds["channels_last"] <= MUCH_FASTER * milliseconds["contiguous"]
+    name = "channels_last" if much else "contiguous"
+    return name, f"{name}; a step with {_words(milliseconds)}"
+
+
+def _middle(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> LightningModule:
+    """The task with a model of the middle of the chain, ready to train."""
+    ratio = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
+    cut = cut_evenly(model, structure, ratio)[0] if structure.groups else copy.deepcopy(model)
+    task: LightningModule = settings.task.build(model=cut, num_classes=data.num_classes)
+    return task.train()
+
+
+def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
+    """Milliseconds of training steps on the first batches, that of the warm-up first; at least two."""
+    batches = list(islice(data.train_batches(0), STEPS + 1))
+    for batch in batches if len(batches) > 1 else 2 * batches:
+        begin = time.perf_counter()
+        task.loss(task.model, [part for part in batch if isinstance(part, Tensor)]).backward()  # type: ignore[operator]
+        yield 1e3 * (time.perf_counter() - begin)
+
+
+def _path(kind: str, settings: Settings, *more: object) -> Path:
+    where = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__, *more]
+    middle = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
+    return settings.study.baselines / f"{kind}-{digest([where, settings.model, settings.data, middle])}.json"
+
+
+def _once(path: Path, names: list[str], measure: Any) -> dict[str, float]:
+    """Milliseconds by name, from the file at `path` or else measured and written there."""
+
+    def parsed(data: Any) -> dict[str, float]:
+        if set(data) != set(names):
+            raise ValueError(f"it must have a time for each of {names}; it has {sorted(data)[:9]}")
+        return {name: float(value) for name, value in data.items()}
+
+    found = kept(path, parsed)
+    if found is None:
+        found = measure()
+        write_atomic(path, json.dumps(found))
+    return found
+
+
+def _words(milliseconds: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {value:.1f} ms" for name, value in milliseconds.items())

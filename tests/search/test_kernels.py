@@ -1,0 +1,122 @@
+"""Threads and memory formats by measurement: kept with the baselines, the fastest of what was tried."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.phases.fit import FORMATS
+from orchestrator.search import prepare
+from orchestrator.search.kernels import choose_memory_format, choose_threads
+from orchestrator.search.problem import Problem
+from tests.search.problems import problem_of
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def chosen(problem, value: object) -> str:  # type: ignore[no-untyped-def]
+    settings = problem.settings.model_copy(update={"threads": value})
+    return choose_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+
+
+def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)
+    said = chosen(problem, "auto")
+    (path,) = problem.settings.study.baselines.glob("threads-*.json")
+    measured = json.loads(path.read_text())
+    assert set(measured) == {str(2**p) for p in range((os.cpu_count() or 1).bit_length())}
+    fastest = min(measured, key=measured.get)
+    assert torch.get_num_threads() == int(fastest)
+    assert said.startswith(f"{fastest} of ")
+    path.write_text(json.dumps({"1": 2.0, "2": 1.0}))
+    chosen(problem, "auto")
+    assert torch.get_num_threads() == 2  # what was measured once is not measured again
+
+
+def test_a_number_is_set_before_the_structure_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    looked_for = prepare.find_structure
+
+    def find_structure(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return looked_for(*arguments)
+
+    monkeypatch.setattr(prepare, "find_structure", find_structure)
+    torch.set_num_threads(2)
+    problem_of(tmp_path, "threads=1")
+    assert seen == [1]
+
+
+def test_only_auto_measures(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)
+    torch.set_num_threads(2)
+    assert chosen(problem, None) == chosen(problem, 1) == ""
+    assert torch.get_num_threads() == 2
+    assert not list(problem.settings.study.baselines.glob("threads-*.json"))
+
+
+def test_anything_else_is_refused_with_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        problem_of(tmp_path, "threads=some")
+
+
+def laid_out(problem: Problem, name: str, milliseconds: dict[str, float] | None = None) -> tuple[str, str]:
+    settings = problem.settings.model_copy(update={"memory_format": name})
+    if milliseconds is not None:
+        (path,) = settings.study.baselines.glob("memory-format-*.json")
+        path.write_text(json.dumps(milliseconds))
+    return choose_memory_format(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+
+
+def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)  # has measured: auto is the default
+    assert problem.memory_format in FORMATS
+    (path,) = problem.settings.study.baselines.glob("memory-format-*.json")
+    assert set(json.loads(path.read_text())) == set(FORMATS)
+    name, said = laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 2.0})
+    assert (name, said) == ("channels_last", "channels_last; a step with contiguous: 4.0 ms, channels_last: 2.0 ms")
+    assert laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 3.5})[0] == "contiguous"
+    assert laid_out(problem, "channels_last") == ("channels_last", "")
+    assert laid_out(problem, "contiguous") == ("contiguous", "")
+
+
+def test_weights_of_five_dimensions_have_no_channels_last(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path, "memory_format=contiguous")
+    volumes = replace(problem, model=torch.nn.Conv3d(1, 2, 3))
+    assert laid_out(volumes, "auto") == ("contiguous", "")
+    with pytest.raises(ConfigError, match="memory_format=channels_last needs weights of up to 4 dimensions"):
+        laid_out(volumes, "channels_last")
+    assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
+
+
+def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path, "memory_format=contiguous")
+    found = {}
+    for name in FORMATS:
+        model, seen = copy.deepcopy(problem.model), []
+
+        class Watch(Callback):
+            def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+                weights = [p for p in module.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+                seen.append(all(p.is_contiguous() for p in weights))  # noqa: B023
+
+        replace(problem, memory_format=name).finetune(model, 1, 0, callbacks=[Watch()], unit_steps=3)
+        assert seen == [name == "contiguous"] * 3
+        assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+        found[name] = problem.validate(model)["loss"]
+    assert found["channels_last"] == pytest.approx(found["contiguous"], rel=1e-3)
