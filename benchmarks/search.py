@@ -134,7 +134,7 @@ def composed(words: Sequence[str]) -> schema.Settings:
 
 def common(baselines: Path, out: Path) -> list[str]:
     where = [f"study.baselines={baselines}", f"study.out={out}", "tracking=none", "device=cpu", "threads=1"]
-    return [*where, "phases.finetune.recalibration_batches=4"]
+    return [*where, "memory_format=contiguous", "phases.finetune.recalibration_batches=4"]
 
 
 def dense(setting: str, baselines: Path) -> Path:
