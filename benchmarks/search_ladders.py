@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from orchestrator.search.allocation import evenly
 from orchestrator.search.pacing import measure
 from orchestrator.search.problem import Problem, seed_of
 
@@ -21,7 +22,8 @@ def ladder(
     problem: Problem, targets: Sequence[float], whole: bool, budget: float, seed: int, begin: float
 ) -> Iterator[Found]:
     """A model for each target, all from the dense one, with equal steps for each; `whole`: one global ranking."""
-    speed = measure(problem, (targets[len(targets) // 2], targets[-1]), time.process_time)
+    cuts = [evenly(problem.structure, targets[at]) for at in (len(targets) // 2, -1)]
+    speed = measure(problem, cuts, time.process_time)
     for place, target in enumerate(targets):
         rest = targets[place:]
         left = budget - (time.process_time() - begin) - sum(map(speed.beside_at, rest))

@@ -68,12 +68,16 @@ def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
 
 
-def cut_evenly(model: nn.Module, structure: Structure, flops_ratio: float) -> tuple[nn.Module, Counts]:
-    """The model with equal ratios of its groups within `flops_ratio`, the first units kept: for timing, not for use."""
+def evenly(structure: Structure, flops_ratio: float) -> Counts:
+    """Units kept at equal ratios of all groups within `flops_ratio`; whole blocks stay."""
     macs, even = Cost(structure).macs, np.ones(len(structure.groups))
-    kept = scaled(structure.sizes, macs, int(flops_ratio * macs(structure.sizes)), even)
+    return scaled(structure.sizes, macs, int(flops_ratio * macs(structure.sizes)), even)
+
+
+def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
+    """The model with the first units of each group kept: for timing, not for use."""
     keep = choose(structure, np.zeros(structure.n_units), structure.full(), kept)
-    return remove(model, structure, keep), kept
+    return remove(model, structure, keep)
 
 
 def allocate(

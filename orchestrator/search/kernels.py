@@ -23,7 +23,7 @@ from lightning_modules.phases.fit import FORMATS
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.search.allocation import cut_evenly
+from orchestrator.search.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 from orchestrator.stored import kept
 
@@ -89,7 +89,9 @@ def choose_memory_format(
 def _middle(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> LightningModule:
     """The task with a model of the middle of the chain, ready to train."""
     ratio = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
-    cut = cut_evenly(model, structure, ratio)[0] if structure.groups else copy.deepcopy(model)
+    cut = copy.deepcopy(model)
+    if structure.groups:
+        cut = cut_anyhow(model, structure, evenly(structure, ratio))
     task: LightningModule = settings.task.build(model=cut, num_classes=data.num_classes)
     return task.train()
 

@@ -38,6 +38,7 @@ def _terrain(settings: Settings, structure: Structure, model: nn.Module, method:
         pools=pools,
         then=then,
         method=method.name,
+        depth=settings.search.chain.depth,
     )
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
-from orchestrator.search.allocation import cut_evenly
+from orchestrator.search.allocation import cut_anyhow
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
 from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
 from orchestrator.search.problem import Problem
@@ -112,13 +113,23 @@ class Plans:
         if not self.cut or not params:  # a user's own plan may keep most of the model
             return 1.0
         try:
-            kept = self.evaluator.wanted(self.space.propose(self.terrain, params)).kept
+            kept = self._kept(params)
         except PlanError:  # the trial will say so
             return 1.0
         return self.evaluator.problem.ratios(kept)["flops"]
 
     def at(self, target: float) -> float:
         return self.flops_ratio(self.space.chain(self.terrain, target, 0.0)) if self.cut else 1.0
+
+    def kept(self, target: float) -> Counts:
+        """Of the chain's rung there; the dense counts where that is no plan."""
+        try:
+            return self._kept(self.space.chain(self.terrain, target, 0.0))
+        except PlanError:
+            return self.terrain.structure.sizes
+
+    def _kept(self, params: Params) -> Counts:
+        return self.evaluator.wanted(self.space.propose(self.terrain, params)).kept
 
 
 def pacing_of(
@@ -236,17 +247,15 @@ def _speed(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
     """Of the dense model, the chain's middle and its end; steps come with the screening that they pay for."""
     settings = problem.settings.search
     targets = _targets(problem, max(1, settings.chain.rungs))
-    ratios = [plans.at(target) for target in (targets[len(targets) // 2], targets[-1])] if plans.cut else []
-    found = measure(problem, ratios, now)
+    found = measure(problem, [plans.kept(targets[at]) for at in (len(targets) // 2, -1)] if plans.cut else [], now)
     return replace(found, step=tuple((1.0 + settings.screening.share) * step for step in found.step))
 
 
-def measure(problem: Problem, ratios: Sequence[float], now: Callable[[], float]) -> Speed:
-    """Time steps, recalibration and validation of the dense model and of ones cut evenly to each of these ratios."""
+def measure(problem: Problem, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed:
+    """Time steps, recalibration and validation of the dense model and of what is left with these units kept."""
     models: dict[float, nn.Module] = {1.0: copy.deepcopy(problem.model)}
-    for ratio in ratios:
-        model, kept = cut_evenly(problem.model, problem.structure, ratio)
-        models[problem.ratios(kept)["flops"]] = model
+    for kept in cuts:
+        models[problem.ratios(kept)["flops"]] = cut_anyhow(problem.model, problem.structure, kept)
     found = {ratio: _timed(problem, model, now) for ratio, model in models.items()}
     falling = tuple(sorted(found, reverse=True))
     return Speed(falling, tuple(found[ratio][0] for ratio in falling), tuple(found[ratio][1] for ratio in falling))

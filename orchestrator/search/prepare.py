@@ -149,7 +149,7 @@ def _architecture(settings: Settings) -> dict[str, Any]:
 def find_structure(settings: Settings, model: nn.Module, data: Any) -> Structure:
     """What the method may prune: heads or their width, whole blocks or not."""
     method = settings.method.choices()[0]
-    return discover(model, (example_input(data),), attention=method.attention, depth=method.depth)
+    return discover(model, (example_input(data),), attention=method.attention, depth=settings.depth)
 
 
 def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:

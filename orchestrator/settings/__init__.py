@@ -79,15 +79,16 @@ class StudySettings(Part):
 class ChainSettings(Part):
     """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
-    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Under a
-    budget in time all rungs get the same `time`, or the same `steps`, and at most `most_epochs`; what is left goes to
-    trials around the chain.
+    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Where
+    whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time all rungs get the same
+    `time`, or the same `steps`, and at most `most_epochs`; what is left goes to trials around the chain.
     """
 
     rungs: Count = 8
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
+    depth: Annotated[float, Field(ge=0.0)] = 0.3
     even: Literal["time", "steps"] = "time"
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
@@ -191,6 +192,14 @@ class Settings(Part):
         rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
         return {**recipes, "method": self.method.plain(), "phases": phases, **rest}
 
+    @property
+    def depth(self) -> bool:
+        """Whether whole blocks go too: as the method says or, where it does not, in a chain under a budget in time."""
+        method, budget, chain = self.method.choices()[0], self.study.paced, self.search.chain
+        if method.depth is not None or method.granularity != "unit":
+            return bool(method.depth)
+        return budget is not None and budget.unit == "seconds" and chain.rungs > 0 and chain.depth > 0.0
+
     def model_name(self) -> str:
         """The name given to the model's builder, or the last part of its path."""
         return str(self.model.arguments.get("name", self.model.target.rpartition(".")[2]))
@@ -201,6 +210,7 @@ class Settings(Part):
         for name in ("study", "tracking", "job", "workers", "device", "threads", "memory_format"):
             whole.pop(name)
         whole["phases"].pop("confirm")
+        whole["method"]["depth"] = self.depth
         return whole
 
     def dense_digest(self) -> str:

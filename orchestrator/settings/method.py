@@ -33,7 +33,8 @@ class MethodSettings(Part):
     `granularity` is `unit` (coupled channels, neurons, heads: removed), or single weights (set to zero): `weight`,
     `block` of `shape` rows x columns, `pattern` of `shape` N of M. `then` prunes the weights of what units were left.
     `normalize` compares scores across groups as multiples of their group's mean. `soft` units and weights are set to
-    zero but trained on, and may come back until the last pruning step.
+    zero but trained on, and may come back until the last pruning step. `depth` adds whole residual blocks; None: where
+    the settings as a whole say so.
     """
 
     name: str
@@ -47,7 +48,7 @@ class MethodSettings(Part):
     calibration_batches: Positive = 4
     round_to: Positive = 1
     attention: Literal["head", "head_dim"] = "head"
-    depth: bool = False
+    depth: bool | None = None
     soft: bool = False
     regrowth: AnyRecipe | None = None
     then: MethodSettings | None = None

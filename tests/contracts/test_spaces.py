@@ -42,12 +42,13 @@ def terrain_of(structure: Structure) -> Terrain:
 
 TERRAINS = {"units": terrain_of(UNITS), "blocks": terrain_of(BLOCKS), "weights": terrain_of(WEIGHTS)}
 TERRAINS["global"] = replace(TERRAINS["units"], pools=[list(range(len(UNITS.groups)))])
+TERRAINS["shallow"] = replace(TERRAINS["blocks"], depth=0.8)
 TERRAINS["rounded"] = replace(TERRAINS["units"], round_to=4)
 MATCH = {"patterns": ["patterns"], "hybrid": ["hybrid", "hybrid of patterns"]}
 TERRAINS["patterns"] = terrain_of(PATTERNS)
 TERRAINS["hybrid"] = replace(TERRAINS["units"], then=TERRAINS["weights"])
 TERRAINS["hybrid of patterns"] = replace(TERRAINS["units"], then=TERRAINS["patterns"])
-PLAIN = ["units", "blocks", "weights", "global", "rounded"]
+PLAIN = ["units", "blocks", "shallow", "weights", "global", "rounded"]
 PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)]
 
 
@@ -144,6 +145,19 @@ def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them()
         now = terrain.macs(found) / terrain.dense_macs
         assert now < before
         before = now
+
+
+@pytest.mark.parametrize("space", [Allocation(), Uniform(), PerGroup()])
+def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
+    terrain = TERRAINS["shallow"]
+    assert len(terrain.blocks) == 4
+    dropped = {0.7: 1, 0.4: 2, 0.2: 3, 0.06: 4}  # 4 x (1 - target^0.8), the nearest whole number
+    for target, expected in dropped.items():
+        proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
+        assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(terrain.blocks[:expected])
+        assert ratio(terrain, proposal) <= target
+        whole = replace(terrain, depth=0.0)
+        assert space.chain(whole, target, 0.0)["blocks"] == 0
 
 
 def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:

@@ -96,7 +96,7 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     phases = {name: whole["phases"][name] for name in ("train", "finetune", "sparsify")}
     phases["train"] = {name: value for name, value in phases["train"].items() if name != "checkpoint"}
     method = settings.method.choices()[0]
-    structure = {"attention": method.attention, "depth": method.depth}
+    structure = {"attention": method.attention, "depth": settings.depth}
     parts = {name: whole[name] for name in ("model", "data", "task", "seed")}
     return {**parts, "phases": phases, "method": {**structure, "activation": whole["method"]["activation"]}}
 

@@ -60,7 +60,7 @@ class Allocation(Recovery):
             "flops_ratio": min(max(flops_ratio, least), most),
             "equal_loss": min(max(equal_loss, self.equal_loss[0]), self.equal_loss[1]),
             **dict.fromkeys(self.offsets(terrain), 0.0),
-            **block_first(terrain),
+            **block_first(terrain, flops_ratio),
             **self.first(terrain.units),
         }
 

@@ -22,7 +22,8 @@ class Terrain:
     """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its scope sees them.
 
     `macs` is the cost of the axis: effective MACs where groups are single weights. `pools` are the groups that share a
-    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid method.
+    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid method. A rung of the
+    opening ladder keeps flops_ratio^`depth` of the blocks.
     """
 
     structure: Structure
@@ -37,6 +38,7 @@ class Terrain:
     round_to: int = 1
     method: str = ""
     then: Terrain | None = None
+    depth: float = 0.0
 
     @property
     def blocks(self) -> list[int]:

@@ -92,6 +92,7 @@ def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
     return {"blocks": IntDistribution(0, len(terrain.blocks))} if terrain.blocks else {}
 
 
-def block_first(terrain: Terrain) -> Params:
-    """The opening ladder keeps every block."""
-    return {"blocks": 0} if terrain.blocks else {}
+def block_first(terrain: Terrain, flops_ratio: float) -> Params:
+    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the nearest whole number."""
+    found = len(terrain.blocks)
+    return {"blocks": round(found * (1.0 - flops_ratio**terrain.depth))} if found else {}

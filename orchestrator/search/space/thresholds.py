@@ -33,9 +33,10 @@ class PerGroup(Recovery):
         return {**thresholds, **block_dimension(terrain), **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
-        level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
+        blocks = block_first(terrain, flops_ratio)
+        level = _uniform_threshold(terrain, flops_ratio, blocks, self.low, self.high)
         thresholds = {f"threshold.{name}": level for name in _pools(terrain)}
-        return {**thresholds, **block_first(terrain), **self.first(terrain.units)}
+        return {**thresholds, **blocks, **self.first(terrain.units)}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         levels = {group: params[f"threshold.{name}"] for name, groups in _pools(terrain).items() for group in groups}
@@ -56,8 +57,9 @@ class Uniform(Recovery):
         return {**threshold, **block_dimension(terrain), **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
-        level = _uniform_threshold(terrain, flops_ratio, self.low, self.high)
-        return {"threshold": level, **block_first(terrain), **self.first(terrain.units)}
+        blocks = block_first(terrain, flops_ratio)
+        level = _uniform_threshold(terrain, flops_ratio, blocks, self.low, self.high)
+        return {"threshold": level, **blocks, **self.first(terrain.units)}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         levels = {group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]}
@@ -113,28 +115,25 @@ def _pools(terrain: Terrain) -> dict[str, list[str]]:
 
 
 def _proposal(terrain: Terrain, levels: dict[str, float], params: Params, timing: Timing) -> Proposal:
-    levels = _at_most_all_but_one(terrain, levels)
-    gone = {terrain.structure.groups[i].name for i in terrain.blocks[: params.get("blocks", 0)]}
-    blocks = {terrain.structure.groups[i].name: _block_level(terrain, i, gone) for i in sorted(terrain.blocks)}
-    return Proposal((Cut({**levels, **blocks}, terrain.rule, terrain.pools is not None),), timing)
+    levels = {**_at_most_all_but_one(terrain, levels), **_block_levels(terrain, params)}
+    return Proposal((Cut(levels, terrain.rule, terrain.pools is not None),), timing)
 
 
-def _block_level(terrain: Terrain, index: int, gone: set[str]) -> float:
-    """A threshold that drops a block, whatever the rule, or keeps it."""
-    group = terrain.structure.groups[index]
-    if group.name not in gone:
-        return 0.0
-    return 1.0 if terrain.rule == "quantile" else float("inf")
+def _block_levels(terrain: Terrain, params: Params) -> dict[str, float]:
+    """Thresholds that drop blocks, whatever the rule, or keep them."""
+    gone = set(terrain.blocks[: params.get("blocks", 0)])
+    drops = 1.0 if terrain.rule == "quantile" else float("inf")
+    return {terrain.structure.groups[i].name: drops if i in gone else 0.0 for i in sorted(terrain.blocks)}
 
 
-def _uniform_threshold(terrain: Terrain, flops_ratio: float, low: float, high: float) -> float:
-    """The lowest common threshold within [low, high] that meets the target; `high` where none does."""
-    groups, full = terrain.structure.groups, terrain.structure.full()
+def _uniform_threshold(terrain: Terrain, flops_ratio: float, blocks: Params, low: float, high: float) -> float:
+    """The lowest common threshold within [low, high] that meets the target beside `blocks`; `high` where none does."""
+    groups, full, dropped = terrain.structure.groups, terrain.structure.full(), _block_levels(terrain, blocks)
 
     def kept(level: float) -> Counts:
         levels = _at_most_all_but_one(terrain, {group.name: level for group in groups[: terrain.widths]})
         try:
-            found = counts(terrain.structure, terrain.scores, full, levels, terrain.rule, terrain.pools)
+            found = counts(terrain.structure, terrain.scores, full, {**levels, **dropped}, terrain.rule, terrain.pools)
         except PlanError:  # above some group's best score: further than any plan may go
             return np.zeros(len(groups), dtype=np.int64)
         return terrain.round(found)

@@ -50,6 +50,7 @@ class Dense:
             round_to=self.settings.round_to,
             method=self.settings.name,
             then=then,
+            depth=problem.settings.search.chain.depth,
         )
 
 
