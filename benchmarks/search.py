@@ -86,6 +86,7 @@ SETTINGS = {
 }
 PLAIN = "phases.finetune.distillation=null"
 UNMIXED = "phases.finetune.distillation.mixed=0"
+WHOLE = "method.depth=false"
 ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
 SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
@@ -97,6 +98,7 @@ RIVALS = {
     "chain": f"search.chain.even=steps {PLAIN}",
     "chain + distillation": f"search.chain.even=steps {UNMIXED}",
     "chain + distillation, mixed": "search.chain.even=steps",
+    "chain + distillation, fewer blocks": f"search.chain.even=steps {UNMIXED}",
     "ours, short, then TPE": SEARCHED,
     "ours, short, then NSGA-II": f"sampler=nsga2 {SEARCHED}",
     "ours, short, then GP": f"sampler=gp {SEARCHED}",
@@ -107,9 +109,12 @@ RIVALS = {
     "ours, screened": f"search.screening.share=0.08 {UNMIXED}",
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
+    "ours, all blocks": "",
     "ours": "",
 }
-"""Each as overrides of our configuration; those of torch-pruning use its pruner and only our training."""
+"""Each as overrides of our configuration; those of torch-pruning use its pruner and only our training. Only those of
+`FEWER` drop whole blocks."""
+FEWER = ("ours", "chain + distillation, fewer blocks")
 CHAINED = (
     f"search.chain.rungs={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
     f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
@@ -158,7 +163,7 @@ def run(job: Job, baselines: Path) -> Result:
         words = [
             *SETTINGS[job.setting].overrides.split(), "phases.train.epochs=0", f"phases.train.checkpoint={weights}",
             *common(baselines, Path(out)), *chain.split(), *how.split(), f"seed={job.seed}",
-            f"study.budget={job.budget:g}s",
+            f"study.budget={job.budget:g}s", *([] if job.rival in FEWER else [WHOLE]),
         ]  # fmt: skip
         settings = composed(words)
         settings.study.folder.mkdir(parents=True, exist_ok=True)

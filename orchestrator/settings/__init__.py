@@ -88,7 +88,7 @@ class ChainSettings(Part):
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
-    depth: Annotated[float, Field(ge=0.0)] = 0.3
+    depth: Annotated[float, Field(ge=0.0)] = 1.0
     even: Literal["time", "steps"] = "time"
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
