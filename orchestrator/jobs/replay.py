@@ -99,6 +99,7 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     at = Path(folder)
     document = read_plan(at)
     lineage = lineage_in(document, at / PLAN)
+    settings = settings.with_depth(bool(lineage.recipe["method"]["depth"]))
     _require_same(settings, lineage)
     with Progress() as progress:
         data = settings.data.build()

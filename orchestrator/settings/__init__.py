@@ -200,6 +200,14 @@ class Settings(Part):
             return bool(method.depth)
         return budget is not None and budget.unit == "seconds" and chain.rungs > 0 and chain.depth > 0.0
 
+    def with_depth(self, depth: bool) -> Settings:
+        """With whole blocks pruned or not where the method leaves that open."""
+        method = self.method.choices()[0]
+        if method.depth is not None or method.granularity != "unit":
+            return self
+        among = tuple(one.model_copy(update={"depth": depth}) for one in self.method.among)
+        return self.model_copy(update={"method": self.method.model_copy(update={"depth": depth, "among": among})})
+
     def model_name(self) -> str:
         """The name given to the model's builder, or the last part of its path."""
         return str(self.model.arguments.get("name", self.model.target.rpartition(".")[2]))

@@ -16,6 +16,8 @@ import orchestrator
 from lightning_modules.errors import ConfigError, DataError
 from orchestrator.__main__ import main
 from orchestrator.jobs.replay import check
+from orchestrator.search.plans.finished import read_plan
+from orchestrator.search.plans.lineage import lineage_in
 from tests.search.problems import Bench, bench, settings_of, silent
 
 QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1"]
@@ -86,6 +88,16 @@ def test_everything_that_can_happen_in_a_trial_is_replayed(home: Path, tmp_path:
     last = max(here.evaluator.finished(), key=lambda plan: (len(plan.ancestors), plan.number))
     found = orchestrator.replay(here.problem.settings, here.evaluator.models / str(last.number))
     assert found.identical, [step.text() for step in found.steps]
+
+
+def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, *QUICK, "model.blocks=2", "study.budget=1h")
+    last = chain(here)
+    kept = lineage_in(read_plan(last), last).links[-1].kept
+    assert [kept[group.name] for group in here.problem.structure.groups if group.kind == "block"].count(0) == 3
+    plain = settings_of(home, *QUICK, "model.blocks=2")
+    assert not plain.depth
+    assert orchestrator.replay(plain, last).identical
 
 
 STUDY = [

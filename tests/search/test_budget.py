@@ -15,7 +15,7 @@ from orchestrator.progress import Progress
 from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
 from orchestrator.search.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
-from tests.search.problems import bench
+from tests.search.problems import bench, settings_of
 
 SPEED = Speed((1.0, 0.2, 0.05), (2.0, 0.8, 0.5), (5.0, 4.0, 3.0))
 CHAIN = [0.7, 0.43, 0.26, 0.16, 0.1, 0.06]
@@ -48,6 +48,26 @@ def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) ->
 def test_anything_else_is_refused_with_examples(value: Any) -> None:
     with pytest.raises(ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got"):
         parse(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "depth"),
+    [
+        ([], False),
+        (["method.depth=true"], True),
+        (["study.budget=1h"], True),
+        (["study.budget=1h", "method.depth=false"], False),
+        (["study.budget=1h", "search.chain.depth=0"], False),
+        (["study.budget=1h", "search.chain.rungs=0"], False),
+        (["study.budget=9epochs"], False),
+        (["study.budget=1h", "method=weight_l1"], False),
+    ],
+)
+def test_whole_blocks_go_in_a_chain_under_a_budget_in_time(tmp_path: Path, overrides: list[str], depth: bool) -> None:
+    settings = settings_of(tmp_path, *overrides)
+    assert settings.depth == settings.identity()["method"]["depth"] == depth
+    left_open = "method.depth" not in " ".join(overrides) and "method=weight_l1" not in overrides
+    assert settings.with_depth(not depth).depth == (not depth if left_open else depth)
 
 
 def test_a_budget_covers_less_of_the_same_however_it_is_written() -> None:
