@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.models import SmallResNet
+from lightning_modules.models import SmallResNet, SmallViT
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
@@ -158,6 +158,18 @@ def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
         assert ratio(terrain, proposal) <= target
         whole = replace(terrain, depth=0.0)
         assert space.chain(whole, target, 0.0)["blocks"] == 0
+
+
+def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
+    structure = discover(SmallViT(10), (torch.zeros(1, 1, 8, 8),), depth=True)
+    terrain = replace(terrain_of(structure), depth=1.0)
+    none_left = np.concatenate([structure.sizes[: terrain.widths], terrain.without_blocks(len(terrain.blocks))])
+    least = terrain.macs(none_left) / terrain.dense_macs
+    assert len(terrain.blocks) == 2
+    assert least < 0.05
+    for target in (0.4, 0.2, 0.1, 0.05):  # without a block it would be the same tiny model each time
+        found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target, 0.0)))
+        assert 0.5 * target < found <= target
 
 
 def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_modules.errors import ConfigError
@@ -93,6 +94,16 @@ def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
 
 
 def block_first(terrain: Terrain, flops_ratio: float) -> Params:
-    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the nearest whole number."""
-    found = len(terrain.blocks)
-    return {"blocks": round(found * (1.0 - flops_ratio**terrain.depth))} if found else {}
+    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the nearest whole number.
+
+    More stay where the others at full width would fall short of the target.
+    """
+    if not terrain.blocks:
+        return {}
+    full = terrain.structure.sizes[: terrain.widths]
+    dropped = round(len(terrain.blocks) * (1.0 - flops_ratio**terrain.depth))
+    while dropped and terrain.macs(np.concatenate([full, terrain.without_blocks(dropped)])) < (
+        flops_ratio * terrain.dense_macs
+    ):
+        dropped -= 1
+    return {"blocks": dropped}
