@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(PYTEST) $(BESIDE) -m slow --ignore tests/faults
-	$(PYTEST) -m slow tests/faults
+	$(PYTEST) -n 2 -m slow tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-COMPUTE_PHASES = ("dense training", "profile", "screening", "finetune", "evaluation", "workers")
-"""The phases any search would have to pay for; all other time is orchestration. Workers mind their own."""
+COMPUTE_PHASES = ("dense training", "profile", "screening", "recalibration", "finetune", "evaluation", "workers")
+"""Models at work on data, which any search would have to pay for; all other time is orchestration. Workers mind their
+own."""
 
 
 class PhaseClock:

@@ -120,7 +120,8 @@ class Problem:
         return task
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
-        recalibrate(model, watched(self.data.train_batches(seed), self.check), count, self.device)
+        with self.timed("recalibration"):
+            recalibrate(model, watched(self.data.train_batches(seed), self.check), count, self.device)
 
     def finetune(
         self,
