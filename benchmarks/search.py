@@ -7,7 +7,8 @@ draws. They are run side by side, seed by seed; the seconds are those of the pro
 workers which wait for one another do not count. What a rival's models are is decided on validation data; the test
 data is read after the budget has ended.
 
-Results go to --out as they come, and are not measured again; the tables and the pictures go into docs/benchmarks.md.
+Results go to --out as they come, and are not measured again on the same machine; the tables and the pictures go into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the workers
 
 import hydra
 import torch
-from machine import machine  # type: ignore[import-not-found]
+from machine import processor  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 from search_ladders import Found, ladder  # type: ignore[import-not-found]
 from search_tables import Point, Result, write  # type: ignore[import-not-found]
@@ -39,6 +41,7 @@ from orchestrator.jobs.explore import explore, parts_of
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.search.goals import goals_of
+from orchestrator.search.pacing import measure
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
 
@@ -87,6 +90,7 @@ SETTINGS = {
 PLAIN = "phases.finetune.distillation=null"
 UNMIXED = "phases.finetune.distillation.mixed=0"
 WHOLE = "method.depth=false"
+UNTILTED = "search.chain.tilt=0"
 ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
 SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
@@ -110,11 +114,13 @@ RIVALS = {
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
     "ours, all blocks": "",
+    "ours, same time": "",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training. Only those of
-`FEWER` drop whole blocks."""
-FEWER = ("ours", "chain + distillation, fewer blocks")
+`FEWER` drop whole blocks, only those of `TILTED` give small rungs more of the time."""
+FEWER = ("ours", "ours, same time", "chain + distillation, fewer blocks")
+TILTED = ("ours",)
 CHAINED = (
     f"search.chain.rungs={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
     f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
@@ -164,6 +170,7 @@ def run(job: Job, baselines: Path) -> Result:
             *SETTINGS[job.setting].overrides.split(), "phases.train.epochs=0", f"phases.train.checkpoint={weights}",
             *common(baselines, Path(out)), *chain.split(), *how.split(), f"seed={job.seed}",
             f"study.budget={job.budget:g}s", *([] if job.rival in FEWER else [WHOLE]),
+            *([] if job.rival in TILTED else [UNTILTED]),
         ]  # fmt: skip
         settings = composed(words)
         settings.study.folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +178,7 @@ def run(job: Job, baselines: Path) -> Result:
         data.setup()
         progress = Progress(silent)
         problem = prepare(settings, data, progress)  # shared by all: data, dense outputs, structure
+        step_ms = 1000.0 * measure(problem, [], time.process_time).step_at(1.0)
         begin = time.process_time()
         if job.rival.startswith("torch-pruning"):
             whole = job.rival.endswith("global")
@@ -182,7 +190,13 @@ def run(job: Job, baselines: Path) -> Result:
             Point(ratio, validation, problem.test(model)["accuracy"], at) for ratio, validation, model, at in models
         ]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}
-    return Result(job.setting, job.rival, job.budget, job.seed, seconds, points, shares)
+    today = date.today().isoformat()
+    return Result(*dataclasses.astuple(job), seconds, points, shares, here(), today, round(step_ms, 1))
+
+
+def here() -> str:
+    """Processor, its widest instructions and torch: rows of different machines are not compared."""
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def studied(problem: Problem, progress: Progress, begin: float) -> Iterator[Found]:
@@ -221,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for setting in given.settings
         for rival in given.rivals
     ]
-    there = {(r.setting, r.rival, r.budget, r.seed) for r in results}
+    there = {(r.setting, r.rival, r.budget, r.seed) for r in results if r.machine == here()}
     waiting = [job for job in jobs if dataclasses.astuple(job) not in there]
     if not given.tables:
         given.baselines.mkdir(parents=True, exist_ok=True)
@@ -234,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep(given.out, results)
             print(result.line(), flush=True)
     titles = {name: setting.title for name, setting in SETTINGS.items()}
-    write(ROOT / "docs" / "benchmarks.md", results, titles, list(RIVALS), made(given.out))
+    write(ROOT / "docs" / "benchmarks.md", results, titles, list(RIVALS))
     return 0
 
 
@@ -246,30 +260,12 @@ def worked(jobs: Sequence[Job], baselines: Path, workers: int) -> Iterator[Resul
             yield future.result()
 
 
-def made(path: Path) -> str:
-    """How the rows came about, in a sentence or two."""
-    if not path.exists():
-        return ""
-    document = json.loads(path.read_text())
-    budgets = " ".join(f"{budget:g}" for budget in sorted({row["budget"] for row in document["results"]}))
-    seeds = max(row["seed"] for row in document["results"])
-    command = f"python benchmarks/search.py --budgets {budgets} --seeds {seeds} --workers 2"
-    return (
-        f"Machine: {document['machine']}. Command: `{command}` (what a table lacks was not run). "
-        "Means and standard deviations over the seeds; volume: accuracy above the reference times octaves of FLOPs."
-    )
-
-
 def read(path: Path) -> list[Result]:
     return [Result.from_json(row) for row in json.loads(path.read_text())["results"]] if path.exists() else []
 
 
 def keep(path: Path, results: Sequence[Result]) -> None:
-    document = {
-        "machine": machine(f"torch {torch.__version__}"),
-        "results": [dataclasses.asdict(result) for result in results],
-    }
-    write_atomic(path, json.dumps(document, indent=0))
+    write_atomic(path, json.dumps({"results": [dataclasses.asdict(result) for result in results]}, indent=0))
 
 
 if __name__ == "__main__":

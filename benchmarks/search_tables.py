@@ -23,6 +23,8 @@ RATIOS = (0.05, 0.10, 0.15, 0.25, 0.35)
 LEAST = 1 / 32
 OCTAVES = -math.log2(LEAST)
 DASHES = ((4, 2), (1, 1), (4, 1, 1, 1), (6, 1), (2, 2), (1, 3), (8, 2, 1, 2), (6, 3))
+OURS = ("ours", "ours, same time")
+"""The default, and what it was before."""
 TOLERANCE = 0.01
 """Of accuracy: about one standard error of the difference of two models on 2,000 validation images."""
 
@@ -39,7 +41,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One rival with one seed; `seconds` is what it took, `phases` where they went."""
+    """One rival with one seed; `seconds` is what it took, `phases` where they went.
+
+    `machine` has the processor and torch, `step_ms` is what a step of the dense model took just before (None in rows
+    from before it was kept): a CPU second is not worth the same on all machines, nor on all days.
+    """
 
     setting: str
     rival: str
@@ -48,6 +54,9 @@ class Result:
     seconds: float
     points: Sequence[Point]
     phases: Mapping[str, float]
+    machine: str
+    day: str
+    step_ms: float | None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
@@ -89,7 +98,7 @@ def spread(values: Sequence[float]) -> str:
 def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
     """One row per rival: means and standard deviations over its seeds."""
     heads = [f"{100 * ratio:.0f} %" for ratio in RATIOS]
-    lines = [["", "seeds", *heads, "volume over .8", "volume over .5", "models", "CPU s"]]
+    lines = [["", "seeds", *heads, "volume over .8", "volume over .5", "models", "CPU s", "ms"]]
     for rival in rivals:
         mine = [result for result in results if result.rival == rival]
         if not mine:
@@ -101,7 +110,9 @@ def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
         volumes = [spread([result.volume(reference) for result in mine]) for reference in (0.8, 0.5)]
         models = f"{statistics.fmean(len(result.points) for result in mine):.0f}"
         seconds = f"{statistics.fmean(result.seconds for result in mine):.0f}"
-        lines.append([rival, str(len(mine)), *cells, *volumes, models, seconds])
+        steps = [result.step_ms for result in mine if result.step_ms is not None]
+        speed = f"{statistics.fmean(steps):.0f} ({len(steps)})" if steps else "-"
+        lines.append([rival, str(len(mine)), *cells, *volumes, models, seconds, speed])
     return lines
 
 
@@ -113,11 +124,12 @@ def verdict(results: Sequence[Result], rivals: Sequence[str], most: int = 3) -> 
         if any(result.rival == rival for result in results)
     }
     others = [rival for rival in volumes if not rival.startswith("ours")]
-    if "ours" not in volumes or not others:
+    ours = next((rival for rival in OURS if rival in volumes), None)
+    if ours is None or not others:
         return ""
     strongest = sorted(others, key=lambda rival: -statistics.fmean(volumes[rival]))[:most]
-    found = [f"{rival} {apart(volumes['ours'], volumes[rival])}" for rival in strongest]
-    return f"Ours in volume over .8 against the strongest rivals: {'; '.join(found)}."
+    found = [f"{rival} {apart(volumes[ours], volumes[rival])}" for rival in strongest]
+    return f"{ours.capitalize()}, in volume over .8 against the strongest rivals: {'; '.join(found)}."
 
 
 def apart(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -143,18 +155,18 @@ def styles(rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {"color": f"C{n}", "lw": 1.2} for n, name in enumerate(others)}
     for place, name in enumerate(variants):
         found[name] = {"color": "0.4", "lw": 1.2, "dashes": DASHES[place % len(DASHES)]}
-    return {**found, "ours": {"color": "black", "lw": 2.2}}
+    main = next((rival for rival in OURS if rival in rivals), "ours")
+    return {**found, main: {"color": "black", "lw": 2.2}}
 
 
 def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title: str) -> None:
     """Test accuracy over FLOPs: the mean of the seeds' fronts as steps, their range as a band."""
     figure, axes = pyplot.subplots(figsize=(8.8, 4.4))
     grid = np.geomspace(LEAST, 0.5, 200)
+    rivals = [rival for rival in rivals if any(result.rival == rival for result in results)]
     looks = styles(rivals)
     for rival in rivals:
         mine = [result for result in results if result.rival == rival]
-        if not mine:
-            continue
         values = np.array([[result.at(ratio) or np.nan for ratio in grid] for result in mine])
         there = ~np.isnan(values).any(0)
         axes.plot(grid[there], values[:, there].mean(0), label=rival, **looks[rival])
@@ -164,7 +176,7 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
     axes.set_xticks([1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5], ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"])
     axes.minorticks_off()
     best = max(point.test for result in results for point in result.points)
-    low = min(point.test for result in results if result.rival == "ours" for point in result.points)
+    low = min(point.test for result in results if result.rival in OURS for point in result.points)
     axes.set_ylim(max(0.0, low - 1.5 * (best - low) - 0.01), best + 0.1 * (best - low) + 0.002)
     axes.set_xlabel("FLOPs of the dense model")
     axes.set_ylabel("test accuracy")
@@ -176,23 +188,43 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
     pyplot.close(figure)
 
 
-def write(
-    document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str], setting: str = ""
-) -> None:
-    """Everything between the document's markers, and the pictures beside it; `setting` says how it was measured."""
-    parts = [setting] if setting else []
-    for name, title in titles.items():
-        for budget in sorted({result.budget for result in results}):
-            mine = [result for result in results if result.setting == name and result.budget == budget]
-            if not mine:
-                continue
-            parts += [f"### {title}, {budget:g} s", markdown(table(mine, rivals)), verdict(mine, rivals)]
-            if any(result.rival == "ours" for result in mine) and len({result.rival for result in mine}) > 1:
-                path = document.parent / "benchmarks" / f"{name}-{budget:g}.png"
-                path.parent.mkdir(exist_ok=True)
-                picture(path, mine, rivals, f"{title}, {budget:g} CPU s")
-                parts.append(f"![{title}, {budget:g} s]({path.parent.name}/{path.name})")
+def write(document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str]) -> None:
+    """Everything between the document's markers, and the pictures beside it; the machine that came last is first."""
+    machines = list(dict.fromkeys(result.machine for result in results))
+    parts = []
+    for number, machine in reversed(list(enumerate(machines, 1))):
+        rows = [result for result in results if result.machine == machine]
+        parts += [f"## {machine}", made(rows)]
+        for name, title in titles.items():
+            for budget in sorted({result.budget for result in rows}):
+                mine = [result for result in rows if result.setting == name and result.budget == budget]
+                if mine:
+                    picture_path = document.parent / "benchmarks" / f"{name}-{budget:g}-{number}.png"
+                    parts += section(mine, rivals, f"{title}, {budget:g} s", picture_path)
     body = "\n\n".join(part for part in parts if part)
     text = document.read_text()
     marked = re.compile(r"(<!-- results: begin -->\n).*(<!-- results: end -->)", re.S)
     write_atomic(document, marked.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", text))
+
+
+def section(results: Sequence[Result], rivals: Sequence[str], title: str, path: Path) -> list[str]:
+    """Heading, table, verdict and, where there is something to compare, the picture of a setting and budget."""
+    found = [f"### {title}", markdown(table(results, rivals)), verdict(results, rivals)]
+    if any(result.rival in OURS for result in results) and len({result.rival for result in results}) > 1:
+        path.parent.mkdir(exist_ok=True)
+        picture(path, results, rivals, title)
+        found.append(f"![{title}]({path.parent.name}/{path.name})")
+    return found
+
+
+def made(results: Sequence[Result]) -> str:
+    """How the rows came about, in a sentence or two."""
+    budgets = " ".join(f"{budget:g}" for budget in sorted({result.budget for result in results}))
+    seeds = max(result.seed for result in results)
+    days = sorted({result.day for result in results})
+    return (
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. Command: `python benchmarks/search.py --budgets {budgets} "
+        f"--seeds {seeds} --workers 2` (what a table lacks was not run). Means and standard deviations over the seeds; "
+        "volume: accuracy above the reference times octaves of FLOPs; ms: of a step of the dense model just before "
+        "(seeds for which it was kept), the worth of a CPU second."
+    )

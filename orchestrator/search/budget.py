@@ -1,11 +1,12 @@
 """A budget in time: what a step costs on this machine, and how many of them each trial gets.
 
 Longer rungs come first, up to `search.chain.most_epochs` each, then trials around them: measured, steps that are
-inherited pay most (docs/decisions.md). A budget in epochs is shared out alike, at one second per step.
+inherited pay most (docs/decisions.md). A budget in epochs is shared out in the same way, at one second per step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,10 @@ class Speed:
     def beside_at(self, ratio: float) -> float:
         return self._at(ratio, self.beside)
 
+    def price(self, ratio: float, steps: float) -> float:
+        """Seconds of a trial with so many steps."""
+        return steps * self.step_at(ratio) + self.beside_at(ratio)
+
     def _at(self, ratio: float, values: Sequence[float]) -> float:
         return float(np.interp(np.log(ratio), np.log(self.ratios[::-1]), values[::-1]))
 
@@ -40,13 +45,45 @@ STEPWISE = Speed((1.0,), (1.0,), (0.0,))
 """Every step costs one, nothing else costs anything."""
 
 
-def share(speed: Speed, left: float, ratio: float, others: Sequence[float], even: str) -> float:
-    """The steps of one rung where it and the others take up what is left."""
-    rungs = [ratio, *others]
-    if even == "time":
-        return max(0.0, left / len(rungs) - speed.beside_at(ratio)) / speed.step_at(ratio)
-    beside = sum(map(speed.beside_at, rungs))
-    return max(0.0, left - beside) / sum(map(speed.step_at, rungs))
+@dataclass(frozen=True)
+class Sharing:
+    """How rungs share what is left: the same time each, or the same steps, times FLOPs ratio^-`tilt`.
+
+    With a tilt above 0 small rungs get more: all that a rung learns is inherited by those that follow. No rung gets
+    more than `most` steps; what it leaves goes to the others.
+    """
+
+    even: str = "time"
+    tilt: float = 0.0
+    most: float = math.inf
+
+    def steps(self, speed: Speed, left: float, ratio: float, rungs: Sequence[float]) -> float:
+        """Of the rung at `ratio` where all `rungs`, it included, take up what is `left`."""
+        open_rungs = list(rungs)
+        while True:
+            level = self._level(speed, left, open_rungs)
+            full = [rung for rung in open_rungs if self._steps(speed, level, rung) > self.most]
+            if not full or len(full) == len(open_rungs):
+                return min(self.most, self._steps(speed, level, ratio))
+            left -= sum(speed.price(rung, self.most) for rung in full)
+            open_rungs = [rung for rung in open_rungs if rung not in full]
+
+    def _weight(self, rung: float) -> float:
+        return float(rung**-self.tilt)
+
+    def _level(self, speed: Speed, left: float, rungs: Sequence[float]) -> float:
+        """The time, or the steps, of a rung at the ratio 1."""
+        weights = [self._weight(rung) for rung in rungs]
+        if self.even == "time":
+            return left / sum(weights)
+        steps = sum(weight * speed.step_at(rung) for weight, rung in zip(weights, rungs, strict=True))
+        return (left - sum(map(speed.beside_at, rungs))) / steps
+
+    def _steps(self, speed: Speed, level: float, rung: float) -> float:
+        found = level * self._weight(rung)
+        if self.even == "time":
+            found = (found - speed.beside_at(rung)) / speed.step_at(rung)
+        return max(0.0, found)
 
 
 class Pace:
@@ -55,7 +92,7 @@ class Pace:
     `clock` gives what is used up, in the unit of `available` and of `speed`; it is read between trials, and where they
     take longer than `speed` says, those that follow get fewer steps. `chain` are the FLOPs ratios of its rungs, `left`
     tells those of rungs that have not ended, the one at work first; `steps_done` tells the steps of all trials so far.
-    With `even` "time" all rungs get the same time, small ones thus more steps, else the same number of steps.
+    `sharing` says how the rungs that are left share what is left.
     """
 
     def __init__(
@@ -63,14 +100,13 @@ class Pace:
         speed: Speed,
         chain: Sequence[float],
         available: float,
-        most_steps: int,
+        sharing: Sharing,
         clock: Callable[[], float],
         left: Callable[[], Sequence[float]],
         steps_done: Callable[[], float],
-        even: str = "time",
     ) -> None:
-        self.speed, self.chain, self.available, self.most_steps = speed, tuple(chain), available, most_steps
-        self.clock, self.left, self.steps_done, self.even = clock, left, steps_done, even
+        self.speed, self.chain, self.available, self.sharing = speed, tuple(chain), available, sharing
+        self.clock, self.left, self.steps_done = clock, left, steps_done
         self._took = self._expected = 0.0
         self._open: tuple[float, float, float] | None = None
 
@@ -83,9 +119,9 @@ class Pace:
         """Optimizer steps, at least one, in each of a trial's `units` units of finetuning; `ratio` is that of FLOPs."""
         self._learn()
         left = (self.available - self.clock()) / self.slower
-        steps = share(self.speed, left, ratio, self.left()[1:], self.even)
+        steps = self.sharing.steps(self.speed, left, ratio, [ratio, *self.left()[1:]])
         self._open = (self.clock(), self.steps_done(), ratio)
-        return max(1, int(min(self.most_steps, steps)) // units)
+        return max(1, int(steps) // units)
 
     def more(self) -> bool:
         """Whether the chain is not done, or another trial as long as its rungs would end in time."""
@@ -93,16 +129,13 @@ class Pace:
             return True
         self._learn()
         mean = float(np.exp(np.mean(np.log(self.chain))))
-        return self.slower * self._price(mean, self.rung_steps(mean)) <= self.available - self.clock()
+        return self.slower * self.speed.price(mean, self.rung_steps(mean)) <= self.available - self.clock()
 
     def rung_steps(self, ratio: float) -> int:
         """Steps of a rung where the chain has all that is available, or as many as are wanted."""
         return int(
-            min(self.most_steps, max(FEWEST, share(self.speed, self.available, ratio, self.chain[1:], self.even)))
+            min(self.sharing.most, max(FEWEST, self.sharing.steps(self.speed, self.available, ratio, self.chain)))
         )
-
-    def _price(self, ratio: float, steps: float) -> float:
-        return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
 
     def _learn(self) -> None:
         """From all trials together: one that was held up does not starve the next."""
@@ -112,7 +145,7 @@ class Pace:
         self._open = None
         if (steps := self.steps_done() - before) > 0.0:
             self._took += self.clock() - begin
-            self._expected += self._price(ratio, steps)
+            self._expected += self.speed.price(ratio, steps)
 
 
 class Unpaced:
@@ -131,10 +164,14 @@ class Unpaced:
         return used + (used - self.begin) / max(1, self.trials) <= self.available
 
 
-def fewer_rungs(rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float, even: str) -> int:
+def fewer_rungs(
+    rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float, sharing: Sharing
+) -> int:
     """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):
         found = rungs(count)
-        if share(speed, available, max(found), sorted(found)[:-1], even) >= FEWEST:  # the dearest gets the fewest
+        if sharing.steps(speed, available, max(found), found) >= min(
+            FEWEST, sharing.most
+        ):  # the dearest gets the fewest
             return count
     return min(most, 3)

@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.allocation import cut_anyhow
-from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
+from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
 from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
@@ -82,13 +82,10 @@ class Pacing:
             return True
         how, usual, seconds = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps, 0.0
         for rung, steps in steps_by_rung(rungs, usual):
-            seconds += self._price(self._ratio(problem, rung), steps)
+            seconds += self.speed.price(self._ratio(problem, rung), steps)
         for rung in confirmed:
-            seconds += len(how.seeds) * self._price(self._ratio(problem, rung), how.units * (unit_steps or usual))
+            seconds += len(how.seeds) * self.speed.price(self._ratio(problem, rung), how.units * (unit_steps or usual))
         return self.pace.slower * seconds <= left
-
-    def _price(self, ratio: float, steps: float) -> float:
-        return steps * self.speed.step_at(ratio) + self.speed.beside_at(ratio)
 
     def _ratio(self, problem: Problem, rung: Rung) -> float:
         """Of a ladder's FLOPs: where single weights are pruned they stay the dense ones."""
@@ -170,23 +167,23 @@ def pacing_of(
             speed = _speed(problem, plans, now)
     if chain.rungs == 0:
         return Pacing(budget, (), Unpaced(available, clock), speed, clock)
+    sharing = Sharing(chain.even, chain.tilt, max(1, round(chain.most_epochs * per_epoch)))
     if TARGETS not in study.user_attrs:
         rungs = fewer_rungs(
             lambda count: [plans.at(target) for target in _targets(problem, count)] * len(chain.equal_loss),
             chain.rungs,
             speed,
             available - clock(),
-            chain.even,
+            sharing,
         )
         study.set_user_attr(TARGETS, _targets(problem, rungs))
     targets = tuple(study.user_attrs[TARGETS])
-    most = max(1, round(chain.most_epochs * per_epoch))
 
     def left() -> list[float]:
         return [plans.flops_ratio(params) for params in queued(study)]
 
     priced = [plans.at(target) for target in targets] * len(chain.equal_loss)
-    pace = Pace(speed, priced, available, most, clock, left, lambda: _steps_done(problem, study), chain.even)
+    pace = Pace(speed, priced, available, sharing, clock, left, lambda: _steps_done(problem, study))
     return Pacing(budget, targets, pace, speed, clock)
 
 

@@ -80,8 +80,9 @@ class ChainSettings(Part):
     """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
     One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Where
-    whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time all rungs get the same
-    `time`, or the same `steps`, and at most `most_epochs`; what is left goes to trials around the chain.
+    whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs rungs get the
+    same `time`, or the same `steps`, times FLOPs ratio^-`tilt`, and at most `most_epochs`; what is left goes to the
+    other rungs, then to trials around the chain.
     """
 
     rungs: Count = 8
@@ -90,6 +91,7 @@ class ChainSettings(Part):
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
     depth: Annotated[float, Field(ge=0.0)] = 1.0
     even: Literal["time", "steps"] = "time"
+    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.5
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
     @model_validator(mode="after")

@@ -10,9 +10,11 @@ from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.progress import Progress
-from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Speed, Unpaced, fewer_rungs
+from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
 from orchestrator.search.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
 from tests.search.problems import bench, settings_of
@@ -94,8 +96,10 @@ class Machine:
         speed: Speed = SPEED,
         chain: Sequence[float] = CHAIN,
         even: str = "steps",
+        tilt: float = 0.0,
     ) -> Pace:
-        return Pace(speed, chain, available, most, lambda: self.now, lambda: self.rungs, lambda: self.steps, even)
+        sharing = Sharing(even, tilt, most)
+        return Pace(speed, chain, available, sharing, lambda: self.now, lambda: self.rungs, lambda: self.steps)
 
     def run(self, pace: Pace, ratio: float = 0.3, units: int = 2, last: int = 100) -> None:
         while pace.more() and len(self.ran) < last:
@@ -138,6 +142,42 @@ def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     assert [steps for _, steps in machine.ran] == sorted(steps for _, steps in machine.ran)
     assert all(abs(steps - found) <= 4 + 0.02 * found for (_, steps), found in zip(machine.ran, expected, strict=True))
     assert 980.0 <= machine.now <= 1000.0
+
+
+@pytest.mark.parametrize("tilt", [0.25, 0.5, 1.0])
+def test_a_tilt_gives_small_rungs_more_of_the_time(tilt: float) -> None:
+    machine = Machine([*CHAIN])
+    machine.run(machine.pace(1000.0, even="time", tilt=tilt))
+    assert len(machine.ran) == len(CHAIN)
+    times = [SPEED.price(ratio, steps) * ratio**tilt for ratio, steps in machine.ran]
+    assert max(times) <= 1.2 * min(times)  # whole steps in each of two units
+    assert 980.0 <= machine.now <= 1000.0
+
+
+@pytest.mark.parametrize("even", ["time", "steps"])
+@given(
+    tilt=st.floats(0.0, 1.0),
+    left=st.floats(1.0, 1e4),
+    most=st.floats(10.0, 1e4),
+    rungs=st.lists(st.floats(0.03, 0.9), min_size=1, max_size=8, unique=True),
+)
+def test_what_full_rungs_leave_goes_to_the_others(
+    even: str, tilt: float, left: float, most: float, rungs: list[float]
+) -> None:
+    sharing = Sharing(even, tilt, most)
+    steps = [sharing.steps(SPEED, left, rung, rungs) for rung in rungs]
+    assert all(0.0 <= found <= most for found in steps)
+    spent = sum(SPEED.price(rung, found) for rung, found in zip(rungs, steps, strict=True))
+    if min(steps) < most and min(steps) > 0.0:
+        assert spent == pytest.approx(left)
+    if min(steps) == most:
+        assert spent <= left * (1.0 + 1e-9)
+
+
+def test_small_rungs_have_no_fewer_steps_than_large_ones() -> None:
+    for even, tilt in itertools.product(("time", "steps"), (0.0, 0.5, 1.0)):
+        steps = [Sharing(even, tilt).steps(SPEED, 1000.0, rung, CHAIN) for rung in CHAIN]
+        assert steps == sorted(steps)
 
 
 def test_without_a_chain_trials_of_the_configured_length_end_in_time() -> None:
@@ -230,10 +270,10 @@ def test_there_are_fewer_rungs_where_each_would_get_too_few_steps() -> None:
     def needs(count: int) -> float:
         return sum(SPEED.beside_at(ratio) + FEWEST * SPEED.step_at(ratio) for ratio in CHAIN[:count])
 
-    assert fewer_rungs(rungs, 6, SPEED, needs(6), "steps") == 6
-    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0, "steps") == 5
-    assert fewer_rungs(rungs, 6, SPEED, 0.0, "steps") == 3
-    assert fewer_rungs(rungs, 2, SPEED, 0.0, "steps") == 2
+    assert fewer_rungs(rungs, 6, SPEED, needs(6), Sharing("steps")) == 6
+    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0, Sharing("steps")) == 5
+    assert fewer_rungs(rungs, 6, SPEED, 0.0, Sharing("steps")) == 3
+    assert fewer_rungs(rungs, 2, SPEED, 0.0, Sharing("steps")) == 2
 
 
 def test_of_equal_times_the_dearest_rung_gets_the_fewest_steps() -> None:
@@ -241,8 +281,8 @@ def test_of_equal_times_the_dearest_rung_gets_the_fewest_steps() -> None:
         return CHAIN[:count]
 
     dearest = SPEED.beside_at(CHAIN[0]) + FEWEST * SPEED.step_at(CHAIN[0])
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, "time") == 6
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, "time") == 5
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, Sharing("time")) == 6
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, Sharing("time")) == 5
 
 
 def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
