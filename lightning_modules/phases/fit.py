@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.recipe import Recipe, locate
 
@@ -26,8 +27,6 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
 
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-"""Orders of weights in memory by name: channels last makes some convolutions, and all depthwise ones, faster."""
 TOTALS = ("total_steps", "T_max", "total_iters")
 """Names under which torch's schedulers ask for the number of steps; filled in where they are not given."""
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError, PlanError
-from lightning_modules.phases.fit import FORMATS
+from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
@@ -142,10 +142,15 @@ def _require_same(settings: Settings, lineage: Lineage) -> None:
 
 
 def _as_made(problem: Problem, made: Mapping[str, Any]) -> Problem:
-    """In the memory format of the time, the usual one before there was a choice, unless the settings name one."""
+    """In the memory format of the time, the usual one before there was a choice, unless the settings name one.
+
+    Nor where it would corrupt memory on this device: the replay then says that the format was another.
+    """
     was = made.get("memory_format", "contiguous")
     if problem.settings.memory_format != "auto" or was not in FORMATS:
         return problem
+    if was == "channels_last" and channels_last_fault(problem.model, problem.device):
+        return replace(problem, memory_format="contiguous")
     return replace(problem, memory_format=was)
 
 

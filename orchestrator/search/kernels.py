@@ -19,7 +19,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.fit import FORMATS
+from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
@@ -62,15 +62,20 @@ def choose_memory_format(
 ) -> tuple[str, str]:
     """The name of the format to train in, and what was measured for `memory_format=auto`, which measures on the CPU.
 
-    Channels last where it is `MUCH_FASTER`, as it is with depthwise convolutions. Kept as the number of threads is.
+    Channels last where it is `MUCH_FASTER`, as it is with depthwise convolutions, and not tried where it would corrupt
+    memory. Kept as the number of threads is.
     Errors: ConfigError where the model cannot be laid out as asked.
     """
+    if fault := channels_last_fault(model, device):
+        if settings.memory_format == "channels_last":
+            raise ConfigError(f"memory_format=channels_last cannot be used here: {fault}; take memory_format=auto")
+        _require_rows(data, fault)
     dims = {parameter.dim() for parameter in model.parameters()}
     if settings.memory_format == "channels_last" and 5 in dims:
         raise ConfigError("memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5")
     if settings.memory_format != "auto":
         return settings.memory_format, ""
-    if device.type != "cpu" or 4 not in dims or 5 in dims:
+    if device.type != "cpu" or 4 not in dims or 5 in dims or fault:
         return "contiguous", ""
 
     def measured() -> dict[str, float]:
@@ -84,6 +89,13 @@ def choose_memory_format(
     much = milliseconds["channels_last"] <= MUCH_FASTER * milliseconds["contiguous"]
     name = "channels_last" if much else "contiguous"
     return name, f"{name}; a step with {_words(milliseconds)}"
+
+
+def _require_rows(data: Any, fault: str) -> None:
+    """Errors: ConfigError for images that lie channels last: convolutions would keep them so all through the model."""
+    images = next(iter(data.train_batches(0)))[0]
+    if isinstance(images, Tensor) and images.dim() == 4 and images.stride(1) < images.stride(3):
+        raise ConfigError(f"the data's images lie channels last in memory, and {fault}; give them as .contiguous()")
 
 
 def _middle(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> LightningModule:

@@ -173,15 +173,29 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home
 
 
 def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, *QUICK, "space.units=[1,1]", "memory_format=channels_last")
-    last = chain(here, (0.6, 0.4))
+    # without strided 1 x 1 convolutions, which channels last would not be safe for on every CPU
+    straight = [*QUICK, "space.units=[1,1]", "model=vgg_small", "model.width=2", "data.size=32"]
+    last = chain(bench(home, tmp_path, *straight, "memory_format=channels_last"), (0.6, 0.4))
     document = json.loads((last / "plan.json").read_text())
     assert [link["made_with"]["memory_format"] for link in document["lineage"]["links"]] == ["channels_last"] * 2
-    measured = settings_of(home, f"study.out={tmp_path}", *QUICK, "space.units=[1,1]")  # auto, and not so here
+    measured = settings_of(home, f"study.out={tmp_path}", *straight)  # auto
     steps = orchestrator.replay(measured, last).steps
     assert [step.text() for step in steps] == ["identical"] * 3
-    other = settings_of(home, f"study.out={tmp_path}", *QUICK, "space.units=[1,1]", "memory_format=contiguous")
+    other = settings_of(home, f"study.out={tmp_path}", *straight, "memory_format=contiguous")
     assert "memory_format was channels_last, now contiguous" in orchestrator.replay(other, last).steps[1].text()
+
+
+def test_a_replay_leaves_a_memory_format_that_would_corrupt_memory_here(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    last = chain(bench(home, tmp_path, *QUICK), (0.6,))
+    document = json.loads((last / "plan.json").read_text())
+    document["lineage"]["links"][0]["made_with"]["memory_format"] = "channels_last"
+    (last / "plan.json").write_text(json.dumps(document))
+    step = orchestrator.replay(settings_of(home, f"study.out={tmp_path}", *QUICK), last).steps[1]
+    assert step.text() == "identical, although memory_format was channels_last, now contiguous"
 
 
 def test_other_settings_and_folders_without_a_lineage_are_refused(home: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import Callback
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.fit import FORMATS
+from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from orchestrator.search import prepare
 from orchestrator.search.kernels import choose_memory_format, choose_threads
 from orchestrator.search.problem import Problem
@@ -83,8 +83,12 @@ def laid_out(problem: Problem, name: str, milliseconds: dict[str, float] | None 
     return choose_memory_format(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
 
 
+STRAIGHT = ("model=vgg_small", "model.width=2", "data.size=32")
+"""A model without strided 1 x 1 convolutions, which may lie channels last on any CPU."""
+
+
 def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)  # has measured: auto is the default
+    problem = problem_of(tmp_path, *STRAIGHT)  # has measured: auto is the default
     assert problem.memory_format in FORMATS
     (path,) = problem.settings.study.baselines.glob("memory-format-*.json")
     assert set(json.loads(path.read_text())) == set(FORMATS)
@@ -105,7 +109,7 @@ def test_weights_of_five_dimensions_have_no_channels_last(tmp_path: Path) -> Non
 
 
 def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, "memory_format=contiguous")
+    problem = problem_of(tmp_path, *STRAIGHT, "memory_format=contiguous")
     found = {}
     for name in FORMATS:
         model, seen = copy.deepcopy(problem.model), []
@@ -120,3 +124,59 @@ def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) 
         assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
         found[name] = problem.validate(model)["loss"]
     assert found["channels_last"] == pytest.approx(found["contiguous"], rel=1e-3)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An x86 CPU without AVX-512."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_strided_pointwise_convolutions_are_named_where_channels_last_would_corrupt_memory() -> None:
+    def fault(*layers: torch.nn.Module) -> str:
+        return channels_last_fault(torch.nn.Sequential(*layers), CPU)
+
+    assert fault(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 4, 1), torch.nn.Linear(4, 2)) == ""
+    assert fault(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 8, 1, stride=2)).startswith("'1' may be a strided 1 x 1")
+    assert fault(torch.nn.Conv2d(4, 8, 1, stride=(1, 2)))
+    loose = torch.nn.Module()
+    loose.kernel = torch.nn.Parameter(torch.ones(4, 4, 1, 1))  # type: ignore[assignment]
+    assert fault(loose).startswith("'0.kernel' may be")  # nobody knows how it is used
+    assert channels_last_fault(torch.nn.Conv2d(4, 8, 1, stride=2), torch.device("cuda")) == ""
+
+
+@pytest.mark.usefixtures("narrow")
+def test_wide_instructions_and_other_processors_are_not_concerned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Conv2d(4, 8, 1, stride=2)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    assert channels_last_fault(model, CPU) == ""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert channels_last_fault(model, CPU)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert channels_last_fault(model, CPU) == ""
+
+
+@pytest.mark.usefixtures("narrow")
+def test_channels_last_is_not_tried_where_it_would_corrupt_memory(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)  # a ResNet
+    assert problem.memory_format == "contiguous"
+    assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
+    with pytest.raises(ConfigError, match=r"memory_format=channels_last cannot be used here: 'stages\.1\.0\.shortcut"):
+        laid_out(problem, "channels_last")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_images_that_lie_channels_last_are_refused_there(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path)
+
+    class Photographs:
+        def train_batches(self, seed: int) -> Iterator[list[torch.Tensor]]:
+            yield [torch.zeros(4, 8, 8, 3).permute(0, 3, 1, 2), torch.zeros(4)]
+
+    with pytest.raises(ConfigError, match=r"images lie channels last in memory, and .*; give them as \.contiguous\(\)"):
+        laid_out(replace(problem, data=Photographs()), "auto")
