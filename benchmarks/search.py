@@ -90,7 +90,6 @@ SETTINGS = {
 PLAIN = "phases.finetune.distillation=null"
 UNMIXED = "phases.finetune.distillation.mixed=0"
 WHOLE = "method.depth=false"
-UNTILTED = "search.chain.tilt=0"
 ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
 SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
 SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
@@ -114,13 +113,12 @@ RIVALS = {
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
     "ours, all blocks": "",
-    "ours, same time": "",
+    "ours, tilted": "search.chain.tilt=0.5",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training. Only those of
-`FEWER` drop whole blocks, only those of `TILTED` give small rungs more of the time."""
-FEWER = ("ours", "ours, same time", "chain + distillation, fewer blocks")
-TILTED = ("ours",)
+`FEWER` drop whole blocks."""
+FEWER = ("ours", "ours, tilted", "chain + distillation, fewer blocks")
 CHAINED = (
     f"search.chain.rungs={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
     f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
@@ -170,7 +168,6 @@ def run(job: Job, baselines: Path) -> Result:
             *SETTINGS[job.setting].overrides.split(), "phases.train.epochs=0", f"phases.train.checkpoint={weights}",
             *common(baselines, Path(out)), *chain.split(), *how.split(), f"seed={job.seed}",
             f"study.budget={job.budget:g}s", *([] if job.rival in FEWER else [WHOLE]),
-            *([] if job.rival in TILTED else [UNTILTED]),
         ]  # fmt: skip
         settings = composed(words)
         settings.study.folder.mkdir(parents=True, exist_ok=True)

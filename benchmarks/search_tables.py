@@ -23,8 +23,6 @@ RATIOS = (0.05, 0.10, 0.15, 0.25, 0.35)
 LEAST = 1 / 32
 OCTAVES = -math.log2(LEAST)
 DASHES = ((4, 2), (1, 1), (4, 1, 1, 1), (6, 1), (2, 2), (1, 3), (8, 2, 1, 2), (6, 3))
-OURS = ("ours", "ours, same time")
-"""The default, and what it was before."""
 TOLERANCE = 0.01
 """Of accuracy: about one standard error of the difference of two models on 2,000 validation images."""
 
@@ -124,12 +122,11 @@ def verdict(results: Sequence[Result], rivals: Sequence[str], most: int = 3) -> 
         if any(result.rival == rival for result in results)
     }
     others = [rival for rival in volumes if not rival.startswith("ours")]
-    ours = next((rival for rival in OURS if rival in volumes), None)
-    if ours is None or not others:
+    if "ours" not in volumes or not others:
         return ""
     strongest = sorted(others, key=lambda rival: -statistics.fmean(volumes[rival]))[:most]
-    found = [f"{rival} {apart(volumes[ours], volumes[rival])}" for rival in strongest]
-    return f"{ours.capitalize()}, in volume over .8 against the strongest rivals: {'; '.join(found)}."
+    found = [f"{rival} {apart(volumes['ours'], volumes[rival])}" for rival in strongest]
+    return f"Ours in volume over .8 against the strongest rivals: {'; '.join(found)}."
 
 
 def apart(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -155,18 +152,18 @@ def styles(rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {"color": f"C{n}", "lw": 1.2} for n, name in enumerate(others)}
     for place, name in enumerate(variants):
         found[name] = {"color": "0.4", "lw": 1.2, "dashes": DASHES[place % len(DASHES)]}
-    main = next((rival for rival in OURS if rival in rivals), "ours")
-    return {**found, main: {"color": "black", "lw": 2.2}}
+    return {**found, "ours": {"color": "black", "lw": 2.2}}
 
 
 def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title: str) -> None:
     """Test accuracy over FLOPs: the mean of the seeds' fronts as steps, their range as a band."""
     figure, axes = pyplot.subplots(figsize=(8.8, 4.4))
     grid = np.geomspace(LEAST, 0.5, 200)
-    rivals = [rival for rival in rivals if any(result.rival == rival for result in results)]
     looks = styles(rivals)
     for rival in rivals:
         mine = [result for result in results if result.rival == rival]
+        if not mine:
+            continue
         values = np.array([[result.at(ratio) or np.nan for ratio in grid] for result in mine])
         there = ~np.isnan(values).any(0)
         axes.plot(grid[there], values[:, there].mean(0), label=rival, **looks[rival])
@@ -176,7 +173,7 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
     axes.set_xticks([1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5], ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"])
     axes.minorticks_off()
     best = max(point.test for result in results for point in result.points)
-    low = min(point.test for result in results if result.rival in OURS for point in result.points)
+    low = min(point.test for result in results if result.rival == "ours" for point in result.points)
     axes.set_ylim(max(0.0, low - 1.5 * (best - low) - 0.01), best + 0.1 * (best - low) + 0.002)
     axes.set_xlabel("FLOPs of the dense model")
     axes.set_ylabel("test accuracy")
@@ -210,7 +207,7 @@ def write(document: Path, results: Sequence[Result], titles: Mapping[str, str], 
 def section(results: Sequence[Result], rivals: Sequence[str], title: str, path: Path) -> list[str]:
     """Heading, table, verdict and, where there is something to compare, the picture of a setting and budget."""
     found = [f"### {title}", markdown(table(results, rivals)), verdict(results, rivals)]
-    if any(result.rival in OURS for result in results) and len({result.rival for result in results}) > 1:
+    if any(result.rival == "ours" for result in results) and len({result.rival for result in results}) > 1:
         path.parent.mkdir(exist_ok=True)
         picture(path, results, rivals, title)
         found.append(f"![{title}]({path.parent.name}/{path.name})")

@@ -91,7 +91,7 @@ class ChainSettings(Part):
     equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
     depth: Annotated[float, Field(ge=0.0)] = 1.0
     even: Literal["time", "steps"] = "time"
-    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.5
+    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
     @model_validator(mode="after")
