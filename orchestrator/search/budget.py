@@ -170,8 +170,7 @@ def fewer_rungs(
     """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):
         found = rungs(count)
-        if sharing.steps(speed, available, max(found), found) >= min(
-            FEWEST, sharing.most
-        ):  # the dearest gets the fewest
+        dearest = sharing.steps(speed, available, max(found), found)  # it gets the fewest
+        if dearest >= min(FEWEST, sharing.most):
             return count
     return min(most, 3)

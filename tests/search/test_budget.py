@@ -295,6 +295,19 @@ def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path:
     assert pacing.speed.ratios == pytest.approx((1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2)
 
 
+def test_the_configured_tilt_reaches_the_rungs(tmp_path: Path) -> None:
+    found = []
+    for tilt in (0.0, 1.0):
+        here = bench(tmp_path, tmp_path / f"runs-{tilt}", "study.budget=60epochs", f"search.chain.tilt={tilt}")
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        pacing = pacing_of(Plans(here.evaluator, here.space, here.terrain), study, 0.0, Progress())
+        assert pacing is not None
+        found.append(pacing.rung_steps)
+    assert len(set(found[0])) == 1
+    assert found[1] == sorted(found[1])
+    assert found[1][0] < found[0][0] < found[1][-1]
+
+
 def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_models() -> None:
     assert SPEED.step_at(0.2) == pytest.approx(0.8)
     assert 0.5 < SPEED.step_at(0.1) < 0.8
