@@ -17,8 +17,9 @@ from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe
 from orchestrator.search.plans.finished import INT8, PLAN, WEIGHTS, read_plan
-from orchestrator.stored import read_weights
+from orchestrator.stored import check_digest, read_weights, sha256_of
 
+REMEDY = "take the folder as it was exported, or delete it and give the command of its study again"
 LARGEST_INPUT = 2**24
 """Elements of the one input on which a loaded model is tried."""
 
@@ -36,8 +37,7 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     skeleton = _built(document, folder) if model is None else model
     gone = tuple(document.get("dropped", ()))
     expected = {name: tensor for name, tensor in skeleton.state_dict().items() if not inside(name, gone)}
-    remedy = "take the folder as it was exported, or delete it and give the command of its study again"
-    weights = read_weights(folder / WEIGHTS, expected, remedy, _digest(document), smaller=True)
+    weights = read_weights(folder / WEIGHTS, expected, REMEDY, _digest(document), smaller=True)
     found = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
     _require_whole(found, document, folder)
     if (pruned := document.get("activation")) is not None:
@@ -48,9 +48,13 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 def load_int8(path: str | Path) -> nn.Module:
     """The quantised model in `path`, run by ONNX Runtime on the CPU; for plans with `int8`.
 
-    Errors: ConfigError without the extra `int8`, DataError for a folder without such a model.
+    Errors: ConfigError without the extra `int8`, DataError for a folder without such a model, or one that was changed.
     """
-    return Int8Model(Path(path) / INT8)
+    folder = Path(path)
+    digest = read_plan(folder).get("int8")
+    if digest and (folder / INT8).exists():
+        check_digest(folder / INT8, sha256_of(folder / INT8), digest, REMEDY)
+    return Int8Model(folder / INT8)
 
 
 def _built(document: Mapping[str, Any], folder: Path) -> nn.Module:

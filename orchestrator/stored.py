@@ -66,6 +66,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_digest(path: Path, found: str, expected: str, remedy: str) -> None:
+    """Errors: DataError where the sha256 of a file is not the one that was written down."""
+    if found != expected:
+        short = f"{found[:12]}..., not {expected[:12]}..."
+        raise DataError(f"{path} was changed or damaged: its sha256 is {short}; {remedy}")
+
+
 def check_shapes(path: Path, expected: Mapping[str, Tensor], remedy: str, smaller: bool = False) -> None:
     """Errors: DataError unless the header of a safetensors file names these tensors in these shapes, or `smaller` ones.
 
@@ -102,8 +109,8 @@ def read_weights(
     """
     check_shapes(path, expected, remedy, smaller)
     content = path.read_bytes()
-    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise DataError(f"{path} was changed or damaged: its sha256 is {found[:12]}..., not {sha256[:12]}...; {remedy}")
+    if sha256 is not None:
+        check_digest(path, hashlib.sha256(content).hexdigest(), sha256, remedy)
     weights: dict[str, Tensor] = load(content)
     for name, tensor in weights.items():
         if tensor.dtype != expected[name].dtype:

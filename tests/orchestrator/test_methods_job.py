@@ -13,6 +13,7 @@ from lightning_modules.data import digits
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
 from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+from tests.faults.harm import change, flip
 
 SMALL = [
     "model.width=8",
@@ -21,6 +22,7 @@ SMALL = [
     "phases.confirm.units=1",
     "phases.confirm.max_models=3",
     "phases.confirm.max_baseline_models=1",
+    "phases.confirm.baselines=[uniform]",
     "search.chain.rungs=3",
     "threads=1",
     "study.n_trials=5",
@@ -84,6 +86,7 @@ def test_activations_stay_pruned_in_the_exported_model() -> None:
     assert row.effective_flops_ratio < row.flops_ratio
 
 
+@pytest.mark.slow
 def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
     pytest.importorskip("onnxruntime")
     few = ["study.n_trials=3", "phases.confirm.max_models=2", "phases.confirm.baselines=[]"]  # an export takes seconds
@@ -93,7 +96,11 @@ def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
         assert abs(accuracy(small) - accuracy(whole)) < 0.03
         assert row.size_mb == (Path(row.path) / "model.int8.onnx").stat().st_size / 1e6
     folder = Path(row.path)
+    flip(folder / "model.int8.onnx")
+    with pytest.raises(DataError, match=r"model.int8.onnx was changed or damaged: its sha256 is \w{12}..., not"):
+        orchestrator.load_int8(folder)
     (folder / "model.int8.onnx").write_bytes(b"not a model")
+    change(folder / "plan.json", lambda document: document.pop("int8") and None)  # as older plans are
     with pytest.raises(DataError, match="ONNX Runtime"):
         orchestrator.load_int8(folder)
 

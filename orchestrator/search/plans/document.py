@@ -92,6 +92,7 @@ class _Document(_Part):
     attention: Literal["head", "head_dim"] = "head"
     activation: _Activation | None = None
     dropped: list[str] = []
+    int8: Digest | None = None
     confirmation: _Confirmation | None = None
 
 

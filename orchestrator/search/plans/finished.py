@@ -21,7 +21,7 @@ from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
 from orchestrator.search.plans.document import read_document
 from orchestrator.search.plans.lineage import lineage_in, tensors
-from orchestrator.stored import read_weights
+from orchestrator.stored import read_weights, sha256_of
 
 Has = npt.NDArray[np.float64]
 PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
@@ -71,9 +71,10 @@ def nearest_parent(
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
-    """Weights first: a folder with a plan is whole."""
+    """Weights first: a folder with a plan is whole. The plan has the digest of the int8 model that lies there."""
     write_atomic(folder / WEIGHTS, save(tensors(model)))
-    write_atomic(folder / PLAN, json.dumps(document, indent=1))
+    int8 = sha256_of(folder / INT8) if (folder / INT8).exists() else None
+    write_atomic(folder / PLAN, json.dumps({**document, "int8": int8}, indent=1))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""What is kept to be found again, damaged: it is named and made anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.search.confirmation.confirm import Candidate, confirm
+from orchestrator.search.kernels import choose_threads
+from orchestrator.search.latency_model import latency_model
+from orchestrator.search.sensitivity import profile
+from orchestrator.stored import kept
+from tests.faults.harm import DEEP, change
+from tests.search.problems import Bench, settings_of
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ratios": [0.5], "loss": [[1]]}', '{"a": 1}', DEEP, "null"])
+def test_a_damaged_cache_is_named_and_made_anew(
+    content: str, plan: tuple[Bench, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = plan[0].problem
+    method = next(iter(plan[0].methods.values()))
+    first = profile(problem, method, lambda *_: None)
+    (path,) = problem.settings.study.baselines.glob("sensitivity-*.json")
+    path.write_text(content)
+    capsys.readouterr()
+    again = profile(problem, method, lambda *_: None)
+    assert (again.loss == first.loss).all()
+    assert f"{path} is damaged and is made anew" in capsys.readouterr().err
+    profile(problem, method, lambda *_: None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_latency_model_is_fitted_anew(
+    plan: tuple[Bench, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.search.latency_model.latency_ms", lambda model, example: 1.0)
+    problem = plan[0].problem
+
+    def made() -> Any:
+        return latency_model(problem.model, problem.structure, torch.zeros(1, 1, 8, 8), tmp_path, "m", lambda *_: None)
+
+    first = made()
+    (path,) = tmp_path.glob("latency-*.json")
+    change(path, lambda d: {**d, "coefficients_ms": [-1.0] * 10**4})
+    assert np.allclose(made().coefficients, first.coefficients)
+    assert "is damaged and is made anew" in capsys.readouterr().err
+
+
+def test_a_file_does_not_ask_for_a_million_threads(
+    plan: tuple[Bench, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = plan[0].problem
+    settings = settings_of(tmp_path, "threads=auto")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+
+    def chosen() -> None:
+        choose_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+
+    chosen()
+    (path,) = (tmp_path / "baselines").glob("threads-*.json")
+    path.write_text('{"1000000": 0.1}')
+    chosen()
+    assert max(asked) < 10_000
+    assert "is damaged and is made anew" in capsys.readouterr().err
+
+
+def test_a_damaged_confirmation_is_confirmed_anew(
+    plan: tuple[Bench, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = plan[0].problem
+    candidate = Candidate("trial-0", problem.model, problem.structure.full(), "source")
+    first, _ = confirm(problem, candidate, tmp_path, lambda text: None)
+    assert confirm(problem, candidate, tmp_path, lambda text: None)[0] == first
+    change(tmp_path / "trial-0.json", lambda d: d.update(best=17))
+    assert confirm(problem, candidate, tmp_path, lambda text: None)[0].test == first.test
+    assert "trial-0.json is damaged and is made anew" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kept(tmp_path / "nothing.json", dict) is None
+    assert capsys.readouterr().err == ""
