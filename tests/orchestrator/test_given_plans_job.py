@@ -12,7 +12,7 @@ from orchestrator.report.rows import TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 from tests.orchestrator.test_warm_start_job import SMALL
 
-OURS = [*SMALL, "study.name=ours", "phases.confirm.baselines=[]", "stopping=never"]
+OURS = [*SMALL, "study.name=ours", "stopping=never"]
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ TINY = [
     "phases.finetune.unit_steps=6",
     "phases.confirm.units=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
+    "phases.confirm.baselines=[]",
     "search.chain.rungs=2",
     "stopping=never",
     "threads=1",
@@ -112,8 +112,9 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from .inner import Mine\n\n__all__ = ['Mine']\n")
     (package / "inner.py").write_text("import optuna\n\n\nclass Mine(optuna.samplers.RandomSampler):\n    pass\n")
+    ladders = ["phases.confirm.baselines=[uniform,random,global]", "phases.confirm.max_baseline_models=1"]
     hub = ["sampler=hub", "sampler.package=samplers/mine", f"sampler.registry={tmp_path / 'registry'}"]
-    assert main([*TINY, "tracking=none", *hub]) == 0
+    assert main([*TINY, "tracking=none", *ladders, *hub]) == 0
     assert len(read_csv(RUN / "baselines.csv", BaselineRow)) == 4
 
 

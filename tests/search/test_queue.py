@@ -81,6 +81,7 @@ def test_of_several_threads_that_claim_at_once_each_trial_goes_to_one(tmp_path: 
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STORAGES)
 def test_of_several_processes_that_claim_at_once_each_trial_goes_to_one(tmp_path: Path, kind: str) -> None:
     study = opened(tmp_path, kind)
