@@ -21,6 +21,17 @@ def watched(batches: Iterable[Any], check: Check) -> Iterator[Any]:
         yield batch
 
 
+class WatchedBatches(list[Any]):
+    """Batches that are gone through again and again, with `check` called before each, each time."""
+
+    def __init__(self, batches: Iterable[Any], check: Check) -> None:
+        super().__init__(batches)
+        self.check = check
+
+    def __iter__(self) -> Iterator[Any]:
+        return watched(super().__iter__(), self.check)
+
+
 class Watched(Callback):
     """Calls `check` before every batch of training and of validation."""
 

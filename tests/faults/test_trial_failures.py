@@ -22,6 +22,7 @@ from orchestrator.report.rows import TrialRow, read_csv
 from orchestrator.search.confirmation.confirm import Candidate, finetuned
 from orchestrator.search.plans.finished import read_plan
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.problem import Problem
 from orchestrator.search.results import rows
 from orchestrator.search.studies.trial import RUNGS, TRACE
 from orchestrator.search.trials import evaluate
@@ -229,6 +230,16 @@ def test_a_finetuning_that_takes_too_long_ends_in_the_middle(home: Path, tmp_pat
     with pytest.raises(TrialTimeoutError, match=r"study.trial_timeout=0.001s"):
         here.evaluator(here.propose(0.5), 0, silent)
     assert not (here.evaluator.models / "0").exists()
+
+
+@pytest.mark.parametrize("method", ["taylor", "ablation", "apoz", "rank", "weight_snip", "depth"])
+def test_scoring_that_takes_too_long_ends_in_the_middle(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    here = bench(home, tmp_path, f"method={method}", "study.trial_timeout=0.001s")
+    monkeypatch.setattr(Problem, "recalibrate", None)  # what follows the scores
+    with pytest.raises(TrialTimeoutError):
+        here.evaluator(here.propose(0.5), 0, silent)
 
 
 def test_a_plan_that_needed_halves_is_confirmed_in_halves(

@@ -77,10 +77,10 @@ def needed(what: str, remedy: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a trial's time is over. Checked at each batch of finetuning, validation and recalibration, by nobody else.
+    """When a trial's time is over. Checked at each batch of scoring, finetuning, validation and recalibration.
 
     What it does not interrupt: one call that does not return (a kernel, a data loader that hangs, user code in a
-    batch), scoring, measuring latency and exporting; the trial ends at its next batch, or not at all.
+    batch), scores that need no data, measuring latency and exporting; the trial ends at its next batch, or not at all.
     """
 
     limit: Budget

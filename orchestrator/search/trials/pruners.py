@@ -13,6 +13,7 @@ from itertools import islice
 
 from torch import Tensor, nn
 
+from lightning_modules.phases.watched import WatchedBatches
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
@@ -154,9 +155,9 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
 
 
 def calibration(problem: Problem, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
-    """The method's calibration batches on the problem's device, and the task's loss."""
+    """The method's calibration batches on the problem's device, each watched by its check, and the task's loss."""
     batches = [
         [part.to(problem.device) if isinstance(part, Tensor) else part for part in batch]
         for batch in islice(problem.data.train_batches(seed), method.calibration_batches)
     ]
-    return Calibration(batches, problem.task(model).loss, seed)  # type: ignore[arg-type]
+    return Calibration(WatchedBatches(batches, problem.check), problem.task(model).loss, seed)  # type: ignore[arg-type]

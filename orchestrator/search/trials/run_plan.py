@@ -180,7 +180,8 @@ def run_plan(
     for stage in method.stages:
         if isinstance(stage.pruner, UnitPruner):
             if (kept < problem.structure.counts(working.alive)).any():
-                makers.append(lambda pruner=stage.pruner: UnitStage(pruner, run.working, kept))  # type: ignore[misc]
+                pruner = replace(stage.pruner, problem=problem)  # of this trial: with its deadline
+                makers.append(lambda pruner=pruner: UnitStage(pruner, run.working, kept))  # type: ignore[misc]
         elif density:
             makers.append(lambda stage=stage: _weights(problem, stage.settings, run.working, density))  # type: ignore[misc]
     if not makers:  # activations alone: the weights get used to it
