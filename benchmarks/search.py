@@ -183,9 +183,7 @@ def run(job: Job, baselines: Path) -> Result:
         else:
             models = list(studied(problem, progress, begin))
         seconds = time.process_time() - begin
-        points = [
-            Point(ratio, validation, problem.test(model)["accuracy"], at) for ratio, validation, model, at in models
-        ]
+        points = [Point(ratio, validation, problem.test(model)["accuracy"]) for ratio, validation, model in models]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}
     today = date.today().isoformat()
     return Result(*dataclasses.astuple(job), seconds, points, shares, here(), today, round(step_ms, 1))
@@ -201,12 +199,10 @@ def studied(problem: Problem, progress: Progress, begin: float) -> Iterator[Foun
     parts = parts_of(problem.settings, goals_of(problem.settings))
     with parts.leases.leading():
         explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
-    spent = 0.0
     for row in explored.found:
-        spent += row.seconds
         if row.state == "completed" and row.quality is not None and row.flops_ratio is not None:
             model = load_pruned(explored.evaluator.models / str(row.number))
-            yield row.flops_ratio, row.quality, model, spent
+            yield row.flops_ratio, row.quality, model
 
 
 def targets_of(largest: float, smallest: float, rungs: int) -> list[float]:

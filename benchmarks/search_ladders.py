@@ -14,8 +14,8 @@ from orchestrator.search.allocation import evenly
 from orchestrator.search.pacing import measure
 from orchestrator.search.problem import Problem, seed_of
 
-Found = tuple[float, float, nn.Module, float]
-"""FLOPs ratio, validation accuracy, model, CPU seconds after which it was there."""
+Found = tuple[float, float, nn.Module]
+"""FLOPs ratio, validation accuracy, model."""
 
 
 def ladder(
@@ -32,7 +32,7 @@ def ladder(
         steps = max(1, int(left / sum(map(speed.step_at, rest))))
         problem.finetune(model, 1, seed_of(seed, 7, place), unit_steps=steps)
         model.eval()
-        yield macs(problem, model), problem.validate(model)["accuracy"], model, time.process_time() - begin
+        yield macs(problem, model), problem.validate(model)["accuracy"], model
 
 
 def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:

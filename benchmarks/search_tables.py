@@ -29,12 +29,11 @@ TOLERANCE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One model: FLOPs ratio, accuracies, and the CPU seconds after which it was there."""
+    """One model: FLOPs ratio and accuracies."""
 
     ratio: float
     validation: float
     test: float
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
