@@ -75,7 +75,7 @@ def only(pid: int, number: int) -> None:
     os.kill(pid, number)
 
 
-MANY = 24
+MANY = 12
 COMMAND = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
 
 

@@ -106,7 +106,7 @@ class Evaluator:
         unit_steps = self.pace(problem.ratios(wanted.kept)["flops"], units)
         proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps, mixed=self.mixed))
         steps = units * (unit_steps or problem.settings.phases.finetune.unit_steps)
-        screened = self._screened(proposal, parent, working, wanted, steps, seed)
+        screened = self._screened(problem, proposal, parent, working, wanted, steps, seed)
         if screened is not None:
             wanted = replace(wanted, kept=screened.kept)
             first = Cut(quantiles(problem.structure, screened.kept), "quantile")
@@ -128,10 +128,17 @@ class Evaluator:
         return nearest_parent(others, self._vector(wanted), len(wanted.kept), macs)
 
     def _screened(
-        self, proposal: Proposal, parent: Finished | None, working: Working, wanted: Wanted, steps: int, seed: int
+        self,
+        problem: Problem,
+        proposal: Proposal,
+        parent: Finished | None,
+        working: Working,
+        wanted: Wanted,
+        steps: int,
+        seed: int,
     ) -> Screened | None:
         """The allocation chosen at the proposal's cost and within all bounds; None where it stays as proposed."""
-        problem, pruner = self.problem, self._method(proposal).stages[0].pruner
+        pruner = self._method(proposal).stages[0].pruner
         how = problem.settings.search.screening
         if how.share == 0.0 or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
             return None
@@ -142,7 +149,8 @@ class Evaluator:
             chosen = replace(wanted, kept=kept)
             return not self._over_budget(chosen, self._before(proposal, chosen))
 
-        return screen(problem, pruner, working, wanted.kept, inherited, tries, seed, allowed)
+        watched = replace(pruner, problem=problem)  # of this trial: with its deadline
+        return screen(watched, working, wanted.kept, inherited, tries, seed, allowed)
 
     def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
         """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.phases.watched import WatchedBatches
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.allocation import scaled
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.problem import seed_of
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.search.trials.working import Working
 
@@ -57,7 +58,6 @@ def candidates(share: float, steps: int, batches: int) -> int:
 
 
 def screen(
-    problem: Problem,
     pruner: UnitPruner,
     working: Working,
     proposed: Counts,
@@ -71,9 +71,9 @@ def screen(
     `inherited` are the parent's octaves, from which the walk begins where they do better than none. Whole blocks stay
     as they were proposed. `allowed` refuses counts outside a bound; those of the proposal are within all.
     """
-    how = problem.settings.search.screening
-    with problem.timed("screening"):
-        judge = _Judge(problem, pruner, working, proposed, seed, how.batches)
+    how = pruner.problem.settings.search.screening
+    with pruner.problem.timed("screening"):
+        judge = _Judge(pruner, working, proposed, seed, how.batches)
         best, kept = np.zeros(len(proposed)), judge.counts(np.zeros(len(proposed)))
         if not allowed(kept):  # where the parent has less than was proposed, other groups have got more
             kept = np.minimum(proposed, judge.now)
@@ -98,10 +98,9 @@ def _step(best: Octaves, width: float, number: int, rng: np.random.Generator) ->
 class _Judge:
     """Counts of the same cost from octaves, and how far a model cut to counts is from the dense outputs."""
 
-    def __init__(
-        self, problem: Problem, pruner: UnitPruner, working: Working, proposed: Counts, seed: int, batches: int
-    ) -> None:
-        self.problem, self.pruner, self.working, self.proposed = problem, pruner, working, proposed
+    def __init__(self, pruner: UnitPruner, working: Working, proposed: Counts, seed: int, batches: int) -> None:
+        self.problem = problem = pruner.problem
+        self.pruner, self.working, self.proposed = pruner, working, proposed
         self.structure = problem.structure
         self.now = self.structure.counts(working.alive)
         step = pruner.method.round_to
@@ -109,7 +108,8 @@ class _Judge:
         self.most = np.where(whole, self.now, self.now - self.now % step)  # a guard may have left an odd width
         self.target = problem.cost.macs(proposed)
         self.blocks = np.array([group.kind == "block" for group in self.structure.groups])
-        self.batches = list(islice(problem.data.train_batches(seed_of(seed, 11)), batches))
+        shown = islice(problem.data.train_batches(seed_of(seed, 11)), batches)
+        self.batches = WatchedBatches(shown, problem.check)  # by every candidate
         self.scores = pruner.scores(working.model, working.alive, seed)
         self.dense = self._log_probabilities(problem.model)
 
