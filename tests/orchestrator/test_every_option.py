@@ -24,6 +24,7 @@ TINY = [
     "phases.train.epochs=2",
     "phases.finetune.unit_steps=4",
     "phases.confirm.units=1",
+    "phases.confirm.seeds=[0,1]",
     "phases.confirm.max_models=2",
     "phases.confirm.baselines=[uniform]",
     "phases.confirm.max_baseline_models=1",
