@@ -52,8 +52,7 @@ def cut(here: Bench, kept: Counts) -> Working:
 
 
 def screened(here: Bench, working: Working, proposed: Counts, tries: int = 12, seed: int = 3, **more: Any) -> Screened:
-    inherited = np.zeros(len(proposed))
-    return screen(pruner_of(here), working, proposed, inherited, tries, seed, **more)
+    return screen(pruner_of(here), working, proposed, (), tries, seed, **more)
 
 
 MODELS = {

@@ -78,8 +78,7 @@ class Evaluator:
         Errors: PlanError for a plan that removes nothing or empties a group: it is rejected, not a failure.
         TrialTimeoutError, and whatever the model, the task and the data raise.
         """
-        study = self.problem.settings.study
-        problem = self.problem
+        problem, study = self.problem, self.problem.settings.study
         if study.trial_timeout is not None:
             problem = replace(problem, check=Deadline(study.trial_timeout, time.monotonic()))
         return sparing_memory(
@@ -142,15 +141,14 @@ class Evaluator:
         how = problem.settings.search.screening
         if how.share == 0.0 or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
             return None
-        inherited = np.zeros(len(wanted.kept)) if parent is None else np.asarray(parent.octaves)
-        tries = candidates(how.share, steps, how.batches)
 
         def allowed(kept: Counts) -> bool:
             chosen = replace(wanted, kept=kept)
             return not self._over_budget(chosen, self._before(proposal, chosen))
 
+        tries = candidates(how.share, steps, how.batches)
         watched = replace(pruner, problem=problem)  # of this trial: with its deadline
-        return screen(watched, working, wanted.kept, inherited, tries, seed, allowed)
+        return screen(watched, working, wanted.kept, parent.octaves if parent else (), tries, seed, allowed)
 
     def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
         """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""

@@ -7,7 +7,7 @@ where training it would take hundreds of steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -61,15 +61,16 @@ def screen(
     pruner: UnitPruner,
     working: Working,
     proposed: Counts,
-    inherited: Octaves,
+    inherited: Sequence[float],
     tries: int,
     seed: int,
     allowed: Callable[[Counts], bool] = lambda kept: True,
 ) -> Screened:
     """The best of `tries` allocations at the cost of `proposed`, none with more of a group than `working` has.
 
-    `inherited` are the parent's octaves, from which the walk begins where they do better than none. Whole blocks stay
-    as they were proposed. `allowed` refuses counts outside a bound; those of the proposal are within all.
+    `inherited` are the parent's octaves, none for the dense model, from which the walk begins where they do better than
+    none. Whole blocks stay as they were proposed. `allowed` refuses counts outside a bound; those of the proposal are
+    within all.
     """
     how = pruner.problem.settings.search.screening
     with pruner.problem.timed("screening"):
@@ -80,7 +81,7 @@ def screen(
         least = first = judge(kept)
         rng = np.random.default_rng(seed_of(seed, 12))
         for number in range(tries):
-            octaves = inherited if number == 0 and inherited.any() else _step(best, how.octaves, number, rng)
+            octaves = np.array(inherited) if number == 0 and any(inherited) else _step(best, how.octaves, number, rng)
             found = judge.counts(octaves)
             if (found != kept).any() and (loss := judge(found)) < least and allowed(found):
                 best, kept, least = octaves, found, loss
