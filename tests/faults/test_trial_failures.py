@@ -244,7 +244,7 @@ def test_scoring_that_takes_too_long_ends_in_the_middle(
         here.evaluator(here.propose(0.5), 0, silent)
 
 
-def test_screening_that_takes_too_long_ends_between_candidates(
+def test_screening_that_takes_too_long_ends_in_the_middle(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = bench(home, tmp_path, "search.screening.share=1.0", "study.trial_timeout=0.001s")
