@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,19 +14,16 @@ from typing import Self
 import torch
 
 from lightning_modules.errors import UserError
-from orchestrator.jobs.helping import help_alone
+from orchestrator.jobs.worker import GRACE_SECONDS, run_worker
 from orchestrator.progress import Progress
-from orchestrator.redact import redact
 from orchestrator.search.studies.leases import LEASE, here
 from orchestrator.search.studies.queue import fail, own_trials, running
 from orchestrator.search.studies.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
-from orchestrator.stopped import Stopped, beginning_processes, stoppable
+from orchestrator.stopped import beginning_processes
 
 DEATHS = 5
 """So many workers may die over one trial before it is recorded as failed, and so many in a row without one ending."""
-GRACE_SECONDS = 30.0
-"""For a worker to put its trial back and end, once it was told to."""
 
 
 class Workers:
@@ -116,7 +109,7 @@ class Workers:
     def _begin(self, place: int) -> None:
         context = multiprocessing.get_context("spawn")
         given = (share_of(self._settings, place), str(self._log(place)), os.getpid())
-        process = context.Process(target=_run, args=given, name=f"worker {place}")  # a daemon may load no data
+        process = context.Process(target=run_worker, args=given, name=f"worker {place}")  # a daemon may load no data
         with beginning_processes():
             process.start()
             self._processes[place] = process
@@ -132,32 +125,6 @@ def share_of(settings: Settings, place: int) -> Settings:
     if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
         device = f"cuda:{place % torch.cuda.device_count()}"
     return settings.model_copy(update={"workers": 1, "threads": threads, "device": device})
-
-
-def _run(settings: Settings, log: str, parent: int) -> None:
-    """The life of one worker process."""
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for standard in (1, 2):
-        os.dup2(stream, standard)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    try:
-        with stoppable([signal.SIGTERM]):
-            help_alone(settings)
-    except Stopped as stopped:
-        sys.exit(128 + stopped.signum)
-    except UserError as error:
-        print(redact(str(error)), file=sys.stderr, flush=True)
-        sys.exit(2)
-    except Exception as error:
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
-        sys.exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """A worker whose parent was killed puts its trial back and ends: nobody would end it otherwise."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where it sleeps
 
 
 def _in_words(trials: list[FrozenTrial]) -> str:

@@ -93,10 +93,12 @@ def held(folder: Path, pid: int) -> list[int]:
 
 def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     draw = random.Random(2)
-    for _ in range(OF_PARENTS):
+    for number in range(OF_PARENTS):
         with run(tmp_path, *LONGEST) as process:
             workers = wait_for(lambda found=process: both(found.workers()), "two workers")
-            time.sleep(draw.uniform(0.0, 8.0))
+            if number:  # the first one is killed while its workers import
+                wait_for(lambda pids=workers: any(held(tmp_path, pid) for pid in pids), "a worker runs a trial")
+            time.sleep(draw.uniform(0.0, 4.0))
             process.kill()
             process.process.wait()
             wait_for(lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0)

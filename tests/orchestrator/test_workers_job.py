@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +19,7 @@ from optuna.trial import TrialState
 from lightning_modules.errors import UserError
 from orchestrator.__main__ import main
 from orchestrator.jobs import workers
+from orchestrator.jobs.worker import run_worker
 from orchestrator.jobs.workers import DEATHS, Workers
 from orchestrator.progress import Progress
 from orchestrator.search.studies.leases import LEADER, LEASE, here
@@ -121,7 +126,7 @@ def never() -> bool:
 def test_a_worker_that_cannot_work_stops_the_run_with_its_message(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.refuses)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.refuses)
     with (
         pytest.raises(UserError, match=r"^data.folder must be there; '/nowhere' is not$"),
         watched(tmp_path, study) as team,
@@ -131,7 +136,7 @@ def test_a_worker_that_cannot_work_stops_the_run_with_its_message(
 
 
 def test_workers_that_all_die_end_the_run(tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.dies)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.dies)
     with (
         pytest.raises(UserError, match="10 in a row ended without, the last with signal 9"),
         watched(tmp_path, study) as team,
@@ -144,7 +149,7 @@ def test_workers_that_all_die_end_the_run(tmp_path: Path, study: optuna.Study, m
 def test_a_trial_over_which_workers_keep_dying_is_recorded_as_failed(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch, put_back_by_another: bool
 ) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.stays)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
     trial = study.ask()
     storage = study._storage
 
@@ -171,7 +176,7 @@ def test_a_trial_over_which_workers_keep_dying_is_recorded_as_failed(
 def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.stays)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
     trial = study.ask()
     with watched(tmp_path, study) as team:
         lease = {**here(), "place": "far", "pid": team._processes[0].pid, "owner": "them", "beat": 1}
@@ -183,7 +188,7 @@ def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
 def test_a_worker_that_ends_early_is_replaced_where_the_search_is_led(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.leaves)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.leaves)
     with watched(tmp_path, study, leads=True) as team:
         first = dict(team._processes)
         look(team, lambda: all(team._processes[place] is not process for place, process in first.items()))
@@ -196,7 +201,7 @@ def test_a_worker_that_ends_early_is_replaced_where_the_search_is_led(
 def test_no_worker_outlives_a_run_that_is_stopped_while_it_begins_them(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_run", fake_workers.stays)
+    monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
     team = watched(tmp_path, study)
     begin = team._begin
 
@@ -210,3 +215,33 @@ def test_no_worker_outlives_a_run_that_is_stopped_while_it_begins_them(
         pass
     assert not team.busy()
     assert len(team._processes) == 1
+
+
+def test_what_a_worker_begins_with_is_there_before_what_takes_seconds(tmp_path: Path) -> None:
+    (tmp_path / "begun").write_bytes(pickle.dumps((run_worker, settings_of(tmp_path))))
+    code = """
+import pickle, sys
+pickle.load(open('begun', 'rb'))
+print([name for name in ('torch', 'optuna', 'pytorch_lightning', 'mlflow') if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_worker_without_a_parent_that_does_not_hear_the_first_signal_ends_with_the_second() -> None:
+    code = """
+import threading, time
+from orchestrator.jobs import worker
+from orchestrator.stopped import Stopped, stoppable
+
+worker.GRACE_SECONDS = 0.1
+with stoppable():
+    try:
+        threading.Thread(target=worker._end_with, args=(-1,), daemon=True).start()
+        time.sleep(60)
+    except Stopped:
+        print('heard', flush=True)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("heard\n", -signal.SIGTERM)

@@ -1,0 +1,51 @@
+"""One worker: a process that runs trials of a study for the process that began it, and ends with it.
+
+What it is begun with imports little: a worker whose parent is killed while it still imports ends at once, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from lightning_modules.errors import UserError
+from orchestrator.redact import redact
+from orchestrator.settings import Settings
+from orchestrator.stopped import Stopped, stoppable
+
+GRACE_SECONDS = 30.0
+"""For a worker to put its trial back and end, once it was told to."""
+
+
+def run_worker(settings: Settings, log: str, parent: int) -> None:
+    """The life of one worker process, its output in `log`; `parent` is the process number of who began it."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for standard in (1, 2):
+        os.dup2(stream, standard)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    from orchestrator.jobs.helping import help_alone  # takes seconds, in which a signal ends the process
+
+    try:
+        with stoppable([signal.SIGTERM]):
+            help_alone(settings)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.signum)
+    except UserError as error:
+        print(redact(str(error)), file=sys.stderr, flush=True)
+        sys.exit(2)
+    except Exception as error:
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed puts its trial back and ends: nobody would end it otherwise."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    for _ in range(2):  # the second one ends the process whatever became of the first
+        os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where it sleeps
+        time.sleep(GRACE_SECONDS)
