@@ -237,6 +237,7 @@ def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
             assert "is over objectives.max_flops_ratio 0.3" in row.reason
 
 
+@pytest.mark.slow
 def test_three_objectives_and_latency(tmp_path: Path) -> None:
     with inside(tmp_path):
         common = [*SMALL, *BRIEF, "study.n_trials=3"]

@@ -149,6 +149,7 @@ def test_rungs_that_are_shorter_or_elsewhere_are_run() -> None:
     assert kinds.count("chain uniform") == 3  # the first is there; the last would be trained for longer
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*SECOND, "study.n_trials=3", "stopping=never"]
 

@@ -194,19 +194,6 @@ PRUNE_UNITS = sorted(
 )
 
 
-@pytest.mark.parametrize("method", PRUNE_UNITS)
-def test_every_method_that_removes_units_is_screened(home: Path, tmp_path: Path, method: str) -> None:
-    here = bench(home, tmp_path, f"method={method}", *MANY)
-    extra = {"activation__level": 0.3} if here.problem.settings.method.activation else {}
-    if not isinstance(next(iter(here.methods.values())).stages[0].pruner, UnitPruner):
-        pytest.skip("it prunes single weights")
-    measured = here.evaluator(here.propose(0.4, **extra), 0, silent)
-    assert measured.state == "completed"
-    found = read_plan(here.evaluator.models / "0")["screening"]
-    assert found["tried"] >= 3
-    assert found["chosen"] <= found["proposed"]
-
-
 CHAINS = {
     "l2": [],
     "hybrid": [],
@@ -217,6 +204,21 @@ CHAINS = {
     "search": ["method.among=[{name: l1, criterion: {_target_: lightning_modules.pruning.criteria.Magnitude, p: 1.0}},"
                "{name: r, criterion: {_target_: lightning_modules.pruning.criteria.Random}}]"],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in CHAINS else pytest.param(name, marks=pytest.mark.slow) for name in PRUNE_UNITS]
+)
+def test_every_method_that_removes_units_is_screened(home: Path, tmp_path: Path, method: str) -> None:
+    here = bench(home, tmp_path, f"method={method}", *MANY)
+    extra = {"activation__level": 0.3} if here.problem.settings.method.activation else {}
+    if not isinstance(next(iter(here.methods.values())).stages[0].pruner, UnitPruner):
+        pytest.skip("it prunes single weights")
+    measured = here.evaluator(here.propose(0.4, **extra), 0, silent)
+    assert measured.state == "completed"
+    found = read_plan(here.evaluator.models / "0")["screening"]
+    assert found["tried"] >= 3
+    assert found["chosen"] <= found["proposed"]
 
 
 @pytest.mark.parametrize("method", CHAINS)
