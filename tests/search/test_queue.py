@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -14,10 +15,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
+from orchestrator.search.studies import loop
 from orchestrator.search.studies.database import database
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import help_search, search, supply
+from orchestrator.search.studies.loop import LONGEST_REST, help_search, search, supply
 from orchestrator.search.studies.queue import (
     WANTED,
     add_slot,
@@ -228,3 +230,24 @@ def test_helpers_and_the_searching_process_share_a_study(tmp_path: Path, kind: s
         thread.join()
     assert sorted(told) == list(range(10))
     assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * 10
+
+
+def test_a_database_that_was_away_for_long_is_looked_at_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, rests = [0.0], list[float]()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    study = opened(tmp_path, "journal")
+    add_slot(study)
+    trials = trials_of(study)
+
+    def look() -> None:
+        now[0] += 300.0
+
+    def sleep(seconds: float) -> None:
+        rests.append(seconds)
+        study.tell(study.ask(), state=TrialState.FAIL)
+
+    with trials.leases.leading():
+        supply(trials, 1, lambda trial: None, look, sleep)
+    assert rests == [LONGEST_REST]

@@ -38,6 +38,8 @@ AHEAD = 100
 FEW, EACH = 8, 8
 """So many wait without helpers, and so many more for each trial that runs: every one that is open costs each look at
 a database some time."""
+LONGEST_REST = 10.0
+"""Seconds: a look may have been long because the database was away."""
 
 
 def search(
@@ -101,7 +103,7 @@ def supply(
 
 def _rest(begin: float) -> float:
     """Seconds until the next look: at most a tenth of the time goes into looks, each some queries of a database."""
-    return max(LOOK_SECONDS, 9.0 * (time.perf_counter() - begin))
+    return min(max(LOOK_SECONDS, 9.0 * (time.perf_counter() - begin)), LONGEST_REST)
 
 
 def top_up(trials: Trials, n_trials: int, ahead: int) -> int:
