@@ -22,7 +22,7 @@ MANY = 24
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is right."""
 LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
-LONGEST = [*LONGER, f"study.n_trials={3 * MANY}"]
+LONGEST = [*LONGER, f"study.n_trials={2 * MANY}"]
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_comma
             workers = wait_for(lambda found=process: both(found.workers()), "two workers")
             if number:  # the first one is killed while its workers import
                 wait_for(lambda pids=workers: any(held(tmp_path, pid) for pid in pids), "a worker runs a trial")
-            time.sleep(draw.uniform(0.0, 4.0))
+            time.sleep(draw.uniform(0.0, 2.0))
             process.kill()
             process.process.wait()
             wait_for(lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0)
-    finished(tmp_path, *LONGEST)
-    check_whole(tmp_path, trials=3 * MANY)
+    finished(tmp_path, *LONGEST, seconds=300.0)
+    check_whole(tmp_path, trials=2 * MANY)
 
 
 def both(workers: list[int]) -> list[int]:

@@ -126,10 +126,10 @@ def run(folder: Path, *words: str, before: tuple[str, ...] = ()) -> Iterator[Run
         found.close()
 
 
-def finished(folder: Path, *words: str) -> str:
+def finished(folder: Path, *words: str, seconds: float = PATIENCE) -> str:
     """The same command once more, undisturbed; what it said."""
     with run(folder, *words) as last:
-        assert last.ends() == 0, last.text
+        assert last.ends(seconds) == 0, last.text
         return last.text
 
 
