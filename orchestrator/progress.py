@@ -42,7 +42,7 @@ class Progress:
         self._live: Live | None = None
         self._started = now()
         self._phase = ""
-        self._tick = ""
+        self._tick = self._told = ""
         self._ticked_at = float("-inf")
         self._front: Sequence[TrialRow] = ()
         self._done = 0
@@ -61,7 +61,8 @@ class Progress:
 
     def phase(self, name: str, detail: str = "") -> None:
         """A new phase begins."""
-        self._phase, self._tick = f"{name}: {detail}" if detail else name, ""
+        self._phase = f"{name}: {detail}" if detail else name
+        self._tick = self._told = ""
         self._ticked_at = float("-inf")
         self._say(", ".join([f"[{duration(self._now() - self._started)}] {self._phase}", *self._time_left()]))
 
@@ -71,10 +72,10 @@ class Progress:
         self._say(self._trial_line(row))
 
     def tick(self, text: str) -> None:
-        """Something moved inside the phase; only the last of many ticks within five seconds is sure to be seen."""
+        """Something moved inside the phase; a log has one in five seconds, and none that says the same again."""
         self._tick = text
-        if self._live is None and self._now() - self._ticked_at >= _TICK_SECONDS:
-            self._ticked_at = self._now()
+        if self._live is None and text != self._told and self._now() - self._ticked_at >= _TICK_SECONDS:
+            self._told, self._ticked_at = text, self._now()
             self._say(f"  {text}")
 
     def eta(self, seconds: float) -> None:

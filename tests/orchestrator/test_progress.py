@@ -44,6 +44,17 @@ def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
     ]
 
 
+def test_a_log_does_not_say_the_same_again_and_again() -> None:
+    stream, hand = io.StringIO(), Hand()
+    with Progress(stream, now=hand) as progress:
+        for text in ("waits", "waits", "works", "waits"):
+            progress.tick(text)
+            hand.time += 60.0
+        progress.phase("next")
+        progress.tick("waits")
+    assert stream.getvalue().splitlines() == ["  waits", "  works", "  waits", "[4 min 00 s] next", "  waits"]
+
+
 def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
     stream, hand = io.StringIO(), Hand()
     front = [TrialRow(n, "completed", 1, None, 0.5, 1, n / 20, 1, 1.0, 1.0, None, "", "") for n in range(1, 21)]
