@@ -38,7 +38,7 @@ AHEAD = 100
 FEW, EACH = 8, 8
 """So many wait without helpers, and so many more for each trial that runs: every one that is open costs each look at
 a database some time."""
-LONGEST_REST = 10.0
+LONGEST_REST = 30.0
 """Seconds: a look may have been long because the database was away."""
 
 
