@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,17 @@ from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import AHEAD, supply
 from orchestrator.search.studies.loop import search as run_trials
 from orchestrator.search.studies.orphans import remove_orphans
-from orchestrator.search.studies.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
+from orchestrator.search.studies.queue import (
+    WANTED,
+    done,
+    enqueue_chain,
+    enqueue_plans,
+    own_trials,
+    take_over_interrupted,
+)
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import open_study
-from orchestrator.search.studies.trial import DAMAGED, WARM, FrozenTrial, Study
+from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
 from orchestrator.search.studies.warm_start import check_warm_start, filled, take_over
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method
@@ -110,7 +117,7 @@ def explore(
         mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
-        progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
+        progress.eta(_seconds_left(problem, _ended(study), n_trials) if left is None else left)
         total = n_trials if pacing is None else max(len(mine), len(pacing.targets))
         progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
 
@@ -147,14 +154,23 @@ def _enqueue(
     evaluator.mixed = copies
     targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
-    finetune = settings.phases.finetune
-    usual = [float(finetune.units * finetune.unit_steps)] * len(targets)
     granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
-    rung_steps = usual if pacing is None else pacing.rung_steps
+    rung_steps = _chain_steps(ready, targets) if pacing is None else pacing.rung_steps
     stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
-    enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
+    enqueue_chain(study, space, ways, targets, stands)
     enqueue_plans(study, read_plans(settings))
     return pacing
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in own_trials(study) if trial.state.is_finished()]
+
+
+def _chain_steps(ready: Ready, targets: Sequence[float]) -> list[float]:
+    """Optimizer steps of the chain's plans, as many as the space gives them."""
+    terrain = ready.terrains[0]
+    timings = [ready.space.propose(terrain, ready.space.chain(terrain, target)).timing for target in targets]
+    return [float(timing.total * ready.problem.settings.phases.finetune.unit_steps) for timing in timings]
 
 
 def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
@@ -170,21 +186,23 @@ def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
     record_ended(parts.tracker, ready.problem.settings, ready.problem, study)
 
 
-def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> float:
-    """Remaining units of finetuning, each at the price of a unit at the mean FLOPs ratio of the chain's range."""
-    how, finetune, chain = (
-        problem.settings.phases.confirm,
-        problem.settings.phases.finetune,
-        problem.settings.search.chain,
-    )
-    trained = [row for row in found if row.rung and row.flops_ratio]
+def _seconds_left(problem: Problem, trials: Sequence[FrozenTrial], n_trials: int) -> float:
+    """Of the trials that are left and of the confirmation, by what trials of this study have taken so far.
+
+    A unit of finetuning is priced at the mean FLOPs ratio of the chain's range.
+    """
+    confirm, chain = problem.settings.phases.confirm, problem.settings.search.chain
+    trained = [trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_units")]
     if not trained:
         return 0.0
-    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
-    prices = np.array([row.seconds / row.rung for row in trained])
+    units = np.array([trial.user_attrs[MEASURED]["trained_units"] for trial in trained], dtype=float)
+    ratios = np.array([trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float)
+    prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / units
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
-    confirmed = how.max_models * len(how.seeds) * how.units
-    ladders = len(how.baselines) * how.max_baseline_models * (len(how.seeds) * how.units + finetune.units)
-    return per_unit * ((n_trials - len(found)) * finetune.units + confirmed + ladders)
+    confirmed = confirm.max_models * len(confirm.seeds) * confirm.units
+    # a ladder is finetuned as long as the front, and some of its models are confirmed
+    per_ladder = confirm.max_models * units.mean() + confirm.max_baseline_models * len(confirm.seeds) * confirm.units
+    left = max(0, n_trials - len(trials)) * units.mean()
+    return float(per_unit * (left + confirmed + len(confirm.baselines) * per_ladder))

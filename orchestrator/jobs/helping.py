@@ -34,9 +34,9 @@ def help_alone(settings: Settings, name: str = "") -> None:
 
 def joined(settings: Settings) -> tuple[Study, Leases]:
     """The study of this name. Errors: UserError where it is another one, or is paced."""
-    if settings.study.paced is not None:
+    if settings.study.budget is not None:
         raise ConfigError(
-            f"study.budget={settings.study.paced.text} paces one process; a search that others help has a number of "
+            f"study.budget={settings.study.budget.text} paces one process; a search that others help has a number of "
             "trials: study.n_trials=..."
         )
     require_writable(settings.study.folder)

@@ -104,11 +104,11 @@ def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, prof
     return {
         "dense training": how.train.epochs * len(data.train_batches(0)) * step,
         "profile": groups * len(how.profile.ratios) * 2 * how.profile.batches * forward if profiled else 0.0,
-        "search": settings.study.n_trials * how.finetune.units * unit,
+        "search": settings.study.n_trials * settings.space.build().units[-1] * unit,
         "confirmation": how.confirm.max_models * confirm * unit + confirm * how.finetune.unit_steps * step,
         "baselines": len(how.confirm.baselines)
         * how.confirm.max_baseline_models
-        * (confirm + how.finetune.units)
+        * (confirm + settings.space.build().units[-1])
         * unit,
     }
 

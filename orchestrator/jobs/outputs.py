@@ -114,7 +114,7 @@ def finished_before(settings: Settings) -> Outputs | None:
     summary = kept(folder / SUMMARY, lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])})
     if summary is None:
         return None
-    paced = settings.study.paced
+    paced = settings.study.budget
     if paced is None:
         enough = summary["trials"] >= settings.study.n_trials
     else:

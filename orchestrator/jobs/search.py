@@ -38,7 +38,7 @@ def search(settings: Settings) -> Outputs:
     """
     require_writable(settings.study.folder)
     if (before := finished_before(settings)) is not None:
-        more = "more trials: study.n_trials=..." if settings.study.paced is None else "more time: study.budget=..."
+        more = "more trials: study.n_trials=..." if settings.study.budget is None else "more time: study.budget=..."
         more = "every combination was tried" if before.summary.get("exhausted") else more
         before.show(f"this study is complete; {more}")
         record_end(tracker_of(settings), before)

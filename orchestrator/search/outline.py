@@ -33,7 +33,6 @@ def _terrain(settings: Settings, structure: Structure, model: nn.Module, method:
         macs(structure.sizes),
         method.rule,
         np.ones(structure.n_units),
-        settings.phases.finetune.units,
         max_flops_ratio=settings.objectives.max_flops_ratio or 1.0,
         pools=pools,
         then=then,

@@ -62,7 +62,7 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """A trial is finetuned for `units` units of `unit_steps` optimizer steps; each unit ends at a rung.
+    """A unit of finetuning is `unit_steps` optimizer steps; how many units a trial gets is in the space.
 
     `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones.
     `lr` is the finetuning's own (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer`
@@ -70,7 +70,6 @@ class FinetuneSettings(OptimizerSettings):
     """
 
     unit_steps: Positive
-    units: Positive
     recalibration_batches: Count = 4
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"

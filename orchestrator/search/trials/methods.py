@@ -43,7 +43,6 @@ class Dense:
             dense_macs=macs(structure.sizes),
             rule=self.settings.rule,
             scores=self.scores,
-            units=problem.settings.phases.finetune.units,
             sensitivity=sensitivity,
             max_flops_ratio=objectives.max_flops_ratio or 1.0,
             pools=self.pools,
