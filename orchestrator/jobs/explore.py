@@ -20,9 +20,8 @@ from orchestrator.search.dense import dense_folder
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
-from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.problem import Problem, optimization
-from orchestrator.search.ready import DENSE, OVER, Ready, make_ready
+from orchestrator.search.ready import DENSE, OVER, Ready, make_ready, require_one_dense
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.studies.damaged import redo_damaged
@@ -104,6 +103,7 @@ def explore(
     """
     settings, study = problem.settings, parts.study
     goals, whole = problem.goals, problem.dense_costs
+    require_one_dense(study, problem)
     ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
     pacing = _enqueue(ready, parts, progress, begin, now, confirming)
     trials = ready.trials(study, parts.stopping, parts.leases, parts.exchange)
@@ -123,7 +123,7 @@ def explore(
 
     study.set_user_attr(WANTED, n_trials)
     parts.exchange.publish_dense(dense_folder(settings))
-    study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
+    study.set_user_attr(DENSE, problem.dense_digest)  # from here on others may help
     if settings.workers > 1:
         with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
             supply(trials, n_trials, on_trial, lambda: workers.look(progress))

@@ -18,6 +18,7 @@ from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
 from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.search.goals import goals_of
 from orchestrator.search.plans.finished import PLAN
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
@@ -71,6 +72,7 @@ class Outputs:
             quality=self.objectives.quality,
             dense=_as_front(self.dense),
             title=settings.study.name,
+            sign=goals_of(settings).sign,
         )
         write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
 

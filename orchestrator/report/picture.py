@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +34,21 @@ def pareto(
     quality: str,
     dense: FrontRow | None,
     title: str,
+    sign: float = 1.0,
 ) -> None:
     """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on validation data.
 
-    `quality` is the metric's name, up is better. Points below the part that matters sit on the lower edge as arrows.
+    `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than the part that matters
+    sit on the lower edge as arrows.
     """
     # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
+    trials = [row if row.quality is None else replace(row, quality=sign * row.quality) for row in trials]
+    front = [replace(row, test_mean=sign * row.test_mean) for row in front]
+    baselines = [replace(row, test_mean=sign * row.test_mean) for row in baselines]
+    dense = None if dense is None else replace(dense, test_mean=sign * dense.test_mean)
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -56,6 +63,9 @@ def pareto(
     ratios = [row.cost_ratio for row in front] + [row.cost_ratio for row in baselines]
     ratios += [row.cost_ratio for row in measured]
     _dress(axes, ratios, quality, title, dense, _axis(front, trials))
+    if sign < 0.0:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{sign * value + 0.0:g}")
+        axes.set_ylabel(f"{quality} (less is better)")
     _legend(figure, axes)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})

@@ -72,7 +72,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
     distillation = mixing = None
-    if (how := settings.phases.finetune.distillation) is not None and (how.weight > 0.0 or how.features):
+    if (how := settings.phases.finetune.distillation) is not None and how.teaches:
         begin = time.perf_counter()
         with progress.timed("evaluation"):
             cached = dense_outputs(model, data.ordered_batches(), device)

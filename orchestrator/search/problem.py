@@ -31,6 +31,7 @@ from lightning_modules.pruning.weights import densities, effective_macs, macs_by
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.latency_model import LatencyModel
+from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.settings import OptimizerSettings, Settings
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -67,6 +68,11 @@ class Problem:
     @cached_property
     def goals(self) -> Goals:
         return goals_of(self.settings)
+
+    @cached_property
+    def dense_digest(self) -> str:
+        """The sha256 of the dense weights: the key of whatever is measured on them and kept."""
+        return weights_digest(self.model)
 
     @property
     def dense_macs(self) -> int:
@@ -136,8 +142,8 @@ class Problem:
         distillation: float | None = None,
         accumulate: int = 1,
         mixed: int | None = None,
-    ) -> None:
-        """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
+    ) -> int:
+        """`units` units as the configuration describes them; reproducible from `seed` on one CPU. Returns those done.
 
         With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
         `distillation` is the weight of the dense outputs; `mixed` copies of the training data are learnt beside it;
@@ -158,7 +164,7 @@ class Problem:
         features = None if self.distillation is None else self.distillation.features
         tapped = nullcontext() if features is None else features.watching(model)
         with self.timed("finetune"), attached(model, self.activation(level)), tapped:
-            fit(
+            return fit(
                 task,
                 batches,
                 self._optimization(units * unit_steps, lr_factor),

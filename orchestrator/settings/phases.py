@@ -40,6 +40,11 @@ class DistillationSettings(Part):
     features: tuple[str, ...] = ()
     feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
+    @property
+    def teaches(self) -> bool:
+        """Whether anything of the dense model goes into the loss."""
+        return self.weight > 0.0 or bool(self.features)
+
     @model_validator(mode="after")
     def _taught(self) -> DistillationSettings:
         if self.mixed not in (0, "auto") and self.weight == 0.0:

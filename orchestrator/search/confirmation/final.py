@@ -197,7 +197,7 @@ def _ladder(
 
 def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> BaselineRow:
     model: nn.Module = copy.deepcopy(problem.model)
-    source = [problem.settings.dense_digest()]
+    source = [problem.dense_digest]
     candidate = Candidate("dense", model, problem.structure.full(), source, unit_steps=unit_steps)
     with needed("finetuning of the dense model, which the front is compared with,", SMALLER.format("finetune")):
         result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)

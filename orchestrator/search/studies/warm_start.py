@@ -23,7 +23,7 @@ from lightning_modules.pruning.plan import Timing
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.plans.finished import PLAN, read_plan
-from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
+from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.storage import storage_of
@@ -71,7 +71,7 @@ def take_over(study: Study, space: Space, terrain: Terrain, evaluator: Evaluator
     numbers = {trial.user_attrs[ORIGIN]["trial"]: trial.number for trial in known if ORIGIN in trial.user_attrs}
     if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
         return len(numbers)
-    dense = weights_digest(problem.model)
+    dense = problem.dense_digest
     try:
         first = optuna.load_study(study_name=settings.search.warm_start, storage=storage_of(_other(settings)))
     except KeyError as error:

@@ -105,7 +105,7 @@ class Evaluator:
         plan = self._plan(proposal, parent, seed)
         ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
-            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
+            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.spent)
         return self._finish(number, plan, parent, wanted, ended, before)
 
     def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
@@ -163,9 +163,9 @@ class Evaluator:
     @cached_property
     def _dense(self) -> Lineage:
         """The lineage of the dense model: no links."""
-        model, rewound = self.problem.model, self.problem.rewound
+        rewound = self.problem.rewound
         early = None if rewound is None else weights_digest(rewound)
-        return Lineage(weights_digest(model), early, recipe_of(self.problem.settings))
+        return Lineage(self.problem.dense_digest, early, recipe_of(self.problem.settings))
 
     def _lineage(
         self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, kept: Counts, ended: Ended
@@ -226,7 +226,7 @@ class Evaluator:
         model = working.model.eval()
         density = densities(model, working.masks)
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
-        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent)
         if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
             measured = replace(measured, costs={**measured.costs, "latency_ms": before["latency_ms"]})
         pruned = problem.activation(plan.activation)
