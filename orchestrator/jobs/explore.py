@@ -102,7 +102,7 @@ def explore(
     `begin` is when the run began by the clock `now`; of a budget in time the share `confirming` is left for later.
     """
     settings, study = problem.settings, parts.study
-    goals, whole = problem.goals, problem.dense_costs
+    goals = problem.goals
     require_one_dense(study, problem)
     ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
     pacing = _enqueue(ready, parts, progress, begin, now, confirming)
@@ -113,13 +113,13 @@ def explore(
     progress.phase("search", f"{asked}, {done(study)} done before")
 
     def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, goals, whole)
+        found = rows(study, goals)
         mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
         progress.eta(_seconds_left(problem, _ended(study), n_trials) if left is None else left)
         total = n_trials if pacing is None else max(len(mine), len(pacing.targets))
-        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
+        progress.trial(trial_row(trial, goals), front(found, goals), len(mine), total)
 
     study.set_user_attr(WANTED, n_trials)
     parts.exchange.publish_dense(dense_folder(settings))
@@ -135,7 +135,7 @@ def explore(
     study.set_user_attr(OVER, True)
     parts.exchange.fetch()
     nothing_left = exhausted(study, trials.distributions)
-    return Explored(rows(study, goals, whole), ready.evaluator, pacing, nothing_left)
+    return Explored(rows(study, goals), ready.evaluator, pacing, nothing_left)
 
 
 def _enqueue(
@@ -152,7 +152,7 @@ def _enqueue(
     if copies := mixed_copies(problem, study, pacing):
         progress.phase("mixing", f"{copies} copies of the training data with samples mixed by pairs")
     evaluator.mixed = copies
-    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
+    targets = chain.targets(settings.objectives.largest_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
     rung_steps = _chain_steps(ready, targets) if pacing is None else pacing.rung_steps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
 from orchestrator.report.quantities import axis_words, cost_words
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +28,11 @@ _BELOW_SPAN = 0.35  # of the confirmed models' span of quality, left below them 
 def pareto(
     path: str | Path,
     trials: Sequence[TrialRow],
-    front: Sequence[FrontRow],
-    baselines: Sequence[BaselineRow],
+    front: Sequence[ConfirmedRow],
+    baselines: Sequence[ConfirmedRow],
     *,
     quality: str,
-    dense: FrontRow | None,
+    dense: ConfirmedRow | None,
     title: str,
     sign: float = 1.0,
 ) -> None:
@@ -73,7 +73,10 @@ def pareto(
 
 
 def _quality_limits(
-    trials: Sequence[TrialRow], front: Sequence[FrontRow], baselines: Sequence[BaselineRow], dense: FrontRow | None
+    trials: Sequence[TrialRow],
+    front: Sequence[ConfirmedRow],
+    baselines: Sequence[ConfirmedRow],
+    dense: ConfirmedRow | None,
 ) -> tuple[float, float]:
     """The axis follows the confirmed models: one trial at chance level must not flatten the rest."""
     confirmed = [*front, *([dense] if dense else [])]
@@ -109,10 +112,10 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
     _draw_below(axes, below, _TRIAL)
 
 
-def _draw_baselines(axes: Axes, baselines: Sequence[BaselineRow], floor: float) -> None:
-    for index, name in enumerate(dict.fromkeys(row.baseline for row in baselines)):
+def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float) -> None:
+    for index, name in enumerate(dict.fromkeys(row.origin for row in baselines)):
         colour, marker = _BASELINES[index % len(_BASELINES)]
-        rows = sorted((row for row in baselines if row.baseline == name), key=lambda row: row.cost_ratio)
+        rows = sorted((row for row in baselines if row.origin == name), key=lambda row: row.cost_ratio)
         axes.errorbar(
             [row.cost_ratio for row in rows],
             [row.test_mean for row in rows],
@@ -140,7 +143,7 @@ def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
         )
 
 
-def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
+def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     if not front:
         return
     rows = sorted(front, key=lambda row: row.cost_ratio)
@@ -167,7 +170,7 @@ def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
             axes.annotate(row.method, place, offset, textcoords="offset points", ha="center", fontsize=8, color=_FRONT)
 
 
-def _draw_dense(axes: Axes, dense: FrontRow) -> None:
+def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
     axes.axhline(dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1)
     axes.errorbar(
         [dense.cost_ratio],
@@ -183,7 +186,9 @@ def _draw_dense(axes: Axes, dense: FrontRow) -> None:
     )
 
 
-def _dress(axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: FrontRow | None, axis: str) -> None:
+def _dress(
+    axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: ConfirmedRow | None, axis: str
+) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min([*ratios, 0.5])
@@ -203,7 +208,7 @@ def _dress(axes: Axes, ratios: Sequence[float], quality: str, title: str, dense:
         axes.spines[side].set_visible(False)
 
 
-def _axis(*rows: Sequence[FrontRow] | Sequence[TrialRow]) -> str:
+def _axis(*rows: Sequence[ConfirmedRow] | Sequence[TrialRow]) -> str:
     """The axis of the study that the rows are of."""
     return next((row.axis for some in rows for row in some), "flops")
 

@@ -33,7 +33,7 @@ def _terrain(settings: Settings, structure: Structure, model: nn.Module, method:
         macs(structure.sizes),
         method.rule,
         np.ones(structure.n_units),
-        max_flops_ratio=settings.objectives.max_flops_ratio or 1.0,
+        max_flops_ratio=settings.objectives.largest_ratio or 1.0,
         pools=pools,
         then=then,
         method=method.name,

@@ -209,7 +209,7 @@ def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int |
 
 def _targets(problem: Problem, rungs: int) -> list[float]:
     chain = problem.settings.search.chain.model_copy(update={"rungs": rungs})
-    return chain.targets(problem.settings.objectives.max_flops_ratio)
+    return chain.targets(problem.settings.objectives.largest_ratio)
 
 
 def _steps_done(problem: Problem, study: Study) -> float:

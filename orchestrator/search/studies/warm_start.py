@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
+from orchestrator.costs import with_ratios
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.plans.finished import PLAN, read_plan
@@ -142,15 +143,9 @@ def _trial(
     """The trial as this study has it; `space` None: its parameters mean nothing here."""
     measured = trial.user_attrs[MEASURED]
     origin = {"study": problem.settings.search.warm_start, "trial": trial.number, "steps": lineage.trained_steps}
-    goals, bounds = problem.goals, problem.settings.objectives
-    values = {**measured["costs"], **measured["metrics"]}
-    ratios = {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}
+    goals = problem.goals
+    values = {**with_ratios(measured["costs"], measured["ratios"]), **measured["metrics"]}
     reasons = [f"{name} was not measured there" for name in goals.names if name not in values]
-    reasons += [
-        f"{name}_ratio {measured['ratios'][name]:.4f} is over objectives.max_{name}_ratio {most:g}"
-        for name, most in ratios.items()
-        if most is not None and measured["ratios"][name] > most
-    ]
     reasons += [broken] if (broken := goals.broken(values)) else []
     attrs = {
         KIND: WARM,

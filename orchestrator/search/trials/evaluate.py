@@ -19,6 +19,7 @@ from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
+from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
 from orchestrator.search.plans.finished import (
     INT8,
@@ -35,7 +36,7 @@ from orchestrator.search.plans.lineage import Lineage, Link, lineage_in, made_wi
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.trials.failures import Deadline, sparing_memory
-from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised
+from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.search.trials.run_plan import Ended, planned_units, run_plan
@@ -92,11 +93,11 @@ class Evaluator:
         parent = self._parent(others, wanted)
         seed = seed_of(problem.settings.seed, 2, number)
         before = self._before(proposal, wanted)
-        if reason := self._over_budget(wanted, before):
+        if reason := problem.goals.broken(with_ratios(before, ratios_of(before, problem.dense_costs))):
             rejected = measurement(
                 problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
             )
-            return replace(rejected, costs={**rejected.costs, **before})
+            return with_costs(rejected, before, problem.dense_costs)
         working = self.inherited(parent)
         alive = problem.structure.counts(working.alive)
         units = planned_units(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
@@ -203,13 +204,6 @@ class Evaluator:
         number = None if parent is None else parent.number
         return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
 
-    def _over_budget(self, wanted: Wanted, before: Mapping[str, float]) -> str:
-        ratios, bounds = self.problem.ratios(wanted.kept, wanted.density), self.problem.settings.objectives
-        for name, bound in {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}.items():
-            if bound is not None and ratios[name] > bound:
-                return f"{name}_ratio {ratios[name]:.4f} is over objectives.max_{name}_ratio {bound:g}"
-        return self.problem.goals.broken(before)
-
     def _finish(
         self,
         number: int,
@@ -228,7 +222,7 @@ class Evaluator:
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
         measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent)
         if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
-            measured = replace(measured, costs={**measured.costs, "latency_ms": before["latency_ms"]})
+            measured = with_costs(measured, {"latency_ms": before["latency_ms"]}, problem.dense_costs)
         pruned = problem.activation(plan.activation)
         folder = self.models / str(number)
         if plan.int8:

@@ -44,7 +44,7 @@ class Dense:
             rule=self.settings.rule,
             scores=self.scores,
             sensitivity=sensitivity,
-            max_flops_ratio=objectives.max_flops_ratio or 1.0,
+            max_flops_ratio=objectives.largest_ratio or 1.0,
             pools=self.pools,
             round_to=self.settings.round_to,
             method=self.settings.name,
