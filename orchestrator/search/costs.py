@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ class Costed:
     """
 
     kept: Counts
-    density: Mapping[str, float] | None = MappingProxyType({})
+    density: Mapping[str, float] | None = field(default_factory=dict)
     shaped: Any | None = None
     trained: nn.Module | None = None
     artifact: Path | None = None

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from orchestrator.report.picture import pareto
 from orchestrator.report.rows import ConfirmedRow, TrialRow
@@ -60,8 +61,14 @@ def test_a_quality_that_is_to_be_small_has_its_good_models_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With errors in place of accuracies the picture shows the same heights, under falling labels."""
-    limits = []
-    monkeypatch.setattr("matplotlib.axes.Axes.set_ylim", lambda axes, low, high: limits.append((low, high)))
+    limits, original = [], Axes.set_ylim
+
+    def noted(axes: Axes, *bounds: float, **rest: object) -> object:
+        if len(bounds) == 2:
+            limits.append(bounds)
+        return original(axes, *bounds, **rest)
+
+    monkeypatch.setattr(Axes, "set_ylim", noted)
     flipped = [dataclasses.replace(row, test_mean=-row.test_mean) for row in FRONT]
     pareto(tmp_path / "up.png", [], FRONT, [], quality="accuracy", dense=None, title="a study")
     pareto(tmp_path / "down.png", [], flipped, [], quality="error", dense=None, title="a study", sign=-1.0)

@@ -177,7 +177,7 @@ def test_a_larger_budget_first_makes_rungs_longer_then_adds_trials() -> None:
         found.append((max(steps for _, steps in machine.ran), len(machine.ran) - len(CHAIN)))
     longest = [steps for steps, _ in found]
     assert longest == sorted(longest)
-    assert longest[0] < 60
+    assert longest[0] < 100
     assert longest[-1] == 150
     more = [trials for _, trials in found]
     assert more == sorted(more)
