@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
 from orchestrator.jobs.records import exchange_of
@@ -64,7 +65,7 @@ def begun(study: Study, leases: Leases, progress: Progress) -> bool:
 
 def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
     data = settings.data.build()
-    data.setup()
+    set_up(data)
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
     exchange = exchange_of(settings, study)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.files import require_writable
@@ -47,7 +48,7 @@ def search(settings: Settings) -> Outputs:
     with Progress() as progress:
         goals = goals_of(settings)
         data = settings.data.build()
-        data.setup()
+        set_up(data)
         parts = parts_of(settings, goals)
         with parts.leases.leading(lambda line: progress.phase("study", line)):
             bind_study(parts.study, settings)
@@ -66,7 +67,7 @@ def search(settings: Settings) -> Outputs:
 
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
     settings = problem.settings
-    reference = reference_of(settings.objectives, problem.goals, problem.dense, problem.dense_costs)
+    reference = reference_of(settings, problem.goals, problem.dense, problem.dense_costs)
     parts.study.set_user_attr("reference", reference.plain())
     explored = explore(problem, parts, progress, begin)
     found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
@@ -74,7 +75,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     if explored.nothing_left:
         progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
-    chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
+    chosen = candidates(found, problem.goals, how.tolerance * problem.scale, how.max_models)
     ratios = [row.ratios.get("flops", 1.0) for row in chosen]
     unit_steps = None if pacing is None else pacing.confirming(problem, ratios)
     members, dense, failed = confirm_front(problem, evaluator, chosen, progress, unit_steps)

@@ -28,7 +28,7 @@ def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") 
         measured, rungs = trial.user_attrs[MEASURED], trial.user_attrs.get(RUNGS, ())
         end, cost = sign * measured["metrics"][quality], math.log(measured["ratios"][axis])
         for rung, _, metrics in rungs[:-1]:
-            shown.setdefault(rung, []).append((-metrics["loss"], sign * metrics[quality], end, cost))
+            shown.setdefault(rung, []).append((-goals.loss(metrics), sign * metrics[quality], end, cost))
     return [_row(rung, np.array(shown[rung])) for rung in sorted(shown)]
 
 
