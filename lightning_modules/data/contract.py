@@ -44,11 +44,16 @@ def set_up(data: Any) -> None:
 
 
 def check_data(data: Any) -> None:
-    """Errors: ConfigError for data without one of the loaders."""
+    """Errors: ConfigError for data without one of the loaders, or with several in the place of one."""
     if missing := [name for name in LOADERS if not callable(getattr(data, name, None))]:
         raise ConfigError(
             f"data must have the methods {', '.join(LOADERS)} (lightning_modules/data/contract.py); "
             f"{type(data).__name__} has no {', '.join(missing)}"
+        )
+    if isinstance(loader := data.val_dataloader(), list | tuple | dict):
+        raise ConfigError(
+            f"a loader is one iterable of batches, such as a DataLoader; {type(data).__name__}.val_dataloader gives a "
+            f"{type(loader).__name__}, which Lightning takes for several loaders: join them into one"
         )
 
 

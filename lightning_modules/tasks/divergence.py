@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-LEAST_VARIANCE = 1e-12
+LEAST_SHARE = 1e-3
+"""Of the dense outputs' mean square: outputs that hardly vary are measured against this, not against next to nothing."""
+LEAST_SCALE = 1e-12
 
 
 def softened_kl(outputs: Tensor, dense: Tensor, temperature: float = 1.0, dim: int = 1) -> Tensor:
@@ -29,8 +31,13 @@ def squared_error(outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
     """
     pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(dense), strict=True)
     errors = [
-        (one - other).square().mean() / other.var(correction=0).clamp_min(LEAST_VARIANCE)
+        (one - other).square().mean() / _spread(other)
         for one, other in pairs
         if isinstance(one, Tensor) and one.is_floating_point()
     ]
     return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def _spread(values: Tensor) -> Tensor:
+    least = (LEAST_SHARE * values.square().mean()).clamp_min(LEAST_SCALE)
+    return torch.maximum(values.var(correction=0), least)

@@ -15,32 +15,45 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 SAMPLES, BATCH = {"train": 160, "val": 64, "test": 64}, 32
 
 
+class Loader:
+    """Batches with a length; a plain list would mean several loaders to Lightning."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
 class MadeData(LightningDataModule):
     """Batches of whatever `samples` makes for (part, index); nothing beyond what the phases ask for."""
 
     def samples(self, index: Tensor, generator: torch.Generator) -> Any:
         raise NotImplementedError  # each case has its own
 
-    def _batches(self, part: str, order: Tensor) -> list[Any]:
+    def _batches(self, part: str) -> list[Any]:
         offset = {"train": 0, "val": 1, "test": 2}[part]
         return [
             self.samples(index, torch.Generator().manual_seed(1000 * offset + int(index[0])))
-            for index in order.split(BATCH)
+            for index in torch.arange(SAMPLES[part]).split(BATCH)
         ]
 
-    def train_batches(self, seed: int) -> list[Any]:
-        order = torch.randperm(SAMPLES["train"] // BATCH, generator=torch.Generator().manual_seed(seed))
-        batches = self._batches("train", torch.arange(SAMPLES["train"]))
-        return [batches[place] for place in order]
+    def train_batches(self, seed: int) -> Loader:
+        batches = self._batches("train")
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+        return Loader([batches[place] for place in order])
 
-    def ordered_batches(self) -> list[Any]:
-        return self._batches("train", torch.arange(SAMPLES["train"]))
+    def ordered_batches(self) -> Loader:
+        return Loader(self._batches("train"))
 
-    def val_dataloader(self) -> list[Any]:
-        return self._batches("val", torch.arange(SAMPLES["val"]))
+    def val_dataloader(self) -> Loader:
+        return Loader(self._batches("val"))
 
-    def test_dataloader(self) -> list[Any]:
-        return self._batches("test", torch.arange(SAMPLES["test"]))
+    def test_dataloader(self) -> Loader:
+        return Loader(self._batches("test"))
 
 
 class PointData(MadeData):

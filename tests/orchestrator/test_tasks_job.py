@@ -18,12 +18,12 @@ SMALL = [
     "study.name=case",
     "study.n_trials=4",
     "search.chain.rungs=3",
-    "phases.train.epochs=2",
-    "phases.train.optimizer.lr=0.01",
-    "phases.finetune.unit_steps=4",
-    "phases.finetune.optimizer.lr=0.01",
+    "phases=deep",
+    "phases.train.epochs=12",
+    "phases.finetune.unit_steps=8",
     "phases.confirm.units=1",
     "phases.confirm.max_models=2",
+    "phases.confirm.seeds=[0,1]",
     "phases.confirm.baselines=[uniform]",
     "phases.confirm.max_baseline_models=1",
     "tracking=none",
@@ -70,6 +70,5 @@ def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
 ) -> None:
     """Without a reference of the task's own the volume counts from half a unit worse than the dense model."""
     monkeypatch.chdir(tmp_path)
-    longer = [word for word in SMALL if "epochs" not in word]
-    assert main([*overrides("regression"), *longer, "phases.train.epochs=20", "phases.confirm.baselines=[]"]) == 0
+    assert main([*overrides("regression"), *SMALL, "study.n_trials=3", "phases.confirm.baselines=[]"]) == 0
     assert "0.0000 of the confirmed front" not in capsys.readouterr().out
