@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.models import SmallResNet
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.thresholds import choose
+from tests.structures import discovered
 
 
 class Plain(nn.Module):
@@ -153,9 +152,10 @@ def make(name: str) -> nn.Module:
     return model.double().eval()
 
 
-@cache
 def structure_of(name: str) -> Structure:
-    return discover(make(name).float(), (torch.zeros(1, 1, 8, 8),), **OPTIONS.get(name, {}))
+    return discovered(
+        f"coupled {name}", lambda: (make(name).float(), (torch.zeros(1, 1, 8, 8),)), **OPTIONS.get(name, {})
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import timm
@@ -13,8 +14,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from lightning_modules.models import SmallVGG
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Keep, Structure
+from tests.structures import discovered
 
 
 @dataclass(frozen=True)
@@ -305,12 +306,17 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return model, (x,)
 
 
+def structure_of(name: str, **options: Any) -> Structure:
+    """That of `build(name)`; `options` as for `discover`."""
+    return discovered(f"zoo {name}", lambda: build(name), **options)
+
+
 @cache
 def case(name: str) -> Case:
     model, inputs = build(name)
     model = randomise(model).double().eval()
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    return Case(name, model, inputs, discover(build(name)[0], build(name)[1], seconds=120.0))
+    return Case(name, model, inputs, structure_of(name))
 
 
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:

@@ -23,6 +23,7 @@ from lightning_modules.pruning.masks import masked
 from lightning_modules.pruning.optimizer import by_name, slice_state
 from lightning_modules.pruning.removal import check, rebuild, remove
 from lightning_modules.pruning.structure import Keep, Structure, dropped
+from tests.structures import discovered
 
 
 class Text(nn.Module):
@@ -74,7 +75,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 @cache
 def case(name: str) -> Case:
     model, inputs = build(name)
-    structure = discover(model, inputs, depth=True)
+    structure = discovered(f"deep {name}", lambda: build(name), depth=True)
     exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     return Case(name, randomise(model).double().eval(), exact, structure)
 
@@ -94,7 +95,7 @@ def cut(structure: Structure, rng: np.random.Generator, groups: list[int], gone:
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_that_only_add_are_units_after_all_others(name: str) -> None:
     this = case(name)
-    structure, plain = this.structure, discover(*build(name))
+    structure, plain = this.structure, discovered(f"deep {name}", lambda: build(name))
     found = blocks(structure)
     assert [structure.groups[index].name for index in found] == MODELS[name][2]
     assert structure.groups[: len(plain.groups)] == plain.groups
