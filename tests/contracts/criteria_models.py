@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,12 @@ OPTIONS: dict[str, dict[str, Any]] = {"blocks": {"depth": True}, "head_dim": {"a
 
 
 def make(name: str) -> nn.Module:
+    """A model of one's own, always the same."""
+    return copy.deepcopy(_made(name))
+
+
+@cache
+def _made(name: str) -> nn.Module:
     """In double precision, so that differences are facts and not rounding; nothing is 0, 1 or equal by default."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
