@@ -258,6 +258,12 @@ def _lraspp() -> nn.Module:
     return tv.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
 
 
+def mobilenet_short() -> nn.Module:
+    """MobileNetV2 in four stages instead of seven: each kind of block is there, with a stride, a shortcut, neither."""
+    stages = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 64, 1, 2]]
+    return tv.mobilenet_v2(num_classes=10, inverted_residual_setting=stages)
+
+
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "unet": (UNet, (3, 16, 16)),
     "chunk_add": (ChunkAdd, (3, 8, 8)),
@@ -277,10 +283,11 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 MEDIUM: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: tv.resnet18(num_classes=10), (3, 32, 32)),
-    "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), (3, 32, 32)),
+    "mobilenet_short": (mobilenet_short, (3, 32, 32)),
     "small_vgg": (lambda: SmallVGG(10, width=4), (1, 32, 32)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), (3, 32, 32)),
     "resnet50": (lambda: tv.resnet50(num_classes=10), (3, 32, 32)),
     "resnext50": (lambda: tv.resnext50_32x4d(num_classes=10), (3, 32, 32)),
     "vgg11_bn": (lambda: tv.vgg11_bn(num_classes=10), (3, 64, 64)),

@@ -264,7 +264,8 @@ def without() -> list[Spent]:
     return [studied(Never(), seed, 100, 400) for seed in SEEDS]
 
 
-@pytest.mark.parametrize("rule", [Band(), pytest.param(Pareto(), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [Band(), Pareto()])
 def test_whole_studies_gain_and_no_dominator_is_stopped(rule: Stopping, without: list[Spent]) -> None:
     """At 400 units: 100 trials in full, or twice as many of which the worse are stopped."""
     watched = Watched(rule, [])

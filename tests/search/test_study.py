@@ -235,7 +235,7 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1], [0.0])
         return study
 
-    whole = begun("whole")
+    whole = start(tmp_path / "whole")
     run(whole, 7)
     for name, signalled in (("signal", True), ("kill", False)):
         with monkeypatch.context() as patch:
