@@ -45,6 +45,13 @@ def terrain() -> Terrain:
     return Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
 
 
+def __getattr__(name: str) -> Terrain:
+    """For those who import the terrain as a constant: made when they do."""
+    if name == "TERRAIN":
+        return terrain()
+    raise AttributeError(name)
+
+
 def settings(tmp_path: Path, **changes: Any) -> Settings:
     recipe = {"_target_": "builtins.dict"}
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
