@@ -210,6 +210,10 @@ def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, o
     keys = _dotted(tree) if isinstance(tree, Mapping) else []
     if name in keys:
         return f"{wrong.input_line} does not fit: {_first_line(error)}"
+    from orchestrator.settings.deleted import instead  # --help must not pay for the schema
+
+    if replacement := instead(name):
+        return f"{name} is not a setting any more: {replacement}"
     known = sorted({*keys, *loader.list_groups("")})
     return f"the configuration has no '{name}'{nearest(name, known)}; --cfg job shows all keys, --help all groups"
 

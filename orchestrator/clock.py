@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-COMPUTE_PHASES = ("dense training", "profile", "screening", "recalibration", "finetune", "evaluation", "workers")
+COMPUTE_PHASES = ("dense training", "profile", "recalibration", "finetune", "evaluation", "workers")
 """Models at work on data, which any search would have to pay for; all other time is orchestration. Workers mind their
 own."""
 

@@ -52,7 +52,9 @@ def load_int8(path: str | Path) -> nn.Module:
     """
     folder = Path(path)
     digest = read_plan(folder).get("int8")
-    if digest and (folder / INT8).exists():
+    if (folder / INT8).exists():
+        if not digest:
+            raise DataError(f"{folder / PLAN} must have the sha256 of {INT8}; it has none; {REMEDY}")
         check_digest(folder / INT8, sha256_of(folder / INT8), digest, REMEDY)
     return Int8Model(folder / INT8)
 

@@ -118,8 +118,8 @@ class Progress:
             parts.append(f"quality {row.quality:.4f}")
         if row.cost_ratio:
             parts.append(f"{percent(row.cost_ratio)} of the {axis_words(row.axis)}")
-        elif row.flops_ratio:  # a measured cost is not known of a trial that was stopped
-            parts.append(f"{percent(row.flops_ratio)} of the FLOPs")
+        elif "flops" in row.ratios:  # a measured cost is not known of a trial that was stopped
+            parts.append(f"{percent(row.ratios['flops'])} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
         parts += [duration(row.seconds), f"{self._done}/{self._total} done", f"front of {len(self._front)}"]

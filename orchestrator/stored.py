@@ -44,7 +44,8 @@ def read_json(path: Path, remedy: str) -> Any:
 def kept(path: Path, parse: Callable[[Any], T]) -> T | None:
     """What was measured before and can be measured again; None, with a line that says so, for a damaged file.
 
-    `parse` makes the value of plain data and raises ValueError, KeyError, TypeError or AttributeError for others.
+    `parse` makes the value of plain data and raises ValueError, KeyError, IndexError, TypeError or
+    AttributeError for others.
     """
     if not path.exists():
         return None

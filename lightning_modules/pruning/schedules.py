@@ -1,6 +1,6 @@
 """Schedules: pure functions from progress in [0, 1] to the fraction of the final pruning reached.
 
-All end at 1. Those in `RETURNING` fall again on the way: they need units that can come back (`mode: soft`).
+All end at 1. Those in `RETURNING` fall again on the way: they need units that can come back (`method.soft=true`).
 """
 
 from __future__ import annotations

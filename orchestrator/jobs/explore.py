@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,8 @@ from orchestrator.search.dense import dense_folder
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
-from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.problem import Problem, optimization
-from orchestrator.search.ready import DENSE, OVER, Ready, make_ready
+from orchestrator.search.ready import DENSE, OVER, Ready, make_ready, require_one_dense
 from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.samplers import check_sampler, exhausted
 from orchestrator.search.studies.damaged import redo_damaged
@@ -31,10 +30,17 @@ from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import AHEAD, supply
 from orchestrator.search.studies.loop import search as run_trials
 from orchestrator.search.studies.orphans import remove_orphans
-from orchestrator.search.studies.queue import WANTED, done, enqueue_chain, enqueue_plans, take_over_interrupted
+from orchestrator.search.studies.queue import (
+    WANTED,
+    done,
+    enqueue_chain,
+    enqueue_plans,
+    own_trials,
+    take_over_interrupted,
+)
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import open_study
-from orchestrator.search.studies.trial import DAMAGED, WARM, FrozenTrial, Study
+from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
 from orchestrator.search.studies.warm_start import check_warm_start, filled, take_over
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method
@@ -96,7 +102,8 @@ def explore(
     `begin` is when the run began by the clock `now`; of a budget in time the share `confirming` is left for later.
     """
     settings, study = problem.settings, parts.study
-    goals, whole = problem.goals, problem.dense_costs
+    goals = problem.goals
+    require_one_dense(study, problem)
     ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
     pacing = _enqueue(ready, parts, progress, begin, now, confirming)
     trials = ready.trials(study, parts.stopping, parts.leases, parts.exchange)
@@ -106,17 +113,17 @@ def explore(
     progress.phase("search", f"{asked}, {done(study)} done before")
 
     def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, goals, whole)
+        found = rows(study, goals)
         mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
         record_trial(parts.tracker, settings, problem, trial)
         left = None if pacing is None else pacing.seconds_left()
-        progress.eta(_seconds_left(problem, mine, n_trials) if left is None else left)
+        progress.eta(_seconds_left(problem, _ended(study), n_trials) if left is None else left)
         total = n_trials if pacing is None else max(len(mine), len(pacing.targets))
-        progress.trial(trial_row(trial, goals, whole), front(found, goals), len(mine), total)
+        progress.trial(trial_row(trial, goals), front(found, goals), len(mine), total)
 
     study.set_user_attr(WANTED, n_trials)
     parts.exchange.publish_dense(dense_folder(settings))
-    study.set_user_attr(DENSE, weights_digest(problem.model))  # from here on others may help
+    study.set_user_attr(DENSE, problem.dense_digest)  # from here on others may help
     if settings.workers > 1:
         with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
             supply(trials, n_trials, on_trial, lambda: workers.look(progress))
@@ -128,7 +135,7 @@ def explore(
     study.set_user_attr(OVER, True)
     parts.exchange.fetch()
     nothing_left = exhausted(study, trials.distributions)
-    return Explored(rows(study, goals, whole), ready.evaluator, pacing, nothing_left)
+    return Explored(rows(study, goals), ready.evaluator, pacing, nothing_left)
 
 
 def _enqueue(
@@ -145,16 +152,25 @@ def _enqueue(
     if copies := mixed_copies(problem, study, pacing):
         progress.phase("mixing", f"{copies} copies of the training data with samples mixed by pairs")
     evaluator.mixed = copies
-    targets = chain.targets(settings.objectives.max_flops_ratio) if pacing is None else pacing.targets
+    targets = chain.targets(settings.objectives.largest_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
-    finetune = settings.phases.finetune
-    usual = [float(finetune.units * finetune.unit_steps)] * len(targets)
     granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
-    rung_steps = usual if pacing is None else pacing.rung_steps
+    rung_steps = _chain_steps(ready, targets) if pacing is None else pacing.rung_steps
     stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
-    enqueue_chain(study, space, ways, targets, chain.equal_loss, stands)
+    enqueue_chain(study, space, ways, targets, stands)
     enqueue_plans(study, read_plans(settings))
     return pacing
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in own_trials(study) if trial.state.is_finished()]
+
+
+def _chain_steps(ready: Ready, targets: Sequence[float]) -> list[float]:
+    """Optimizer steps of the chain's plans, as many as the space gives them."""
+    terrain = ready.terrains[0]
+    timings = [ready.space.propose(terrain, ready.space.chain(terrain, target)).timing for target in targets]
+    return [float(timing.total * ready.problem.settings.phases.finetune.unit_steps) for timing in timings]
 
 
 def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
@@ -170,21 +186,23 @@ def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
     record_ended(parts.tracker, ready.problem.settings, ready.problem, study)
 
 
-def _seconds_left(problem: Problem, found: list[TrialRow], n_trials: int) -> float:
-    """Remaining units of finetuning, each at the price of a unit at the mean FLOPs ratio of the chain's range."""
-    how, finetune, chain = (
-        problem.settings.phases.confirm,
-        problem.settings.phases.finetune,
-        problem.settings.search.chain,
-    )
-    trained = [row for row in found if row.rung and row.flops_ratio]
+def _seconds_left(problem: Problem, trials: Sequence[FrozenTrial], n_trials: int) -> float:
+    """Of the trials that are left and of the confirmation, by what trials of this study have taken so far.
+
+    A unit of finetuning is priced at the mean FLOPs ratio of the chain's range.
+    """
+    confirm, chain = problem.settings.phases.confirm, problem.settings.search.chain
+    trained = [trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_units")]
     if not trained:
         return 0.0
-    ratios = np.array([row.flops_ratio for row in trained], dtype=float)
-    prices = np.array([row.seconds / row.rung for row in trained])
+    units = np.array([trial.user_attrs[MEASURED]["trained_units"] for trial in trained], dtype=float)
+    ratios = np.array([trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float)
+    prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / units
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
-    confirmed = how.max_models * len(how.seeds) * how.units
-    ladders = len(how.baselines) * how.max_baseline_models * (len(how.seeds) * how.units + finetune.units)
-    return per_unit * ((n_trials - len(found)) * finetune.units + confirmed + ladders)
+    confirmed = confirm.max_models * len(confirm.seeds) * confirm.units
+    # a ladder is finetuned as long as the front, and some of its models are confirmed
+    per_ladder = confirm.max_models * units.mean() + confirm.max_baseline_models * len(confirm.seeds) * confirm.units
+    left = max(0, n_trials - len(trials)) * units.mean()
+    return float(per_unit * (left + confirmed + len(confirm.baselines) * per_ladder))

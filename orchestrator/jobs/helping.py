@@ -34,9 +34,9 @@ def help_alone(settings: Settings, name: str = "") -> None:
 
 def joined(settings: Settings) -> tuple[Study, Leases]:
     """The study of this name. Errors: UserError where it is another one, or is paced."""
-    if settings.study.paced is not None:
+    if settings.study.budget is not None:
         raise ConfigError(
-            f"study.budget={settings.study.paced.text} paces one process; a search that others help has a number of "
+            f"study.budget={settings.study.budget.text} paces one process; a search that others help has a number of "
             "trials: study.n_trials=..."
         )
     require_writable(settings.study.folder)
@@ -72,13 +72,13 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     problem = prepare(settings, data, progress)
     require_same_dense(study, problem)
     ready = make_ready(problem, space, settings.study.folder / "trials", progress)
-    goals, whole = problem.goals, problem.dense_costs
+    goals = problem.goals
     progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
 
     def on_trial(trial: FrozenTrial) -> None:
         ended = [other for other in own_trials(study) if other.state.is_finished()]
-        row = trial_row(trial, goals, whole)
-        progress.trial(row, front(rows(study, goals, whole), goals), len(ended), len(own_trials(study)))
+        row = trial_row(trial, goals)
+        progress.trial(row, front(rows(study, goals), goals), len(ended), len(own_trials(study)))
 
     def go_on() -> bool:
         if study.user_attrs.get(OVER):

@@ -19,10 +19,11 @@ from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.bounds import check_bounds
+from orchestrator.search.costs import Prices
 from orchestrator.search.dense import build_model
 from orchestrator.search.goals import goals_of
 from orchestrator.search.outline import on_weights, outline
-from orchestrator.search.prepare import check_budgets, device_of, find_latency_model, find_structure
+from orchestrator.search.prepare import check_prunable, device_of, find_latency_model, find_structure
 from orchestrator.search.problem import example_input
 from orchestrator.search.samplers import check_sampler, combinations, sampler
 from orchestrator.search.trials.methods import check_method
@@ -63,10 +64,10 @@ def inspect(settings: Settings) -> Inspection:
     model = build_model(settings, data)
     structure = find_structure(settings, model, data)
     cost = Cost(structure)
-    check_budgets(settings, structure, cost)
+    check_prunable(settings, structure)
     example = example_input(data).to(device_of(settings))
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
-    check_bounds(settings, structure, model, example, latency)
+    check_bounds(settings, Prices(structure, cost, example, latency), model)
     space = settings.space.build()
     check_method(settings, space)
     macs = cost.macs(structure.sizes)
@@ -104,11 +105,11 @@ def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, prof
     return {
         "dense training": how.train.epochs * len(data.train_batches(0)) * step,
         "profile": groups * len(how.profile.ratios) * 2 * how.profile.batches * forward if profiled else 0.0,
-        "search": settings.study.n_trials * how.finetune.units * unit,
+        "search": settings.study.n_trials * settings.space.build().units[-1] * unit,
         "confirmation": how.confirm.max_models * confirm * unit + confirm * how.finetune.unit_steps * step,
         "baselines": len(how.confirm.baselines)
         * how.confirm.max_baseline_models
-        * (confirm + how.finetune.units)
+        * (confirm + settings.space.build().units[-1])
         * unit,
     }
 

@@ -16,8 +16,9 @@ from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
 from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
-from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv, write_csv
+from orchestrator.report.rows import ConfirmedRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.search.goals import goals_of
 from orchestrator.search.plans.finished import PLAN
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
@@ -42,9 +43,9 @@ class Outputs:
     folder: Path
     objectives: ObjectiveSettings
     trials: Sequence[TrialRow]
-    front: Sequence[FrontRow]
-    baselines: Sequence[BaselineRow]
-    dense: BaselineRow
+    front: Sequence[ConfirmedRow]
+    baselines: Sequence[ConfirmedRow]
+    dense: ConfirmedRow
     summary: Mapping[str, Any]
 
     def rungs(self) -> list[RungRow]:
@@ -61,16 +62,17 @@ class Outputs:
         write_atomic(self.folder / CONFIG, plain)
         write_csv(self.folder / TRIALS, self.trials, TrialRow)
         write_csv(self.folder / RUNGS, self.rungs(), RungRow)
-        write_csv(self.folder / FRONT, self.front, FrontRow)
-        write_csv(self.folder / BASELINES, [self.dense, *self.baselines], BaselineRow)
+        write_csv(self.folder / FRONT, self.front, ConfirmedRow)
+        write_csv(self.folder / BASELINES, [self.dense, *self.baselines], ConfirmedRow)
         pareto(
             self.folder / PICTURE,
             self.trials,
             self.front,
             self.baselines,
             quality=self.objectives.quality,
-            dense=_as_front(self.dense),
+            dense=self.dense,
             title=settings.study.name,
+            sign=goals_of(settings).sign,
         )
         write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
 
@@ -78,8 +80,7 @@ class Outputs:
         """The front beside its baselines, then where things are and where the time went."""
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
-        dense = _as_front(self.dense)
-        show(front_table(self.front, self.baselines, quality=objectives.quality, dense=dense, further=further))
+        show(front_table(self.front, self.baselines, quality=objectives.quality, dense=self.dense, further=further))
         lines = [
             ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
             ("rungs", in_words(self.rungs())),
@@ -114,7 +115,7 @@ def finished_before(settings: Settings) -> Outputs | None:
     summary = kept(folder / SUMMARY, lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])})
     if summary is None:
         return None
-    paced = settings.study.paced
+    paced = settings.study.budget
     if paced is None:
         enough = summary["trials"] >= settings.study.n_trials
     else:
@@ -123,8 +124,8 @@ def finished_before(settings: Settings) -> Outputs | None:
     if summary["key"] != key(settings) or not whole or summary.get("failed"):
         return None
     try:
-        dense, *baselines = read_csv(folder / BASELINES, BaselineRow)
-        trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, FrontRow)
+        dense, *baselines = read_csv(folder / BASELINES, ConfirmedRow)
+        trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, ConfirmedRow)
     except (DataError, OSError, ValueError) as error:
         tell_damaged(folder, error)
         return None
@@ -136,8 +137,3 @@ def finished_before(settings: Settings) -> Outputs | None:
 def key(settings: Settings) -> str:
     """Names the search together with its confirmation."""
     return digest([settings.identity(), settings.phases.confirm.model_dump(mode="json")])
-
-
-def _as_front(row: BaselineRow) -> FrontRow:
-    values = {name: value for name, value in vars(row).items() if name != "baseline"}
-    return FrontRow(**{**values, "trial": -1})

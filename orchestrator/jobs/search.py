@@ -15,7 +15,7 @@ from orchestrator.jobs.explore import Parts, explore, parts_of
 from orchestrator.jobs.outputs import Outputs, finished_before, key
 from orchestrator.jobs.records import end_of, record_end, record_study, tracker_of
 from orchestrator.progress import Progress
-from orchestrator.report.rows import FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import confirm_front, run_baselines
 from orchestrator.search.confirmation.ladders import Rung
 from orchestrator.search.goals import Reference, goals_of, reference_of
@@ -38,7 +38,7 @@ def search(settings: Settings) -> Outputs:
     """
     require_writable(settings.study.folder)
     if (before := finished_before(settings)) is not None:
-        more = "more trials: study.n_trials=..." if settings.study.paced is None else "more time: study.budget=..."
+        more = "more trials: study.n_trials=..." if settings.study.budget is None else "more time: study.budget=..."
         more = "every combination was tried" if before.summary.get("exhausted") else more
         before.show(f"this study is complete; {more}")
         record_end(tracker_of(settings), before)
@@ -75,7 +75,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
         progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
     chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
-    ratios = [row.flops_ratio or 1.0 for row in chosen]
+    ratios = [row.ratios.get("flops", 1.0) for row in chosen]
     unit_steps = None if pacing is None else pacing.confirming(problem, ratios)
     members, dense, failed = confirm_front(problem, evaluator, chosen, progress, unit_steps)
     first = next(iter(evaluator.methods.values()))
@@ -105,17 +105,17 @@ def _summary(
     problem: Problem,
     reference: Reference,
     found: list[TrialRow],
-    members: list[FrontRow],
+    members: list[ConfirmedRow],
     progress: Progress,
 ) -> dict[str, Any]:
-    latency, goals = problem.latency, problem.goals
+    latency, goals = problem.prices.latency, problem.goals
     metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
     return {
         "key": key(problem.settings),
         "trials": len([row for row in found if row.kind != WARM and row.state != DAMAGED]),
         "taken_over": len([row for row in found if row.kind == WARM]),
         "states": dict(Counter(row.state for row in found)),
-        "hypervolume": reference.volume(metrics, [vars(row) for row in members]),
+        "hypervolume": reference.volume(metrics, [row.costs for row in members]),
         "reference": reference.plain(),
         **({} if latency is None else {"latency_model_error": latency.mean_error}),
         "phases": dict(progress.seconds),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
 from orchestrator.report.quantities import axis_words, cost_words
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,21 +28,27 @@ _BELOW_SPAN = 0.35  # of the confirmed models' span of quality, left below them 
 def pareto(
     path: str | Path,
     trials: Sequence[TrialRow],
-    front: Sequence[FrontRow],
-    baselines: Sequence[BaselineRow],
+    front: Sequence[ConfirmedRow],
+    baselines: Sequence[ConfirmedRow],
     *,
     quality: str,
-    dense: FrontRow | None,
+    dense: ConfirmedRow | None,
     title: str,
+    sign: float = 1.0,
 ) -> None:
     """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on validation data.
 
-    `quality` is the metric's name, up is better. Points below the part that matters sit on the lower edge as arrows.
+    `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than the part that matters
+    sit on the lower edge as arrows.
     """
     # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
+    trials = [row if row.quality is None else replace(row, quality=sign * row.quality) for row in trials]
+    front = [replace(row, test_mean=sign * row.test_mean) for row in front]
+    baselines = [replace(row, test_mean=sign * row.test_mean) for row in baselines]
+    dense = None if dense is None else replace(dense, test_mean=sign * dense.test_mean)
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -56,6 +63,9 @@ def pareto(
     ratios = [row.cost_ratio for row in front] + [row.cost_ratio for row in baselines]
     ratios += [row.cost_ratio for row in measured]
     _dress(axes, ratios, quality, title, dense, _axis(front, trials))
+    if sign < 0.0:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{sign * value + 0.0:g}")
+        axes.set_ylabel(f"{quality} (less is better)")
     _legend(figure, axes)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
@@ -63,7 +73,10 @@ def pareto(
 
 
 def _quality_limits(
-    trials: Sequence[TrialRow], front: Sequence[FrontRow], baselines: Sequence[BaselineRow], dense: FrontRow | None
+    trials: Sequence[TrialRow],
+    front: Sequence[ConfirmedRow],
+    baselines: Sequence[ConfirmedRow],
+    dense: ConfirmedRow | None,
 ) -> tuple[float, float]:
     """The axis follows the confirmed models: one trial at chance level must not flatten the rest."""
     confirmed = [*front, *([dense] if dense else [])]
@@ -99,10 +112,10 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
     _draw_below(axes, below, _TRIAL)
 
 
-def _draw_baselines(axes: Axes, baselines: Sequence[BaselineRow], floor: float) -> None:
-    for index, name in enumerate(dict.fromkeys(row.baseline for row in baselines)):
+def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float) -> None:
+    for index, name in enumerate(dict.fromkeys(row.origin for row in baselines)):
         colour, marker = _BASELINES[index % len(_BASELINES)]
-        rows = sorted((row for row in baselines if row.baseline == name), key=lambda row: row.cost_ratio)
+        rows = sorted((row for row in baselines if row.origin == name), key=lambda row: row.cost_ratio)
         axes.errorbar(
             [row.cost_ratio for row in rows],
             [row.test_mean for row in rows],
@@ -130,7 +143,7 @@ def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
         )
 
 
-def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
+def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     if not front:
         return
     rows = sorted(front, key=lambda row: row.cost_ratio)
@@ -157,7 +170,7 @@ def _draw_front(axes: Axes, front: Sequence[FrontRow]) -> None:
             axes.annotate(row.method, place, offset, textcoords="offset points", ha="center", fontsize=8, color=_FRONT)
 
 
-def _draw_dense(axes: Axes, dense: FrontRow) -> None:
+def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
     axes.axhline(dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1)
     axes.errorbar(
         [dense.cost_ratio],
@@ -173,7 +186,9 @@ def _draw_dense(axes: Axes, dense: FrontRow) -> None:
     )
 
 
-def _dress(axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: FrontRow | None, axis: str) -> None:
+def _dress(
+    axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: ConfirmedRow | None, axis: str
+) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min([*ratios, 0.5])
@@ -193,7 +208,7 @@ def _dress(axes: Axes, ratios: Sequence[float], quality: str, title: str, dense:
         axes.spines[side].set_visible(False)
 
 
-def _axis(*rows: Sequence[FrontRow] | Sequence[TrialRow]) -> str:
+def _axis(*rows: Sequence[ConfirmedRow] | Sequence[TrialRow]) -> str:
     """The axis of the study that the rows are of."""
     return next((row.axis for some in rows for row in some), "flops")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.costs import AXES, COSTS
+
 
 def flops(count: float) -> str:
     """Three digits and a unit: 2_610_000_000 -> '2.61 GFLOPs'."""
@@ -40,28 +42,14 @@ def _scaled(number: float, units: tuple[tuple[float, str], ...], unit: str) -> s
     return f"{number:.0f}{unit}"
 
 
-_WORDS = {
-    "flops": "FLOPs",
-    "effective_flops": "effective FLOPs",
-    "params": "params",
-    "nonzero_params": "nonzero params",
-    "size_mb": "size",
-    "latency_ms": "latency",
-    "estimated_latency_ms": "estimated latency",
-}
-COST_NAMES = tuple(_WORDS)
-FLOPS_LIKE = ("flops", "effective_flops")
-"""Costs whose ratios to the dense model's are known of every plan, and along which targets and baselines stand."""
-_UNITS = {"size_mb": "MB", "latency_ms": "ms", "estimated_latency_ms": "ms"}
-
-
 def axis_words(cost: str) -> str:
     """How a cost is called where people read it."""
-    return _WORDS[cost]
+    return COSTS[cost].words
 
 
 def cost_words(cost: str, value: float) -> str:
     """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'; counts by letters: 'params', 23_500_000 -> '23.5 M'."""
-    if cost in _UNITS:
-        return f"{value:.3g} {_UNITS[cost]}"
-    return flops(value) if cost in FLOPS_LIKE else count(value)
+    if cost in AXES:
+        return flops(value)
+    unit = COSTS[cost].unit
+    return f"{value:.3g} {unit}" if unit else count(value)

@@ -12,38 +12,39 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_modules.errors import DataError
+from orchestrator.costs import COSTS, ratio_name
 from orchestrator.files import write_atomic
 
 
 class OnAxis:
-    """A row of a study whose front is laid out along `axis`, the first of its costs."""
+    """A row of a study whose front is laid out along `axis`, the first of its costs.
+
+    `costs` are by name, those that are known; `ratios` are the same against the dense model's. In a table each cost is
+    a column, and each ratio: `flops`, `flops_ratio`.
+    """
 
     axis: str
-    dense_cost: float
+    costs: dict[str, float]
+    ratios: dict[str, float]
 
     @property
     def cost(self) -> float:
         """The cost along the study's axis; 0 where it is not known."""
-        return getattr(self, self.axis) or 0
+        return self.costs.get(self.axis, 0.0)
 
     @property
     def cost_ratio(self) -> float:
         """The same against the dense model's; 0 where it is not known."""
-        known = getattr(self, f"{self.axis}_ratio", None)
-        if known is None and self.dense_cost:
-            known = self.cost / self.dense_cost
-        return known or 0.0
+        return self.ratios.get(self.axis, 0.0)
 
 
 @dataclass(frozen=True)
 class TrialRow(OnAxis):
-    """One trial: `quality` on validation data, `flops` = 2 x MACs, ratios against the dense model, wall-clock seconds.
+    """One trial: `quality` on validation data, costs, wall-clock seconds.
 
-    `effective_flops` count nonzero weights alone; `axis` names the cost that the study's front is laid out along and
-    `dense_cost` is the dense model's. `metrics` are the further ones of the study, on validation data too.
-    `parent` is the number of the trial whose weights it inherited, None for the dense model; `loss` is the validation
-    loss (nats). `kind` says how the plan was made (an allocation of the chain, or the sampler), `reason` why it did not
-    complete.
+    `metrics` are the further ones of the study, on validation data too. `parent` is the number of the trial whose
+    weights it inherited, None for the dense model; `loss` is the validation loss. `kind` says how the plan was made
+    (the chain, the sampler, a user, another study), `reason` why it did not complete.
     """
 
     number: int
@@ -51,80 +52,37 @@ class TrialRow(OnAxis):
     rung: int
     parent: int | None
     quality: float | None
-    flops: int | None
-    flops_ratio: float | None
-    params: int | None
-    params_ratio: float | None
     seconds: float
     loss: float | None
     kind: str
     reason: str
     method: str = ""
-    effective_flops: int | None = None
-    effective_flops_ratio: float | None = None
     axis: str = "flops"
-    dense_cost: float = 0.0
-    nonzero_params: int | None = None
-    size_mb: float | None = None
-    latency_ms: float | None = None
-    estimated_latency_ms: float | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class FrontRow(OnAxis):
+class ConfirmedRow(OnAxis):
     """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings.
 
-    `sparsity` is the share of the dense model's parameters that are gone or zero, `size_mb` that of the tensors, or of
-    the int8 file where the model is quantised; `metrics` are means on test data of the further ones of the study.
+    `origin` says who made it: `front`, the `dense` model, or a baseline by its name. `trial` is the front's trial, or
+    the one that a baseline is matched to; None for the dense model. `sparsity` is the share of the dense model's
+    parameters that are gone or zero, `metrics` are means on test data of the further ones of the study.
     """
 
-    trial: int
-    test_mean: float
-    test_std: float
-    seeds: int
-    flops: int
-    flops_ratio: float
-    params: int
-    params_ratio: float
-    latency_ms: float
-    path: str
-    method: str = ""
-    effective_flops: int = 0
-    effective_flops_ratio: float = 0
-    axis: str = "flops"
-    sparsity: float = 0.0
-    size_mb: float = 0.0
-    dense_cost: float = 0.0
-    nonzero_params: int = 0
-    estimated_latency_ms: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BaselineRow(OnAxis):
-    """One baseline at the cost of the front model `trial` (None for the dense model); else as in `FrontRow`."""
-
-    baseline: str
+    origin: str
     trial: int | None
     test_mean: float
     test_std: float
     seeds: int
-    flops: int
-    flops_ratio: float
-    params: int
-    params_ratio: float
-    latency_ms: float
-    path: str
+    path: str = ""
     method: str = ""
-    effective_flops: int = 0
-    effective_flops_ratio: float = 0
     axis: str = "flops"
+    costs: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
     sparsity: float = 0.0
-    size_mb: float = 0.0
-    dense_cost: float = 0.0
-    nonzero_params: int = 0
-    estimated_latency_ms: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -146,27 +104,54 @@ class RungRow:
     quality_at_cost: float | None
 
 
-Row = TypeVar("Row", TrialRow, FrontRow, BaselineRow, RungRow)
+Row = TypeVar("Row")
+SPREAD = ("costs", "ratios")
+"""Fields that become columns of their own."""
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
-    """Writes the header also when there are no rows; None is an empty cell, floats keep every digit."""
-    names = [column.name for column in fields(row_type)]
+    """Writes the header also when there are no rows; None is an empty cell, floats keep every digit.
+
+    Costs that no row has get no column.
+    """
+    names = _plain_columns(row_type)
+    spread = _spread_columns(rows) if _has_costs(row_type) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    writer.writerow([*names, *(column for column, _, _ in spread)])
+    for row in rows:
+        plain_cells = [_cell(getattr(row, name)) for name in names]
+        writer.writerow([*plain_cells, *(_cell(getattr(row, part).get(cost)) for _, part, cost in spread)])
     write_atomic(path, text.getvalue())
+
+
+def _has_costs(row_type: type[Any]) -> bool:
+    return issubclass(row_type, OnAxis)
+
+
+def _plain_columns(row_type: type[Any]) -> list[str]:
+    return [column.name for column in fields(row_type) if column.name not in SPREAD]
+
+
+def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
+    """(column, field, cost) of every cost and ratio that some row has, in the order of the table of costs."""
+    columns = []
+    for cost in COSTS:
+        for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True):
+            if any(cost in getattr(row, part) for row in rows):
+                columns.append((name, part, cost))
+    return columns
 
 
 def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
     """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
-    hints = get_type_hints(row_type)
-    names = [column.name for column in fields(row_type)]
+    names = _plain_columns(row_type)
+    known = {name: (part, cost) for cost in COSTS for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True)}
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
         header = next(reader, [])
-        if header != names:
+        more = header[len(names) :]
+        if header[: len(names)] != names or any(name not in known for name in more if _has_costs(row_type)):
             raise DataError(
                 f"{path} must have the columns {names}; it has {header}; it was written by another version "
                 "or changed by hand: move it away and run the job again"
@@ -174,11 +159,22 @@ def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
         rows = []
         for cells in reader:
             where = f"{path} line {reader.line_num}"
-            if len(cells) != len(names):
-                raise DataError(f"{where} must have {len(names)} cells; it has {len(cells)}; mend or remove it")
-            values = {n: _value(cell, hints[n], where, n) for n, cell in zip(names, cells, strict=True)}
-            rows.append(row_type(**values))
+            if len(cells) != len(header):
+                raise DataError(f"{where} must have {len(header)} cells; it has {len(cells)}; mend or remove it")
+            rows.append(_row(row_type, names, [(name, *known[name]) for name in more], cells, where))
     return rows
+
+
+def _row(
+    row_type: type[Row], names: list[str], spread: list[tuple[str, str, str]], cells: list[str], where: str
+) -> Row:
+    hints = get_type_hints(row_type)
+    values = {n: _value(cell, hints[n], where, n) for n, cell in zip(names, cells[: len(names)], strict=True)}
+    for (column, part, cost), cell in zip(spread, cells[len(names) :], strict=True):
+        values.setdefault(part, {})
+        if cell:
+            values[part][cost] = _value(cell, float, where, column)
+    return row_type(**values)
 
 
 def _cell(value: object) -> str:
@@ -186,7 +182,9 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, dict):
         return json.dumps(value)
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) >= 1e4 else repr(value)  # counts read as counts
+    return str(value)
 
 
 def _value(cell: str, hint: Any, where: str, column: str) -> Any:

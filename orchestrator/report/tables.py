@@ -7,16 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from orchestrator.costs import AXES, COSTS
 from orchestrator.report.quantities import (
-    COST_NAMES,
-    FLOPS_LIKE,
     axis_words,
     cost_words,
     count,
     mean_and_spread,
     percent,
 )
-from orchestrator.report.rows import BaselineRow, FrontRow
+from orchestrator.report.rows import ConfirmedRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,22 +25,22 @@ _PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
 
 
 def front_table(
-    front: Sequence[FrontRow],
-    baselines: Sequence[BaselineRow],
+    front: Sequence[ConfirmedRow],
+    baselines: Sequence[ConfirmedRow],
     *,
     quality: str,
-    dense: FrontRow | None,
+    dense: ConfirmedRow | None,
     further: Sequence[str] = (),
 ) -> Table:
-    """One line per confirmed model, large to small, beside it the baselines matched to it (`BaselineRow.trial`).
+    """One line per confirmed model, large to small, beside it the baselines matched to it (`ConfirmedRow.trial`).
 
     All qualities are on test data; 'against dense' is the difference of the means. Methods that differ are named.
     `further` are the costs and metrics that are optimised beside the quality and the cost of the axis.
     """
     from rich.table import Table
 
-    names = list(dict.fromkeys(row.baseline for row in baselines))
-    matched = {(row.baseline, row.trial): row for row in baselines}
+    names = list(dict.fromkeys(row.origin for row in baselines))
+    matched = {(row.origin, row.trial): row for row in baselines}
     table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
     axis = next((row.axis for row in front), "flops")
     methods = len({row.method for row in front}) > 1
@@ -98,27 +97,27 @@ def show(table: Table, stream: TextIO | None = None) -> None:
     target.flush()
 
 
-def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[FrontRow], str]]:
+def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[ConfirmedRow], str]]:
     """Header to cell: the axis and what is left along it, the rest of what is optimised, and what else one asks for."""
-    found: dict[str, Callable[[FrontRow], str]] = {
-        axis_words(axis): lambda row: count(row.cost) if axis in FLOPS_LIKE else cost_words(axis, row.cost),
+    found: dict[str, Callable[[ConfirmedRow], str]] = {
+        axis_words(axis): lambda row: count(row.cost) if axis in AXES else cost_words(axis, row.cost),
         "left": lambda row: percent(row.cost_ratio),
     }
-    if axis not in FLOPS_LIKE:
-        found["FLOPs left"] = lambda row: percent(row.flops_ratio)
+    if axis not in AXES:
+        found["FLOPs left"] = lambda row: percent(row.ratios["flops"])
     if axis == "effective_flops":
         found["nonzero"] = lambda row: percent(1.0 - row.sparsity)
     elif axis != "params":
-        found["params"] = lambda row: percent(row.params_ratio)
+        found["params"] = lambda row: percent(row.ratios["params"])
     if axis != "latency_ms":
-        found["ms"] = lambda row: f"{row.latency_ms:.2f}"
+        found["ms"] = lambda row: f"{row.costs['latency_ms']:.2f}" if "latency_ms" in row.costs else ""
     for name in further:
-        if name in COST_NAMES and name not in ("params", "latency_ms"):
-            found[axis_words(name)] = lambda row, name=name: cost_words(name, getattr(row, name))  # type: ignore[misc]
-        elif name not in COST_NAMES:
+        if name in COSTS and name not in ("params", "latency_ms"):
+            found[axis_words(name)] = lambda row, name=name: cost_words(name, row.costs[name])  # type: ignore[misc]
+        elif name not in COSTS:
             found[name] = lambda row, name=name: f"{row.metrics[name]:.4f}" if name in row.metrics else ""  # type: ignore[misc]
     return found
 
 
-def _baseline_cell(row: BaselineRow | None) -> str:
+def _baseline_cell(row: ConfirmedRow | None) -> str:
     return "" if row is None else mean_and_spread(row.test_mean, row.test_std)

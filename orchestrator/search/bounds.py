@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.latency import latency_ms
-from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.structure import Counts, Structure
-from orchestrator.search.latency_model import LatencyModel, pruned
-from orchestrator.search.problem import Problem, example_input
+from lightning_modules.pruning.structure import Counts
+from orchestrator.costs import ratios_of, with_ratios
+from orchestrator.search.costs import SHAPED, Costed, Prices, costs_of
+from orchestrator.search.latency_model import pruned
+from orchestrator.search.problem import Problem
 from orchestrator.settings import Settings
-from orchestrator.settings.objectives import digits
-
-SHAPED = ("size_mb", "latency_ms")
-"""Costs of a model in floating point that follow from its shapes: an untrained one tells them."""
-
-
-def size_mb(model: nn.Module) -> float:
-    """Megabytes of all tensors of a model."""
-    return sum(float(t.numel() * t.element_size()) for t in model.state_dict().values()) / 1e6
-
-
-def shaped(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, float]:
-    """Those of `SHAPED` that are among `names`."""
-    tell = {"size_mb": lambda: size_mb(model), "latency_ms": lambda: latency_ms(model, example)}
-    return {name: tell[name]() for name in SHAPED if name in names}
+from orchestrator.settings.objectives import ObjectiveSettings, digits
 
 
 def costs_before(
@@ -38,29 +24,22 @@ def costs_before(
     Sizes and latencies of quantised models are not known before there is one, effective FLOPs not where activations are
     pruned; the latter's `level` is None where they are not.
     """
-    settings = problem.settings
-    found = {"flops": 2.0 * problem.cost.macs(kept), "params": float(problem.cost.params(kept))}
-    if level is None:
-        ratio = problem.ratios(kept, density)["effective_flops"]
-        found["effective_flops"] = 2.0 * round(ratio * problem.dense_macs)
-    if problem.latency is not None:
-        found["estimated_latency_ms"] = problem.latency(kept)
-    names = [name for name in SHAPED if name in settings.objectives.bounds]
-    if names and not int8:
-        with problem.timed("evaluation"):
-            model = pruned(problem.model, problem.structure, kept)
-            found |= shaped(model, example_input(problem.data).to(problem.device), names)
-    return found
+    known = density if level is None else None
+    if int8 or not _bounded_shapes(problem.settings.objectives):
+        return costs_of(problem.prices, Costed(kept, known))
+    with problem.timed("evaluation"):
+        model = pruned(problem.model, problem.structure, kept).to(problem.device)
+        return costs_of(problem.prices, Costed(kept, known, shaped=model), _cheap_and_bounded(problem.settings))
 
 
-def check_bounds(
-    settings: Settings, structure: Structure, model: nn.Module, example: Tensor, latency: LatencyModel | None
-) -> None:
+def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
     """Errors: ConfigError for a bound on a cost that neither the smallest plan nor the dense model is within."""
-    bounds = settings.objectives.bounds
-    smallest = _costs(settings, structure, structure.least, model, example, latency)
-    largest = _costs(settings, structure, structure.sizes, model, example, latency)
-    for name, bound in bounds.items():
+    structure = prices.structure
+    dense = _costs(settings, prices, structure.sizes, model)
+    costs = {"smallest": _costs(settings, prices, structure.least, model), "dense": dense}
+    values = {which: with_ratios(found, ratios_of(found, dense)) for which, found in costs.items()}
+    smallest, largest = values["smallest"], values["dense"]
+    for name, bound in settings.objectives.bounds.items():
         if bound.most is not None and smallest.get(name, 0.0) > bound.most:
             raise ConfigError(
                 f"objectives.bounds.{name}.most must be at least {digits(smallest[name])}, what the smallest plan has; "
@@ -73,23 +52,25 @@ def check_bounds(
             )
 
 
-def _costs(
-    settings: Settings,
-    structure: Structure,
-    kept: Counts,
-    model: nn.Module,
-    example: Tensor,
-    latency: LatencyModel | None,
-) -> dict[str, float]:
+def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -> dict[str, float]:
     """Costs at the ends of what plans can be; left out where something beside the counts has a say."""
     methods = settings.method.choices()
-    if all(method.granularity != "unit" for method in methods):
-        kept = structure.sizes
-    cost = Cost(structure)
-    found = {"flops": 2.0 * cost.macs(kept), "params": float(cost.params(kept))}
-    if latency is not None:
-        found["estimated_latency_ms"] = latency(kept)
-    names = [name for name in SHAPED if name in settings.objectives.bounds]
-    if names and not any(settings.method.int8):
-        found |= shaped(pruned(model, structure, kept).to(example.device), example, names)
-    return found
+    single = all(method.granularity != "unit" for method in methods)
+    if single:
+        kept = prices.structure.sizes
+    by_counts = all(method.granularity == "unit" and method.then is None for method in methods)
+    density: Mapping[str, float] | None = {} if by_counts and settings.method.activation is None else None
+    if any(settings.method.int8) or not _bounded_shapes(settings.objectives):
+        return costs_of(prices, Costed(kept, density))
+    shaped = pruned(model, prices.structure, kept).to(prices.example.device)
+    return costs_of(prices, Costed(kept, density, shaped=shaped), _cheap_and_bounded(settings))
+
+
+def _bounded_shapes(objectives: ObjectiveSettings) -> list[str]:
+    return [name for name in SHAPED if objectives.bounded(name)]
+
+
+def _cheap_and_bounded(settings: Settings) -> list[str]:
+    """Costs that the counts alone tell, and those of a model that are bounded."""
+    counted = ("flops", "effective_flops", "params", "estimated_latency_ms")
+    return [*counted, *_bounded_shapes(settings.objectives)]

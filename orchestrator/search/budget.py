@@ -37,6 +37,10 @@ class Speed:
         """Seconds of a trial with so many steps."""
         return steps * self.step_at(ratio) + self.beside_at(ratio)
 
+    def steps(self, ratio: float, seconds: float) -> float:
+        """Steps of a trial that takes so many seconds."""
+        return max(0.0, (seconds - self.beside_at(ratio)) / self.step_at(ratio))
+
     def _at(self, ratio: float, values: Sequence[float]) -> float:
         return float(np.interp(np.log(ratio), np.log(self.ratios[::-1]), values[::-1]))
 
@@ -47,43 +51,23 @@ STEPWISE = Speed((1.0,), (1.0,), (0.0,))
 
 @dataclass(frozen=True)
 class Sharing:
-    """How rungs share what is left: the same time each, or the same steps, times FLOPs ratio^-`tilt`.
+    """How the chain's targets share what is left: the same time each, so that small models get more steps.
 
-    With a tilt above 0 small rungs get more: all that a rung learns is inherited by those that follow. No rung gets
-    more than `most` steps; what it leaves goes to the others.
+    No target gets more than `most` steps; what it leaves goes to the others.
     """
 
-    even: str = "time"
-    tilt: float = 0.0
     most: float = math.inf
 
     def steps(self, speed: Speed, left: float, ratio: float, rungs: Sequence[float]) -> float:
         """Of the rung at `ratio` where all `rungs`, it included, take up what is `left`."""
         open_rungs = list(rungs)
         while True:
-            level = self._level(speed, left, open_rungs)
-            full = [rung for rung in open_rungs if self._steps(speed, level, rung) > self.most]
+            seconds = left / len(open_rungs)
+            full = [rung for rung in open_rungs if speed.steps(rung, seconds) > self.most]
             if not full or len(full) == len(open_rungs):
-                return min(self.most, self._steps(speed, level, ratio))
+                return min(self.most, speed.steps(ratio, seconds))
             left -= sum(speed.price(rung, self.most) for rung in full)
             open_rungs = [rung for rung in open_rungs if rung not in full]
-
-    def _weight(self, rung: float) -> float:
-        return float(rung**-self.tilt)
-
-    def _level(self, speed: Speed, left: float, rungs: Sequence[float]) -> float:
-        """The time, or the steps, of a rung at the ratio 1."""
-        weights = [self._weight(rung) for rung in rungs]
-        if self.even == "time":
-            return left / sum(weights)
-        steps = sum(weight * speed.step_at(rung) for weight, rung in zip(weights, rungs, strict=True))
-        return (left - sum(map(speed.beside_at, rungs))) / steps
-
-    def _steps(self, speed: Speed, level: float, rung: float) -> float:
-        found = level * self._weight(rung)
-        if self.even == "time":
-            found = (found - speed.beside_at(rung)) / speed.step_at(rung)
-        return max(0.0, found)
 
 
 class Pace:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnUnit, evaluate, fit
 from lightning_modules.recipe import digest
-from orchestrator.files import require_writable, write_atomic
+from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
@@ -95,18 +98,56 @@ def train_dense(
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model trained, with its validation metrics; read back where the same recipe was run before.
 
-    A baseline whose files are damaged is named and trained anew: it follows from its recipe.
+    A baseline whose files are damaged is named and trained anew: it follows from its recipe. Of several processes that
+    need it at once one trains it, the others wait.
     """
     folder = dense_folder(settings)
-    if (folder / RECORD).exists():
-        try:
-            weights, metrics = _kept(folder, model, settings)
-        except DataError as error:
-            tell_damaged(folder, error)
-        else:
-            _fill(model, weights, str(folder))
-            return model.to(device).eval(), metrics
-    require_writable(folder)
+    metrics = _read_back(settings, model, folder)
+    if metrics is None:
+        require_writable(folder)
+        with _alone(folder):  # another process may have made it meanwhile
+            metrics = _read_back(settings, model, folder)
+            if metrics is None:
+                metrics = _make(settings, model, data, device, timed, on_epoch, memory_format)
+    return model.to(device).eval(), metrics
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process is inside for the same folder; the lock of a killed one is free."""
+    lock = FileLock(folder.with_suffix(".lock"))
+    with writing(folder):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, float] | None:
+    """Fill the model from a baseline and give its metrics; None where there is none, or it is damaged."""
+    if not (folder / RECORD).exists():
+        return None
+    try:
+        weights, metrics = _kept(folder, model, settings)
+    except DataError as error:
+        tell_damaged(folder, error)
+        return None
+    _fill(model, weights, str(folder))
+    return metrics
+
+
+def _make(
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    device: torch.device,
+    timed: Timed,
+    on_epoch: OnUnit,
+    memory_format: str,
+) -> dict[str, float]:
+    """Train the model and keep it; its validation metrics."""
+    folder = dense_folder(settings)
 
     def on_unit(epoch: int, found: dict[str, float]) -> bool:
         if epoch == settings.phases.train.rewind_epoch:
@@ -129,7 +170,7 @@ def train_dense(
         "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, REWIND) if (folder / name).exists()},
     }
     write_atomic(folder / RECORD, json.dumps(record, indent=1))
-    return model.to(device).eval(), metrics
+    return metrics
 
 
 def _kept(folder: Path, model: nn.Module, settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -57,5 +57,5 @@ def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> N
 
 def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Proposal:
     """These thresholds in the unit of the method's rule, trained as a rung of the chain is; other groups stay whole."""
-    usual = space.propose(terrain, space.chain(terrain, 0.5, 0.0))
+    usual = space.propose(terrain, space.chain(terrain, 0.5))
     return replace(usual, cuts=(Cut(dict(thresholds), terrain.rule),))

@@ -10,13 +10,15 @@ import numpy as np
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import locate, nearest
-from orchestrator.report.quantities import FLOPS_LIKE
+from orchestrator.costs import AXES, COSTS, known_names, ratio_name
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import Points, hypervolume, volume
 from orchestrator.settings import ObjectiveSettings, Settings
-from orchestrator.settings.objectives import COSTS, Bound
+from orchestrator.settings.objectives import Bound
 
 Direction = Literal["maximize", "minimize"]
+LEAST_RATIO = 1 / 32
+"""Of the dense FLOPs: the area along their log axis is clipped here, where no bound says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Goals:
 
     def points(self, rows: Sequence[TrialRow]) -> Points:
         """Shape (n, objectives), as in `point`."""
-        found = [self.point({self.quality: row.quality, **row.metrics}, vars(row)) for row in rows]  # type: ignore[dict-item]
+        found = [self.point({self.quality: row.quality, **row.metrics}, row.costs) for row in rows]  # type: ignore[dict-item]
         return np.array(found, dtype=float).reshape(len(rows), len(self.names))
 
     def excesses(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -79,12 +81,12 @@ def goals_of(settings: Settings) -> Goals:
                     f"objectives.{key} must be {'one' if key == 'quality' else 'some'} of {list(directions)}; "
                     f"got '{name}'{nearest(name, list(directions))}"
                 )
-    known = [*COSTS, *directions]
+    known = [*known_names(), *directions]
     for name in objectives.bounds:
         if name not in known:
             raise ConfigError(
-                f"objectives.bounds must name costs {list(COSTS)} or metrics of the task {list(directions)}; "
-                f"got '{name}'{nearest(name, known)}"
+                f"objectives.bounds must name costs {list(COSTS)}, their ratios to the dense model's (flops_ratio) or "
+                f"metrics of the task {list(directions)}; got '{name}'{nearest(name, known)}"
             )
     signs = {
         name: 1.0 if directions[name] == "maximize" else -1.0 for name in (objectives.quality, *objectives.metrics)
@@ -148,12 +150,14 @@ def reference_of(
 ) -> Reference:
     """`dense` are the dense model's validation metrics, `costs` its costs; what is not configured follows from them."""
     given = objectives.references
-    area = len(goals.names) == 2 and goals.costs[0] in FLOPS_LIKE and not given
+    area = len(goals.names) == 2 and goals.costs[0] in AXES and not given
+    bound = objectives.bounds.get(ratio_name(objectives.axis))
+    least = LEAST_RATIO if bound is None or bound.least is None else bound.least
     return Reference(
         goals,
         objectives.reference_quality,
         {name: given.get(name, 1.0) for name in goals.costs},
         {name: given.get(name, dense[name] - goals.signs[name]) for name in goals.metrics},
         {name: costs[name] for name in goals.costs},
-        objectives.least_flops_ratio if area else None,
+        least if area else None,
     )

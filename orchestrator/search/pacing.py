@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ CONFIRMING = 0.2
 """The part of a budget in time that is kept for confirming the front."""
 STEPS = 3
 """Optimizer steps that are timed at each of the ratios."""
+USUAL_UNITS = 2
+"""Units of finetuning of a trial: each begins and ends with work that is no optimizer step."""
 TARGETS = "targets"
 MIXED = "mixed"
 MIXING, MOST_MIXED, MIXED_EPOCHS = 0.05, 8, 10.0
@@ -59,7 +61,7 @@ class Pacing:
 
     def seconds_left(self) -> float | None:
         """Of the whole run; None where the budget is not in seconds."""
-        return max(0.0, self.budget.amount - self.clock()) if self.budget.unit == "seconds" else None
+        return max(0.0, self.budget.amount - self.clock()) if self.budget.measure == "seconds" else None
 
     def confirming(self, problem: Problem, flops_ratios: Sequence[float]) -> int | None:
         """Steps of a unit with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
@@ -116,12 +118,12 @@ class Plans:
         return self.evaluator.problem.ratios(kept)["flops"]
 
     def at(self, target: float) -> float:
-        return self.flops_ratio(self.space.chain(self.terrain, target, 0.0)) if self.cut else 1.0
+        return self.flops_ratio(self.space.chain(self.terrain, target)) if self.cut else 1.0
 
     def kept(self, target: float) -> Counts:
         """Of the chain's rung there; the dense counts where that is no plan."""
         try:
-            return self._kept(self.space.chain(self.terrain, target, 0.0))
+            return self._kept(self.space.chain(self.terrain, target))
         except PlanError:
             return self.terrain.structure.sizes
 
@@ -142,11 +144,11 @@ def pacing_of(
     Errors: ConfigError where what came before the first trial has used the budget up.
     """
     problem = plans.evaluator.problem
-    budget, chain = problem.settings.study.paced, problem.settings.search.chain
+    budget, chain = problem.settings.study.budget, problem.settings.search.chain
     if budget is None:
         return None
     per_epoch = len(problem.data.train_batches(0))
-    if budget.unit == "epochs":
+    if budget.measure == "epochs":
         speed, available = STEPWISE, budget.amount * per_epoch
 
         def clock() -> float:
@@ -167,10 +169,10 @@ def pacing_of(
             speed = _speed(problem, plans, now)
     if chain.rungs == 0:
         return Pacing(budget, (), Unpaced(available, clock), speed, clock)
-    sharing = Sharing(chain.even, chain.tilt, max(1, round(chain.most_epochs * per_epoch)))
+    sharing = Sharing(max(1, round(chain.most_epochs * per_epoch)))
     if TARGETS not in study.user_attrs:
         rungs = fewer_rungs(
-            lambda count: [plans.at(target) for target in _targets(problem, count)] * len(chain.equal_loss),
+            lambda count: [plans.at(target) for target in _targets(problem, count)],
             chain.rungs,
             speed,
             available - clock(),
@@ -182,7 +184,7 @@ def pacing_of(
     def left() -> list[float]:
         return [plans.flops_ratio(params) for params in queued(study)]
 
-    priced = [plans.at(target) for target in targets] * len(chain.equal_loss)
+    priced = [plans.at(target) for target in targets]
     pace = Pace(speed, priced, available, sharing, clock, left, lambda: _steps_done(problem, study))
     return Pacing(budget, targets, pace, speed, clock)
 
@@ -193,7 +195,7 @@ def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int |
     None: as configured. The dense outputs on them are there afterwards.
     """
     how, mixing = problem.settings.phases.finetune.distillation, problem.mixing
-    if how is None or how.mixed != "auto" or mixing is None or pacing is None or pacing.budget.unit != "seconds":
+    if how is None or how.mixed != "auto" or mixing is None or pacing is None or pacing.budget.measure != "seconds":
         return None
     if MIXED not in study.user_attrs:
         epochs = sum(pacing.rung_steps) / (max(1, len(pacing.rung_steps)) * len(problem.data.train_batches(0)))
@@ -207,7 +209,7 @@ def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int |
 
 def _targets(problem: Problem, rungs: int) -> list[float]:
     chain = problem.settings.search.chain.model_copy(update={"rungs": rungs})
-    return chain.targets(problem.settings.objectives.max_flops_ratio)
+    return chain.targets(problem.settings.objectives.largest_ratio)
 
 
 def _steps_done(problem: Problem, study: Study) -> float:
@@ -241,11 +243,10 @@ def _require_time(budget: Budget, before: float) -> None:
 
 
 def _speed(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
-    """Of the dense model, the chain's middle and its end; steps come with the screening that they pay for."""
-    settings = problem.settings.search
-    targets = _targets(problem, max(1, settings.chain.rungs))
-    found = measure(problem, [plans.kept(targets[at]) for at in (len(targets) // 2, -1)] if plans.cut else [], now)
-    return replace(found, step=tuple((1.0 + settings.screening.share) * step for step in found.step))
+    """Of the dense model, the chain's middle and its end."""
+    targets = _targets(problem, max(1, problem.settings.search.chain.rungs))
+    cuts = [plans.kept(targets[at]) for at in (len(targets) // 2, -1)] if plans.cut else []
+    return measure(problem, cuts, now)
 
 
 def measure(problem: Problem, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed:
@@ -270,4 +271,4 @@ def _timed(problem: Problem, model: nn.Module, now: Callable[[], float]) -> tupl
     begin = now()
     problem.recalibrate(model, finetune.recalibration_batches, 0)
     problem.validate(model)
-    return step, now() - begin + finetune.units * max(0.0, one - step)
+    return step, now() - begin + USUAL_UNITS * max(0.0, one - step)

@@ -14,8 +14,10 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
+from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
-from orchestrator.search.bounds import check_bounds, size_mb
+from orchestrator.search.bounds import check_bounds
+from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
 from orchestrator.search.dense import build_model, rewound_model, train_dense
 from orchestrator.search.given import check_plans
 from orchestrator.search.kernels import choose_memory_format, choose_threads
@@ -56,12 +58,12 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         memory_format, found = choose_memory_format(settings, structure, model, data, device)
     if found:
         progress.phase("memory format", found)
-    cost = Cost(structure)
-    check_budgets(settings, structure, cost)
+    check_prunable(settings, structure)
     sampler(settings.sampler, settings.seed, outline(settings, structure, model))
     example = example_input(data).to(device)
     latency = find_latency_model(settings, structure, model, example, progress)
-    check_bounds(settings, structure, model, example, latency)
+    prices = Prices(structure, Cost(structure), example, latency)
+    check_bounds(settings, prices, model)
     check_plans(settings, structure, model)
     progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
 
@@ -72,7 +74,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
     distillation = mixing = None
-    if (how := settings.phases.finetune.distillation) is not None and (how.weight > 0.0 or how.features):
+    if (how := settings.phases.finetune.distillation) is not None and how.teaches:
         begin = time.perf_counter()
         with progress.timed("evaluation"):
             cached = dense_outputs(model, data.ordered_batches(), device)
@@ -82,20 +84,18 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
             seconds = time.perf_counter() - begin
             mixing = Mixing(model, data, cached, device, seed_of(settings.seed, 6), seconds)
     rewound = rewound_model(settings, model)
-    costs = dense_costs(settings, model, structure, example, latency)
+    costs = dense_costs(settings, model, prices)
     return Problem(
         settings,
         model,
         data,
-        structure,
-        cost,
+        prices,
         metrics,
         distillation,
         device,
         progress.timed,
         rewound,
         costs,
-        latency,
         mixing=mixing,
         memory_format=memory_format,
     )
@@ -121,24 +121,14 @@ def find_latency_model(
     return found
 
 
-def dense_costs(
-    settings: Settings, model: nn.Module, structure: Structure, example: Tensor, latency: LatencyModel | None
-) -> dict[str, float]:
-    """Costs of the dense model that ratios are against; a measured latency where one is optimised."""
-    cost = Cost(structure)
-    flops = 2.0 * cost.macs(structure.sizes)
-    found = {
-        "flops": flops,
-        "effective_flops": flops,
-        "params": float(cost.params(structure.sizes)),
-        "nonzero_params": float(sum(int((p != 0).sum()) for p in model.parameters())),
-        "size_mb": size_mb(model),
-    }
-    if latency is not None:
-        found["estimated_latency_ms"] = latency(structure.sizes)
-    if "latency_ms" in settings.objectives.costs:
-        found["latency_ms"] = dense_latency(model, example, settings.study.baselines, _architecture(settings))
-    return found
+def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[str, float]:
+    """Costs of the dense model that ratios are against; a measured latency where one is optimised or bounded."""
+    costed = Costed(prices.structure.sizes, shaped=model, trained=model)
+    costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED])
+    if settings.objectives.uses("latency_ms"):
+        folder = settings.study.baselines
+        costs["latency_ms"] = dense_latency(model, prices.example, folder, _architecture(settings))
+    return costs
 
 
 def _architecture(settings: Settings) -> dict[str, Any]:
@@ -152,20 +142,9 @@ def find_structure(settings: Settings, model: nn.Module, data: Any) -> Structure
     return discover(model, (example_input(data),), attention=method.attention, depth=settings.depth)
 
 
-def check_budgets(settings: Settings, structure: Structure, cost: Cost) -> None:
-    """Errors: ConfigError when nothing can be pruned, or when even one unit per group is over a budget."""
+def check_prunable(settings: Settings, structure: Structure) -> None:
+    """Errors: ConfigError when nothing can be pruned."""
     single = all(method.granularity != "unit" for method in settings.method.choices())
     if not structure.groups and not single:
         reasons = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5])
         raise ConfigError(f"the model must have something to prune; every layer is skipped ({reasons})")
-    least = structure.least
-    bounds = settings.objectives
-    for name, bound, count in (
-        ("flops", bounds.max_flops_ratio, cost.macs),
-        ("params", bounds.max_params_ratio, cost.params),
-    ):
-        ratio = count(least) / count(structure.sizes)
-        if bound is not None and ratio > bound:
-            raise ConfigError(
-                f"objectives.max_{name}_ratio must be at least {ratio:.4f} (one unit per group); got {bound:g}"
-            )

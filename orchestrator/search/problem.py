@@ -29,8 +29,9 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
 from lightning_modules.recipe import Recipe
+from orchestrator.search.costs import Prices
 from orchestrator.search.goals import Goals, goals_of
-from orchestrator.search.latency_model import LatencyModel
+from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.settings import OptimizerSettings, Settings
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -40,24 +41,30 @@ Timed = Callable[[str], AbstractContextManager[None]]
 @dataclass(frozen=True)
 class Problem:
     """`dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state,
-    where one was kept, `latency` estimates latencies, where they are asked for, `check` is called at every batch.
+    where one was kept, `prices` is what costs follow from, `check` is called at every batch.
     `mixing` is there where there is `distillation` of outputs."""
 
     settings: Settings
     model: nn.Module
     data: Any
-    structure: Structure
-    cost: Cost
+    prices: Prices
     dense: dict[str, float]
     distillation: Distillation | None
     device: torch.device
     timed: Timed
     rewound: nn.Module | None = None
     dense_costs: Mapping[str, float] = field(default_factory=dict)
-    latency: LatencyModel | None = None
     check: Check = never
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
+
+    @property
+    def structure(self) -> Structure:
+        return self.prices.structure
+
+    @property
+    def cost(self) -> Cost:
+        return self.prices.closed_form
 
     @property
     def sign(self) -> float:
@@ -67,6 +74,11 @@ class Problem:
     @cached_property
     def goals(self) -> Goals:
         return goals_of(self.settings)
+
+    @cached_property
+    def dense_digest(self) -> str:
+        """The sha256 of the dense weights: the key of whatever is measured on them and kept."""
+        return weights_digest(self.model)
 
     @property
     def dense_macs(self) -> int:
@@ -136,8 +148,8 @@ class Problem:
         distillation: float | None = None,
         accumulate: int = 1,
         mixed: int | None = None,
-    ) -> None:
-        """`units` units as the configuration describes them; reproducible from `seed` on one CPU.
+    ) -> int:
+        """`units` units as the configuration describes them; reproducible from `seed` on one CPU. Returns those done.
 
         With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
         `distillation` is the weight of the dense outputs; `mixed` copies of the training data are learnt beside it;
@@ -158,7 +170,7 @@ class Problem:
         features = None if self.distillation is None else self.distillation.features
         tapped = nullcontext() if features is None else features.watching(model)
         with self.timed("finetune"), attached(model, self.activation(level)), tapped:
-            fit(
+            return fit(
                 task,
                 batches,
                 self._optimization(units * unit_steps, lr_factor),

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning_modules.errors import DataError
 from orchestrator.progress import Progress
-from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.problem import Problem
 from orchestrator.search.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
@@ -65,9 +64,25 @@ def make_ready(problem: Problem, space: Any, models: Path, progress: Progress) -
     return Ready(problem, choices, tuple(terrains.values()), Evaluator(problem, methods, models))
 
 
+def require_one_dense(study: Study, problem: Problem) -> None:
+    """Errors: DataError where trials of the study were pruned from other dense weights than those that are here now.
+
+    A checkpoint was replaced under its path, or the dense model was trained anew to other bits: plans of two networks
+    would stand on one front.
+    """
+    theirs = study.user_attrs.get(DENSE)
+    ended = any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    if ended and theirs not in (None, problem.dense_digest):
+        raise DataError(
+            f"a study prunes one dense network; the trials of '{study.study_name}' have the weights {theirs[:12]}, now "
+            f"they are {problem.dense_digest[:12]}: give the checkpoint (phases.train.checkpoint) or the folder of "
+            "dense models (study.baselines) that it began with, or study.name another value"
+        )
+
+
 def require_same_dense(study: Study, problem: Problem) -> None:
     """Errors: DataError where this process has other dense weights than the study, whose plans would not fit."""
-    theirs, ours = study.user_attrs[DENSE], weights_digest(problem.model)
+    theirs, ours = study.user_attrs[DENSE], problem.dense_digest
     if theirs != ours:
         raise DataError(
             f"all processes of a study must begin from the same dense weights; study '{study.study_name}' has "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
@@ -13,12 +12,11 @@ from orchestrator.search.goals import Goals
 from orchestrator.search.studies.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
 
 
-def trial_row(trial: FrozenTrial, goals: Goals, dense: Mapping[str, float] = MappingProxyType({})) -> TrialRow:
-    """One row of trials.csv; `dense` are the dense model's costs."""
+def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
+    """One row of trials.csv."""
     known = trial.user_attrs
     measured = known.get(MEASURED, {})
     rungs = known.get(RUNGS, ())
-    costs, ratios = measured.get("costs", {}), measured.get("ratios", {})
     metrics = measured.get("metrics") or (rungs[-1][2] if rungs else {})
     return TrialRow(
         number=trial.number,
@@ -26,36 +24,23 @@ def trial_row(trial: FrozenTrial, goals: Goals, dense: Mapping[str, float] = Map
         rung=rungs[-1][0] if rungs else 0,
         parent=measured.get("parent"),
         quality=metrics.get(goals.quality),
-        flops=_whole(costs.get("flops")),
-        flops_ratio=ratios.get("flops"),
-        params=_whole(costs.get("params")),
-        params_ratio=ratios.get("params"),
         seconds=known.get(SECONDS, 0.0),
         loss=metrics.get("loss"),
         kind=known.get(KIND, "search"),
         reason=known.get(REASON, ""),
         method=measured.get("method", ""),
-        effective_flops=_whole(costs.get("effective_flops")),
-        effective_flops_ratio=ratios.get("effective_flops"),
         axis=goals.costs[0],
-        dense_cost=dense.get(goals.costs[0], 0.0),
-        nonzero_params=_whole(costs.get("nonzero_params")),
-        size_mb=costs.get("size_mb"),
-        latency_ms=costs.get("latency_ms"),
-        estimated_latency_ms=costs.get("estimated_latency_ms"),
+        costs=dict(measured.get("costs", {})),
+        ratios=dict(measured.get("ratios", {})),
         metrics={name: metrics[name] for name in goals.metrics if name in metrics},
     )
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def rows(study: Study, goals: Goals, dense: Mapping[str, float] = MappingProxyType({})) -> list[TrialRow]:
+def rows(study: Study, goals: Goals) -> list[TrialRow]:
     """All trials that have ended, by number; those whose files were damaged are in the state of that name."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     damaged = study.user_attrs.get(DAMAGED, {})
-    found = [trial_row(trial, goals, dense) for trial in ended]
+    found = [trial_row(trial, goals) for trial in ended]
     return [
         replace(row, state="damaged", reason=damaged[str(row.number)]) if str(row.number) in damaged else row
         for row in found

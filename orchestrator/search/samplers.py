@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import random
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -147,19 +147,37 @@ class BruteForce(BaseSampler):
     ) -> dict[str, Any]:
         values = [values_of(distribution) for distribution in search_space.values()]
         shape = [len(options) for options in values]
+        whole = math.prod(shape)
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        tried = {int(np.ravel_multi_index(place, shape)) for place in places(others, search_space)}
-        draw = np.random.default_rng(self._seed)
-        chosen = _nth_untried(int(draw.integers(max(1, math.prod(shape) - len(tried)))), sorted(tried))
-        if chosen >= math.prod(shape):  # all are: only another worker's trial can be left to wait for
-            chosen = int(draw.integers(math.prod(shape)))
-        place = np.unravel_index(chosen, shape)
-        return {name: options[int(i)] for name, options, i in zip(search_space, values, place, strict=True)}
+        tried = {_index(place, shape) for place in places(others, search_space)}
+        draw = random.Random(self._seed)
+        chosen = _nth_untried(draw.randrange(max(1, whole - len(tried))), sorted(tried))
+        if chosen >= whole:  # all are: only another worker's trial can be left to wait for
+            chosen = draw.randrange(whole)
+        place = _place_of(chosen, shape)
+        return {name: options[i] for name, options, i in zip(search_space, values, place, strict=True)}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return values_of(param_distribution)[0]  # of a dimension the space does not have: never in a study
+
+
+def _index(place: Sequence[int], shape: Sequence[int]) -> int:
+    """The number of a combination, the last dimension counting fastest; Python's integers have no largest one."""
+    number = 0
+    for digit, size in zip(place, shape, strict=True):
+        number = number * size + digit
+    return number
+
+
+def _place_of(number: int, shape: Sequence[int]) -> list[int]:
+    """The combination of a number: the other way round."""
+    digits = []
+    for size in reversed(shape):
+        number, digit = divmod(number, size)
+        digits.append(digit)
+    return digits[::-1]
 
 
 def _nth_untried(place: int, tried: Sequence[int]) -> int:

@@ -33,7 +33,7 @@ def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) 
     first = method.stages[0]
     sizes = [[group.name, group.size] for group in first.pruner.structure.groups]
     what = [first.settings.scoring(), first.settings.granularity, first.settings.shape]
-    key = digest([settings.dense_digest(), what, how.model_dump(mode="json"), sizes])
+    key = digest([problem.dense_digest, what, how.model_dump(mode="json"), sizes])
     path = settings.study.baselines / f"sensitivity-{key}.json"
     if (stored := kept(path, lambda data: _parsed(data, len(sizes), len(how.ratios)))) is not None:
         return stored

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_s
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
 from orchestrator.settings.budget import Budget, parse, parse_time
+from orchestrator.settings.deleted import instead
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
@@ -34,7 +35,7 @@ __all__ = [
 class StudySettings(Part):
     """`name` is the folder under `out`; `storage` null means a journal file in that folder.
 
-    A `budget` in trials stands in for `n_trials`; one in time or epochs also sets how long each trial is finetuned.
+    A `budget` in time or epochs stands in for `n_trials` and sets how long each trial is finetuned.
     `lease` are the seconds without a sign of life after which a trial is taken over, `storage_patience` those for
     which a database may be away. Plans are files in a `folder` that all processes share, or artifacts in `mlflow`.
     A trial that runs out of memory is made once more with half the batch (`halve`), one that takes longer than
@@ -56,20 +57,9 @@ class StudySettings(Part):
     max_failures: Ratio = 0.5
     on_out_of_memory: Literal["halve", "fail"] = "halve"
 
-    @model_validator(mode="after")
-    def _counted(self) -> StudySettings:
-        if self.budget is not None and self.budget.unit == "trials":
-            object.__setattr__(self, "n_trials", int(self.budget.amount))
-        return self
-
     @field_serializer("budget", "trial_timeout")
     def _written(self, budget: Budget | None) -> str | None:
         return None if budget is None else budget.text
-
-    @property
-    def paced(self) -> Budget | None:
-        """The budget where it is in time or epochs."""
-        return self.budget if self.budget is not None and self.budget.paced else None
 
     @property
     def folder(self) -> Path:
@@ -77,21 +67,16 @@ class StudySettings(Part):
 
 
 class ChainSettings(Part):
-    """The ladder a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
+    """The chain a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
-    One ladder per entry of `equal_loss`: 0 prunes every group by the same ratio, 1 to the same measured loss. Where
-    whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs rungs get the
-    same `time`, or the same `steps`, times FLOPs ratio^-`tilt`, and at most `most_epochs`; what is left goes to the
-    other rungs, then to trials around the chain.
+    Where whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs all rungs
+    get the same time, and at most `most_epochs`; what is left goes to the other rungs, then to trials around the chain.
     """
 
     rungs: Count = 8
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    equal_loss: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = (0.0,)
     depth: Annotated[float, Field(ge=0.0)] = 1.0
-    even: Literal["time", "steps"] = "time"
-    tilt: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
 
     @model_validator(mode="after")
@@ -109,18 +94,6 @@ class ChainSettings(Part):
         return [top * step**rung for rung in range(self.rungs)]
 
 
-class ScreeningSettings(Part):
-    """Allocations of equal cost that are compared before training, for `share` of the time of a trial's steps.
-
-    `share` 0 trains every allocation as it was proposed. `batches` of training data judge each candidate; `octaves` is
-    how far a group moves in one step of the walk.
-    """
-
-    share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    batches: Positive = 2
-    octaves: Annotated[float, Field(gt=0.0, le=2.0)] = 0.35
-
-
 class SearchSettings(Part):
     """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
 
@@ -132,7 +105,6 @@ class SearchSettings(Part):
     warm_start: str | None = None
     plans: tuple[Path, ...] = ()
     chain: ChainSettings = ChainSettings()
-    screening: ScreeningSettings = ScreeningSettings()
 
 
 _RECIPES = {"optimizer", "scheduler"}
@@ -172,10 +144,10 @@ class Settings(Part):
             raise ValueError(f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none")
         if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
             raise ValueError("phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to")
-        if self.study.paced is not None and self.workers > 1:
+        if self.study.budget is not None and self.workers > 1:
             raise ValueError(
-                f"a budget in time or epochs paces one process; study.budget={self.study.paced.text} with "
-                f"workers={self.workers}: take workers=1, or a budget in trials"
+                f"a budget in time or epochs paces one process; study.budget={self.study.budget.text} with "
+                f"workers={self.workers}: take workers=1, or a number of trials (study.n_trials)"
             )
         return self
 
@@ -197,10 +169,10 @@ class Settings(Part):
     @property
     def depth(self) -> bool:
         """Whether whole blocks go too: as the method says or, where it does not, in a chain under a budget in time."""
-        method, budget, chain = self.method.choices()[0], self.study.paced, self.search.chain
+        method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
         if method.depth is not None or method.granularity != "unit":
             return bool(method.depth)
-        return budget is not None and budget.unit == "seconds" and chain.rungs > 0 and chain.depth > 0.0
+        return budget is not None and budget.measure == "seconds" and chain.rungs > 0 and chain.depth > 0.0
 
     def with_depth(self, depth: bool) -> Settings:
         """With whole blocks pruned or not where the method leaves that open."""
@@ -269,6 +241,8 @@ def _messages(problems: Iterable[Any]) -> list[str]:
 
 def _message(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden" and (replacement := instead(where)):
+        return f"{where} is not a setting any more: {replacement}"
     if problem["type"] == "extra_forbidden":
         return f"{where} is not a setting{nearest(str(problem['loc'][-1]), _known(problem['loc'][:-1]))}"
     text = problem["msg"].removeprefix("Value error, ")

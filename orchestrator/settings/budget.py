@@ -1,4 +1,4 @@
-"""How much a study may take: time, trials, or epochs of finetuning."""
+"""How much a study may take: time, or epochs of finetuning."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True)
 class Budget:
-    """`amount` of `unit`; `text` is how it was written."""
+    """`amount` of `measure`; `text` is how it was written."""
 
     amount: float
-    unit: Literal["seconds", "trials", "epochs"]
+    measure: Literal["seconds", "epochs"]
     text: str
 
     def covers(self, other: Budget) -> bool:
-        """Whether it is at least as much of the same."""
-        return self.unit == other.unit and self.amount >= other.amount
-
-    @property
-    def paced(self) -> bool:
-        """Whether the finetuning of each trial follows from the budget."""
-        return self.unit != "trials"
+        """Whether it is at least as much of the same measure."""
+        return self.measure == other.measure and self.amount >= other.amount
 
 
 def parse_time(value: Any) -> Budget:
     """Errors: ValueError for anything but a time."""
     found = parse(value)
-    if found.unit != "seconds":
+    if found.measure != "seconds":
         raise ValueError(f"must be a time: 90s, 20min, 1.5h or 2d; got {value!r}")
     return found
 
@@ -40,11 +35,13 @@ def parse(value: Any) -> Budget:
     """Errors: ValueError for anything but a number above 0 with one of its units."""
     if isinstance(value, Budget):
         return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|trials|epochs)\s*", str(value))
-    number = 0.0 if found is None else float(found[1])
-    if found is None or not 0.0 < number < math.inf or (found[2] == "trials" and number % 1):
-        raise ValueError(f"must be a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got {value!r}")
-    unit, text = found[2], f"{found[1]}{found[2]}"
-    if unit in SECONDS:
-        return Budget(number * SECONDS[unit], "seconds", text)
-    return Budget(number, "trials" if unit == "trials" else "epochs", text)
+    if re.fullmatch(r"\s*\d+\s*trials\s*", str(value)):
+        raise ValueError(f"is a time or epochs; for a number of trials take study.n_trials; got {value!r}")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|epochs)\s*", str(value))
+    number = 0.0 if match is None else float(match[1])
+    if match is None or not 0.0 < number < math.inf:
+        raise ValueError(f"must be a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got {value!r}")
+    unit, text = match[2], f"{match[1]}{match[2]}"
+    if unit == "epochs":
+        return Budget(number, "epochs", text)
+    return Budget(number * SECONDS[unit], "seconds", text)

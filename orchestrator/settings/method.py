@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lightning_modules.recipe import Recipe
+from orchestrator.settings.deleted import INSTEAD
 from orchestrator.settings.parts import AnyRecipe, Part, Positive
 
 
@@ -66,7 +67,12 @@ class MethodSettings(Part):
         units, single = self.granularity == "unit", self.granularity in ("unit", "weight")
         then = self.then
         kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in self.among}
+        arguments = {} if self.criterion is None else self.criterion.arguments
         return [
+            (
+                "combine" in arguments,
+                f"criterion.combine is not a setting any more: {INSTEAD['method.criterion.combine']}",
+            ),
             ((self.criterion is None) == (not self.among), "a method has a criterion or, to choose, a list `among`"),
             (
                 len(kinds) > 1,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from orchestrator.settings.parts import Part, Ratio
+from lightning_modules.recipe import nearest
+from orchestrator.costs import COSTS, ratio_name
+from orchestrator.settings.parts import Part
 
-CostName = Literal[
-    "flops", "effective_flops", "params", "nonzero_params", "size_mb", "latency_ms", "estimated_latency_ms"
-]
-COSTS: tuple[str, ...] = get_args(CostName)
 MOST_OBJECTIVES = 4
+
+
+def _cost(name: str) -> str:
+    if name not in COSTS:
+        raise ValueError(f"a cost must be one of {list(COSTS)}{nearest(name, list(COSTS))}")
+    return name
+
+
+CostKey = Annotated[str, AfterValidator(_cost)]
 
 
 def digits(value: float) -> str:
@@ -54,20 +61,17 @@ class Bound(Part):
 class ObjectiveSettings(Part):
     """`quality` and the further `metrics` are the task's, each with its own direction; `costs` are all to be small.
 
-    The front is laid out along the first cost. `max_..._ratio` are bounds against the dense model, `bounds` absolute.
-    `references` is the point from which the hypervolume counts: for a cost its ratio to the dense model's (1), for a
-    further metric its value (one unit worse than the dense model's).
+    The front is laid out along the first cost. `bounds` are of costs and metrics, or of a cost against the dense
+    model's: `flops_ratio`. `references` is the point from which the hypervolume counts: for a cost its ratio to the
+    dense model's (1), for a further metric its value (one unit worse than the dense model's).
     """
 
     quality: str = "accuracy"
     metrics: tuple[str, ...] = ()
-    costs: Annotated[tuple[CostName, ...], Field(min_length=1)] = ("flops",)
+    costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
-    max_flops_ratio: Ratio | None = None
-    max_params_ratio: Ratio | None = None
     reference_quality: float = 0.5
     references: Mapping[str, float] = {}
-    least_flops_ratio: Ratio = 1 / 32
 
     @field_validator("bounds", "references", mode="before")
     @classmethod
@@ -75,18 +79,28 @@ class ObjectiveSettings(Part):
         return {} if value is None else value  # YAML says null: Hydra refuses new keys under an empty mapping
 
     @property
-    def axis(self) -> Literal["flops", "effective_flops"]:
+    def axis(self) -> str:
         """The cost along which targets, bands and baselines stand: a ratio that is known before any training."""
         return "effective_flops" if "effective_flops" in self.costs else "flops"
 
     @property
-    def layout(self) -> CostName:
+    def layout(self) -> str:
         """The cost along which the front is laid out and candidates are spread."""
         return self.costs[0]
 
-    def uses(self, cost: CostName) -> bool:
+    def uses(self, cost: str) -> bool:
         """Whether a cost is optimised or bounded."""
-        return cost in self.costs or cost in self.bounds
+        return cost in self.costs or self.bounded(cost)
+
+    def bounded(self, cost: str) -> bool:
+        """Whether a cost, or its ratio to the dense model's, has a bound."""
+        return cost in self.bounds or ratio_name(cost) in self.bounds
+
+    @property
+    def largest_ratio(self) -> float | None:
+        """The largest ratio to the dense model's along the axis that a plan may have; None where any may be."""
+        bounds = [self.bounds.get(ratio_name(cost)) for cost in {"flops", self.axis}]
+        return min((bound.most for bound in bounds if bound and bound.most is not None), default=None)
 
     @model_validator(mode="after")
     def _distinct(self) -> ObjectiveSettings:

@@ -40,6 +40,11 @@ class DistillationSettings(Part):
     features: tuple[str, ...] = ()
     feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
+    @property
+    def teaches(self) -> bool:
+        """Whether anything of the dense model goes into the loss."""
+        return self.weight > 0.0 or bool(self.features)
+
     @model_validator(mode="after")
     def _taught(self) -> DistillationSettings:
         if self.mixed not in (0, "auto") and self.weight == 0.0:
@@ -62,7 +67,7 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """A trial is finetuned for `units` units of `unit_steps` optimizer steps; each unit ends at a rung.
+    """A unit of finetuning is `unit_steps` optimizer steps; how many units a trial gets is in the space.
 
     `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones.
     `lr` is the finetuning's own (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer`
@@ -70,7 +75,6 @@ class FinetuneSettings(OptimizerSettings):
     """
 
     unit_steps: Positive
-    units: Positive
     recalibration_batches: Count = 4
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"

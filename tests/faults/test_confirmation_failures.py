@@ -14,7 +14,7 @@ from torch import nn
 import orchestrator
 from lightning_modules.phases.fit import DivergedError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import BaselineRow, FrontRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, read_csv
 from orchestrator.search.confirmation import confirm
 from orchestrator.search.confirmation.confirm import Candidate
 from orchestrator.search.plans.finished import read_plan
@@ -83,13 +83,13 @@ def test_what_fails_is_left_out_and_said_and_made_by_the_same_command(
     assert "in fail\n" in trace.read_text()
     assert "baseline uniform" in " ".join(said.out.split())
     assert summary()["failed"] == {"trial-0": reason, "baseline uniform": reason}
-    assert [row.trial for row in read_csv(RUN / "front.csv", FrontRow)] == [1]
-    assert [row.baseline for row in read_csv(RUN / "baselines.csv", BaselineRow)] == ["dense"]
+    assert [row.trial for row in read_csv(RUN / "front.csv", ConfirmedRow)] == [1]
+    assert [row.origin for row in read_csv(RUN / "baselines.csv", ConfirmedRow)] == ["dense"]
 
     failing(lambda candidate: None)
     assert main(STUDY) == 0
     assert summary()["failed"] == {}
-    assert 0 in [row.trial for row in read_csv(RUN / "front.csv", FrontRow)]
+    assert 0 in [row.trial for row in read_csv(RUN / "front.csv", ConfirmedRow)]
     capsys.readouterr()
     assert main(STUDY) == 0
     assert "this study is complete" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def check_all_is_recorded(server: Server) -> None:
         run = children[str(row.number)]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["state"] == row.state
-        assert run.data.metrics["flops_ratio"] == pytest.approx(row.flops_ratio)
+        assert run.data.metrics["flops_ratio"] == pytest.approx(row.ratios["flops"])
         assert run.data.metrics["quality"] == pytest.approx(row.quality)
         history = client.get_metric_history(run.info.run_id, "finetune/loss")
         assert [point.step for point in history] == list(range(1, row.rung + 1))

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from orchestrator.search.results import rows
 from orchestrator.search.studies.trial import RUNGS, TRACE
 from orchestrator.search.trials import evaluate
 from orchestrator.search.trials.failures import HALVED, Deadline, check_failures, most_common, reason_of, sparing_memory
-from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.settings.budget import parse_time
 from orchestrator.tracking.none import NoTracker
 from tests.search.problems import Bench, bench, settings_of, silent
@@ -39,7 +37,7 @@ MANY = 2**48
 
 
 def proposed() -> Proposal:
-    return SPACE.propose(TERRAIN, SPACE.chain(TERRAIN, 0.5, 0.0))
+    return SPACE.propose(TERRAIN, SPACE.chain(TERRAIN, 0.5))
 
 
 class Spent:
@@ -240,16 +238,6 @@ def test_scoring_that_takes_too_long_ends_in_the_middle(
 ) -> None:
     here = bench(home, tmp_path, f"method={method}", "study.trial_timeout=0.001s")
     monkeypatch.setattr(Problem, "recalibrate", None)  # what follows the scores
-    with pytest.raises(TrialTimeoutError):
-        here.evaluator(here.propose(0.5), 0, silent)
-
-
-def test_screening_that_takes_too_long_ends_in_the_middle(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = bench(home, tmp_path, "search.screening.share=1.0", "study.trial_timeout=0.001s")
-    monkeypatch.setattr(UnitPruner, "scores", lambda pruner, *rest: np.zeros(pruner.structure.n_units))
-    monkeypatch.setattr(evaluate, "run_plan", None)  # what follows the choice
     with pytest.raises(TrialTimeoutError):
         here.evaluator(here.propose(0.5), 0, silent)
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
-from orchestrator.report.rows import FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.studies.study import open_study
 from tests.faults.harm import STUDY, change, flip
 from tests.search.test_study import settings as made_up
@@ -56,12 +56,12 @@ def test_a_damaged_plan_is_set_aside_and_its_trial_made_anew(
     assert "2/plan.json must be a plan that this program wrote: trial: " in said
     after = read_csv(again / "trials.csv", TrialRow)
     assert [row.state for row in after] == ["completed", "damaged", "damaged", "completed", "completed", "completed"]
-    assert [after[3].flops, after[4].flops] == [before[1].flops, before[2].flops]
+    assert [after[3].costs["flops"], after[4].costs["flops"]] == [before[1].costs["flops"], before[2].costs["flops"]]
     assert [row.kind for row in after[3:5]] == [row.kind for row in before[1:]]
     assert not {row.parent for row in after[3:]} & {1, 2}
     assert json.loads((again / "summary.json").read_text())["trials"] == 4
     assert sorted(path.name for path in (again / "trials").iterdir()) == ["0", "3", "4", "5", "damaged-1", "damaged-2"]
-    assert not {1, 2} & {row.trial for row in read_csv(again / "front.csv", FrontRow)}
+    assert not {1, 2} & {row.trial for row in read_csv(again / "front.csv", ConfirmedRow)}
     monkeypatch.setattr("orchestrator.jobs.search.prepare", None)
     assert main([*STUDY, "study.n_trials=4"]) == 0  # complete: nothing is done
 

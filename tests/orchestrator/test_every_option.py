@@ -13,7 +13,7 @@ from PIL import Image
 
 import orchestrator
 from orchestrator.__main__ import main
-from orchestrator.report.rows import FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ CHOICES = [
     "phases.finetune.distillation=null",
     "phases.finetune.distillation.mixed=2",
     "phases.profile.ratios=[0.3,0.6]",
-    "search.chain.equal_loss=[0.0,1.0]",
+    "space.equal_loss=[0.5,0.5]",
     "search.lineage=false",
     "task.label_smoothing=0.1",
     "tracking=none",
@@ -108,7 +108,7 @@ def test_a_choice_runs_end_to_end(choice: str) -> None:
     assert main(["+experiment=digits_small", *(set(words) - set(values)), *TINY, *tracking, *values]) == 0
     trials = read_csv("runs/tiny/trials.csv", TrialRow)
     assert sum(row.state == "completed" for row in trials) >= (1 if "guard" in choice else 2)
-    front = read_csv("runs/tiny/front.csv", FrontRow)
+    front = read_csv("runs/tiny/front.csv", ConfirmedRow)
     assert front
     for row in front:
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
@@ -123,7 +123,7 @@ def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) 
         main(["+experiment=digits_small", f"model={model}", "phases=deep", f"method={method}", *TINY, "tracking=none"])
         == 0
     )
-    for row in read_csv("runs/tiny/front.csv", FrontRow):
+    for row in read_csv("runs/tiny/front.csv", ConfirmedRow):
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -132,7 +132,7 @@ def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) 
 )
 def test_models_by_name_run_end_to_end(model: list[str]) -> None:
     assert main(["+experiment=digits_small", "data=digits_rgb", "phases=deep", *model, *TINY, "tracking=none"]) == 0
-    for row in read_csv("runs/tiny/front.csv", FrontRow):
+    for row in read_csv("runs/tiny/front.csv", ConfirmedRow):
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -155,12 +155,11 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
     fast = [
         "study.n_trials=2",
         "space.units=[1,1]",
-        "phases.finetune.units=1",
         "phases.finetune.recalibration_batches=1",
     ]
     command = ["+experiment=resnet50_imagenet", f"data.folder={tmp_path / 'images'}", *TINY, *small, *fresh, *fast]
     assert main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.unit_steps=2"]) == 0
-    assert read_csv("runs/tiny/front.csv", FrontRow)
+    assert read_csv("runs/tiny/front.csv", ConfirmedRow)
 
 
 def test_a_multirun_makes_a_study_for_each_job() -> None:
@@ -178,7 +177,7 @@ def test_a_multirun_makes_a_study_for_each_job() -> None:
         == 0
     )
     for name in ("l1", "random"):
-        assert read_csv(f"runs/{name}/front.csv", FrontRow)
+        assert read_csv(f"runs/{name}/front.csv", ConfirmedRow)
 
 
 def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path: Path) -> None:

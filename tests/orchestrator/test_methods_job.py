@@ -12,7 +12,7 @@ import orchestrator
 from lightning_modules.data import digits
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
 from tests.faults.harm import change, flip
 
 SMALL = [
@@ -45,7 +45,7 @@ def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -
     assert main(["+experiment=digits_small", "method=search", *SMALL, "method.among=[l1,fpgm,random]"]) == 0
     trials = read_csv("runs/digits_small/trials.csv", TrialRow)
     assert [row.method for row in trials[:3]] == ["l1", "fpgm", "random"]
-    front = read_csv("runs/digits_small/front.csv", FrontRow)
+    front = read_csv("runs/digits_small/front.csv", ConfirmedRow)
     assert all(row.method == trials[row.trial].method != "" for row in front)
     client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
@@ -55,35 +55,37 @@ def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -
 
 def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
     assert main(["+experiment=digits_small", "method=weight_lamp", *SMALL, "tracking=none"]) == 0
-    front = read_csv("runs/digits_small/front.csv", FrontRow)
-    baselines = {(row.baseline, row.trial): row for row in read_csv("runs/digits_small/baselines.csv", BaselineRow)}
+    front = read_csv("runs/digits_small/front.csv", ConfirmedRow)
+    baselines = {(row.origin, row.trial): row for row in read_csv("runs/digits_small/baselines.csv", ConfirmedRow)}
     for row in front:
         assert row.axis == "effective_flops"
-        assert row.flops_ratio == row.params_ratio == 1.0
-        assert row.effective_flops_ratio < 0.8
+        assert row.ratios["flops"] == row.ratios["params"] == 1.0
+        assert row.ratios["effective_flops"] < 0.8
         model = orchestrator.load_pruned(row.path)
         zeros = sum(int((p == 0).sum()) for p in model.parameters()) / sum(p.numel() for p in model.parameters())
         assert row.sparsity == pytest.approx(zeros)
         assert accuracy(model) > 0.5
         if ("uniform", row.trial) in baselines:
-            assert baselines["uniform", row.trial].effective_flops <= row.effective_flops
+            assert baselines["uniform", row.trial].effective_flops <= row.costs["effective_flops"]
 
 
 def test_activations_stay_pruned_in_the_exported_model() -> None:
     levels = "method.activation.levels=[0.2,0.3]"
     assert main(["+experiment=digits_small", "method=activation_topk", *SMALL, levels, "tracking=none"]) == 0
-    row = read_csv("runs/digits_small/front.csv", FrontRow)[0]
+    row = read_csv("runs/digits_small/front.csv", ConfirmedRow)[0]
     model = orchestrator.load_pruned(row.path)
     seen: list[float] = []
     model.fc.register_forward_hook(lambda module, inputs, output: seen.append(float((inputs[0] != 0).float().mean())))
     accuracy(model)
     assert max(seen) <= 0.35
     # a ladder prunes no activations, so it is matched by units: by effective FLOPs it would lose three times as many
-    matched = [b for b in read_csv("runs/digits_small/baselines.csv", BaselineRow) if b.trial is not None]
-    front = {found.trial: found for found in read_csv("runs/digits_small/front.csv", FrontRow)}
+    matched = [b for b in read_csv("runs/digits_small/baselines.csv", ConfirmedRow) if b.trial is not None]
+    front = {found.trial: found for found in read_csv("runs/digits_small/front.csv", ConfirmedRow)}
     assert matched
-    assert all(0.7 * front[b.trial].flops <= b.flops <= front[b.trial].flops for b in matched)
-    assert row.effective_flops_ratio < row.flops_ratio
+    assert all(
+        0.7 * front[b.trial].costs["flops"] <= b.costs["flops"] <= front[b.trial].costs["flops"] for b in matched
+    )
+    assert row.ratios["effective_flops"] < row.ratios["flops"]
 
 
 @pytest.mark.slow
@@ -91,10 +93,10 @@ def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
     pytest.importorskip("onnxruntime")
     few = ["study.n_trials=3", "phases.confirm.max_models=2", "phases.confirm.baselines=[]"]  # an export takes seconds
     assert main(["+experiment=digits_small", "method=int8", *SMALL, *few, "tracking=none"]) == 0
-    for row in read_csv("runs/digits_small/front.csv", FrontRow):
+    for row in read_csv("runs/digits_small/front.csv", ConfirmedRow):
         small, whole = orchestrator.load_int8(row.path), orchestrator.load_pruned(row.path)
         assert abs(accuracy(small) - accuracy(whole)) < 0.03
-        assert row.size_mb == (Path(row.path) / "model.int8.onnx").stat().st_size / 1e6
+        assert row.costs["size_mb"] == (Path(row.path) / "model.int8.onnx").stat().st_size / 1e6
     folder = Path(row.path)
     flip(folder / "model.int8.onnx")
     with pytest.raises(DataError, match=r"model.int8.onnx was changed or damaged: its sha256 is \w{12}..., not"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
 
 TINY = [
     "+experiment=digits_small",
@@ -34,13 +34,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_latency_study_has_the_latency_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "tracking=none", "objectives=quality_latency"]) == 0
-    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", FrontRow)
+    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", ConfirmedRow)
     assert {row.axis for row in [*trials, *front]} == {"latency_ms"}
     (dense,) = Path("baselines").glob("latency-dense-*.json")
     whole = json.loads(dense.read_text())["latency_ms"]
     for row in trials:
-        assert row.latency_ms is not None
-        assert row.cost_ratio == pytest.approx(row.latency_ms / whole)
+        assert row.costs["latency_ms"] is not None
+        assert row.cost_ratio == pytest.approx(row.costs["latency_ms"] / whole)
     assert json.loads((RUN / "summary.json").read_text())["reference"] == {"accuracy": 0.5, "latency_ms_ratio": 1.0}
     said = capsys.readouterr()
     assert "of the latency" in said.err
@@ -55,7 +55,7 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
     assert main([*TINY, *objectives, bounds, "space=uniform", "sampler=nsga2", "study.n_trials=8"]) == 0
     said = capsys.readouterr()
     assert "plans it has not seen" in said.err
-    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", FrontRow)
+    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", ConfirmedRow)
     assert {"completed", "infeasible"} <= {row.state for row in trials} <= {"completed", "infeasible", "rejected"}
     for row in trials:
         if row.state == "infeasible":
@@ -70,7 +70,7 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
     infeasible = {row.number for row in trials if row.state != "completed"}
     assert front
     assert not infeasible & {row.trial for row in front}
-    assert all(row.size_mb <= 0.06 for row in front)
+    assert all(row.costs["size_mb"] <= 0.06 for row in front)
     assert [row.estimated_latency_ms for row in front] == sorted((r.estimated_latency_ms for r in front), reverse=True)
     summary = json.loads((RUN / "summary.json").read_text())
     assert list(summary["reference"]) == ["accuracy", "loss", "estimated_latency_ms_ratio", "size_mb_ratio"]
@@ -115,7 +115,7 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     ladders = ["phases.confirm.baselines=[uniform,random,global]", "phases.confirm.max_baseline_models=1"]
     hub = ["sampler=hub", "sampler.package=samplers/mine", f"sampler.registry={tmp_path / 'registry'}"]
     assert main([*TINY, "tracking=none", *ladders, *hub]) == 0
-    assert len(read_csv(RUN / "baselines.csv", BaselineRow)) == 4
+    assert len(read_csv(RUN / "baselines.csv", ConfirmedRow)) == 4
 
 
 @pytest.mark.parametrize(

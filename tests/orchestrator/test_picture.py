@@ -5,19 +5,30 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from orchestrator.report.picture import pareto
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 
-FRONT = [FrontRow(n, 0.9 + 0.01 * n, 0.01, 2, 10**8 * n, n / 10, 10, 0.5, 1.0, "") for n in (1, 3, 7)]
-DENSE = FrontRow(-1, 0.985, 0.0, 2, 10**9, 1.0, 20, 1.0, 2.0, "")
+
+def trial(number: int, state: str, quality: float | None, ratio: float | None) -> TrialRow:
+    ratios = {} if ratio is None else {"flops": ratio}
+    return TrialRow(number, state, 1, None, quality, 1.0, None, "", "", costs={"flops": 1.0}, ratios=ratios)
+
+
+def confirmed(origin: str, place: int | None, mean: float, std: float, ratio: float) -> ConfirmedRow:
+    return ConfirmedRow(origin, place, mean, std, 2, costs={"flops": 1e9 * ratio}, ratios={"flops": ratio})
+
+
+FRONT = [confirmed("front", n, 0.9 + 0.01 * n, 0.01, n / 10) for n in (1, 3, 7)]
+DENSE = confirmed("dense", None, 0.985, 0.0, 1.0)
 TRIALS = [
-    TrialRow(0, "completed", 2, None, 0.95, 1, 0.5, 1, 0.5, 1.0, None, "", ""),
-    TrialRow(1, "stopped", 0, None, 0.10, 1, 0.004, 1, 0.5, 1.0, None, "", ""),
-    TrialRow(2, "rejected", 0, None, None, 1, 0.9, 1, 0.5, 1.0, None, "", ""),
-    TrialRow(3, "failed", 0, None, math.nan, None, None, None, None, 1.0, None, "", ""),
+    trial(0, "completed", 0.95, 0.5),
+    trial(1, "stopped", 0.10, 0.004),
+    trial(2, "rejected", None, 0.9),
+    trial(3, "failed", math.nan, None),
 ]
-BASELINES = [BaselineRow("random", 3, 0.4, 0.2, 2, 1, 0.3, 1, 0.3, 1.0, "")]
+BASELINES = [confirmed("random", 3, 0.4, 0.2, 0.3)]
 
 
 @pytest.mark.parametrize(
@@ -34,9 +45,9 @@ BASELINES = [BaselineRow("random", 3, 0.4, 0.2, 2, 1, 0.3, 1, 0.3, 1.0, "")]
 def test_every_combination_gives_a_png(
     tmp_path: Path,
     trials: list[TrialRow],
-    front: list[FrontRow],
-    baselines: list[BaselineRow],
-    dense: FrontRow | None,
+    front: list[ConfirmedRow],
+    baselines: list[ConfirmedRow],
+    dense: ConfirmedRow | None,
 ) -> None:
     path = tmp_path / "pareto.png"
     pareto(path, trials, front, baselines, quality="accuracy", dense=dense, title="a study")
@@ -44,3 +55,21 @@ def test_every_combination_gives_a_png(
     assert content.startswith(b"\x89PNG")
     pareto(path, trials, front, baselines, quality="accuracy", dense=dense, title="a study")
     assert path.read_bytes() == content
+
+
+def test_a_quality_that_is_to_be_small_has_its_good_models_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With errors in place of accuracies the picture shows the same heights, under falling labels."""
+    limits, original = [], Axes.set_ylim
+
+    def noted(axes: Axes, *bounds: float, **rest: object) -> object:
+        if len(bounds) == 2:
+            limits.append(bounds)
+        return original(axes, *bounds, **rest)
+
+    monkeypatch.setattr(Axes, "set_ylim", noted)
+    flipped = [dataclasses.replace(row, test_mean=-row.test_mean) for row in FRONT]
+    pareto(tmp_path / "up.png", [], FRONT, [], quality="accuracy", dense=None, title="a study")
+    pareto(tmp_path / "down.png", [], flipped, [], quality="error", dense=None, title="a study", sign=-1.0)
+    assert limits[0] == pytest.approx(limits[1])

@@ -6,8 +6,14 @@ import pytest
 
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 from orchestrator.report.tables import front_table, show, summary_table
+
+
+def confirmed(origin: str, trial: int | None, mean: float, std: float, flops: float, ratio: float) -> ConfirmedRow:
+    """A confirmed model; half of the parameters, 1 ms."""
+    costs = {"flops": flops, "params": 100.0, "latency_ms": 1.0}
+    return ConfirmedRow(origin, trial, mean, std, 2, costs=costs, ratios={"flops": ratio, "params": 0.5})
 
 
 class Hand:
@@ -20,7 +26,9 @@ class Hand:
         return self.time
 
 
-ROW = TrialRow(3, "stopped", 1, 2, 0.91234, 10, 0.25, 5, 0.5, 12.0, 0.3, "sampler", "below the rung")
+ROW = TrialRow(
+    3, "stopped", 1, 2, 0.91234, 12.0, 0.3, "sampler", "below the rung", costs={"flops": 10}, ratios={"flops": 0.25}
+)
 
 
 def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
@@ -57,7 +65,10 @@ def test_a_log_does_not_say_the_same_again_and_again() -> None:
 
 def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
     stream, hand = io.StringIO(), Hand()
-    front = [TrialRow(n, "completed", 1, None, 0.5, 1, n / 20, 1, 1.0, 1.0, None, "", "") for n in range(1, 21)]
+    front = [
+        TrialRow(n, "completed", 1, None, 0.5, 1.0, None, "", "", costs={"flops": 1}, ratios={"flops": n / 20})
+        for n in range(1, 21)
+    ]
     with Progress(stream, terminal=True, now=hand) as progress:
         progress.eta(60)
         progress.trial(ROW, front, 4, 24)
@@ -77,9 +88,9 @@ def test_seconds_per_phase_come_with_it() -> None:
 
 
 def test_tables_show_each_model_beside_its_baselines() -> None:
-    front = [FrontRow(3, 0.9, 0.01, 2, 2_610_000_000, 0.25, 100, 0.5, 1.0, "")]
-    dense = FrontRow(-1, 0.95, 0.0, 2, 10_440_000_000, 1.0, 200, 1.0, 4.0, "")
-    baselines = [BaselineRow("uniform", 3, 0.88, 0.02, 2, 2_600_000_000, 0.249, 90, 0.45, 1.0, "")]
+    front = [confirmed("front", 3, 0.9, 0.01, 2_610_000_000, 0.25)]
+    dense = confirmed("dense", None, 0.95, 0.0, 10_440_000_000, 1.0)
+    baselines = [confirmed("uniform", 3, 0.88, 0.02, 2_600_000_000, 0.249)]
     stream = io.StringIO()
     show(front_table(front, baselines, quality="accuracy", dense=dense), stream)
     show(summary_table("Summary", [("orchestration", percent(0.031))]), stream)

@@ -18,7 +18,7 @@ import orchestrator
 from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, RungRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
@@ -62,20 +62,20 @@ def run(home: Path) -> Path:
 
 def test_the_files_of_the_contract(run: Path) -> None:
     trials = read_csv(run / "trials.csv", TrialRow)
-    front = read_csv(run / "front.csv", FrontRow)
-    baselines = read_csv(run / "baselines.csv", BaselineRow)
+    front = read_csv(run / "front.csv", ConfirmedRow)
+    baselines = read_csv(run / "baselines.csv", ConfirmedRow)
     assert [row.number for row in trials] == list(range(6))
     rungs = read_csv(run / "rungs.csv", RungRow)
     beyond = [row for row in trials if row.state == "completed" and row.rung > 1]
     assert [(row.rung, row.trials) for row in rungs[:1]] == ([(1, len(beyond))] if beyond else [])
     assert json.loads((run / "summary.json").read_text())["rungs"] == [vars(row) for row in rungs]
-    assert {row.baseline for row in baselines} == {"dense", "uniform", "random", "global"}
+    assert {row.origin for row in baselines} == {"dense", "uniform", "random", "global"}
     assert 1 <= len(front) <= 3
     for row in front:
         assert row.seeds == 2
-        assert row.flops == 2 * read_plan(Path(run / "models" / str(row.trial)))["macs"]
-        assert 0.0 < row.flops_ratio < 1.0
-        assert row.latency_ms > 0.0
+        assert row.costs["flops"] == 2 * read_plan(Path(run / "models" / str(row.trial)))["macs"]
+        assert 0.0 < row.ratios["flops"] < 1.0
+        assert row.costs["latency_ms"] > 0.0
     assert (run / "pareto.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["width"] == 8
@@ -83,13 +83,15 @@ def test_the_files_of_the_contract(run: Path) -> None:
 
 
 def test_baselines_stand_at_the_flops_of_the_front(run: Path) -> None:
-    front = {row.trial: row for row in read_csv(run / "front.csv", FrontRow)}
-    for row in read_csv(run / "baselines.csv", BaselineRow):
+    front = {row.trial: row for row in read_csv(run / "front.csv", ConfirmedRow)}
+    for row in read_csv(run / "baselines.csv", ConfirmedRow):
         if row.trial is None:
-            assert (row.baseline, row.flops_ratio) == ("dense", 1.0)
+            assert (row.origin, row.ratios["flops"]) == ("dense", 1.0)
         else:
-            assert row.flops <= front[row.trial].flops
-            assert row.flops >= 0.6 * front[row.trial].flops  # whole units: at width 8 the last steps are coarse
+            assert row.costs["flops"] <= front[row.trial].costs["flops"]
+            assert (
+                row.costs["flops"] >= 0.6 * front[row.trial].costs["flops"]
+            )  # whole units: at width 8 the last steps are coarse
 
 
 def test_children_keep_units_of_their_parents_only(run: Path) -> None:
@@ -109,7 +111,7 @@ def test_children_keep_units_of_their_parents_only(run: Path) -> None:
 
 
 def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(run: Path, home: Path) -> None:
-    row = read_csv(run / "front.csv", FrontRow)[-1]
+    row = read_csv(run / "front.csv", ConfirmedRow)[-1]
     code = (
         "import orchestrator, torch, json; from lightning_modules.data import digits; d = digits();"
         f"m = orchestrator.load_pruned({row.path!r});"
@@ -123,7 +125,7 @@ def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(run: P
 
 
 def test_a_damaged_model_is_refused(run: Path, tmp_path: Path) -> None:
-    row = read_csv(run / "front.csv", FrontRow)[0]
+    row = read_csv(run / "front.csv", ConfirmedRow)[0]
     shutil.copytree(run / "models" / str(row.trial), tmp_path / "m")
     weights = tmp_path / "m" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -153,7 +155,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_columns(home: Path, 
         number = int(child.data.tags["trial_number"])
         assert child.data.tags["state"] == trials[number].state
         assert {"study", "model", "data", "method", "criterion", "seed"} <= set(child.data.tags)
-        assert child.data.metrics["flops_ratio"] == pytest.approx(trials[number].flops_ratio)
+        assert child.data.metrics["flops_ratio"] == pytest.approx(trials[number].ratios["flops"])
         assert {"params_ratio", "quality"} <= set(child.data.metrics)
         names = {found.path for found in client.list_artifacts(child.info.run_id)}
         assert {"plan.json", "groups.json"} <= names
@@ -184,7 +186,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(home: Path, run: Path,
     for path in sorted((run / "trials").glob("*/weights.safetensors")):
         assert path.read_bytes() == (again / "trials" / path.parent.name / path.name).read_bytes()
     for name in ("front.csv", "baselines.csv"):
-        kind = FrontRow if name == "front.csv" else BaselineRow
+        kind = ConfirmedRow
         rows = [[{**vars(row), "latency_ms": 0} for row in read_csv(at / name, kind)] for at in (run, again)]
         assert rows[0] == rows[1]
 
@@ -221,7 +223,7 @@ def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path)
 
 
 def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
-    budget = ["objectives.max_flops_ratio=0.3", "space=per_group"]
+    budget = ["objectives.bounds={flops_ratio: {most: 0.3}}", "space=per_group"]
     with inside(tmp_path):
         assert main([*SMALL, *BRIEF, *budget, "study.n_trials=8"]) == 0
     trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
@@ -230,11 +232,11 @@ def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
         if "empties" in row.reason:
             assert row.state == "rejected"
             continue
-        assert row.flops_ratio is not None
-        assert (row.flops_ratio <= 0.3) == (row.state != "rejected")
+        assert row.ratios["flops"] is not None
+        assert (row.ratios["flops"] <= 0.3) == (row.state != "rejected")
         if row.state == "rejected":
             assert row.rung == 0
-            assert "is over objectives.max_flops_ratio 0.3" in row.reason
+            assert "is over objectives.bounds.flops_ratio.most 0.3" in row.reason
 
 
 @pytest.mark.slow
@@ -244,4 +246,4 @@ def test_three_objectives_and_latency(tmp_path: Path) -> None:
         assert main([*common, "study.name=three", "objectives=quality_flops_params"]) == 0
         assert main([*common, "study.name=fast", "objectives=quality_latency"]) == 0
     assert (tmp_path / "runs" / "three" / "front.csv").exists()
-    assert len(read_csv(tmp_path / "runs" / "fast" / "front.csv", FrontRow)) >= 1
+    assert len(read_csv(tmp_path / "runs" / "fast" / "front.csv", ConfirmedRow)) >= 1

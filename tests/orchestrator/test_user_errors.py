@@ -38,8 +38,19 @@ CASES = {
     "weights": (["model=resnet50", "data=digits_rgb", "model.weights=V9"], r"null or one of .*IMAGENET1K_V2"),
     "classes": (["model.num_classes=7"], r"output must be \(batch, 10\) for this data; it is \(1, 7\)"),
     "channels": (["data=digits_rgb"], r"the model must take the data's inputs \(3, 32, 32\)"),
-    "budget": (["objectives.max_flops_ratio=0.0001"], r"objectives.max_flops_ratio must be at least 0.0\d+ \(one unit"),
-    "range": (["objectives.max_flops_ratio=1.5"], r"max_flops_ratio: Input should be less than or equal to 1; got 1.5"),
+    "bound": (
+        ["objectives.bounds={flops_ratio: {most: 0.0001}}"],
+        r"objectives.bounds.flops_ratio.most must be at least 0.0\d+, what the smallest plan has",
+    ),
+    "deleted": (["objectives.max_flops_ratio=0.5"], r"is not a setting any more: take objectives.bounds=.flops_ratio"),
+    "section": (["search.screening.share=0.5"], r"search.screening.share is not a setting any more: it did not pay"),
+    "combine": (["+method.criterion.combine=max"], r"criterion.combine is no setting: coupled layers always count"),
+    "trials": (["study.budget=40trials"], r"for a number of trials take study.n_trials; got '40trials'"),
+    "cost": (["objectives.costs=[flop]"], r"a cost must be one of \['flops', .* nearest: flops"),
+    "weight": (
+        ["space.distillation=[0.3,0.9]", "phases.finetune.distillation.weight=0"],
+        r"space.distillation .* needs phases.finetune.distillation with a weight above 0",
+    ),
     "type": (["study.n_trials=many"], r"study.n_trials: Input should be a valid integer"),
     "types": (
         ["threads=many"],
@@ -59,7 +70,7 @@ CASES = {
     "optimizer": (["+phases.finetune.optimizer.lrr=1"], r"torch.optim.SGD: got an unexpected keyword argument 'lrr'"),
     "rate": (["phases.finetune.optimizer.lr=-1"], r"torch.optim.\w*: Invalid learning rate: -1"),
     "sampler": (["sampler._target_=optuna.samplers.TPESampeler"], r"has no 'TPESampeler'; nearest: TPESampler"),
-    "key": (["phases.finetune.unts=3"], r"no 'phases.finetune.unts'; nearest: phases.finetune.units"),
+    "key": (["phases.finetune.unit_step=3"], r"no 'phases.finetune.unit_step'; nearest: phases.finetune.unit_steps"),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import FrontRow, TrialRow, read_csv
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
@@ -75,7 +75,9 @@ def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_agai
     rows = trials("second")
     warm = [row for row in rows if row.kind == "warm"]
     assert [row.number for row in warm] == list(range(len(first)))
-    assert [(row.quality, row.flops, row.params) for row in warm] == [(r.quality, r.flops, r.params) for r in first]
+    assert [(row.quality, row.costs["flops"], row.costs["params"]) for row in warm] == [
+        (r.quality, r.costs["flops"], r.costs["params"]) for r in first
+    ]
     assert [row.reason for row in warm] == [f"trial {row.number} of study first" for row in first]
     assert {row.kind for row in rows[len(warm) :]} == {"search"}  # no rung of the chain is left
     assert len(rows) - len(warm) == 3 == summary("second")["trials"]
@@ -84,7 +86,7 @@ def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_agai
     assert all(trial.state == TrialState.COMPLETE and len(trial.params) > 4 for trial in told[: len(warm)])
     own = [row for row in rows if row.kind == "search" and row.state == "completed"]
     assert any(row.parent is not None and row.parent < len(warm) for row in own)
-    front = read_csv("runs/second/front.csv", FrontRow)
+    front = read_csv("runs/second/front.csv", ConfirmedRow)
     assert {row.trial for row in front} & {row.number for row in warm}
     # complete, and shown at once
     with pytest.MonkeyPatch.context() as patch:
@@ -128,15 +130,20 @@ def test_methods_spaces_and_objectives_may_differ(other: list[str]) -> None:
 
 def test_plans_outside_a_bound_are_parents_and_no_more() -> None:
     first = completed("first")
-    bound = sorted(row.flops_ratio or 1.0 for row in first)[1] + 0.001
-    assert main([*SECOND, f"objectives.max_flops_ratio={bound}", "study.n_trials=3", "stopping=never"]) == 0
+    bound = sorted(row.ratios["flops"] for row in first)[1] + 0.001
+    assert (
+        main([*SECOND, f"objectives.bounds={{flops_ratio: {{most: {bound}}}}}", "study.n_trials=3", "stopping=never"])
+        == 0
+    )
     rows = trials("second")
     states = {row.number: row.state for row in rows if row.kind == "warm"}
     assert list(states.values()).count("parent") == len(first) - 2
     assert all(
-        "is over objectives.max_flops_ratio" in rows[number].reason for number, s in states.items() if s == "parent"
+        "is over objectives.bounds.flops_ratio.most" in rows[number].reason
+        for number, s in states.items()
+        if s == "parent"
     )
-    front = {row.trial for row in read_csv("runs/second/front.csv", FrontRow)}
+    front = {row.trial for row in read_csv("runs/second/front.csv", ConfirmedRow)}
     assert not front & {number for number, state in states.items() if state == "parent"}
     parents = {row.parent for row in rows if row.kind != "warm"}
     assert parents & set(states)
@@ -146,7 +153,7 @@ def test_rungs_that_are_shorter_or_elsewhere_are_run() -> None:
     longer = ["search.chain.rungs=4", "study.n_trials=4", "stopping=never"]
     assert main([*SECOND, *longer]) == 0
     kinds = [row.kind for row in trials("second") if row.kind != "warm"]
-    assert kinds.count("chain uniform") == 3  # the first is there; the last would be trained for longer
+    assert kinds.count("chain") == 3  # the first is there; the last would be trained for longer
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Bench:
 
     def propose(self, ratio: float, **params: Any) -> Proposal:
         named = {key.replace("__", "."): value for key, value in params.items()}
-        return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio, 0.0), **named})
+        return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio), **named})
 
     def run(self, proposal: Proposal, number: int = 0) -> tuple[Measurement, nn.Module]:
         measured = self.evaluator(proposal, number, silent)

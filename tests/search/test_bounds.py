@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import ConfigError
-from orchestrator.search.bounds import check_bounds, costs_before, size_mb
+from orchestrator.search.bounds import check_bounds, costs_before
+from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.latency_model import pruned
 from orchestrator.search.plans.measurement import Measurement
-from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.problem import Problem
 from orchestrator.search.space import Uniform
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import prepare_method
@@ -39,6 +40,7 @@ def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
     [
         ("size_mb: {most: 0.02}", r"size_mb 0.0\d+ is over objectives.bounds.size_mb.most 0.02"),
         ("flops: {most: 20000}", "flops .* is over objectives.bounds.flops.most 20000"),
+        ("params_ratio: {most: 0.1}", r"params_ratio 0.\d+ is over objectives.bounds.params_ratio.most 0.1"),
         ("params: {least: 15000}", "params .* is under objectives.bounds.params.least 15000"),
         ("effective_flops: {most: 20000}", "effective_flops .* is over"),
         ("latency_ms: {least: 0.01, most: 1000}, size_mb: {most: 0.02}", "size_mb"),
@@ -61,9 +63,8 @@ def test_quality_and_nonzero_weights_are_known_afterwards(home: Path, tmp_path: 
     assert problem.goals.broken(values).count("objectives.bounds.") == 2
 
 
-@pytest.mark.parametrize("screening", [["search.screening.share=0.5"], []])
-def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path: Path, screening: list[str]) -> None:
-    problem = problem_of(home, "objectives.bounds={latency_ms: {most: 1000}}", *screening)
+def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path: Path) -> None:
+    problem = problem_of(home, "objectives.bounds={latency_ms: {most: 1000}}")
     calls: list[float] = []
 
     def clock(*_: Any) -> float:
@@ -71,11 +72,10 @@ def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path
         return calls[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.search.bounds.latency_ms", clock)
+        patch.setattr("orchestrator.search.costs.latency_ms", clock)
         found = evaluated(problem, 0.3, tmp_path)
     assert found.state == "completed"
-    assert 1 <= len(calls) <= 1 + len(screening)  # what was proposed, and what screening made of it if that differs
-    assert found.costs["latency_ms"] == calls[-1]
+    assert found.costs["latency_ms"] == calls[0]  # it may not pass a bound before training and fail it afterwards
 
 
 def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
     assert before == pytest.approx({name: found.costs[name] for name in before})
     assert "size_mb" not in costs_before(problem, kept, {}, None, True)
     assert "effective_flops" not in costs_before(problem, kept, {}, 0.5, False)
-    assert size_mb(pruned(problem.model, problem.structure, kept)) == pytest.approx(found.costs["size_mb"])
+    shaped = Costed(kept, shaped=pruned(problem.model, problem.structure, kept))
+    assert costs_of(problem.prices, shaped, ["size_mb"]) == pytest.approx({"size_mb": found.costs["size_mb"]})
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,8 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
         ("params: {least: 1e9}", r"objectives.bounds.params.least must be at most .* what the dense model has"),
         ("estimated_latency_ms: {most: 1e-9}", r"objectives.bounds.estimated_latency_ms.most must be at least"),
         ("flops: {most: 1}", r"objectives.bounds.flops.most must be at least"),
+        ("flops_ratio: {most: 0.001}", r"objectives.bounds.flops_ratio.most must be at least 0.0"),
+        ("params_ratio: {least: 1.5}", r"objectives.bounds.params_ratio.least must be at most 1, what the dense model"),
     ],
 )
 def test_bounds_that_nothing_keeps_are_refused_before_training(tmp_path: Path, bound: str, message: str) -> None:
@@ -112,9 +115,9 @@ def test_bounds_that_nothing_keeps_are_refused_before_training(tmp_path: Path, b
 def test_methods_of_single_weights_leave_sizes_as_they_are(home: Path) -> None:
     problem = problem_of(home, "method=weight_l1", "objectives=quality_effective_flops")
     settings = problem.settings
-    whole = size_mb(problem.model)
+    whole = problem.dense_costs["size_mb"]
     tight = settings.model_copy(
         update={"objectives": settings.objectives.model_validate({"bounds": {"size_mb": {"most": 0.9 * whole}}})}
     )
     with pytest.raises(ConfigError, match=r"size_mb.most must be at least"):
-        check_bounds(tight, problem.structure, problem.model, example_input(problem.data), None)
+        check_bounds(tight, problem.prices, problem.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,15 @@ CHAIN = [0.7, 0.43, 0.26, 0.16, 0.1, 0.06]
         ("20min", 1200.0, "seconds"),
         ("1.5h", 5400.0, "seconds"),
         (" 2 d ", 172800.0, "seconds"),
-        ("40trials", 40.0, "trials"),
         ("30epochs", 30.0, "epochs"),
         ("0.5epochs", 0.5, "epochs"),
     ],
 )
 def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) -> None:
     found = parse(text)
-    assert (found.amount, found.unit) == (amount, unit)
+    assert (found.amount, found.measure) == (amount, unit)
     assert parse(found.text) == found
     assert parse(found) is found
-    assert found.paced == (unit != "trials")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) ->
     ["", "20", 20, "min", "-1h", "0s", "0.0epochs", "1.5trials", "1h30min", "20 mins", "1e3s", "9" * 400 + "s", True],
 )
 def test_anything_else_is_refused_with_examples(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d, 40trials or 30epochs; got"):
+    with pytest.raises(ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got"):
         parse(value)
 
 
@@ -94,12 +92,8 @@ class Machine:
         available: float,
         most: int = 10**9,
         speed: Speed = SPEED,
-        chain: Sequence[float] = CHAIN,
-        even: str = "steps",
-        tilt: float = 0.0,
     ) -> Pace:
-        sharing = Sharing(even, tilt, most)
-        return Pace(speed, chain, available, sharing, lambda: self.now, lambda: self.rungs, lambda: self.steps)
+        return Pace(speed, CHAIN, available, Sharing(most), lambda: self.now, lambda: self.rungs, lambda: self.steps)
 
     def run(self, pace: Pace, ratio: float = 0.3, units: int = 2, last: int = 100) -> None:
         while pace.more() and len(self.ran) < last:
@@ -109,16 +103,6 @@ class Machine:
             self.steps += steps
             self.ran.append((at, steps))
             del self.rungs[:1]
-
-
-def test_the_chain_takes_what_is_available_the_same_steps_on_all_rungs() -> None:
-    machine = Machine([*CHAIN])
-    machine.run(machine.pace(1000.0))
-    assert [ratio for ratio, _ in machine.ran] == CHAIN
-    steps = [steps for _, steps in machine.ran]
-    expected = (1000.0 - sum(map(SPEED.beside_at, CHAIN))) / sum(map(SPEED.step_at, CHAIN))
-    assert all(abs(found - expected) <= 4 for found in steps)
-    assert 980.0 <= machine.now <= 1000.0
 
 
 @pytest.mark.parametrize("slower", [lambda n: 2.0, lambda n: 1.0 + 0.2 * n, lambda n: 3.0 if n == 2 else 1.0])
@@ -133,7 +117,7 @@ def test_the_chain_ends_in_time_on_a_slower_machine(slower: Callable[[int], floa
 
 def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     machine = Machine([*CHAIN])
-    pace = machine.pace(1000.0, even="time")
+    pace = machine.pace(1000.0)
     expected = [pace.rung_steps(ratio) for ratio in CHAIN]
     machine.run(pace)
     assert len(machine.ran) == len(CHAIN)
@@ -144,27 +128,13 @@ def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     assert 980.0 <= machine.now <= 1000.0
 
 
-@pytest.mark.parametrize("tilt", [0.25, 0.5, 1.0])
-def test_a_tilt_gives_small_rungs_more_of_the_time(tilt: float) -> None:
-    machine = Machine([*CHAIN])
-    machine.run(machine.pace(1000.0, even="time", tilt=tilt))
-    assert len(machine.ran) == len(CHAIN)
-    times = [SPEED.price(ratio, steps) * ratio**tilt for ratio, steps in machine.ran]
-    assert max(times) <= 1.2 * min(times)  # whole steps in each of two units
-    assert 980.0 <= machine.now <= 1000.0
-
-
-@pytest.mark.parametrize("even", ["time", "steps"])
 @given(
-    tilt=st.floats(0.0, 1.0),
     left=st.floats(1.0, 1e4),
     most=st.floats(10.0, 1e4),
     rungs=st.lists(st.floats(0.03, 0.9), min_size=1, max_size=8, unique=True),
 )
-def test_what_full_rungs_leave_goes_to_the_others(
-    even: str, tilt: float, left: float, most: float, rungs: list[float]
-) -> None:
-    sharing = Sharing(even, tilt, most)
+def test_what_full_rungs_leave_goes_to_the_others(left: float, most: float, rungs: list[float]) -> None:
+    sharing = Sharing(most)
     steps = [sharing.steps(SPEED, left, rung, rungs) for rung in rungs]
     assert all(0.0 <= found <= most for found in steps)
     spent = sum(SPEED.price(rung, found) for rung, found in zip(rungs, steps, strict=True))
@@ -175,9 +145,8 @@ def test_what_full_rungs_leave_goes_to_the_others(
 
 
 def test_small_rungs_have_no_fewer_steps_than_large_ones() -> None:
-    for even, tilt in itertools.product(("time", "steps"), (0.0, 0.5, 1.0)):
-        steps = [Sharing(even, tilt).steps(SPEED, 1000.0, rung, CHAIN) for rung in CHAIN]
-        assert steps == sorted(steps)
+    steps = [Sharing().steps(SPEED, 1000.0, rung, CHAIN) for rung in CHAIN]
+    assert steps == sorted(steps)
 
 
 def test_without_a_chain_trials_of_the_configured_length_end_in_time() -> None:
@@ -208,7 +177,7 @@ def test_a_larger_budget_first_makes_rungs_longer_then_adds_trials() -> None:
         found.append((max(steps for _, steps in machine.ran), len(machine.ran) - len(CHAIN)))
     longest = [steps for steps, _ in found]
     assert longest == sorted(longest)
-    assert longest[0] < 60
+    assert longest[0] < 100
     assert longest[-1] == 150
     more = [trials for _, trials in found]
     assert more == sorted(more)
@@ -224,16 +193,6 @@ def test_what_is_resumed_goes_on_with_what_is_left() -> None:
     assert len(parts.ran) == 3
     parts.run(parts.pace(1000.0))
     assert parts.ran == whole.ran
-
-
-def test_two_ladders_share_alike() -> None:
-    rungs = [ratio for ratio in CHAIN for _ in range(2)]
-    machine = Machine(rungs)
-    machine.run(machine.pace(1000.0, chain=CHAIN * 2))
-    assert len(machine.ran) == 2 * len(CHAIN)
-    steps = [steps for _, steps in machine.ran]
-    assert max(steps) - min(steps) <= 4
-    assert machine.now <= 1000.0
 
 
 def test_time_that_is_gone_still_leaves_every_rung_a_step_per_unit() -> None:
@@ -263,26 +222,15 @@ def test_epochs_are_shared_out_exactly() -> None:
     assert machine.now == 300.0
 
 
-def test_there_are_fewer_rungs_where_each_would_get_too_few_steps() -> None:
-    def rungs(count: int) -> list[float]:
-        return CHAIN[:count]
-
-    def needs(count: int) -> float:
-        return sum(SPEED.beside_at(ratio) + FEWEST * SPEED.step_at(ratio) for ratio in CHAIN[:count])
-
-    assert fewer_rungs(rungs, 6, SPEED, needs(6), Sharing("steps")) == 6
-    assert fewer_rungs(rungs, 6, SPEED, needs(6) - 1.0, Sharing("steps")) == 5
-    assert fewer_rungs(rungs, 6, SPEED, 0.0, Sharing("steps")) == 3
-    assert fewer_rungs(rungs, 2, SPEED, 0.0, Sharing("steps")) == 2
-
-
-def test_of_equal_times_the_dearest_rung_gets_the_fewest_steps() -> None:
+def test_there_are_fewer_rungs_where_the_dearest_would_get_too_few_steps() -> None:
     def rungs(count: int) -> list[float]:
         return CHAIN[:count]
 
     dearest = SPEED.beside_at(CHAIN[0]) + FEWEST * SPEED.step_at(CHAIN[0])
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, Sharing("time")) == 6
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, Sharing("time")) == 5
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, Sharing()) == 6
+    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, Sharing()) == 5
+    assert fewer_rungs(rungs, 6, SPEED, 0.0, Sharing()) == 3
+    assert fewer_rungs(rungs, 2, SPEED, 0.0, Sharing()) == 2
 
 
 def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
@@ -293,19 +241,6 @@ def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path:
     pacing = pacing_of(plans, study, 0.0, Progress(), lambda: float(next(ticks)))
     assert pacing is not None
     assert pacing.speed.ratios == pytest.approx((1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2)
-
-
-def test_the_configured_tilt_reaches_the_rungs(tmp_path: Path) -> None:
-    found = []
-    for tilt in (0.0, 1.0):
-        here = bench(tmp_path, tmp_path / f"runs-{tilt}", "study.budget=60epochs", f"search.chain.tilt={tilt}")
-        study = optuna.create_study(directions=["maximize", "minimize"])
-        pacing = pacing_of(Plans(here.evaluator, here.space, here.terrain), study, 0.0, Progress())
-        assert pacing is not None
-        found.append(pacing.rung_steps)
-    assert len(set(found[0])) == 1
-    assert found[1] == sorted(found[1])
-    assert found[1][0] < found[0][0] < found[1][-1]
 
 
 def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_models() -> None:

@@ -27,7 +27,7 @@ def test_a_range_is_a_dimension_and_the_chain_takes_its_middle(home: Path, tmp_p
     searched = here(home, tmp_path, RANGE)
     dimension = searched.space.distributions(searched.terrain)["distillation.weight"]
     assert (dimension.low, dimension.high) == (0.2, 0.6)  # type: ignore[attr-defined]
-    params = searched.space.chain(searched.terrain, 0.5, 0.0)
+    params = searched.space.chain(searched.terrain, 0.5)
     assert params["distillation.weight"] == pytest.approx(0.4)
     assert searched.space.propose(searched.terrain, params).timing.distillation == pytest.approx(0.4)
 

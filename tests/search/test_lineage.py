@@ -108,7 +108,7 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
     settings = here.problem.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])
-    enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2], [0.0])
+    enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2])
     leases = Leases(study, 60.0)
     take_over_interrupted(study, leases)
     remove_orphans(study, here.evaluator.models)

@@ -282,3 +282,21 @@ def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path)
     with pytest.raises(Exception, match=r"group 'stages.1.0.conv1' has 1"):
         method.stages[0].pruner.scores(here.problem.model, here.problem.structure.full(), 0)
     assert np.isfinite(method.stages[0].scores).all()
+
+
+def test_a_stopped_trial_is_charged_for_the_finetuning_that_it_got(home: Path, tmp_path: Path) -> None:
+    here = bench(home, tmp_path, "space.units=[1,4]")
+    proposal = here.propose(0.5, schedule__steps=1, finetune__units=4)
+    stopped = here.evaluator(proposal, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None)
+    assert (stopped.state, stopped.trained_units) == ("stopped", 1)
+
+
+def test_finetuning_that_a_guard_threw_away_is_paid_for_and_not_in_the_weights(home: Path, tmp_path: Path) -> None:
+    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.unit_steps=2"]
+    here = bench(home, tmp_path, GUARD % "slow_down", *hurt)
+    found = here.evaluator(here.propose(0.05, schedule__steps=3, schedule__shape="linear"), 0, silent)
+    if found.state == "completed":
+        document = read_plan(here.evaluator.models / "0")
+        assert document["lineage"]["links"][-1]["trained_units"] < found.trained_units
+    else:
+        assert found.trained_units > 0

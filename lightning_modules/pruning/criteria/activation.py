@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.members import Combine, check_combine, per_group
+from lightning_modules.pruning.criteria.members import per_group
 from lightning_modules.pruning.criteria.taps import Row, observe
 from lightning_modules.pruning.structure import Axis, Group, Structure
 from lightning_modules.pruning.thresholds import Scores
@@ -24,16 +24,11 @@ Statistic = Callable[[Tensor], tuple[Tensor, int]]
 class Activation:
     """Mean |activation| of the unit as its consumers see it, over all batches and places (Molchanov et al. 2017, 2.2).
 
-    `combine` joins the consumers of a coupled group.
+    A coupled group gets the mean of its consumers.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return averages(model, structure, calibration, lambda x: (_per_position(x.abs()), _count(x)), self.combine)
+        return averages(model, structure, calibration, lambda x: (_per_position(x.abs()), _count(x)))
 
 
 @dataclass(frozen=True)
@@ -45,24 +40,20 @@ class Apoz:
     """
 
     tolerance: float = 0.0
-    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0.0:
             raise ConfigError(f"method.criterion.tolerance must be at least 0; got {self.tolerance}; 0 suits ReLU")
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         def active(x: Tensor) -> tuple[Tensor, int]:
             # a NaN is no zero; it must stay one for the check of the scores to find
             return _per_position(torch.where(x.isnan(), x, (x.abs() > self.tolerance).to(x.dtype))), _count(x)
 
-        return averages(model, structure, calibration, active, self.combine)
+        return averages(model, structure, calibration, active)
 
 
-def averages(
-    model: nn.Module, structure: Structure, calibration: Calibration, statistic: Statistic, how: Combine
-) -> Scores:
+def averages(model: nn.Module, structure: Structure, calibration: Calibration, statistic: Statistic) -> Scores:
     """Mean of a statistic per unit over all places where a consumer sees it, then combined; shape (n_units,)."""
     sums: dict[Axis, Scores] = {}
     counts: dict[Axis, Scores] = {}
@@ -80,7 +71,7 @@ def averages(
         held = [axis for axis in seen if counts[axis][group.units].any()]
         return [sums[axis][group.units] / np.maximum(counts[axis][group.units], 1.0) for axis in held]
 
-    return per_group(structure, rows, how)
+    return per_group(structure, rows)
 
 
 def _per_position(x: Tensor) -> Tensor:

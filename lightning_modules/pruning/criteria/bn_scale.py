@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.magnitude import Magnitude
-from lightning_modules.pruning.criteria.members import Combine, check_combine, per_group, per_unit
+from lightning_modules.pruning.criteria.members import per_group, per_unit
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -26,14 +26,9 @@ class BnScale:
     multiples of the group's mean, so that it has the magnitude of a fresh gamma.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         scales = norm_scales(model)
-        norms = Magnitude(2.0, self.combine)(model, structure, calibration)
+        norms = Magnitude(2.0)(model, structure, calibration)
 
         def rows(group: Group) -> list[Scores]:
             found = []
@@ -45,7 +40,7 @@ class BnScale:
                     found.append(total / np.maximum(np.bincount(mine, minlength=group.size), 1))
             return found or [_in_multiples_of_the_mean(norms[group.units])]
 
-        return per_group(structure, rows, self.combine)
+        return per_group(structure, rows)
 
 
 def norm_scales(model: nn.Module) -> dict[str, Tensor]:

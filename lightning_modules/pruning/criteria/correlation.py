@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.members import Combine, check_combine, combined, occurrences
+from lightning_modules.pruning.criteria.members import combined, occurrences
 from lightning_modules.pruning.criteria.redundancy import irreplaceable
 from lightning_modules.pruning.criteria.taps import Row, observe
 from lightning_modules.pruning.structure import Axis, Structure
@@ -27,14 +27,9 @@ class Correlation:
     """1 - max |correlation| of a unit's activations with those of a unit of larger variance.
 
     Over all batches, samples and places, as the consumers see them; only sums of products are held: the square of a
-    group's size per consumer. `combine` joins the correlations at several consumers before the maximum. A constant
+    group's size per consumer. The correlations at several consumers are averaged before the maximum. A constant
     unit is replaced by a bias: it scores like a duplicate. Places of a unit in a flattened input are more samples.
     """
-
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         moments: dict[tuple[int, Axis], _Moments] = {}
@@ -52,7 +47,7 @@ class Correlation:
             seen = [held for (start, _), held in moments.items() if start == group.start]
             if group.members:
                 likeness, variances = zip(*(_correlations(held) for held in seen), strict=True)
-                joined = combined(group, likeness, self.combine)
+                joined = combined(group, likeness)
                 scores[group.start + seen[0].units] = irreplaceable(joined, np.sum(variances, axis=0))
         return scores
 

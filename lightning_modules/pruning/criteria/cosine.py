@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.members import Combine, check_combine, combined, producing, vectors
+from lightning_modules.pruning.criteria.members import combined, producing, vectors
 from lightning_modules.pruning.criteria.redundancy import irreplaceable
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import Scores
@@ -18,15 +18,10 @@ from lightning_modules.pruning.thresholds import Scores
 class Cosine:
     """1 - max |cosine| between a unit's producing weights and those of a unit with a larger norm.
 
-    Opposite units count as alike: the consumer's sign undoes it where the nonlinearity is odd or absent. `combine`
-    joins the cosines of coupled layers before the maximum, so that one partner must stand in everywhere. A zero
+    Opposite units count as alike: the consumer's sign undoes it where the nonlinearity is odd or absent. The
+    cosines of coupled layers are averaged before the maximum, so that one partner must stand in everywhere. A zero
     unit is replaced by anything: it scores like a duplicate. Memory: the square of a group's size per layer.
     """
-
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors, scores = dict(model.named_parameters()), np.zeros(structure.n_units)
@@ -43,5 +38,5 @@ class Cosine:
                 cosines.append(cosine.cpu().numpy())
                 strength = norms.square().cpu().numpy() + (strength if len(strength) else 0.0)
             if group.members:
-                scores[group.start + units] = irreplaceable(combined(group, cosines, self.combine), strength)
+                scores[group.start + units] = irreplaceable(combined(group, cosines), strength)
         return scores

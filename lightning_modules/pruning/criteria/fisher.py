@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, per_batch, require_all
 from lightning_modules.pruning.criteria.members import (
-    Combine,
     as_scores,
-    check_combine,
     layer_sums,
     named,
     per_group,
@@ -27,19 +25,14 @@ from lightning_modules.pruning.thresholds import Scores
 class Fisher:
     """Sum over the unit's elements of 1/2 * mean(g^2) * w^2 (LeCun et al. 1990, eq. 5, with Fisher for Hessian).
 
-    Weight, bias, norm scale and shift all count, layer by layer; `combine` joins the layers. The mean is over
+    Weight, bias, norm scale and shift all count, layer by layer; the score is the mean of the layers. The mean is over
     batches, not samples: more and smaller batches come closer to the Fisher information. Near a minimum, where
     first-order criteria say little, this one still does.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         values = _saliencies(model, producing_names(structure, dict(model.named_parameters()), dims=1), calibration)
-        return per_group(structure, lambda group: list(layer_sums(structure, group, values).values()), self.combine)
+        return per_group(structure, lambda group: list(layer_sums(structure, group, values).values()))
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         values = _saliencies(model, names, calibration)

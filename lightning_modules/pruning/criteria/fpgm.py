@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.members import Combine, check_combine, per_group, producing, vectors
+from lightning_modules.pruning.criteria.members import per_group, producing, vectors
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -21,11 +21,6 @@ class GeometricMedian:
     The units nearest to the geometric median are those the rest can stand in for. Biases and norms do not count.
     A dead unit often lies near the median, but need not: with all others on one side it is the farthest.
     """
-
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors = dict(model.named_parameters())
@@ -39,4 +34,4 @@ class GeometricMedian:
                 rows.append(row)
             return rows
 
-        return per_group(structure, distances, self.combine)
+        return per_group(structure, distances)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import mean_gradients
-from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.members import named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -23,13 +23,8 @@ class Gradient:
     Biases and norms do not count. Weights that are well trained have little gradient and score low.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return of_units(_sizes, model, structure, calibration, self.combine)
+        return of_units(_sizes, model, structure, calibration)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         return of_weights(_sizes, model, names, calibration)

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, gradients, mean_gradients
-from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.members import named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -30,13 +30,8 @@ class Grasp:
     training step.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return of_units(_flows, model, structure, calibration, self.combine)
+        return of_units(_flows, model, structure, calibration)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         return of_weights(_flows, model, names, calibration)

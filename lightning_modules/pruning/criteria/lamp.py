@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.members import (
-    Combine,
     as_scores,
-    check_combine,
     combined,
     named,
     per_unit,
@@ -32,11 +30,6 @@ class Lamp:
     ones share a score, where the paper lets their order decide; zeros score 0, also where everything is zero.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors, scores = dict(model.named_parameters()), np.zeros(structure.n_units)
         for group in structure.groups:
@@ -46,7 +39,7 @@ class Lamp:
                 per_unit(structure, group, m, tensors[m.tensor].detach().double().square())
                 for m in producing(group, tensors)
             ]
-            scores[group.units] = share_of_rest(torch.from_numpy(combined(group, rows, self.combine))).numpy()
+            scores[group.units] = share_of_rest(torch.from_numpy(combined(group, rows))).numpy()
         return scores
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.members import (
-    Combine,
     as_scores,
-    check_combine,
     named,
     per_group,
     per_unit,
@@ -27,17 +25,15 @@ from lightning_modules.pruning.thresholds import Scores
 class Magnitude:
     """Lp norm of each unit's producing weights (Li et al. 2017, section 3.1, for p = 1); p = inf takes the largest.
 
-    A coupled group has several producers: each gives a norm per unit, and `combine` makes one score of them.
+    A coupled group has several producers: each gives a norm per unit, and their mean is the score.
     Biases and norms do not count. A single weight scores |w| (Han et al. 2015), whatever p is.
     """
 
     p: float = 2.0
-    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
         if not self.p > 0.0:
             raise ConfigError(f"method.criterion.p must be above 0 (1, 2 or inf are usual); got {self.p}")
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors = dict(model.named_parameters())
@@ -50,7 +46,7 @@ class Magnitude:
                 rows.append(row if largest else np.power(row, 1.0 / self.p))
             return rows
 
-        return per_group(structure, norms, self.combine)
+        return per_group(structure, norms)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         return as_scores(model, {name: weight.detach().abs() for name, weight in named(model, names).items()})

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.errors import PlanError
 from lightning_modules.pruning.structure import Axis, Group, Keep, Member, Structure
 from lightning_modules.pruning.thresholds import Scores
 
-Combine = Literal["mean", "sum", "max", "first"]
-"""How the rows of several coupled layers, one value per unit each, become one score per unit."""
 
-_COMBINE: dict[str, Callable[[Scores], Scores]] = {
-    "mean": lambda rows: np.mean(rows, axis=0),
-    "sum": lambda rows: np.sum(rows, axis=0),
-    "max": lambda rows: np.max(rows, axis=0),
-    "first": lambda rows: rows[0],
-}
-
-
-def check_combine(how: str) -> None:
-    """Errors: ConfigError for a name that is not a way to combine."""
-    if how not in _COMBINE:
-        raise ConfigError(f"method.criterion.combine must be one of {list(_COMBINE)}; got '{how}'")
-
-
-def combined(group: Group, rows: Sequence[Scores], how: Combine) -> Scores:
-    """One array from one per layer, all of the same shape. Errors: PlanError for a group without any row."""
+def combined(group: Group, rows: Sequence[Scores]) -> Scores:
+    """The mean over coupled layers of one value per unit each. Errors: PlanError for a group without any row."""
     if not rows:
         raise PlanError(
             f"a criterion needs a producing weight that it can score; group '{group.name}' has none: its weights are "
             "no parameters, or the loss does not reach them (detach, or heads that run in training only); build the "
             "model without, or take a criterion on weights alone"
         )
-    return _COMBINE[how](np.array(rows))
+    mean: Scores = np.mean(np.array(rows), axis=0)
+    return mean
 
 
-def per_group(structure: Structure, rows: Callable[[Group], Sequence[Scores]], how: Combine) -> Scores:
+def per_group(structure: Structure, rows: Callable[[Group], Sequence[Scores]]) -> Scores:
     """Scores, shape (n_units,), from the rows of each group, shape (layers, group.size); whole blocks get 0."""
     scores = np.zeros(structure.n_units)
     for group in structure.groups:
         if group.members:
-            scores[group.units] = combined(group, rows(group), how)
+            scores[group.units] = combined(group, rows(group))
     return scores
 
 
@@ -77,13 +61,13 @@ def per_unit(structure: Structure, group: Group, member: Member, values: Tensor,
     return result
 
 
-def unit_sums(structure: Structure, values: Mapping[str, Tensor], how: Combine) -> Scores:
+def unit_sums(structure: Structure, values: Mapping[str, Tensor]) -> Scores:
     """Values per weight summed over each unit of each producing weight, then combined; shape (n_units,)."""
 
     def rows(group: Group) -> list[Scores]:
         return [per_unit(structure, group, m, values[m.tensor]) for m in producing(group, values)]
 
-    return per_group(structure, rows, how)
+    return per_group(structure, rows)
 
 
 def layer_sums(structure: Structure, group: Group, values: Mapping[str, Tensor]) -> dict[str, Scores]:

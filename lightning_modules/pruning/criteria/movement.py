@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients
-from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.members import named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -30,17 +30,15 @@ class Movement:
 
     steps: int = 4
     lr: float = 0.01
-    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"method.criterion.steps must be at least 1; got {self.steps}; 4 is usual")
         if not self.lr > 0.0:
             raise ConfigError(f"method.criterion.lr must be above 0; got {self.lr}; take that of finetuning")
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return of_units(self._movements, model, structure, calibration, self.combine)
+        return of_units(self._movements, model, structure, calibration)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         return of_weights(self._movements, model, names, calibration)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria.activation import averages
 from lightning_modules.pruning.criteria.contract import Calibration
-from lightning_modules.pruning.criteria.members import Combine, check_combine
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -26,17 +25,15 @@ class Rank:
 
     images: int = 8
     tolerance: float = 1e-4
-    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ConfigError(f"method.criterion.images must be at least 1; got {self.images}; 8 is usual")
         if not 0.0 < self.tolerance < 1.0:
             raise ConfigError(f"method.criterion.tolerance must lie between 0 and 1; got {self.tolerance}; try 1e-4")
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return averages(model, structure, calibration, self._ranks, self.combine)
+        return averages(model, structure, calibration, self._ranks)
 
     def _ranks(self, x: Tensor) -> tuple[Tensor, int]:
         if x.dim() < 4 or min(x.shape[-2:]) == 1:

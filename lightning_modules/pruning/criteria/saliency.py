@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import require_all
-from lightning_modules.pruning.criteria.members import Combine, as_scores, producing_names, unit_sums
+from lightning_modules.pruning.criteria.members import as_scores, producing_names, unit_sums
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -16,12 +16,10 @@ Saliency = Callable[[nn.Module, Sequence[str], Calibration], dict[str, Tensor]]
 """From model, names of parameters and calibration to a value per element of each; what the loss misses is left out."""
 
 
-def of_units(
-    saliency: Saliency, model: nn.Module, structure: Structure, calibration: Calibration, combine: Combine
-) -> Scores:
+def of_units(saliency: Saliency, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
     """Sums over each unit's producing weights, joined over coupled layers; shape (n_units,)."""
     names = producing_names(structure, dict(model.named_parameters()))
-    return unit_sums(structure, saliency(model, names, calibration), combine)
+    return unit_sums(structure, saliency(model, names, calibration))
 
 
 def of_weights(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import mean_gradients
-from lightning_modules.pruning.criteria.members import Combine, check_combine, named
+from lightning_modules.pruning.criteria.members import named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -24,13 +24,8 @@ class Snip:
     Meant for a net at initialisation. A unit takes the sum over its producing weights; biases and norms do not count.
     """
 
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
-
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return of_units(_shares, model, structure, calibration, self.combine)
+        return of_units(_shares, model, structure, calibration)
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         return of_weights(_shares, model, names, calibration)

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, per_batch, require_all
 from lightning_modules.pruning.criteria.members import (
-    Combine,
     as_scores,
-    check_combine,
     layer_sums,
     named,
     per_group,
@@ -29,14 +27,9 @@ class Taylor:
     """Mean over batches of (sum of g * w over the unit's elements of a layer)^2 (Molchanov et al. 2019, eq. 8).
 
     Weight and bias of a layer are one sum, scale and shift of a norm another (the paper's gate behind batch norm):
-    each is the first-order loss change when the layer lets the unit out as zero. `combine` joins the layers.
+    each is the first-order loss change when the layer lets the unit out as zero. The score is the mean of the layers.
     A single weight scores the mean over batches of (g * w)^2 (eq. 7).
     """
-
-    combine: Combine = "mean"
-
-    def __post_init__(self) -> None:
-        check_combine(self.combine)
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         parameters = dict(model.named_parameters())
@@ -49,9 +42,7 @@ class Taylor:
                     for layer, change in layer_sums(structure, group, products).items():
                         squares[index][layer] = squares[index].get(layer, 0.0) + np.square(change)
         count, by_start = len(calibration.batches), {g.start: i for i, g in enumerate(structure.groups)}
-        return per_group(
-            structure, lambda group: [s / count for s in squares[by_start[group.start]].values()], self.combine
-        )
+        return per_group(structure, lambda group: [s / count for s in squares[by_start[group.start]].values()])
 
     def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
         wanted, total = named(model, names), dict[str, Tensor]()

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.activations import attached
 from lightning_modules.pruning.structure import Keep
-from lightning_modules.pruning.weights import effective_macs, zeros_of
+from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.search.costs import Costed, costs_of
+from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.stored import kept
 
@@ -47,40 +47,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a model costs as it is; effective MACs and nonzero parameters leave out weights at zero."""
-
-    macs: int
-    effective_macs: int
-    params: int
-    nonzero_params: int
-    estimated_latency_ms: float | None = None
-
-
-def costs_of(problem: Problem, candidate: Candidate) -> Costs:
-    """What the candidate costs before it is finetuned further, which changes none of it but measured activations."""
-    structure, model = problem.structure, candidate.model
-    kept = structure.counts(candidate.keep)
-    nonzero = sum(int((parameter != 0).sum()) for parameter in model.parameters())
-    density = problem.density(model, candidate.sparse, candidate.level)
-    effective = effective_macs(structure, candidate.keep, density)
-    estimated = None if problem.latency is None else problem.latency(kept)
-    return Costs(problem.cost.macs(kept), effective, problem.cost.params(kept), nonzero, estimated)
-
-
-@dataclass(frozen=True)
 class Confirmed:
     """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best validation quality.
 
-    `accumulate` is the number of parts in which that seed's batches were taken.
+    `costs` are those of that seed's model, `accumulate` is the number of parts in which its batches were taken.
     """
 
     validation: tuple[dict[str, float], ...]
     test: tuple[dict[str, float], ...]
     best: int
-    latency_ms: float
-    size_mb: float
-    costs: Costs
+    costs: dict[str, float]
     accumulate: int = 1
 
     def mean(self, metric: str) -> float:
@@ -92,23 +68,6 @@ class Confirmed:
 
     def validated(self, metric: str) -> float:
         return float(np.mean([found[metric] for found in self.validation]))
-
-    def named(self) -> dict[str, float]:
-        """Costs by the names that objectives have."""
-        costs = self.costs
-        found = {
-            "flops": 2.0 * costs.macs,
-            "effective_flops": 2.0 * costs.effective_macs,
-            "params": float(costs.params),
-            "nonzero_params": float(costs.nonzero_params),
-            "size_mb": self.size_mb,
-            "latency_ms": self.latency_ms,
-        }
-        return (
-            found
-            if costs.estimated_latency_ms is None
-            else {**found, "estimated_latency_ms": costs.estimated_latency_ms}
-        )
 
 
 def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) -> tuple[Confirmed, nn.Module | None]:
@@ -130,16 +89,23 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
         models.append(copied.eval())
         measured.append(small)
     best = _best(problem, validation)
-    with problem.timed("evaluation"), attached(measured[best], problem.activation(level)):
-        latency = latency_ms(measured[best], example_input(problem.data).to(problem.device))
-    size = sum(t.numel() * t.element_size() for t in models[best].state_dict().values()) / 1e6
-    if candidate.int8:
-        size = _int8_path(folder, label, how.seeds[best]).stat().st_size / 1e6
-    costs = costs_of(problem, candidate)
-    found = Confirmed(tuple(validation), tuple(test), best, latency, size, costs, parts[best])
+    artifact = _int8_path(folder, label, how.seeds[best]) if candidate.int8 else None
+    costs = _costs(problem, candidate, models[best], measured[best], artifact)
+    found = Confirmed(tuple(validation), tuple(test), best, costs, parts[best])
     record = {"key": _key(problem, candidate.source, candidate.unit_steps), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
+
+
+def _costs(
+    problem: Problem, candidate: Candidate, model: nn.Module, measured: Any, artifact: Path | None
+) -> dict[str, float]:
+    """Costs of a confirmed model; `measured` is what runs: the model, or the quantised one."""
+    kept = problem.structure.counts(candidate.keep)
+    density = problem.density(model, candidate.sparse, candidate.level)
+    costed = Costed(kept, density, shaped=measured, trained=model, artifact=artifact)
+    with problem.timed("evaluation"), attached(measured, problem.activation(candidate.level)):
+        return costs_of(problem.prices, costed)
 
 
 def _finetuned_in_memory(problem: Problem, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:
@@ -196,7 +162,7 @@ def confirmed_before(
 
 def _parsed(data: Any) -> Confirmed:
     validation, test = (tuple(_metrics(found) for found in data[name]) for name in ("validation", "test"))
-    found = Confirmed(**{**data, "validation": validation, "test": test, "costs": Costs(**data["costs"])})
+    found = Confirmed(**{**data, "validation": validation, "test": test, "costs": _metrics(data["costs"])})
     if not (len(validation) == len(test) and 0 <= found.best < len(test)):
         raise ValueError("it must have the metrics of every seed, and the best of them")
     return found

@@ -17,11 +17,12 @@ from lightning_modules.errors import UserError
 from lightning_modules.phases.memory import release_memory
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.weights import effective_macs
+from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
 from orchestrator.report.quantities import axis_words
-from orchestrator.report.rows import BaselineRow, FrontRow, TrialRow
+from orchestrator.report.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.confirmation.ladders import Rung, climb
 from orchestrator.search.front import non_dominated, spread_out
@@ -40,7 +41,7 @@ def confirm_front(
     chosen: list[TrialRow],
     progress: Progress,
     unit_steps: int | None = None,
-) -> tuple[list[FrontRow], BaselineRow, dict[str, str]]:
+) -> tuple[list[ConfirmedRow], ConfirmedRow, dict[str, str]]:
     """Front rows, large to small, the dense model finetuned as long as they are, and why others were not confirmed.
 
     `chosen` come from the search's front on validation data (`results.candidates`); `unit_steps` are those of a unit,
@@ -65,7 +66,11 @@ def confirm_front(
             "mend it (phases.finetune, phases.confirm) and give the same command again"
         )
     goals = problem.goals
-    values = [{name: c.validated(name) for name in c.validation[0]} | c.named() for _, c in confirmed]
+    values = [
+        {name: c.validated(name) for name in c.validation[0]}
+        | with_ratios(c.costs, ratios_of(c.costs, problem.dense_costs))
+        for _, c in confirmed
+    ]
     points = np.array([goals.point(found, found) for found in values]).reshape(-1, len(goals.names))
     broken = [goals.broken(found) for found in values]
     for (row, _), reason in zip(confirmed, broken, strict=True):
@@ -75,7 +80,7 @@ def confirm_front(
     kept = np.zeros(len(confirmed), dtype=np.bool_)
     kept[within] = non_dominated(points[within], how.tolerance)
     members = [
-        _front_row(problem, row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
+        _row(problem, "front", row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
@@ -131,20 +136,20 @@ def _confirmed(
 def run_baselines(
     problem: Problem,
     method: Method,
-    front: list[FrontRow],
+    front: list[ConfirmedRow],
     progress: Progress,
     afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: True,
     unit_steps: int | None = None,
-) -> tuple[list[BaselineRow], dict[str, str]]:
+) -> tuple[list[ConfirmedRow], dict[str, str]]:
     """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
 
     Also why others have none: their finetuning failed.
     One that a budget in time cannot `afford` (its name, rungs, those of them that are confirmed) is left out.
     """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
-    rungs = [_rung(problem, row.trial) for row in front]
-    matched = {front[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
-    found: list[BaselineRow] = []
+    rungs = [_rung(problem, row.trial) for row in front if row.trial is not None]
+    matched = {rungs[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
+    found: list[ConfirmedRow] = []
     failed: dict[str, str] = {}
     for name in how.baselines:
         if not afford(name, rungs, [rung for rung in rungs if rung.trial in matched]):
@@ -175,12 +180,12 @@ def _ladder(
     folder: Path,
     progress: Progress,
     unit_steps: int | None,
-) -> list[BaselineRow]:
+) -> list[ConfirmedRow]:
     source = [name, [astuple(rung) for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
     before = [confirmed_before(problem, f"{name}-{trial}", folder, source, unit_steps) for trial in wanted]
     if all(before):
-        return [_baseline_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
+        return [_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
     words = axis_words(problem.axis)
     first = method.stages[0].pruner
@@ -191,48 +196,37 @@ def _ladder(
             continue
         candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse, unit_steps=unit_steps)
         result, _ = confirm(problem, candidate, folder, progress.tick)
-        found.append(_baseline_row(problem, name, rung.trial, result))
+        found.append(_row(problem, name, rung.trial, result))
     return found
 
 
-def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> BaselineRow:
+def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> ConfirmedRow:
     model: nn.Module = copy.deepcopy(problem.model)
-    source = [problem.settings.dense_digest()]
+    source = [problem.dense_digest]
     candidate = Candidate("dense", model, problem.structure.full(), source, unit_steps=unit_steps)
     with needed("finetuning of the dense model, which the front is compared with,", SMALLER.format("finetune")):
         result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
-    return _baseline_row(problem, "dense", None, result)
+    return _row(problem, "dense", None, result)
 
 
-def _front_row(problem: Problem, trial: int, result: Confirmed, method: str, path: str) -> FrontRow:
-    quality, costs = problem.settings.objectives.quality, result.costs
-    return FrontRow(
+def _row(
+    problem: Problem, origin: str, trial: int | None, result: Confirmed, method: str = "", path: str = ""
+) -> ConfirmedRow:
+    quality, nonzero = problem.settings.objectives.quality, result.costs["nonzero_params"]
+    return ConfirmedRow(
+        origin=origin,
         trial=trial,
         test_mean=result.mean(quality),
         test_std=result.std(quality),
         seeds=len(result.test),
-        flops=2 * costs.macs,
-        flops_ratio=costs.macs / problem.dense_macs,
-        params=costs.params,
-        params_ratio=costs.params / problem.dense_params,
-        latency_ms=result.latency_ms,
         path=path,
         method=method,
-        effective_flops=2 * costs.effective_macs,
-        effective_flops_ratio=costs.effective_macs / problem.dense_macs,
         axis=problem.settings.objectives.layout,
-        size_mb=result.size_mb,
-        sparsity=1.0 - costs.nonzero_params / problem.dense_params,
-        dense_cost=problem.dense_costs[problem.settings.objectives.layout],
-        nonzero_params=costs.nonzero_params,
-        estimated_latency_ms=costs.estimated_latency_ms,
+        costs=result.costs,
+        ratios=ratios_of(result.costs, problem.dense_costs),
+        sparsity=1.0 - nonzero / problem.dense_params,
         metrics={name: result.mean(name) for name in problem.goals.metrics},
     )
-
-
-def _baseline_row(problem: Problem, name: str, trial: int | None, result: Confirmed) -> BaselineRow:
-    row = vars(_front_row(problem, 0, result, "", ""))
-    return BaselineRow(**{**row, "baseline": name, "trial": trial})
 
 
 def _export(

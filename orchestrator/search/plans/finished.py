@@ -33,8 +33,8 @@ class Finished:
 
     `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
     `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
-    `trained_units` are those in its weights, its ancestors' included; `octaves` are as in screening.py;
-    `weights` is the sha256 of its file, None where it is not known.
+    `trained_units` are those in its weights, its ancestors' included; `weights` is the sha256 of its file, None where
+    it is not known.
     """
 
     number: int
@@ -44,29 +44,15 @@ class Finished:
     ancestors: tuple[int, ...]
     sparse: tuple[str, ...] = ()
     trained_units: int = 0
-    octaves: tuple[float, ...] = ()
     weights: str | None = None
 
 
-ROOM = 0.5
-"""Of what is wanted of a group, the part that a parent must have where the rest may be had from other groups."""
-
-
-def nearest_parent(
-    finished: list[Finished], wanted: Has, flexible: int = 0, macs: int | None = None
-) -> Finished | None:
+def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
     """The cheapest finished plan that has at least what is wanted of everything and more of one; None: the dense model.
 
-    Of the first `flexible` entries a parent that costs more than `macs` needs to have half only: an allocation that is
-    chosen at this cost makes up for it. Ties in cost go to the weights that have been trained for longer, then to the
-    later trial.
+    Ties in cost go to the weights that have been trained for longer, then to the later trial.
     """
-    least = np.where(np.arange(len(wanted)) < flexible, np.minimum(wanted, np.maximum(1.0, ROOM * wanted)), wanted)
-    fits = [
-        plan
-        for plan in finished
-        if (plan.has >= least - 1e-9).all() and (plan.has > wanted + 1e-9).any() and (macs is None or plan.macs > macs)
-    ]
+    fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
     return min(fits, key=lambda plan: (plan.macs, -plan.trained_units, -plan.number), default=None)
 
 
@@ -93,10 +79,8 @@ def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = (
         macs = effective_macs(structure, keep, document["density"])
         sparse, lineage = tuple(document["shares"]), lineage_in(document, folder / PLAN)
         trained, digest = lineage.trained_units, lineage.links[-1].weights or None
-        screened = document.get("screening")
-        octaves = (0.0,) * len(structure.groups) if screened is None else tuple(map(float, screened["octaves"]))
         ancestors = tuple(document["ancestors"])
-        return Finished(document["trial"], macs, has, keep, ancestors, sparse, trained, octaves, digest)
+        return Finished(document["trial"], macs, has, keep, ancestors, sparse, trained, digest)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"

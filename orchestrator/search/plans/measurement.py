@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from lightning_modules.pruning.plan import Rule, Timing
+from orchestrator.costs import with_ratios
 
 Rung = tuple[int, Mapping[str, float]]
 """(units of finetuning since the last pruning step, validation metrics)."""
@@ -54,6 +55,12 @@ class Measurement:
     method: str = ""
     density: Mapping[str, float] = field(default_factory=dict)
     trained_units: int = 0
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Costs, ratios and, of a completed trial, metrics: all that may be bounded, by name."""
+        metrics = self.metrics if self.state == "completed" else {}
+        return {**with_ratios(self.costs, self.ratios), **metrics}
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -54,14 +54,14 @@ class Allocation(Recovery):
         most = min(self.most_flops_ratio, terrain.max_flops_ratio)
         return min(self.least_flops_ratio, most), most
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         least, most = self._flops_range(terrain)
         return {
             "flops_ratio": min(max(flops_ratio, least), most),
-            "equal_loss": min(max(equal_loss, self.equal_loss[0]), self.equal_loss[1]),
+            "equal_loss": self.equal_loss[0],
             **dict.fromkeys(self.offsets(terrain), 0.0),
             **block_first(terrain, flops_ratio),
-            **self.first(terrain.units),
+            **self.first(),
         }
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
@@ -162,17 +162,17 @@ class Hybrid(Allocation):
             return {**found, "then.applied": CategoricalDistribution((True, False))}
         return {**found, "then.sparsity": FloatDistribution(self.sparsity[0], self.sparsity[-1])}
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         """Both stages take the same share of the way, the square root of the target; a pattern what it always takes."""
         then = _then(terrain)
         if then.structure.groups[0].kind == "pattern":
             least = then.macs(then.structure.least) / then.dense_macs
             applied = flops_ratio <= least * self.most_flops_ratio
             first = flops_ratio / least if applied else flops_ratio
-            return {**super().chain(terrain, first, equal_loss), "then.applied": applied}
+            return {**super().chain(terrain, first), "then.applied": applied}
         half = flops_ratio**0.5
         sparsity = min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])
-        return {**super().chain(terrain, half, equal_loss), "then.sparsity": sparsity}
+        return {**super().chain(terrain, half), "then.sparsity": sparsity}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         first = super().propose(terrain, params)

@@ -41,9 +41,9 @@ class Choices:
             found[INT8] = CategoricalDistribution(tuple(self.method.int8))
         return discretised(found, self.levels)
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         """As the space has it, by the terrain's method, with the gentlest activation pruning and unquantised."""
-        found = self.space.chain(terrain, flops_ratio, equal_loss)
+        found = self.space.chain(terrain, flops_ratio)
         if len(self.terrains) > 1:
             found[METHOD] = terrain.method
         if (activation := self.method.activation) is not None:

@@ -31,7 +31,6 @@ class Terrain:
     dense_macs: int
     rule: Rule
     scores: Scores
-    units: int
     sensitivity: Sensitivity | None = None
     max_flops_ratio: float = 1.0
     pools: Pools | None = None
@@ -76,6 +75,6 @@ class Space(Protocol):
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]: ...
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params: ...
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params: ...
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal: ...

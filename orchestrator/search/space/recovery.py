@@ -62,12 +62,12 @@ class Recovery:
             found["distillation.weight"] = FloatDistribution(weight[0], weight[-1])
         return found
 
-    def first(self, units: int) -> Params:
-        """What the opening ladder does: the fewest steps, `units` units where the dimension admits them."""
+    def first(self) -> Params:
+        """What the chain does: the fewest pruning steps, the most finetuning after each."""
         found: Params = {
             "schedule.steps": self.steps[0],
             "schedule.shape": self.shapes[0],
-            "finetune.units": min(max(units, self.units[0]), self.units[-1]),
+            "finetune.units": self.units[-1],
             "schedule.start": self.start[0],
             "schedule.end": self.end[-1],
             "distillation.weight": self._middle(),

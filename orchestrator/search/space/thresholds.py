@@ -32,11 +32,11 @@ class PerGroup(Recovery):
         }
         return {**thresholds, **block_dimension(terrain), **self.recovery()}
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         blocks = block_first(terrain, flops_ratio)
         level = _uniform_threshold(terrain, flops_ratio, blocks, self.low, self.high)
         thresholds = {f"threshold.{name}": level for name in _pools(terrain)}
-        return {**thresholds, **blocks, **self.first(terrain.units)}
+        return {**thresholds, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         levels = {group: params[f"threshold.{name}"] for name, groups in _pools(terrain).items() for group in groups}
@@ -56,10 +56,10 @@ class Uniform(Recovery):
         threshold = {"threshold": FloatDistribution(self.low, self.high)}
         return {**threshold, **block_dimension(terrain), **self.recovery()}
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         blocks = block_first(terrain, flops_ratio)
         level = _uniform_threshold(terrain, flops_ratio, blocks, self.low, self.high)
-        return {"threshold": level, **blocks, **self.first(terrain.units)}
+        return {"threshold": level, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         levels = {group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]}
@@ -80,7 +80,7 @@ class Patterns(Recovery):
         }
         return {**applied, **self.recovery()}
 
-    def chain(self, terrain: Terrain, flops_ratio: float, equal_loss: float) -> Params:
+    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         """The tensors with the most effective MACs first, until the target is met or all have the pattern."""
         kept = terrain.structure.sizes
         saved = []
@@ -93,7 +93,7 @@ class Patterns(Recovery):
                 break
             kept[index] = 0
         applied = {f"pattern.{g.name}": bool(kept[i] == 0) for i, g in enumerate(terrain.structure.groups)}
-        return {**applied, **self.first(terrain.units)}
+        return {**applied, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         levels = {group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups}

@@ -10,7 +10,7 @@ from lightning_modules.errors import DataError
 from orchestrator.search.plans.finished import finished_weights
 from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.queue import running
-from orchestrator.search.studies.trial import DAMAGED, GIVEN, KIND, OWN, STATE, WARM, FrozenTrial, Study
+from orchestrator.search.studies.trial import ANEW_OF, DAMAGED, GIVEN, KIND, OWN, STATE, WARM, FrozenTrial, Study
 from orchestrator.search.trials.evaluate import Evaluator
 
 
@@ -36,14 +36,18 @@ def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.replace(aside)
+            again = _again(study, trial)  # first: a run killed in between makes no trial anew that is not marked
             known[str(trial.number)] = str(error)
             study.set_user_attr(DAMAGED, known)
-            yield f"{error}. Its files are now in {aside}{_again(study, trial)}"
+            yield f"{error}. Its files are now in {aside}{again}"
 
 
 def _again(study: Study, trial: FrozenTrial) -> str:
     if trial.user_attrs.get(KIND) == WARM:
         return "; it came from another study and is left out"
     attrs: dict[str, Any] = {name: trial.user_attrs[name] for name in (KIND, GIVEN, OWN) if name in trial.user_attrs}
-    study.enqueue_trial(trial.params, user_attrs=attrs)
-    return f"; it is made anew as trial {len(study.get_trials(deepcopy=False)) - 1}"
+    trials = study.get_trials(deepcopy=False)
+    there = next((other.number for other in trials if other.user_attrs.get(ANEW_OF) == trial.number), None)
+    if there is None:
+        study.enqueue_trial(trial.params, user_attrs={**attrs, ANEW_OF: trial.number})
+    return f"; it is made anew as trial {len(trials) if there is None else there}"

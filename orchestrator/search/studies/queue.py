@@ -44,7 +44,6 @@ def enqueue_chain(
     space: Space,
     terrains: Sequence[Terrain],
     targets: Sequence[float],
-    blends: Sequence[float],
     filled: Callable[[Params, int], bool] = lambda params, place: False,
 ) -> None:
     """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs.
@@ -55,23 +54,16 @@ def enqueue_chain(
         return
     # of a run that was killed while it enqueued them
     there = [
-        trial.user_attrs[GIVEN]
-        for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(KIND, "").startswith("chain")
+        trial.user_attrs[GIVEN] for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) == "chain"
     ]
-    names = {
-        blend: "uniform" if blend == 0.0 else "equal-loss" if blend == 1.0 else f"blend {blend:g}" for blend in blends
-    }
     for turn, target in enumerate(targets):
-        for blend in blends if space.needs_profile else blends[:1]:
-            params = space.chain(terrains[turn % len(terrains)], target, blend)
-            if filled(params, turn):
-                continue
-            if params in there:
-                there.remove(params)
-                continue
-            kind = f"chain {names[blend]}" if space.needs_profile else "chain"
-            study.enqueue_trial(params, user_attrs={KIND: kind, GIVEN: params}, skip_if_exists=space.levels is not None)
+        params = space.chain(terrains[turn % len(terrains)], target)
+        if filled(params, turn):
+            continue
+        if params in there:
+            there.remove(params)
+            continue
+        study.enqueue_trial(params, user_attrs={KIND: "chain", GIVEN: params}, skip_if_exists=space.levels is not None)
     study.set_user_attr(CHAINED, True)
 
 

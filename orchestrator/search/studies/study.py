@@ -183,7 +183,7 @@ def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[st
 
     Of a trial that did not complete the costs alone count: its metrics are of an early rung.
     """
-    values = {**measured.costs, **(measured.metrics if measured.state == "completed" else {})}
+    values = measured.values
     for name, excess in goals.excesses(values).items():
         trial.set_constraint(name, excess)
     if measured.state == "completed" and (broken := goals.broken(values)):

@@ -11,6 +11,8 @@ MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
 GIVEN, ORIGIN, OWN = "given", "origin", "own"
 DAMAGED = "damaged"
 """Of a study: the reason by the number of each trial whose files were damaged; it is made anew under another number."""
+ANEW_OF = "anew_of"
+"""Of a trial: the number of the damaged one that it makes anew."""
 WARM = "warm"
 """The kind of a trial that was taken over from another study: no work of this one."""
 

@@ -20,10 +20,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
+from orchestrator.costs import with_ratios
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.plans.finished import PLAN, read_plan
-from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of, weights_digest
+from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
 from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.storage import storage_of
@@ -71,7 +72,7 @@ def take_over(study: Study, space: Space, terrain: Terrain, evaluator: Evaluator
     numbers = {trial.user_attrs[ORIGIN]["trial"]: trial.number for trial in known if ORIGIN in trial.user_attrs}
     if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
         return len(numbers)
-    dense = weights_digest(problem.model)
+    dense = problem.dense_digest
     try:
         first = optuna.load_study(study_name=settings.search.warm_start, storage=storage_of(_other(settings)))
     except KeyError as error:
@@ -142,15 +143,9 @@ def _trial(
     """The trial as this study has it; `space` None: its parameters mean nothing here."""
     measured = trial.user_attrs[MEASURED]
     origin = {"study": problem.settings.search.warm_start, "trial": trial.number, "steps": lineage.trained_steps}
-    goals, bounds = problem.goals, problem.settings.objectives
-    values = {**measured["costs"], **measured["metrics"]}
-    ratios = {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}
+    goals = problem.goals
+    values = {**with_ratios(measured["costs"], measured["ratios"]), **measured["metrics"]}
     reasons = [f"{name} was not measured there" for name in goals.names if name not in values]
-    reasons += [
-        f"{name}_ratio {measured['ratios'][name]:.4f} is over objectives.max_{name}_ratio {most:g}"
-        for name, most in ratios.items()
-        if most is not None and measured["ratios"][name] > most
-    ]
     reasons += [broken] if (broken := goals.broken(values)) else []
     attrs = {
         KIND: WARM,

@@ -18,8 +18,8 @@ from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.plan import Stage as StagePlan
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Counts, Keep, dropped
-from lightning_modules.pruning.thresholds import quantiles
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
+from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
 from orchestrator.search.plans.finished import (
     INT8,
@@ -33,14 +33,13 @@ from orchestrator.search.plans.finished import (
     save_plan,
 )
 from orchestrator.search.plans.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
-from orchestrator.search.plans.measurement import Cut, Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.trials.failures import Deadline, sparing_memory
-from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised
+from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.search.trials.run_plan import Ended, planned_units, run_plan
-from orchestrator.search.trials.screening import Screened, candidates, screen
 from orchestrator.search.trials.working import Working
 
 
@@ -94,61 +93,26 @@ class Evaluator:
         parent = self._parent(others, wanted)
         seed = seed_of(problem.settings.seed, 2, number)
         before = self._before(proposal, wanted)
-        if reason := self._over_budget(wanted, before):
+        if reason := problem.goals.broken(with_ratios(before, ratios_of(before, problem.dense_costs))):
             rejected = measurement(
                 problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
             )
-            return replace(rejected, costs={**rejected.costs, **before})
+            return with_costs(rejected, before, problem.dense_costs)
         working = self.inherited(parent)
         alive = problem.structure.counts(working.alive)
         units = planned_units(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
         unit_steps = self.pace(problem.ratios(wanted.kept)["flops"], units)
         proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps, mixed=self.mixed))
-        steps = units * (unit_steps or problem.settings.phases.finetune.unit_steps)
-        screened = self._screened(problem, proposal, parent, working, wanted, steps, seed)
-        if screened is not None:
-            wanted = replace(wanted, kept=screened.kept)
-            first = Cut(quantiles(problem.structure, screened.kept), "quantile")
-            proposal = replace(proposal, cuts=(first, *proposal.cuts[1:]))
-            before = self._before(proposal, wanted)
         plan = self._plan(proposal, parent, seed)
         ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
-            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.units)
-        return self._finish(number, plan, parent, wanted, ended, before, screened)
+            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.spent)
+        return self._finish(number, plan, parent, wanted, ended, before)
 
     def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
         if not self.problem.settings.search.lineage:
             return None
-        if self.problem.settings.search.screening.share == 0.0:
-            return nearest_parent(others, self._vector(wanted))
-        ratios = self.problem.ratios(wanted.kept, wanted.density)
-        macs = round(ratios["effective_flops"] * self.problem.dense_macs)
-        return nearest_parent(others, self._vector(wanted), len(wanted.kept), macs)
-
-    def _screened(
-        self,
-        problem: Problem,
-        proposal: Proposal,
-        parent: Finished | None,
-        working: Working,
-        wanted: Wanted,
-        steps: int,
-        seed: int,
-    ) -> Screened | None:
-        """The allocation chosen at the proposal's cost and within all bounds; None where it stays as proposed."""
-        pruner = self._method(proposal).stages[0].pruner
-        how = problem.settings.search.screening
-        if how.share == 0.0 or not isinstance(pruner, UnitPruner) or (wanted.kept == problem.structure.sizes).all():
-            return None
-
-        def allowed(kept: Counts) -> bool:
-            chosen = replace(wanted, kept=kept)
-            return not self._over_budget(chosen, self._before(proposal, chosen))
-
-        tries = candidates(how.share, steps, how.batches)
-        watched = replace(pruner, problem=problem)  # of this trial: with its deadline
-        return screen(watched, working, wanted.kept, parent.octaves if parent else (), tries, seed, allowed)
+        return nearest_parent(others, self._vector(wanted))
 
     def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
         """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""
@@ -200,9 +164,9 @@ class Evaluator:
     @cached_property
     def _dense(self) -> Lineage:
         """The lineage of the dense model: no links."""
-        model, rewound = self.problem.model, self.problem.rewound
+        rewound = self.problem.rewound
         early = None if rewound is None else weights_digest(rewound)
-        return Lineage(weights_digest(model), early, recipe_of(self.problem.settings))
+        return Lineage(self.problem.dense_digest, early, recipe_of(self.problem.settings))
 
     def _lineage(
         self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, kept: Counts, ended: Ended
@@ -240,13 +204,6 @@ class Evaluator:
         number = None if parent is None else parent.number
         return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
 
-    def _over_budget(self, wanted: Wanted, before: Mapping[str, float]) -> str:
-        ratios, bounds = self.problem.ratios(wanted.kept, wanted.density), self.problem.settings.objectives
-        for name, bound in {"flops": bounds.max_flops_ratio, "params": bounds.max_params_ratio}.items():
-            if bound is not None and ratios[name] > bound:
-                return f"{name}_ratio {ratios[name]:.4f} is over objectives.max_{name}_ratio {bound:g}"
-        return self.problem.goals.broken(before)
-
     def _finish(
         self,
         number: int,
@@ -255,7 +212,6 @@ class Evaluator:
         wanted: Wanted,
         ended: Ended,
         before: Mapping[str, float],
-        screened: Screened | None,
     ) -> Measurement:
         """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
         problem, working = self.problem, ended.working
@@ -264,9 +220,9 @@ class Evaluator:
         model = working.model.eval()
         density = densities(model, working.masks)
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
-        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.units)
+        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent)
         if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
-            measured = replace(measured, costs={**measured.costs, "latency_ms": before["latency_ms"]})
+            measured = with_costs(measured, {"latency_ms": before["latency_ms"]}, problem.dense_costs)
         pruned = problem.activation(plan.activation)
         folder = self.models / str(number)
         if plan.int8:
@@ -284,7 +240,6 @@ class Evaluator:
             "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
             "trained_units": ended.units,
-            "screening": None if screened is None else screened.to_json(),
             "lineage": self._lineage(number, plan, parent, wanted, kept, ended).to_json(),
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),

@@ -92,7 +92,7 @@ class Deadline:
         if self.now() - self.begin > self.limit.amount:
             raise TrialTimeoutError(
                 f"timeout: a trial must end within study.trial_timeout={self.limit.text}; raise it, or take fewer "
-                "steps (phases.finetune.units, phases.finetune.unit_steps)"
+                "steps (space.units, phases.finetune.unit_steps)"
             )
 
 

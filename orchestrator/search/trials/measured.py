@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.bounds import size_mb
+from orchestrator.costs import COSTS, ratios_of
+from orchestrator.search.costs import MEASURED, SHAPED, Costed, costs_of
 from orchestrator.search.plans.finished import Finished
 from orchestrator.search.plans.measurement import Measurement, Rung
-from orchestrator.search.problem import Problem, example_input
+from orchestrator.search.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,18 @@ def quantised(problem: Problem, measured: Measurement, model: nn.Module, path: P
     """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
     small = problem.quantised(model, path, plan.activation)
     unit = measured.rungs[-1][0] if measured.rungs else 0
-    costs = {**measured.costs, "size_mb": path.stat().st_size / 1e6}
-    if "latency_ms" in costs:
-        with problem.timed("evaluation"):
-            costs["latency_ms"] = latency_ms(small, example_input(problem.data))
+    kept = np.array(list(measured.kept.values()))
+    with problem.timed("evaluation"):
+        names = [name for name in SHAPED if name in measured.costs]
+        costs = costs_of(problem.prices, Costed(kept, shaped=small, artifact=path), names)
     rungs = (*measured.rungs[:-1], (unit, problem.validate(small)))
-    return replace(measured, costs=costs, rungs=rungs)
+    return replace(with_costs(measured, costs, problem.dense_costs), rungs=rungs)
+
+
+def with_costs(measured: Measurement, more: Mapping[str, float], dense: Mapping[str, float]) -> Measurement:
+    """The measurement with other costs in place of, or beside, those it has; `dense` are the dense model's."""
+    costs = {**measured.costs, **more}
+    return replace(measured, costs=costs, ratios=ratios_of(costs, dense))
 
 
 def measurement(
@@ -56,27 +62,16 @@ def measurement(
     units: int = 0,
 ) -> Measurement:
     """The costs of `wanted`, and of `model` where there is one, with how the trial ended."""
-    kept = wanted.kept
-    ratios = problem.ratios(kept, wanted.density)
-    costs = {
-        "flops": 2.0 * problem.cost.macs(kept),
-        "effective_flops": 2.0 * round(ratios["effective_flops"] * problem.dense_macs),
-        "params": float(problem.cost.params(kept)),
-    }
-    if model is not None:
-        costs["size_mb"] = size_mb(model)
-        costs["nonzero_params"] = float(sum(int((p != 0).sum()) for p in model.parameters()))
-    if problem.latency is not None:
-        costs["estimated_latency_ms"] = problem.latency(kept)
-    if model is not None and problem.settings.objectives.uses("latency_ms"):
-        with problem.timed("evaluation"):
-            costs["latency_ms"] = latency_ms(model, example_input(problem.data).to(problem.device))
+    costed = Costed(wanted.kept, wanted.density, shaped=model, trained=model)
+    names = [name for name in COSTS if name not in MEASURED or problem.settings.objectives.uses(name)]
+    with problem.timed("evaluation"):
+        costs = costs_of(problem.prices, costed, names)
     return Measurement(
         state=state,
         parent=None if parent is None else parent.number,
         costs=costs,
-        ratios=ratios,
-        kept=by_group(problem, kept),
+        ratios=ratios_of(costs, problem.dense_costs),
+        kept=by_group(problem, wanted.kept),
         density=dict(wanted.density),
         rungs=rungs,
         reason=reason,

@@ -43,9 +43,8 @@ class Dense:
             dense_macs=macs(structure.sizes),
             rule=self.settings.rule,
             scores=self.scores,
-            units=problem.settings.phases.finetune.units,
             sensitivity=sensitivity,
-            max_flops_ratio=objectives.max_flops_ratio or 1.0,
+            max_flops_ratio=objectives.largest_ratio or 1.0,
             pools=self.pools,
             round_to=self.settings.round_to,
             method=self.settings.name,
@@ -85,9 +84,11 @@ def _dense(problem: Problem, settings: MethodSettings) -> Dense:
 def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
     shapes = set(getattr(space, "shapes", ()))
-    if getattr(space, "distillation", None) is not None and settings.phases.finetune.distillation is None:
+    distillation = settings.phases.finetune.distillation
+    if getattr(space, "distillation", None) is not None and (distillation is None or not distillation.weight):
         raise ConfigError(
-            "space.distillation weighs the dense outputs; it needs phases.finetune.distillation, not null"
+            "space.distillation searches the weight of the dense outputs in the loss; it needs "
+            "phases.finetune.distillation with a weight above 0"
         )
     if any(settings.method.int8):
         require_packages()

@@ -23,20 +23,26 @@ from orchestrator.settings import GuardSettings
 
 @dataclass(frozen=True)
 class Ended:
-    """`units` of finetuning were spent; `rungs` are those after the last step; with a `reason` it was stopped."""
+    """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning step.
+
+    `spent` are the units of finetuning that were paid for, `units` those that are in the weights: a guard that goes
+    back to earlier weights leaves some behind.
+    """
 
     working: Working
     rungs: tuple[Rung, ...]
+    spent: int
     units: int
     reason: str = ""
 
 
 @dataclass
 class _Good:
-    """The last state within the guard's tolerance, and what it measured."""
+    """The last state within the guard's tolerance, what it measured, and the units of finetuning in its weights."""
 
     working: Working
     rungs: tuple[Rung, ...]
+    units: int
 
 
 class _Run:
@@ -45,7 +51,7 @@ class _Run:
     def __init__(self, problem: Problem, plan: Plan, working: Working, ratio: float, report: Report) -> None:
         self.problem, self.plan, self.working, self.ratio, self.report = problem, plan, working, ratio, report
         self.how = problem.settings.phases.finetune
-        self.spent, self.turn, self.reason = 0, 0, ""
+        self.spent, self.units, self.turn, self.reason = 0, 0, 0, ""
         self.rungs: list[Rung] = []
         self.good: _Good | None = None
 
@@ -67,7 +73,7 @@ class _Run:
         retries = guard.retries if guard else 0
         while waiting:
             event = waiting.pop(0)
-            before = self.working.copy() if guard else None
+            before = _Good(self.working.copy(), (), self.units) if guard else None
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
             with stage.shown(self.working):
@@ -80,10 +86,10 @@ class _Run:
             if guard is None or before is None:
                 continue
             if self._within(guard):
-                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs))
+                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs), self.units)
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
-                self.working = before
+                self.working, self.units = before.working, before.units
                 waiting[:0] = [replace(event, fraction=0.5 * (reached + event.fraction)), event]
             else:
                 self._end(guard)
@@ -97,7 +103,7 @@ class _Run:
             value = self.rungs[-1][1][quality]
             self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
-            self.working, self.rungs = self.good.working, list(self.good.rungs)
+            self.working, self.rungs, self.units = self.good.working, list(self.good.rungs), self.good.units
 
     def _within(self, guard: GuardSettings) -> bool:
         quality = self.problem.settings.objectives.quality
@@ -120,7 +126,7 @@ class _Run:
         found = [*callbacks, *([carried] if carried else [])]
         if self.working.masks and not any(isinstance(callback, Sparse) for callback in callbacks):
             found.append(Sparse(self.working.masks))
-        self.problem.finetune(
+        done = self.problem.finetune(
             self.working.model,
             units,
             self._seed(),
@@ -133,7 +139,8 @@ class _Run:
             mixed=self.plan.timing.mixed,
         )
         self.working.optimizer = carried.state if carried else None
-        self.spent += units
+        self.spent += done
+        self.units += done
         self.turn += 1
 
     def _begin_weights(self, event: Event) -> None:
@@ -192,7 +199,7 @@ def run_plan(
             run.sparsify(made)
         if not run.stage(made, last=place == len(makers) - 1):
             break
-    return Ended(run.working, tuple(run.rungs), run.spent, run.reason)
+    return Ended(run.working, tuple(run.rungs), run.spent, run.units, run.reason)
 
 
 def _weights(problem: Problem, settings: object, working: Working, density: Mapping[str, float]) -> WeightStage:
