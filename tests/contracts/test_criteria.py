@@ -15,7 +15,6 @@ import yaml
 from criteria_models import MAKERS, Case, half, kill, make, permute, structure_of, within_groups
 from torch import Tensor, nn
 
-from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.removal import remove
 from lightning_modules.recipe import Recipe
@@ -325,9 +324,3 @@ def what_is_not_a_number_is_not_hidden(this: Scored) -> None:
             if member.role == "out" and case.model.state_dict()[member.tensor].is_floating_point():
                 case.model.state_dict()[member.tensor].fill_(float("nan"))
     assert np.isnan(this.by(case, calibration())[group.units]).any()
-
-
-@pytest.mark.parametrize("method", [name for name, recipe in METHODS.items() if "combine" in recipe])
-def test_an_unknown_way_to_combine_is_refused(method: str) -> None:
-    with pytest.raises(ConfigError, match=r"combine must be one of .*'middle'"):
-        criterion_of({**METHODS[method], "combine": "middle"})

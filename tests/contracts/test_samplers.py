@@ -136,7 +136,7 @@ def ran(study: Study, space: Choices, evaluate: Evaluate, rules: Rules, n_trials
 
 def run(study: Study, recipe: Recipe, n_trials: int, seed: int = 5) -> list[dict[str, Any]]:
     space = space_for(recipe)
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2], [0.0])
+    enqueue_chain(study, space, [terrain()], [0.5, 0.2])
     rules = Rules(GOALS, 0.95, Never(), recipe, seed)
     ran(study, space, pretend, rules, n_trials)
     return [trial.params for trial in study.get_trials()]
@@ -218,7 +218,7 @@ def small(levels: int | None, **changes: Any) -> Choices:
 
 
 def exhaust(study: Study, space: Choices, n_trials: int = 1000) -> None:
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15], [0.0])
+    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15])
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
     ran(study, space, pretend, rules, n_trials)
 
@@ -247,7 +247,7 @@ def test_an_interrupted_combination_is_tried_again() -> None:
         return pretend(proposal, number, report)
 
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15], [0.0])
+    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15])
     with pytest.raises(KeyboardInterrupt):
         ran(study, space, breaks, rules, 100)
     exhaust(study, space)
@@ -282,7 +282,7 @@ def test_rungs_of_the_chain_move_to_the_nearest_level() -> None:
         choices = Choices(space, METHOD, {"l2": terrain()})
         distributions = choices.distributions(terrain())
         for target in (0.7, 0.3, 0.1):
-            for name, value in choices.chain(terrain(), target, 0.0).items():
+            for name, value in choices.chain(terrain(), target).items():
                 assert any(value == pytest.approx(other) for other in values_of(distributions[name])), name
 
 

@@ -24,6 +24,7 @@ from lightning_modules.recipe import Recipe
 from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.space import Allocation, Hierarchical, PerGroup, Terrain, Uniform
 from orchestrator.search.space.allocated import stage_names
+from tests.facts import hold
 from tests.structures import discovered, small_resnet
 
 SPACES = sorted((Path(__file__).parents[2] / "conf" / "space").glob("*.yaml"))
@@ -85,30 +86,37 @@ def ratio(terrain: Terrain, proposal: Any) -> float:
     return left
 
 
-def test_every_rung_of_the_chain_lies_within_the_distributions(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def test_a_space_keeps_the_contract_on_every_terrain_it_is_for(pair: tuple[Any, Terrain]) -> None:
+    facts = [
+        every_rung_of_the_chain_lies_within_the_distributions,
+        the_chain_meets_its_targets_and_is_nested,
+        what_optuna_proposes_becomes_a_plan_for_every_group,
+        the_same_parameters_give_the_same_plan,
+    ]
+    hold(facts, *pair)
+
+
+def every_rung_of_the_chain_lies_within_the_distributions(space: Any, terrain: Terrain) -> None:
     distributions = space.distributions(terrain)
     for target in (0.7, 0.3, 0.1):
-        params = space.chain(terrain, target, 0.0)
+        params = space.chain(terrain, target)
         assert set(params) == set(distributions)
         for name, value in params.items():
             assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (name, value)
 
 
-def test_the_chain_meets_its_targets_and_is_nested(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> None:
     coarse = terrain.structure.groups[0].kind == "pattern" or terrain.round_to > 1 or terrain.then is not None
     before = terrain.structure.sizes
     for target in (0.7, 0.4):
-        proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
+        proposal = space.propose(terrain, space.chain(terrain, target))
         found = kept(terrain, proposal)
         assert (0.5 if coarse else 0.8) * target < ratio(terrain, proposal) <= target + 0.02
         assert (found <= before).all()
         before = found
 
 
-def test_what_optuna_proposes_becomes_a_plan_for_every_group(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain: Terrain) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(10):
         proposal = space.propose(terrain, study.ask(space.distributions(terrain)).params)
@@ -118,9 +126,8 @@ def test_what_optuna_proposes_becomes_a_plan_for_every_group(pair: tuple[Any, Te
         assert proposal.timing.total >= 1
 
 
-def test_the_same_parameters_give_the_same_plan(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
-    params = space.chain(terrain, 0.4, 0.0)
+def the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None:
+    params = space.chain(terrain, 0.4)
     assert space.propose(terrain, params) == space.propose(terrain, dict(params))
 
 
@@ -128,7 +135,7 @@ def test_the_same_parameters_give_the_same_plan(pair: tuple[Any, Terrain]) -> No
 def test_multiples_of_the_mean_meet_the_chain_s_targets_too(space: Any) -> None:
     rough = replace(terrain_named("units"), rule="mean")
     for target in (0.7, 0.3):
-        proposal = space.propose(rough, space.chain(rough, target, 0.0))
+        proposal = space.propose(rough, space.chain(rough, target))
         assert 0.8 * target < ratio(rough, proposal) <= target
 
 
@@ -136,7 +143,7 @@ def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None
     terrain = terrain_named("global")
     names = [name for name in PerGroup().distributions(terrain) if name.startswith("threshold.")]
     assert len(names) == 1
-    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5, 0.0), names[0]: 0.5})
+    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5), names[0]: 0.5})
     found = kept(terrain, proposal)
     assert abs(int(found.sum()) - terrain.structure.n_units / 2) <= len(terrain.structure.groups)
     worst_kept = [np.sort(terrain.scores[g.units])[-n] for g, n in zip(terrain.structure.groups, found, strict=True)]
@@ -147,7 +154,7 @@ def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None
 
 def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them() -> None:
     terrain, space = terrain_named("blocks"), Allocation(offset=0.0)
-    params = {**space.chain(terrain, 0.9, 0.0), "flops_ratio": 1.0}
+    params = {**space.chain(terrain, 0.9), "flops_ratio": 1.0}
     before = ratio(terrain, space.propose(terrain, params))
     for dropped in range(1, len(terrain.blocks) + 1):
         found = kept(terrain, space.propose(terrain, {**params, "blocks": dropped}))
@@ -164,11 +171,11 @@ def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
     assert len(terrain.blocks) == 4
     dropped = {0.7: 1, 0.4: 2, 0.2: 3, 0.06: 4}  # 4 x (1 - target^0.8), the nearest whole number
     for target, expected in dropped.items():
-        proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
+        proposal = space.propose(terrain, space.chain(terrain, target))
         assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(terrain.blocks[:expected])
         assert ratio(terrain, proposal) <= target
         whole = replace(terrain, depth=0.0)
-        assert space.chain(whole, target, 0.0)["blocks"] == 0
+        assert space.chain(whole, target)["blocks"] == 0
 
 
 def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
@@ -179,13 +186,13 @@ def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
     assert len(terrain.blocks) == 2
     assert least < 0.05
     for target in (0.4, 0.2, 0.1, 0.05):  # without a block it would be the same tiny model each time
-        found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target, 0.0)))
+        found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target)))
         assert 0.5 * target < found <= target
 
 
 def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:
     terrain, space = terrain_named("rounded"), Allocation(offset=0.0)
-    proposal = space.propose(terrain, space.chain(terrain, 0.4, 0.0))
+    proposal = space.propose(terrain, space.chain(terrain, 0.4))
     found = kept(terrain, proposal)
     assert ((found % 4 == 0) | (found == terrain.structure.sizes)).all()
     assert ratio(terrain, proposal) <= 0.4
@@ -194,8 +201,8 @@ def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:
 def test_a_stage_s_offset_moves_all_its_groups() -> None:
     terrain, space = terrain_named("units"), Hierarchical(offset=0.0)
     names = stage_names([group.name for group in terrain.structure.groups])
-    params = {**space.chain(terrain, 0.4, 0.0), f"stage.{names[-1]}": -1.0}
-    plain = kept(terrain, space.propose(terrain, space.chain(terrain, 0.4, 0.0)))
+    params = {**space.chain(terrain, 0.4), f"stage.{names[-1]}": -1.0}
+    plain = kept(terrain, space.propose(terrain, space.chain(terrain, 0.4)))
     moved = kept(terrain, space.propose(terrain, params))
     mine = np.array([name == names[-1] for name in names])
     assert (moved[mine] < plain[mine]).all()

@@ -98,7 +98,7 @@ def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
 
 def start(tmp_path: Path) -> optuna.Study:
     study = open_study(settings(tmp_path), ["maximize", "minimize"])
-    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1], [0.0])
+    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
     return study
 
 
@@ -116,7 +116,7 @@ def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> Non
     assert found == []
     run(study, 6)
     found = rows(study, GOALS)
-    assert [row.kind for row in found] == ["chain uniform"] * 3 + ["search"] * 3
+    assert [row.kind for row in found] == ["chain"] * 3 + ["search"] * 3
     ratios = [row.flops_ratio or 0.0 for row in found[:3]]
     assert ratios == sorted(ratios, reverse=True)
     assert all(abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True))
@@ -213,7 +213,7 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
     run(study, 5)
     found = rows(study, GOALS)
     assert len(found) == 5
-    assert sum(row.kind == "chain uniform" for row in found) == 3
+    assert sum(row.kind == "chain" for row in found) == 3
     assert study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) == []
 
 
@@ -225,7 +225,7 @@ def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None
     run(study, 3)
     again = study.get_trials()[left.number]
     assert (again.params, again.user_attrs[STATE]) == (left.params, "completed")
-    assert again.user_attrs[KIND] == "chain uniform"
+    assert again.user_attrs[KIND] == "chain"
     assert len(study.get_trials()) == 3
 
 
@@ -239,7 +239,7 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         if storage is not None:
             place["storage"] = storage.format(tmp_path / name)
         study = open_study(settings(tmp_path / name, study=place), ["maximize", "minimize"])
-        enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1], [0.0])
+        enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
         return study
 
     whole = start(tmp_path / "whole")
