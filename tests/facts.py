@@ -8,8 +8,8 @@ from typing import Any
 
 def hold(facts: Iterable[Callable[..., None]], *about: Any) -> None:
     """Each of `facts`, a function that asserts, is true of `about`; its name says what it states."""
-    wrong = []
-    for fact in facts:
+    wrong, known = [], list(facts)
+    for fact in known:
         try:
             fact(*about)
         except AssertionError as error:
@@ -17,4 +17,4 @@ def hold(facts: Iterable[Callable[..., None]], *about: Any) -> None:
         except Exception as error:
             error.add_note(f"while trying: {fact.__name__}")
             raise
-    assert not wrong, "\n".join([f"{len(wrong)} facts do not hold", *wrong])
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(known)} facts do not hold", *wrong])

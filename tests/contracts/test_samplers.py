@@ -157,7 +157,7 @@ def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: 
 
 
 def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(recipe: Recipe) -> None:
-    n_trials = 6 if slow_to_fit(recipe.target) else 10
+    n_trials = 5 if slow_to_fit(recipe.target) else 10
     found = [run(fresh(), recipe, n_trials) for _ in range(2)]
     assert found[0] == found[1]
     reseeded = Recipe(recipe.target, {**recipe.arguments, **({"seed": 6} if "seed" in recipe.arguments else {})})
