@@ -12,6 +12,7 @@ BESIDE := -n auto --maxprocesses 4
 run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
 
+# A file stays with one worker: many train a network once for all their tests.
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
 

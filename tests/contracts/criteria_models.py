@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.models import SmallResNet
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.thresholds import choose
+from tests.structures import discovered
 
 
 class Plain(nn.Module):
@@ -141,6 +142,12 @@ OPTIONS: dict[str, dict[str, Any]] = {"blocks": {"depth": True}, "head_dim": {"a
 
 
 def make(name: str) -> nn.Module:
+    """A model of one's own, always the same."""
+    return copy.deepcopy(_made(name))
+
+
+@cache
+def _made(name: str) -> nn.Module:
     """In double precision, so that differences are facts and not rounding; nothing is 0, 1 or equal by default."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -153,9 +160,10 @@ def make(name: str) -> nn.Module:
     return model.double().eval()
 
 
-@cache
 def structure_of(name: str) -> Structure:
-    return discover(make(name).float(), (torch.zeros(1, 1, 8, 8),), **OPTIONS.get(name, {}))
+    return discovered(
+        f"coupled {name}", lambda: (make(name).float(), (torch.zeros(1, 1, 8, 8),)), **OPTIONS.get(name, {})
+    )
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 import yaml
 from criteria_models import MAKERS, Case, half, kill, make, permute, structure_of, within_groups
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.removal import remove
 from lightning_modules.recipe import Recipe
+from tests.facts import hold
 
 
 def criterion_of(recipe: Mapping[str, Any]) -> Any:
@@ -61,19 +62,22 @@ DEAD_WEIGHT_MAY_STAY = {
 }
 
 
-@pytest.fixture(params=sorted(MAKERS))
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(make(request.param), structure_of(request.param))
+# Criteria whose way through a model is that of another one, which is tried on every coupling.
+SAME_WAY_AS = {
+    "l1": "l2",
+    "linf": "l2",
+    "grasp": "gradient",
+    "movement": "gradient",
+    "snip": "gradient",
+    "fpgm": "cosine",
+    "apoz": "activation",
+    "rank": "activation",
+}
+FEW = ["blocks", "recurrent", "residual"]
 
 
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=WEIGHTS)
-def weighing(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, coupling) for name in names for coupling in (FEW if name in SAME_WAY_AS else sorted(MAKERS))]
 
 
 def build(method: str) -> Any:
@@ -82,10 +86,6 @@ def build(method: str) -> Any:
 
 def weigh(weighing: str) -> Any:
     return criterion_of(WEIGHTS[weighing])
-
-
-def kind(criterion: Any) -> str:
-    return type(criterion).__name__
 
 
 def calibration(seed: int = 0, count: int = 3, dtype: torch.dtype = torch.float64) -> Calibration:
@@ -101,39 +101,108 @@ def names_of(case: Case) -> list[str]:
     return [name for name, parameter in case.model.named_parameters() if parameter.dim() >= 2]
 
 
-def assert_same(left: Any, right: Any) -> None:
+def assert_same(left: Any, right: Any, name: str = "") -> None:
     left, right = np.asarray(left), np.asarray(right)
-    np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7 * max(float(np.abs(right).max()), 1e-12))
+    slack = 1e-7 * max(float(np.abs(right).max()), 1e-12)
+    np.testing.assert_allclose(left, right, rtol=1e-6, atol=slack, err_msg=name)
+
+
+class Scored:
+    """The units of a model by a criterion; what several facts need is scored once."""
+
+    def __init__(self, name: str, coupling: str) -> None:
+        self.name, self.coupling, self.criterion = name, coupling, build(name)
+        self.kind, self.structure = type(self.criterion).__name__, structure_of(coupling)
+
+    def case(self) -> Case:
+        """A model of its own, always the same."""
+        return Case(make(self.coupling), self.structure)
+
+    def by(self, case: Case, data: Calibration) -> np.ndarray:
+        return self.criterion(case.model, case.structure, data)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        return self.by(self.case(), calibration())
+
+
+class Weighed(Scored):
+    """Its single weights."""
+
+    def __init__(self, name: str, coupling: str) -> None:
+        super().__init__(name, coupling)
+        self.criterion = weigh(name)
+        self.kind, self.tensors = type(self.criterion).__name__, names_of(self.case())
+
+    def by(self, case: Case, data: Calibration) -> dict[str, Tensor]:
+        return self.criterion.weights(case.model, self.tensors, data)
+
+    def flat(self, case: Case, data: Calibration) -> np.ndarray:
+        return np.concatenate([value.flatten().numpy() for value in self.by(case, data).values()])
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        return self.by(self.case(), calibration())
 
 
 def test_every_kind_of_coupling_is_there() -> None:
     kinds = {group.kind for name in MAKERS for group in structure_of(name).groups}
     assert {"channel", "neuron", "head", "head_dim", "conv_group", "recurrent", "block"} <= kinds
     assert len(METHODS) >= 20
+    assert set(SAME_WAY_AS) | set(SAME_WAY_AS.values()) <= set(METHODS)
+    assert not set(SAME_WAY_AS) & set(SAME_WAY_AS.values())
 
 
-def test_scores_are_one_finite_number_per_unit(method: str, case: Case) -> None:
-    scores = build(method)(case.model.float(), case.structure, calibration(dtype=torch.float32))
+@pytest.mark.parametrize(("method", "coupling"), pairs(METHODS))
+def test_a_criterion_keeps_the_contract_of_units(method: str, coupling: str) -> None:
+    facts = [
+        scores_are_one_finite_number_per_unit,
+        scores_are_the_same_twice_and_leave_the_model_alone,
+        scores_do_not_depend_on_the_order_of_batches,
+        all_batches_count_where_data_counts,
+        a_dead_unit_comes_last,
+        scores_follow_the_units_when_they_are_permuted,
+        a_pruned_model_is_scored_in_dense_ids,
+        what_is_not_a_number_is_not_hidden,
+    ]
+    hold(facts, Scored(method, coupling))
+
+
+@pytest.mark.parametrize(("weighing", "coupling"), pairs(WEIGHTS))
+def test_a_criterion_keeps_the_contract_of_weights(weighing: str, coupling: str) -> None:
+    facts = [
+        weights_are_one_finite_number_each,
+        weights_are_the_same_twice_and_leave_the_model_alone,
+        weights_do_not_depend_on_the_order_of_batches,
+        a_zero_weight_comes_last,
+        weights_follow_the_units_when_they_are_permuted,
+    ]
+    hold(facts, Weighed(weighing, coupling))
+
+
+def scores_are_one_finite_number_per_unit(this: Scored) -> None:
+    case = this.case()
+    case.model.float()
+    scores = this.by(case, calibration(dtype=torch.float32))
     assert scores.shape == (case.structure.n_units,)
     assert scores.dtype == np.float64
     assert np.isfinite(scores).all()
     # a group that is 0 throughout would be pruned blindly
-    assert all(scores[group.units].any() == (group.kind != "block") for group in case.structure.groups)
+    blind = [g.name for g in case.structure.groups if scores[g.units].any() == (g.kind == "block")]
+    assert not blind
 
 
-def test_scores_are_the_same_twice_and_leave_the_model_alone(method: str, case: Case) -> None:
-    assert_untouched(case, lambda: build(method)(case.model, case.structure, calibration()))
+def scores_are_the_same_twice_and_leave_the_model_alone(this: Scored) -> None:
+    case = this.case()
+    assert_untouched(case, lambda: this.by(case, calibration()), this.scores)
 
 
-def test_weights_are_the_same_twice_and_leave_the_model_alone(weighing: str, case: Case) -> None:
-    def flat() -> np.ndarray:
-        found = weigh(weighing).weights(case.model, names_of(case), calibration())
-        return np.concatenate([value.flatten().numpy() for value in found.values()])
-
-    assert_untouched(case, flat)
+def weights_are_the_same_twice_and_leave_the_model_alone(this: Weighed) -> None:
+    case, before = this.case(), np.concatenate([value.flatten().numpy() for value in this.scores.values()])
+    assert_untouched(case, lambda: this.flat(case, calibration()), before)
 
 
-def assert_untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
+def assert_untouched(case: Case, score: Callable[[], np.ndarray], before: np.ndarray) -> None:
     """In a model that is partly in train mode, with gradients of its own and a draw of random numbers between."""
     model = case.model.train()
     next(iter(model.children())).eval()
@@ -144,14 +213,14 @@ def assert_untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     switches = (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled)
-    random = torch.get_rng_state()
-    first = score()
-    assert torch.equal(torch.get_rng_state(), random)
     torch.randn(3)
+    random = torch.get_rng_state()
     with torch.no_grad():
-        second = score()
-    assert (first == second).all()
-    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+        after = score()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (before == after).all()
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, values[name])]
+    assert not changed
     assert {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()} == tensors
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -161,105 +230,97 @@ def assert_untouched(case: Case, score: Callable[[], np.ndarray]) -> None:
     assert now == switches
 
 
-def test_scores_do_not_depend_on_the_order_of_batches(method: str, case: Case) -> None:
+def backward() -> Calibration:
     forward = calibration()
-    backward = replace(forward, batches=forward.batches[::-1])
-    assert_same(build(method)(case.model, case.structure, backward), build(method)(case.model, case.structure, forward))
+    return replace(forward, batches=forward.batches[::-1])
 
 
-def test_weights_do_not_depend_on_the_order_of_batches(weighing: str, case: Case) -> None:
-    forward = calibration()
-    backward = replace(forward, batches=forward.batches[::-1])
-    first = weigh(weighing).weights(case.model, names_of(case), forward)
-    second = weigh(weighing).weights(case.model, names_of(case), backward)
-    for name in first:
-        assert_same(second[name], first[name])
+def scores_do_not_depend_on_the_order_of_batches(this: Scored) -> None:
+    assert_same(this.by(this.case(), backward()), this.scores)
 
 
-def test_all_batches_count_where_data_counts(method: str, case: Case) -> None:
-    whole = calibration(count=3)
-    other = replace(whole, batches=[*whole.batches[:2], calibration(count=4).batches[3]])
-    first, second = (build(method)(case.model, case.structure, c) for c in (whole, other))
-    assert (first == second).all() == (kind(build(method)) in DATA_FREE)
+def weights_do_not_depend_on_the_order_of_batches(this: Weighed) -> None:
+    for name, score in this.by(this.case(), backward()).items():
+        assert_same(score, this.scores[name], name)
 
 
-def test_a_dead_unit_comes_last(method: str, case: Case) -> None:
-    if kind(build(method)) in DEAD_MAY_STAY:
-        pytest.skip(DEAD_MAY_STAY[kind(build(method))])
+def all_batches_count_where_data_counts(this: Scored) -> None:
+    other = replace(calibration(), batches=[*calibration().batches[:2], calibration(count=4).batches[3]])
+    assert (this.scores == this.by(this.case(), other)).all() == (this.kind in DATA_FREE)
+
+
+def a_dead_unit_comes_last(this: Scored) -> None:
+    if this.kind in DEAD_MAY_STAY:
+        return
+    case = this.case()
     kill(case)
-    scores = build(method)(case.model, case.structure, calibration())
+    scores = this.by(case, calibration())
     for group in case.structure.groups:
         if not group.members:
             continue
-        if kind(build(method)) == "Gradient" and not group.mask_exact:
+        if this.kind == "Gradient" and not group.mask_exact:
             continue  # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead one
         assert scores[group.start + 1] <= scores[group.units].min() + 1e-12, group.name
 
 
-def test_a_zero_weight_comes_last(weighing: str, case: Case) -> None:
-    if kind(weigh(weighing)) in DEAD_WEIGHT_MAY_STAY:
-        pytest.skip(DEAD_WEIGHT_MAY_STAY[kind(weigh(weighing))])
+def a_zero_weight_comes_last(this: Weighed) -> None:
+    if this.kind in DEAD_WEIGHT_MAY_STAY:
+        return
+    case = this.case()
     with torch.no_grad():
-        for name in names_of(case):
+        for name in this.tensors:
             case.model.get_parameter(name).flatten()[3] = 0.0
-    for score in weigh(weighing).weights(case.model, names_of(case), calibration()).values():
-        assert score.flatten()[3] == score.min() == 0.0
+    for name, score in this.by(case, calibration()).items():
+        assert score.flatten()[3] == score.min() == 0.0, name
 
 
-def test_scores_follow_the_units_when_they_are_permuted(method: str, case: Case) -> None:
-    if kind(build(method)) in BLIND:
-        pytest.skip(f"{method} does not look at the weights")
-    before = build(method)(case.model, case.structure, calibration())
-    order = within_groups(case.structure)
+def scores_follow_the_units_when_they_are_permuted(this: Scored) -> None:
+    if this.kind in BLIND:
+        return
+    case, order = this.case(), within_groups(this.structure)
     permute(case, order)
-    assert_same(build(method)(case.model, case.structure, calibration()), before[order])
+    assert_same(this.by(case, calibration()), this.scores[order])
 
 
-def test_weights_follow_the_units_when_they_are_permuted(weighing: str, case: Case) -> None:
-    if kind(weigh(weighing)) in BLIND:
-        pytest.skip(f"{weighing} does not look at the weights")
-    before = weigh(weighing).weights(case.model, names_of(case), calibration())
+def weights_follow_the_units_when_they_are_permuted(this: Weighed) -> None:
+    if this.kind in BLIND:
+        return
+    case = this.case()
     did = permute(case, within_groups(case.structure))
-    after = weigh(weighing).weights(case.model, names_of(case), calibration())
-    for name in before:
-        assert_same(after[name], did[name](before[name]))
+    for name, score in this.by(case, calibration()).items():
+        assert_same(score, did[name](this.scores[name]), name)
 
 
-def test_a_pruned_model_is_scored_in_dense_ids(method: str, case: Case) -> None:
-    keep = half(case.structure)
-    structure = case.structure.restrict(keep)
-    scores = build(method)(remove(case.model, case.structure, keep), structure, calibration())
+def a_pruned_model_is_scored_in_dense_ids(this: Scored) -> None:
+    keep = half(this.structure)
+    case = Case(remove(this.case().model, this.structure, keep), this.structure.restrict(keep))
+    scores = this.by(case, calibration())
     assert scores.shape == keep.shape
     assert np.isfinite(scores).all()
     assert not scores[~keep].any()
     # a unit left alone in its group has no distance to others, and what went with a block has no members
-    several = [group for group in structure.groups if group.members and keep[group.units].sum() > 1]
-    assert all(scores[group.units].any() for group in several)
+    several = [group for group in case.structure.groups if group.members and keep[group.units].sum() > 1]
+    assert [group.name for group in several if not scores[group.units].any()] == []
 
 
-def test_weights_are_one_finite_number_each(weighing: str, case: Case) -> None:
-    names = names_of(case)
-    found = weigh(weighing).weights(case.model.float(), names, calibration(dtype=torch.float32))
-    assert list(found) == names
+def weights_are_one_finite_number_each(this: Weighed) -> None:
+    case = this.case()
+    case.model.float()
+    found = this.by(case, calibration(dtype=torch.float32))
+    assert list(found) == this.tensors
     for name, score in found.items():
         weight = case.model.get_parameter(name)
-        assert (score.shape, score.dtype, score.device) == (weight.shape, torch.float32, weight.device)
-        assert score.isfinite().all()
-        assert not score.requires_grad
+        assert (score.shape, score.dtype, score.device) == (weight.shape, torch.float32, weight.device), name
+        assert score.isfinite().all(), name
+        assert not score.requires_grad, name
 
 
-def test_what_is_not_a_number_is_not_hidden(method: str, case: Case) -> None:
-    if kind(build(method)) in BLIND:
-        pytest.skip(f"{method} does not look at the weights")
-    group = case.structure.groups[0]
+def what_is_not_a_number_is_not_hidden(this: Scored) -> None:
+    if this.kind in BLIND:
+        return
+    case, group = this.case(), this.structure.groups[0]
     with torch.no_grad():
         for member in group.members:
             if member.role == "out" and case.model.state_dict()[member.tensor].is_floating_point():
                 case.model.state_dict()[member.tensor].fill_(float("nan"))
-    assert np.isnan(build(method)(case.model, case.structure, calibration())[group.units]).any()
-
-
-@pytest.mark.parametrize("method", [name for name, recipe in METHODS.items() if "combine" in recipe])
-def test_an_unknown_way_to_combine_is_refused(method: str) -> None:
-    with pytest.raises(ConfigError, match=r"combine must be one of .*'middle'"):
-        criterion_of({**METHODS[method], "combine": "middle"})
+    assert np.isnan(this.by(case, calibration())[group.units]).any()

@@ -11,7 +11,6 @@ from criteria_models import make, structure_of
 from torch import Tensor, nn
 
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.schedules import RETURNING, SCHEDULES
 from lightning_modules.pruning.structure import Counts, Keep, Structure
@@ -29,13 +28,20 @@ from lightning_modules.pruning.weights import (
     weight_structure,
     zeros_of,
 )
+from tests.facts import hold
+from tests.structures import discovered
 
-MODELS = ["plain", "residual", "depthwise", "grouped", "dense", "encoder", "attention", "recurrent"]
 PATTERNS = [(1, 4), (2, 4), (3, 7), (1, 2)]
 BLOCKS = [(4, 4), (3, 5), (1, 8), (100, 100)]
-WAYS = [Weight(), *[Weight("block", shape) for shape in BLOCKS], *[Weight("pattern", shape) for shape in PATTERNS]]
-way = pytest.mark.parametrize("how", WAYS, ids=lambda how: f"{how.kind}{how.shape[0]}x{how.shape[1]}")
-every = pytest.mark.parametrize("name", MODELS)
+WEIGHT, BLOCK, PATTERN = Weight(), Weight("block", (3, 5)), Weight("pattern", (2, 4))
+# Couplings that differ most meet each kind of unit; every other coupling and every other shape is met once.
+PAIRS = [
+    *[(name, how) for name in ("residual", "grouped", "encoder", "recurrent") for how in (WEIGHT, BLOCK, PATTERN)],
+    *[(name, WEIGHT) for name in ("plain", "depthwise", "dense", "attention")],
+    *[("plain", Weight("block", shape)) for shape in BLOCKS if shape != BLOCK.shape],
+    *[("plain", Weight("pattern", shape)) for shape in PATTERNS if shape != PATTERN.shape],
+]
+SEEDS = range(3)
 
 
 class Sevens(nn.Module):
@@ -48,6 +54,10 @@ class Sevens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+
+def sevens() -> Structure:
+    return discovered("sevens", lambda: (Sevens(), (torch.zeros(1, 1, 8, 8),)))
 
 
 def model_of(name: str) -> nn.Module:
@@ -77,9 +87,27 @@ def some(weights: Structure, seed: int) -> Counts:
     return np.array([rng.integers(least, size + 1) for least, size in zip(weights.least, weights.sizes, strict=True)])
 
 
-@every
-@way
-def test_every_tensor_with_macs_is_a_group_or_skipped_for_a_reason(name: str, how: Weight) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"), PAIRS, ids=[f"{name}-{how.kind}{how.shape[0]}x{how.shape[1]}" for name, how in PAIRS]
+)
+def test_single_weights_keep_the_contract_of_units(name: str, how: Weight) -> None:
+    of_kind = {
+        "weight": single_weights_are_as_sparse_as_the_plan_says,
+        "block": blocks_are_zero_or_whole_at_the_edge_too,
+        "pattern": patterns_keep_the_best_n_of_every_m_inputs,
+    }
+    facts = [
+        every_tensor_with_macs_is_a_group_or_skipped_for_a_reason,
+        costs_of_the_whole_are_those_of_the_dense_model,
+        costs_of_a_plan_are_those_of_the_masked_model,
+        masks_only_shrink_along_a_schedule,
+        after_units_are_removed_the_weights_of_what_is_left_count,
+        of_kind[how.kind],
+    ]
+    hold(facts, name, how)
+
+
+def every_tensor_with_macs_is_a_group_or_skipped_for_a_reason(name: str, how: Weight) -> None:
     weights, model = weights_of(name, how), model_of(name)
     parameters = dict(model.named_parameters())
     named = set(macs_by_tensor(structure_of(name), structure_of(name).full()))
@@ -97,9 +125,7 @@ def test_every_tensor_with_macs_is_a_group_or_skipped_for_a_reason(name: str, ho
     assert not weights.table
 
 
-@every
-@way
-def test_costs_of_the_whole_are_those_of_the_dense_model(name: str, how: Weight) -> None:
+def costs_of_the_whole_are_those_of_the_dense_model(name: str, how: Weight) -> None:
     weights, structure, model = weights_of(name, how), structure_of(name), model_of(name)
     dense = Cost(structure).macs(structure.sizes)
     assert Cost(weights).macs(weights.sizes) == dense
@@ -109,10 +135,12 @@ def test_costs_of_the_whole_are_those_of_the_dense_model(name: str, how: Weight)
     assert effective_macs(structure, structure.full(), densities(model, names)) == dense
 
 
-@every
-@way
-@pytest.mark.parametrize("seed", range(3))
-def test_costs_of_a_plan_are_those_of_the_masked_model(name: str, how: Weight, seed: int) -> None:
+def costs_of_a_plan_are_those_of_the_masked_model(name: str, how: Weight) -> None:
+    for seed in SEEDS:
+        _costs_of_a_plan(name, how, seed)
+
+
+def _costs_of_a_plan(name: str, how: Weight, seed: int) -> None:
     weights, structure, model = weights_of(name, how), structure_of(name), model_of(name)
     kept = some(weights, seed)
     pruned(model, weights, how, kept)
@@ -123,36 +151,37 @@ def test_costs_of_a_plan_are_those_of_the_masked_model(name: str, how: Weight, s
         numel = parameters[group.name].numel()
         if how.kind == "block":  # blocks at the edge are smaller than the mean
             off = abs(found[group.name] - count / group.size)
-            assert off <= how.shape[0] * how.shape[1] * min(count, group.size - count) / numel + 1e-9
+            assert off <= how.shape[0] * how.shape[1] * min(count, group.size - count) / numel + 1e-9, (
+                seed,
+                group.name,
+            )
         else:
             off = 0.0
         slack_macs += group.size + off * macs[group.name]
         slack_params += group.size + off * numel
     effective = effective_macs(structure, structure.full(), found)
-    assert abs(Cost(weights).macs(kept) - effective) <= (slack_macs if how.kind != "weight" else 1.0)
+    assert abs(Cost(weights).macs(kept) - effective) <= (slack_macs if how.kind != "weight" else 1.0), seed
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters.values())
-    assert abs(Cost(weights).params(kept) - nonzero) <= (slack_params if how.kind != "weight" else 0)
+    assert abs(Cost(weights).params(kept) - nonzero) <= (slack_params if how.kind != "weight" else 0), seed
 
 
-@every
-@pytest.mark.parametrize("seed", range(3))
-def test_single_weights_are_as_sparse_as_the_plan_says(name: str, seed: int) -> None:
-    how = Weight()
-    weights, model = weights_of(name, how), model_of(name)
-    before, kept = sizes_of(model_of(name)), some(weights, seed)
-    _, masks = pruned(model, weights, how, kept)
-    for group, count in zip(weights.groups, kept, strict=True):
-        weight = dict(model.named_parameters())[group.name]
-        assert int(torch.count_nonzero(weight)) == count
-        if count < group.size:
-            assert before[group.name][~masks[group.name]].max() <= before[group.name][masks[group.name]].min()
-    assert set(masks) == {group.name for group, count in zip(weights.groups, kept, strict=True) if count < group.size}
+def single_weights_are_as_sparse_as_the_plan_says(name: str, how: Weight) -> None:
+    for seed in SEEDS:
+        weights, model = weights_of(name, how), model_of(name)
+        before, kept = sizes_of(model_of(name)), some(weights, seed)
+        _, masks = pruned(model, weights, how, kept)
+        for group, count in zip(weights.groups, kept, strict=True):
+            weight = dict(model.named_parameters())[group.name]
+            assert int(torch.count_nonzero(weight)) == count, (seed, group.name)
+            if count < group.size:
+                gone, left = before[group.name][~masks[group.name]], before[group.name][masks[group.name]]
+                assert gone.max() <= left.min(), (seed, group.name)
+        cut = {group.name for group, count in zip(weights.groups, kept, strict=True) if count < group.size}
+        assert set(masks) == cut, seed
 
 
-@every
-@pytest.mark.parametrize("shape", BLOCKS, ids=str)
-def test_blocks_are_zero_or_whole_at_the_edge_too(name: str, shape: tuple[int, int]) -> None:
-    how = Weight("block", shape)
+def blocks_are_zero_or_whole_at_the_edge_too(name: str, how: Weight) -> None:
+    shape = how.shape
     weights, model = weights_of(name, how), model_of(name)
     before, kept = sizes_of(model_of(name)), some(weights, 1)
     pruned(model, weights, how, kept)
@@ -174,12 +203,15 @@ def test_blocks_are_zero_or_whole_at_the_edge_too(name: str, shape: tuple[int, i
         assert not gone or max(gone) <= min(mean for mean, kept in zip(means, here, strict=True) if kept) + 1e-9
 
 
-@pytest.mark.parametrize("name", [*MODELS, "sevens"])
 @pytest.mark.parametrize("shape", PATTERNS, ids=str)
-def test_patterns_keep_the_best_n_of_every_m_inputs(name: str, shape: tuple[int, int]) -> None:
-    n, m = shape
-    how, model = Weight("pattern", shape), Sevens() if name == "sevens" else model_of(name)
-    structure = discover(model, (torch.zeros(1, 1, 8, 8),)) if name == "sevens" else structure_of(name)
+def test_patterns_of_what_comes_in_sevens_fit_or_not(shape: tuple[int, int]) -> None:
+    patterns_keep_the_best_n_of_every_m_inputs("sevens", Weight("pattern", shape))
+
+
+def patterns_keep_the_best_n_of_every_m_inputs(name: str, how: Weight) -> None:
+    n, m = how.shape
+    model = Sevens() if name == "sevens" else model_of(name)
+    structure = sevens() if name == "sevens" else structure_of(name)
     weights, before = weight_structure(structure, structure.full(), model, how), sizes_of(model)
     before = {key: value.clone() for key, value in before.items()}
     pruned(model, weights, how, np.zeros(len(weights.groups), dtype=np.int64))
@@ -204,10 +236,13 @@ def test_a_pattern_that_is_kept_is_dense_and_others_are_not_touched() -> None:
     assert set(masks) == {name for name, share in expected.items() if share < 1.0}
 
 
-@every
-@pytest.mark.parametrize("how", WAYS[:4], ids=lambda how: f"{how.kind}{how.shape[0]}x{how.shape[1]}")
-@pytest.mark.parametrize("schedule", sorted(set(SCHEDULES) - RETURNING))
-def test_masks_only_shrink_along_a_schedule(name: str, how: Weight, schedule: str) -> None:
+def masks_only_shrink_along_a_schedule(name: str, how: Weight) -> None:
+    rising = sorted(set(SCHEDULES) - RETURNING)
+    for schedule in rising if name == "residual" else ["cubic"]:
+        _masks_only_shrink(name, how, schedule)
+
+
+def _masks_only_shrink(name: str, how: Weight, schedule: str) -> None:
     weights, model = weights_of(name, how), model_of(name)
     final, keep, before = some(weights, 2), weights.full(), zeros_of(model, [])
     for step in range(1, 5):
@@ -215,17 +250,15 @@ def test_masks_only_shrink_along_a_schedule(name: str, how: Weight, schedule: st
         keep = choose(weights, unit_scores(weights, sizes_of(model), how), keep, kept)
         masks = masks_of(weights, keep, sizes_of(model), how)
         apply(model, masks)
-        assert (weights.counts(keep) == kept).all()
-        assert set(before) <= set(masks)
-        assert all((mask <= before[name]).all() for name, mask in masks.items() if name in before)
+        assert (weights.counts(keep) == kept).all(), schedule
+        assert set(before) <= set(masks), schedule
+        assert all((mask <= before[name]).all() for name, mask in masks.items() if name in before), schedule
         before = masks
-    assert (weights.counts(keep) == final).all()
-    assert all(torch.equal(mask, masks[name]) for name, mask in zeros_of(model, masks).items())
+    assert (weights.counts(keep) == final).all(), schedule
+    assert all(torch.equal(mask, masks[name]) for name, mask in zeros_of(model, masks).items()), schedule
 
 
-@every
-@way
-def test_after_units_are_removed_the_weights_of_what_is_left_count(name: str, how: Weight) -> None:
+def after_units_are_removed_the_weights_of_what_is_left_count(name: str, how: Weight) -> None:
     structure, dense = structure_of(name), model_of(name)
     scores = np.random.default_rng(0).random(structure.n_units)
     alive = choose(structure, scores, structure.full(), np.maximum(1, structure.sizes // 2))

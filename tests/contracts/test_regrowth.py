@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
@@ -76,7 +76,6 @@ def test_the_mask_rests_after_the_end(name: str) -> None:
     share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     progress=st.floats(0, 1),
 )
-@settings(deadline=None)
 def test_exchanges_keep_the_count_and_what_was_dropped_stays_away(
     rule: Regrowth, shape: tuple[int, ...], seed: int, share: float, progress: float
 ) -> None:
@@ -123,7 +122,6 @@ def test_surgery_changes_nothing_within_the_band() -> None:
 
 
 @given(seed=st.integers(0, 999), kept=st.integers(0, 30))
-@settings(deadline=None)
 def test_surgery_without_a_margin_keeps_the_largest_the_plan_asks_for(seed: int, kept: int) -> None:
     weight, mask, gradient = drawn((6, 5), seed, 0.5, dense=True)
     moved = Surgery(margin=0.0)(weight, mask, gradient, kept, 0.0, generator())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import yaml
 from lightning_modules.errors import ConfigError
 from lightning_modules.models import SmallResNet, SmallViT
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import counts
 from lightning_modules.pruning.weights import Weight, weight_structure
@@ -23,13 +24,13 @@ from lightning_modules.recipe import Recipe
 from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.space import Allocation, Hierarchical, PerGroup, Terrain, Uniform
 from orchestrator.search.space.allocated import stage_names
+from tests.facts import hold
+from tests.structures import discovered, small_resnet
 
 SPACES = sorted((Path(__file__).parents[2] / "conf" / "space").glob("*.yaml"))
-MODEL = SmallResNet(10, blocks=2)
-UNITS = discover(MODEL, (torch.zeros(1, 1, 8, 8),))
-BLOCKS = discover(MODEL, (torch.zeros(1, 1, 8, 8),), depth=True)
-WEIGHTS = weight_structure(UNITS, UNITS.full(), MODEL, Weight())
-PATTERNS = weight_structure(UNITS, UNITS.full(), MODEL, Weight("pattern", (1, 4)))
+MATCH = {"patterns": ["patterns"], "hybrid": ["hybrid", "hybrid of patterns"]}
+PLAIN = ["units", "blocks", "shallow", "weights", "global", "rounded"]
+PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)]
 
 
 def terrain_of(structure: Structure) -> Terrain:
@@ -40,22 +41,33 @@ def terrain_of(structure: Structure) -> Terrain:
     return Terrain(structure, cost.macs, dense, "quantile", scores, 2, Sensitivity((0.5,), loss), max_flops_ratio=0.9)
 
 
-TERRAINS = {"units": terrain_of(UNITS), "blocks": terrain_of(BLOCKS), "weights": terrain_of(WEIGHTS)}
-TERRAINS["global"] = replace(TERRAINS["units"], pools=[list(range(len(UNITS.groups)))])
-TERRAINS["shallow"] = replace(TERRAINS["blocks"], depth=0.8)
-TERRAINS["rounded"] = replace(TERRAINS["units"], round_to=4)
-MATCH = {"patterns": ["patterns"], "hybrid": ["hybrid", "hybrid of patterns"]}
-TERRAINS["patterns"] = terrain_of(PATTERNS)
-TERRAINS["hybrid"] = replace(TERRAINS["units"], then=TERRAINS["weights"])
-TERRAINS["hybrid of patterns"] = replace(TERRAINS["units"], then=TERRAINS["patterns"])
-PLAIN = ["units", "blocks", "shallow", "weights", "global", "rounded"]
-PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)]
+def weights(*way: Any) -> Structure:
+    units = small_resnet(blocks=2)
+    return weight_structure(units, units.full(), SmallResNet(10, blocks=2), Weight(*way))
+
+
+@cache
+def terrain_named(name: str) -> Terrain:
+    makers: dict[str, Callable[[], Terrain]] = {
+        "units": lambda: terrain_of(small_resnet(blocks=2)),
+        "blocks": lambda: terrain_of(small_resnet(blocks=2, depth=True)),
+        "weights": lambda: terrain_of(weights()),
+        "patterns": lambda: terrain_of(weights("pattern", (1, 4))),
+        "global": lambda: replace(
+            terrain_named("units"), pools=[list(range(len(terrain_named("units").structure.groups)))]
+        ),
+        "shallow": lambda: replace(terrain_named("blocks"), depth=0.8),
+        "rounded": lambda: replace(terrain_named("units"), round_to=4),
+        "hybrid": lambda: replace(terrain_named("units"), then=terrain_named("weights")),
+        "hybrid of patterns": lambda: replace(terrain_named("units"), then=terrain_named("patterns")),
+    }
+    return makers[name]()
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].stem} on {pair[1]}")
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Terrain]:
     path, name = request.param
-    return Recipe.from_json(yaml.safe_load(path.read_text())).build(), TERRAINS[name]
+    return Recipe.from_json(yaml.safe_load(path.read_text())).build(), terrain_named(name)
 
 
 def kept(terrain: Terrain, proposal: Any) -> Any:
@@ -74,30 +86,37 @@ def ratio(terrain: Terrain, proposal: Any) -> float:
     return left
 
 
-def test_every_rung_of_the_chain_lies_within_the_distributions(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def test_a_space_keeps_the_contract_on_every_terrain_it_is_for(pair: tuple[Any, Terrain]) -> None:
+    facts = [
+        every_rung_of_the_chain_lies_within_the_distributions,
+        the_chain_meets_its_targets_and_is_nested,
+        what_optuna_proposes_becomes_a_plan_for_every_group,
+        the_same_parameters_give_the_same_plan,
+    ]
+    hold(facts, *pair)
+
+
+def every_rung_of_the_chain_lies_within_the_distributions(space: Any, terrain: Terrain) -> None:
     distributions = space.distributions(terrain)
     for target in (0.7, 0.3, 0.1):
-        params = space.chain(terrain, target, 0.0)
+        params = space.chain(terrain, target)
         assert set(params) == set(distributions)
         for name, value in params.items():
             assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (name, value)
 
 
-def test_the_chain_meets_its_targets_and_is_nested(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> None:
     coarse = terrain.structure.groups[0].kind == "pattern" or terrain.round_to > 1 or terrain.then is not None
     before = terrain.structure.sizes
     for target in (0.7, 0.4):
-        proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
+        proposal = space.propose(terrain, space.chain(terrain, target))
         found = kept(terrain, proposal)
         assert (0.5 if coarse else 0.8) * target < ratio(terrain, proposal) <= target + 0.02
         assert (found <= before).all()
         before = found
 
 
-def test_what_optuna_proposes_becomes_a_plan_for_every_group(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
+def what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain: Terrain) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(10):
         proposal = space.propose(terrain, study.ask(space.distributions(terrain)).params)
@@ -107,25 +126,24 @@ def test_what_optuna_proposes_becomes_a_plan_for_every_group(pair: tuple[Any, Te
         assert proposal.timing.total >= 1
 
 
-def test_the_same_parameters_give_the_same_plan(pair: tuple[Any, Terrain]) -> None:
-    space, terrain = pair
-    params = space.chain(terrain, 0.4, 0.0)
+def the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None:
+    params = space.chain(terrain, 0.4)
     assert space.propose(terrain, params) == space.propose(terrain, dict(params))
 
 
 @pytest.mark.parametrize("space", [Uniform(high=2.0), PerGroup(high=2.0)])
 def test_multiples_of_the_mean_meet_the_chain_s_targets_too(space: Any) -> None:
-    rough = replace(TERRAINS["units"], rule="mean")
+    rough = replace(terrain_named("units"), rule="mean")
     for target in (0.7, 0.3):
-        proposal = space.propose(rough, space.chain(rough, target, 0.0))
+        proposal = space.propose(rough, space.chain(rough, target))
         assert 0.8 * target < ratio(rough, proposal) <= target
 
 
 def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None:
-    terrain = TERRAINS["global"]
+    terrain = terrain_named("global")
     names = [name for name in PerGroup().distributions(terrain) if name.startswith("threshold.")]
     assert len(names) == 1
-    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5, 0.0), names[0]: 0.5})
+    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5), names[0]: 0.5})
     found = kept(terrain, proposal)
     assert abs(int(found.sum()) - terrain.structure.n_units / 2) <= len(terrain.structure.groups)
     worst_kept = [np.sort(terrain.scores[g.units])[-n] for g, n in zip(terrain.structure.groups, found, strict=True)]
@@ -135,8 +153,8 @@ def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None
 
 
 def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them() -> None:
-    terrain, space = TERRAINS["blocks"], Allocation(offset=0.0)
-    params = {**space.chain(terrain, 0.9, 0.0), "flops_ratio": 1.0}
+    terrain, space = terrain_named("blocks"), Allocation(offset=0.0)
+    params = {**space.chain(terrain, 0.9), "flops_ratio": 1.0}
     before = ratio(terrain, space.propose(terrain, params))
     for dropped in range(1, len(terrain.blocks) + 1):
         found = kept(terrain, space.propose(terrain, {**params, "blocks": dropped}))
@@ -149,42 +167,42 @@ def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them()
 
 @pytest.mark.parametrize("space", [Allocation(), Uniform(), PerGroup()])
 def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
-    terrain = TERRAINS["shallow"]
+    terrain = terrain_named("shallow")
     assert len(terrain.blocks) == 4
     dropped = {0.7: 1, 0.4: 2, 0.2: 3, 0.06: 4}  # 4 x (1 - target^0.8), the nearest whole number
     for target, expected in dropped.items():
-        proposal = space.propose(terrain, space.chain(terrain, target, 0.0))
+        proposal = space.propose(terrain, space.chain(terrain, target))
         assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(terrain.blocks[:expected])
         assert ratio(terrain, proposal) <= target
         whole = replace(terrain, depth=0.0)
-        assert space.chain(whole, target, 0.0)["blocks"] == 0
+        assert space.chain(whole, target)["blocks"] == 0
 
 
 def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
-    structure = discover(SmallViT(10), (torch.zeros(1, 1, 8, 8),), depth=True)
+    structure = discovered("small vit", lambda: (SmallViT(10), (torch.zeros(1, 1, 8, 8),)), depth=True)
     terrain = replace(terrain_of(structure), depth=1.0)
     none_left = np.concatenate([structure.sizes[: terrain.widths], terrain.without_blocks(len(terrain.blocks))])
     least = terrain.macs(none_left) / terrain.dense_macs
     assert len(terrain.blocks) == 2
     assert least < 0.05
     for target in (0.4, 0.2, 0.1, 0.05):  # without a block it would be the same tiny model each time
-        found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target, 0.0)))
+        found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target)))
         assert 0.5 * target < found <= target
 
 
 def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:
-    terrain, space = TERRAINS["rounded"], Allocation(offset=0.0)
-    proposal = space.propose(terrain, space.chain(terrain, 0.4, 0.0))
+    terrain, space = terrain_named("rounded"), Allocation(offset=0.0)
+    proposal = space.propose(terrain, space.chain(terrain, 0.4))
     found = kept(terrain, proposal)
     assert ((found % 4 == 0) | (found == terrain.structure.sizes)).all()
     assert ratio(terrain, proposal) <= 0.4
 
 
 def test_a_stage_s_offset_moves_all_its_groups() -> None:
-    terrain, space = TERRAINS["units"], Hierarchical(offset=0.0)
+    terrain, space = terrain_named("units"), Hierarchical(offset=0.0)
     names = stage_names([group.name for group in terrain.structure.groups])
-    params = {**space.chain(terrain, 0.4, 0.0), f"stage.{names[-1]}": -1.0}
-    plain = kept(terrain, space.propose(terrain, space.chain(terrain, 0.4, 0.0)))
+    params = {**space.chain(terrain, 0.4), f"stage.{names[-1]}": -1.0}
+    plain = kept(terrain, space.propose(terrain, space.chain(terrain, 0.4)))
     moved = kept(terrain, space.propose(terrain, params))
     mine = np.array([name == names[-1] for name in names])
     assert (moved[mine] < plain[mine]).all()
@@ -208,10 +226,10 @@ def test_stages_are_what_names_share(groups: list[str], stages: list[str]) -> No
 
 def test_spaces_that_do_not_fit_the_method_say_what_to_take() -> None:
     spaces = {path.stem: Recipe.from_json(yaml.safe_load(path.read_text())).build() for path in SPACES}
-    for name, terrain, remedy in (
+    for name, found, remedy in (
         ("per_group", "patterns", "space=patterns"),
         ("patterns", "units", "space=allocation"),
         ("hybrid", "units", "method=hybrid"),
     ):
         with pytest.raises(ConfigError, match=remedy):
-            spaces[name].distributions(TERRAINS[terrain])
+            spaces[name].distributions(terrain_named(found))

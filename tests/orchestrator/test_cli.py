@@ -1,5 +1,7 @@
 """The command line: what is said, on which stream, with which exit code."""
 
+import copy
+import itertools
 import os
 import re
 import signal
@@ -11,7 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_modules.errors import ConfigError
 from orchestrator import settings as schema
@@ -234,19 +239,29 @@ sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
     assert "Traceback" not in err
 
 
-def choices() -> list[str]:
-    """Every file of the real tree as the override that chooses it."""
-    found = []
-    for path in sorted(conf_folder().glob("*/*.yaml")):
-        group, name = path.parent.name, path.stem
-        if group not in ("hydra", "defaults"):
-            found.append(f"+experiment={name}" if group == "experiment" else f"{group}={name}")
-    return found
+def files(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("choice", choices())
+def choices() -> list[list[str]]:
+    """Every file of the real tree but the methods, as few command lines: one file of each group, then of each the next.
+
+    The groups say nothing about one another's keys; an experiment does, and stands alone.
+    """
+    groups = sorted({path.parent.name for path in conf_folder().glob("*/*.yaml")})
+    plain = [group for group in groups if group not in ("hydra", "defaults", "experiment", "method")]
+    named = [[f"{group}={name}" for name in files(group)] for group in plain]
+    together = [[word for word in words if word] for words in itertools.zip_longest(*named)]
+    return [*together, *([f"+experiment={name}"] for name in files("experiment"))]
+
+
+# One method of each kind: several methods, units then weights, weights, a penalty in training, blocks.
+KINDS = ["search", "hybrid_nm", "weight_l1", "group_lasso", "depth"]
+
+
+@pytest.mark.parametrize("words", [*choices(), *([f"method={name}"] for name in KINDS)], ids=" ".join)
 def test_every_choice_of_the_real_tree_composes_into_valid_settings(
-    choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a choice leaves open (a folder, a model's name) is asked for by its key, and given."""
     monkeypatch.chdir(tmp_path)
@@ -258,10 +273,56 @@ def test_every_choice_of_the_real_tree_composes_into_valid_settings(
         return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None))
 
     monkeypatch.setattr(schema, "load", load)
-    words = [choice]
-    while main(words) == 2:
-        asked = re.fullmatch(r"(\S+) must have a value; give it as \1=\.\.\.\n", capsys.readouterr().err)
-        assert asked is not None
-        assert len(words) < 5
-        words.append(f"{asked[1]}=given")
+    asked: list[str] = []
+    while main([*words, *asked]) == 2:
+        said = capsys.readouterr().err
+        key = re.fullmatch(r"(\S+) must have a value; give it as \1=\.\.\.\n", said)
+        assert key is not None, said
+        assert len(asked) < 8
+        asked.append(f"{key[1]}=given")
     assert isinstance(loaded[0], schema.Settings)
+
+
+def file_of(group: str, name: str) -> dict[str, Any]:
+    """The keys of one file, over those of the files of its group that it begins with."""
+    keys: dict[str, Any] = yaml.safe_load((conf_folder() / group / f"{name}.yaml").read_text())
+    for other in keys.pop("defaults", []):
+        keys = {**file_of(group, other), **keys}
+    return keys
+
+
+def with_method(name: str, rest: DictConfig) -> dict[Any, Any]:
+    """`rest`, a configuration without a method, with the file's keys and the groups that the file chooses."""
+    text = (conf_folder() / "method" / f"{name}.yaml").read_text()
+    keys: dict[str, Any] = yaml.safe_load(text)
+    config = copy.deepcopy(rest)
+    OmegaConf.set_struct(config, False)
+    for chosen in keys.pop("defaults", []):
+        ((group, choice),) = chosen.items()
+        group = group.removeprefix("override /")
+        config[group] = file_of(group, choice)
+    whole = text.startswith("# @package _global_\n")
+    found = OmegaConf.to_container(OmegaConf.merge(config, keys if whole else {"method": keys}), resolve=True)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_every_method_of_the_real_tree_is_valid_settings() -> None:
+    """As the command line composes it, without the command line, which takes half a second for each."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        rest = hydra.compose("config", ["~method"])
+        composed = {name: hydra.compose("config", [f"method={name}"]) for name in ("hybrid_nm", "group_lasso", "l2")}
+    for name, config in composed.items():
+        assert with_method(name, rest) == OmegaConf.to_container(config, resolve=True), name
+    wrong = {}
+    for name in files("method"):
+        if name in KINDS:
+            continue
+        try:
+            config = with_method(name, rest)
+            assert "???" not in str(config)
+            schema.load(config)
+        except Exception as error:
+            wrong[name] = str(error)
+    assert wrong == {}
+    assert len(files("method")) >= 40

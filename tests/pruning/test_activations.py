@@ -44,7 +44,7 @@ def threshold(level: float, *tensors: str) -> ActivationPruning:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @given(share=st.floats(0, 1), seed=st.integers(0, 99), values=st.sampled_from([0, 1, 3]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_topk_keeps_the_share_of_each_sample_to_the_element(
     shape: tuple[int, ...], share: float, seed: int, values: int
 ) -> None:

@@ -60,7 +60,7 @@ def test_a_recurrent_layer_costs_its_weights_at_every_step() -> None:
     assert lstm == {"lstm.weight_ih_l0": 5 * 4 * 8 * 6, "lstm.weight_hh_l0": 5 * 4 * 8 * 8}
 
 
-@pytest.mark.parametrize("name", [*SMALL, *MEDIUM])
+@pytest.mark.parametrize("name", [*SMALL, *MEDIUM, pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_macs_belong_to_weights_and_only_attention_multiplies_activations(name: str) -> None:
     """The MACs per weight are the positions it is applied to: whole, and equal for all layers at one resolution."""
     this = case(name)

@@ -62,14 +62,10 @@ def test_magnitudes_are_norms() -> None:
     assert torch.equal(found, torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 2.0]]))
 
 
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [("mean", [3.0, 3.0, 2.0]), ("sum", [6.0, 6.0, 4.0]), ("max", [5.0, 4.0, 3.0]), ("first", [1.0, 2.0, 3.0])],
-)
-def test_coupled_layers_are_combined_as_asked(how: str, expected: list[float]) -> None:
+def test_coupled_layers_count_by_their_mean() -> None:
     model = Sum()
     structure = discover(model, (torch.zeros(1, 2),))
-    np.testing.assert_allclose(Magnitude(1.0, how)(model, structure, NOTHING), expected)  # type: ignore[arg-type]
+    np.testing.assert_allclose(Magnitude(1.0)(model, structure, NOTHING), [3.0, 3.0, 2.0])
 
 
 def test_the_gates_of_a_recurrent_unit_add_up() -> None:
@@ -87,7 +83,7 @@ def test_the_gates_of_a_recurrent_unit_add_up() -> None:
         # rows are gate by gate: unit 0 has 1 + 4 + 7 + 10
         model.rnn.weight_ih_l0.copy_(torch.arange(1.0, 13.0)[:, None].expand(12, 2) / 2)
         model.rnn.weight_hh_l0.zero_()
-    np.testing.assert_allclose(Magnitude(1.0, "first")(model, structure, NOTHING), [22.0, 26.0, 30.0])
+    np.testing.assert_allclose(Magnitude(1.0)(model, structure, NOTHING), [22.0, 26.0, 30.0])
 
 
 def test_lamp_is_the_share_of_what_is_at_least_as_large() -> None:
@@ -158,8 +154,7 @@ def test_a_stand_in_must_be_one_in_all_coupled_layers() -> None:
     model = Sum()
     structure = discover(model, (torch.zeros(1, 2),))
     # the left layer has units 0 and 1 alike, the right one 0 and 2: nobody is replaced altogether
-    np.testing.assert_allclose(Cosine("mean")(model, structure, NOTHING), [1.0, 0.5, 0.5])
-    np.testing.assert_allclose(Cosine("first")(model, structure, NOTHING), [1.0, 0.0, 1.0])
+    np.testing.assert_allclose(Cosine()(model, structure, NOTHING), [1.0, 0.5, 0.5])
 
 
 def test_random_scores_depend_on_seed_name_and_place_alone() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import SMALL, build, randomise
+from models import SMALL, build, randomise, structure_of
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_modules.pruning import criteria
 from lightning_modules.pruning.criteria import Calibration, Criterion
-from lightning_modules.pruning.discovery import discover
 
 ALL: list[Criterion] = [
     criteria.Ablation(slice=16),
@@ -43,7 +42,7 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_every_criterion_scores_every_group(name: str) -> None:
     model, (x,) = build(name)
-    structure = discover(model, (x,))
+    structure = structure_of(name)
     data = Calibration([x, x.flip(1)], loss)
     model = randomise(model).eval()
     for criterion in ALL:

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision.models as tv
-from models import Case, _timm_vit, apart, outputs, plan, randomise
+from models import ZOO, Case, _timm_vit, apart, mobilenet_short, outputs, plan, randomise, structure_of
 from test_cost import counted
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from lightning_modules.pruning.masks import masked
 from lightning_modules.pruning.optimizer import by_name, slice_state
 from lightning_modules.pruning.removal import check, rebuild, remove
 from lightning_modules.pruning.structure import Keep, Structure, dropped
+from tests.structures import discovered
 
 
 class Text(nn.Module):
@@ -55,6 +56,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
     ),
     "timm_vit": (_timm_vit, (3, 32, 32), ["blocks.0", "blocks.1"]),
     "text": (Text, (6,), ["layers.0", "layers.1"]),
+    "mobilenet_short": (mobilenet_short, (3, 32, 32), MOBILE[:2]),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), (3, 32, 32), MOBILE),
     "convnext": (
         lambda: timm.create_model("convnext_atto", num_classes=7, depths=(1, 1, 2, 1)),
@@ -62,6 +64,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
         ["stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1", "stages.3.blocks.0"],
     ),
 }
+
+
+ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name == "mobilenet_v2")) for name in MODELS]
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -74,7 +79,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 @cache
 def case(name: str) -> Case:
     model, inputs = build(name)
-    structure = discover(model, inputs, depth=True)
+    structure = discovered(f"deep {name}", lambda: build(name), depth=True)
     exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     return Case(name, randomise(model).double().eval(), exact, structure)
 
@@ -91,10 +96,11 @@ def cut(structure: Structure, rng: np.random.Generator, groups: list[int], gone:
     return keep
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_blocks_that_only_add_are_units_after_all_others(name: str) -> None:
     this = case(name)
-    structure, plain = this.structure, discover(*build(name))
+    structure = this.structure
+    plain = structure_of(name) if name in ZOO else discovered(f"deep {name}", lambda: build(name))
     found = blocks(structure)
     assert [structure.groups[index].name for index in found] == MODELS[name][2]
     assert structure.groups[: len(plain.groups)] == plain.groups
@@ -107,7 +113,7 @@ def test_blocks_that_only_add_are_units_after_all_others(name: str) -> None:
     assert Cost(structure).macs(structure.sizes) == Cost(plain).macs(plain.sizes)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_block_at_zero_is_a_block_that_is_gone(name: str) -> None:
     this, rng = case(name), np.random.default_rng(0)
     structure, found = this.structure, blocks(this.structure)
@@ -121,7 +127,7 @@ def test_a_block_at_zero_is_a_block_that_is_gone(name: str) -> None:
         assert apart(outputs(small, this.inputs), outputs(masked(this.model, structure, keep), this.inputs)) < 1e-10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_costs_without_blocks_are_exact(name: str) -> None:
     this, rng = case(name), np.random.default_rng(1)
     structure, found, cost = this.structure, blocks(this.structure), Cost(this.structure)
@@ -134,7 +140,7 @@ def test_costs_without_blocks_are_exact(name: str) -> None:
         assert cost.params(counts) == sum(p.numel() for p in small.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_channels_and_blocks_go_in_any_order_and_the_rest_trains_and_reloads(name: str) -> None:
     this, rng = case(name), np.random.default_rng(2)
     structure, found = this.structure, blocks(this.structure)

@@ -261,7 +261,7 @@ def test_a_model_that_nothing_can_follow_is_an_error_with_both_reasons() -> None
 
 
 def test_names_are_unique_and_ids_contiguous_in_graph_order() -> None:
-    for name in ("unet", "resnet18", "mobilenet_v2", "vit"):
+    for name in ("unet", "small_vgg", "mobilenet_short", "vit"):
         structure = case(name).structure
         starts = [group.start for group in structure.groups]
         assert starts == np.cumsum([0, *(group.size for group in structure.groups)])[:-1].tolist()

@@ -26,6 +26,7 @@ GROUPS = {
     "resnet50": 37,
     "resnext50": 21,
     "vgg11_bn": 10,
+    "mobilenet_short": 11,
     "mobilenet_v2": 25,
     "mobilenet_v3_small": 27,
     "densenet121": 120,

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import apart, build, case, outputs, plan, randomise
+from models import apart, build, case, outputs, plan, randomise, structure_of
 from test_cost import counted
 from torch import Tensor, nn
 
@@ -21,13 +21,10 @@ from lightning_modules.pruning.removal import rebuild, remove, slices
 from lightning_modules.pruning.structure import Structure
 
 NAMES = ["vit", "encoder", "cross_attention", "timm_vit"]
-STRUCTURES: dict[str, Structure] = {}
 
 
 def narrow(name: str) -> Structure:
-    if name not in STRUCTURES:
-        STRUCTURES[name] = discover(*build(name), attention="head_dim")
-    return STRUCTURES[name]
+    return structure_of(name, attention="head_dim")
 
 
 @pytest.mark.parametrize(("name", "heads", "width", "per_layer"), [("vit", 4, 8, 2), ("timm_vit", 3, 16, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -138,17 +139,18 @@ def test_groups_compared_with_one_another_share_one_threshold() -> None:
     assert counts(model, np.ones(9), model.full(), {"g0": 0.5, "g1": 0.5}, "quantile", [[0, 1], [2]])[2] == 3
 
 
-@pytest.mark.parametrize("kind", ["block", "pattern"])
-@pytest.mark.parametrize("rule", ["quantile", "mean", "median", "absolute"])
-@pytest.mark.parametrize("score", [-1.0, 0.0, 2.0])
-def test_a_block_or_a_pattern_may_go_altogether(kind: Kind, rule: Rule, score: float) -> None:
-    model = structure(2, 1, kinds=("channel", kind))
-    level = 1.0 if rule == "quantile" else float("inf")
-    scores = np.array([1.0, 1.0, score])
-    assert counts(model, scores, model.full(), {"g1": level}, rule).tolist() == [2, 0]
-    assert counts(model, scores, model.full(), {"g1": 0.0}, rule).tolist() == [2, 1]
-    gone = np.array([True, True, False])
-    assert counts(model, scores, gone, {"g1": level}, rule).tolist() == [2, 0]
+def test_a_block_or_a_pattern_may_go_altogether() -> None:
+    kinds: tuple[Kind, ...] = ("block", "pattern")
+    rules: tuple[Rule, ...] = ("quantile", "mean", "median", "absolute")
+    for kind, rule, score in product(kinds, rules, (-1.0, 0.0, 2.0)):
+        model = structure(2, 1, kinds=("channel", kind))
+        level = 1.0 if rule == "quantile" else float("inf")
+        scores, full, gone = np.array([1.0, 1.0, score]), model.full(), np.array([True, True, False])
+        all_of_it, none_of_it, gone_before = (
+            counts(model, scores, alive, {"g1": threshold}, rule).tolist()
+            for alive, threshold in ((full, level), (full, 0.0), (gone, level))
+        )
+        assert (all_of_it, none_of_it, gone_before) == ([2, 0], [2, 1], [2, 0]), (kind, rule, score)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 16), st.data())

@@ -131,7 +131,7 @@ def test_masks_are_their_own() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_every_weight_is_in_one_block(rows: int, columns: int, high: int, wide: int) -> None:
     how, weight = Weight("block", (high, wide)), torch.arange(rows * columns).reshape(rows, columns).double()
     numbers = shares(weight, how)

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Counts
 from orchestrator.search.allocation import Sensitivity, allocate, scaled
-
-STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
-COST = Cost(STRUCTURE)
-SIZES = STRUCTURE.sizes
-DENSE = COST.macs(SIZES)
-FLAT = Sensitivity((0.5,), np.ones((len(SIZES), 1)))
+from tests.structures import small_resnet
 
 
-@settings(max_examples=40, deadline=None)
+@cache
+def cost() -> Cost:
+    return Cost(small_resnet())
+
+
+def sizes() -> Counts:
+    return small_resnet().sizes
+
+
+def dense() -> int:
+    return cost().macs(sizes())
+
+
+def flat() -> Sensitivity:
+    return Sensitivity((0.5,), np.ones((len(sizes()), 1)))
+
+
+@settings(max_examples=40)
 @given(target=st.floats(0.03, 0.95), blend=st.floats(0, 1), offsets=st.lists(st.floats(-1, 1), min_size=6, max_size=6))
 def test_the_target_is_met_and_no_group_is_empty(target: float, blend: float, offsets: list[float]) -> None:
-    kept = allocate(SIZES, COST.macs, int(target * DENSE), FLAT, blend, np.array(offsets))
-    assert COST.macs(kept) <= target * DENSE
+    kept = allocate(sizes(), cost().macs, int(target * dense()), flat(), blend, np.array(offsets))
+    assert cost().macs(kept) <= target * dense()
     assert (kept >= 1).all()
-    assert (kept <= SIZES).all()
+    assert (kept <= sizes()).all()
 
 
 def test_equal_sensitivities_share_like_uniform() -> None:
-    target = DENSE // 3
-    assert abs(allocate(SIZES, COST.macs, target, FLAT, 1.0) - allocate(SIZES, COST.macs, target, None, 0.0)).max() <= 1
+    target = dense() // 3
+    assert (
+        abs(
+            allocate(sizes(), cost().macs, target, flat(), 1.0) - allocate(sizes(), cost().macs, target, None, 0.0)
+        ).max()
+        <= 1
+    )
 
 
 def test_a_sensitive_group_keeps_more() -> None:
-    loss = np.ones((len(SIZES), 1))
+    loss = np.ones((len(sizes()), 1))
     loss[2] = 100.0
-    kept = allocate(SIZES, COST.macs, DENSE // 3, Sensitivity((0.5,), loss), 1.0)
-    shares = kept / SIZES
+    kept = allocate(sizes(), cost().macs, dense() // 3, Sensitivity((0.5,), loss), 1.0)
+    shares = kept / sizes()
     assert shares[2] == shares.max()
     assert shares[2] > 1.5 * np.delete(shares, 2).max()
 
@@ -49,8 +66,8 @@ def test_two_ratios_fit_the_power_of_the_curve() -> None:
 
 
 def test_uniform_chains_are_nested() -> None:
-    before = SIZES
+    before = sizes()
     for target in np.geomspace(0.8, 0.03, 12):
-        kept = scaled(SIZES, COST.macs, int(target * DENSE), np.ones(len(SIZES)))
+        kept = scaled(sizes(), cost().macs, int(target * dense()), np.ones(len(sizes())))
         assert (kept <= before).all()
         before = kept

@@ -16,7 +16,7 @@ from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
 from orchestrator.search.studies.study import Trials
 from orchestrator.search.studies.trial import TrialState
-from tests.search.test_study import RULES, SPACE, TERRAIN, pretend, start
+from tests.search.test_study import RULES, SPACE, pretend, start, terrain
 
 
 class Store:
@@ -44,7 +44,7 @@ def run(study: optuna.Study, exchange: Exchange, n_trials: int) -> None:
 
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(Trials(study, SPACE, TERRAIN, saves, RULES, leases, exchange), n_trials, lambda trial: None)
+        search(Trials(study, SPACE, terrain(), saves, RULES, leases, exchange), n_trials, lambda trial: None)
 
 
 def test_what_one_process_has_told_another_fetches(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lightning_modules.errors import DataError
 from lightning_modules.models import SmallResNet
-from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.search.plans.finished import (
     PLAN,
@@ -26,10 +26,14 @@ from orchestrator.search.plans.finished import (
     save_plan,
 )
 from orchestrator.search.plans.lineage import Lineage, Link
+from tests.structures import discovered
 
 MODEL = SmallResNet(10, width=8)
-STRUCTURE = discover(MODEL, (torch.zeros(1, 1, 8, 8),))
 LINK = Link(0, {}, {}, {}, {}, 3, "", {})
+
+
+def structure() -> Structure:
+    return discovered("small resnet, width 8", lambda: (MODEL, (torch.zeros(1, 1, 8, 8),)))
 
 
 def finished(number: int, macs: int, *kept: int) -> Finished:
@@ -59,18 +63,18 @@ def test_a_parent_has_at_least_the_density_of_its_child() -> None:
 
 
 def test_kept_units_survive_json() -> None:
-    keep = np.random.default_rng(0).random(STRUCTURE.n_units) < 0.6
-    runs = json.loads(json.dumps(keep_to_json(STRUCTURE, keep)))
-    assert (keep_from_json(runs, STRUCTURE) == keep).all()
+    keep = np.random.default_rng(0).random(structure().n_units) < 0.6
+    runs = json.loads(json.dumps(keep_to_json(structure(), keep)))
+    assert (keep_from_json(runs, structure()) == keep).all()
 
 
 def document() -> dict[str, object]:
-    keep = STRUCTURE.full()
+    keep = structure().full()
     density = {"fc.weight": 0.25}
     return {
         "trial": 4,
         "ancestors": [1],
-        "keep": keep_to_json(STRUCTURE, keep),
+        "keep": keep_to_json(structure(), keep),
         "shares": density,
         "density": density,
         "lineage": Lineage("", None, {}, (LINK, LINK)).to_json(),
@@ -79,11 +83,11 @@ def document() -> dict[str, object]:
 
 def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
     save_plan(tmp_path / "4", document(), MODEL)
-    found = load_finished(tmp_path / "4", STRUCTURE, ["conv1.weight", "fc.weight"])
+    found = load_finished(tmp_path / "4", structure(), ["conv1.weight", "fc.weight"])
     assert (found.number, found.ancestors, found.sparse) == (4, (1,), ("fc.weight",))
-    assert found.macs == effective_macs(STRUCTURE, STRUCTURE.full(), {"fc.weight": 0.25})
+    assert found.macs == effective_macs(structure(), structure().full(), {"fc.weight": 0.25})
     assert found.trained_units == 6
-    assert found.has.tolist() == [*STRUCTURE.sizes.tolist(), 1.0, 0.25]
+    assert found.has.tolist() == [*structure().sizes.tolist(), 1.0, 0.25]
     weights = load_file(tmp_path / "4" / WEIGHTS)
     assert all(torch.equal(value, weights[name]) for name, value in MODEL.state_dict().items())
 
@@ -96,7 +100,7 @@ def test_damaged_and_foreign_plans_are_named(tmp_path: Path) -> None:
     foreign["keep"]["conv1"] = [[0, 4000]]
     (tmp_path / PLAN).write_text(json.dumps(foreign))
     with pytest.raises(DataError, match="does not fit this model"):
-        load_finished(tmp_path, STRUCTURE)
+        load_finished(tmp_path, structure())
     (tmp_path / PLAN).write_text("{")
     with pytest.raises(DataError, match=r"plan.json"):
         read_plan(tmp_path)

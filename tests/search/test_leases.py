@@ -321,7 +321,7 @@ def test_a_lost_lease_leads_to_neither_a_tell_nor_a_put_back(
         monkeypatch.setattr(judge, lambda trial, *_: (lose(trial.number), ("completed", ""))[1])
     taken = claimed(study)
     trials = Trials(
-        study, test_study.SPACE, test_study.TERRAIN, evaluate, test_study.RULES, mine, Exchange(study, Path())
+        study, test_study.SPACE, test_study.terrain(), evaluate, test_study.RULES, mine, Exchange(study, Path())
     )
     assert not run_claimed(trials, taken)
     found = study.get_trials()[0]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-import torch
 from optuna.trial import FrozenTrial
 
 from lightning_modules.errors import ConfigError, DataError, PlanError, StorageError
-from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
-from lightning_modules.pruning.discovery import discover
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import differences
@@ -33,14 +31,25 @@ from orchestrator.search.studies.queue import done, enqueue_chain, take_over_int
 from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load
+from tests.structures import small_resnet
 
-STRUCTURE = discover(SmallResNet(10), (torch.zeros(1, 1, 8, 8),))
-COST = Cost(STRUCTURE)
-DENSE = COST.macs(STRUCTURE.sizes)
-TERRAIN = Terrain(STRUCTURE, COST.macs, DENSE, "quantile", np.ones(STRUCTURE.n_units), 2)
 SPACE = Allocation(offset=0.3)
 GOALS = Goals("accuracy", {"accuracy": 1.0}, ("flops",))
 RULES = Rules(GOALS, 0.95, Never(), Recipe("optuna.samplers.TPESampler", {"multivariate": True}), 0)
+
+
+@cache
+def terrain() -> Terrain:
+    structure = small_resnet()
+    macs = Cost(structure).macs
+    return Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
+
+
+def __getattr__(name: str) -> Terrain:
+    """For those who import the terrain as a constant: made when they do."""
+    if name == "TERRAIN":
+        return terrain()
+    raise AttributeError(name)
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:
@@ -64,8 +73,9 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 
 def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
     """Quality falls smoothly with the FLOPs removed; two rungs."""
-    kept = np.array([round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in STRUCTURE.groups])
-    ratio = COST.macs(kept) / DENSE
+    structure, cost = small_resnet(), Cost(small_resnet())
+    kept = np.array([round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in structure.groups])
+    ratio = cost.macs(kept) / cost.macs(structure.sizes)
     rungs, stop = [], None
     for rung in (1, 2):
         metrics = {"accuracy": 0.95 - 0.05 / rung * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) / rung}
@@ -73,8 +83,8 @@ def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
         stop = report(rung, ratio, metrics)
         if stop:
             break
-    costs = {"flops": 2.0 * COST.macs(kept), "params": float(COST.params(kept))}
-    groups = [group.name for group in STRUCTURE.groups]
+    costs = {"flops": 2.0 * cost.macs(kept), "params": float(cost.params(kept))}
+    groups = [group.name for group in structure.groups]
     return Measurement(
         "stopped" if stop else "completed",
         None,
@@ -88,7 +98,7 @@ def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
 
 def start(tmp_path: Path) -> optuna.Study:
     study = open_study(settings(tmp_path), ["maximize", "minimize"])
-    enqueue_chain(study, SPACE, [TERRAIN], [0.6, 0.3, 0.1], [0.0])
+    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
     return study
 
 
@@ -96,7 +106,7 @@ def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RUL
     seen: list[FrozenTrial] = []
     mine = Leases(study, 60.0)
     with mine.leading():
-        search(Trials(study, SPACE, TERRAIN, evaluate, rules, mine, Exchange(study, Path())), n, seen.append)
+        search(Trials(study, SPACE, terrain(), evaluate, rules, mine, Exchange(study, Path())), n, seen.append)
     return seen
 
 
@@ -106,7 +116,7 @@ def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> Non
     assert found == []
     run(study, 6)
     found = rows(study, GOALS)
-    assert [row.kind for row in found] == ["chain uniform"] * 3 + ["search"] * 3
+    assert [row.kind for row in found] == ["chain"] * 3 + ["search"] * 3
     ratios = [row.flops_ratio or 0.0 for row in found[:3]]
     assert ratios == sorted(ratios, reverse=True)
     assert all(abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True))
@@ -203,19 +213,19 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
     run(study, 5)
     found = rows(study, GOALS)
     assert len(found) == 5
-    assert sum(row.kind == "chain uniform" for row in found) == 3
+    assert sum(row.kind == "chain" for row in found) == 3
     assert study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) == []
 
 
 def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     study = start(tmp_path)
-    left = study.ask(SPACE.distributions(TERRAIN))
+    left = study.ask(SPACE.distributions(terrain()))
     assert take_over_interrupted(study, Leases(study, 60.0)) == 1
     assert take_over_interrupted(study, Leases(study, 60.0)) == 0
     run(study, 3)
     again = study.get_trials()[left.number]
     assert (again.params, again.user_attrs[STATE]) == (left.params, "completed")
-    assert again.user_attrs[KIND] == "chain uniform"
+    assert again.user_attrs[KIND] == "chain"
     assert len(study.get_trials()) == 3
 
 
@@ -229,10 +239,10 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         if storage is not None:
             place["storage"] = storage.format(tmp_path / name)
         study = open_study(settings(tmp_path / name, study=place), ["maximize", "minimize"])
-        enqueue_chain(study, SPACE, [TERRAIN], [0.6, 0.3, 0.1], [0.0])
+        enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
         return study
 
-    whole = begun("whole")
+    whole = start(tmp_path / "whole")
     run(whole, 7)
     for name, signalled in (("signal", True), ("kill", False)):
         with monkeypatch.context() as patch:
