@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 LEAST_SHARE = 1e-3
-"""Of the dense outputs' mean square: outputs that hardly vary are measured against this, not against next to nothing."""
+"""Of the dense outputs' mean square: what outputs that hardly vary are measured against."""
 LEAST_SCALE = 1e-12
 
 
