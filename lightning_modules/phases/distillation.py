@@ -129,8 +129,7 @@ def teacher(model: nn.Module, cached: Any, index: Index = lambda batch: None) ->
 
     @torch.no_grad()  # and not requires_grad_(False): plans are cut from this very model, and have to be trained
     def run(batch: Any, inputs: Inputs) -> Any:
-        tensors = inputs.tensors()
-        return inputs.call(model.to(tensors[0].device) if tensors else model)
+        return inputs.call(model.to(inputs.device))
 
     return run
 
@@ -164,8 +163,7 @@ class AttentionTransfer:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         wanted: dict[str, Tensor] = {}
-        device = next(iter(inputs.tensors())).device
-        self.teacher.to(device).eval()
+        self.teacher.to(inputs.device).eval()
         handles = _tap(self.teacher, self.modules, wanted)
         try:
             with torch.no_grad():
@@ -174,7 +172,7 @@ class AttentionTransfer:
             for handle in handles:
                 handle.remove()
         apart = [(self._maps[name] - wanted[name]).square().sum(1).mean() for name in wanted if name in self._maps]
-        return 0.5 * self.weight * torch.stack(apart).sum() if apart else torch.zeros((), device=device)
+        return 0.5 * self.weight * torch.stack(apart).sum() if apart else torch.zeros((), device=inputs.device)
 
 
 def _tap(model: nn.Module, modules: Sequence[str], maps: dict[str, Tensor]) -> list[RemovableHandle]:

@@ -42,6 +42,11 @@ class Inputs:
         return self.map(lambda tensor: tensor.to(device))
 
     @property
+    def device(self) -> torch.device:
+        """Where the first tensor is; the CPU without one."""
+        return next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
+
+    @property
     def batch(self) -> int | None:
         """Samples in the batch; None where the tensors do not agree on a first dimension."""
         sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in self.tensors()}

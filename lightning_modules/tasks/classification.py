@@ -37,11 +37,13 @@ class Classification(LightningModule):
 
     def check(self, outputs: Any, batch: Any) -> None:
         """Errors: ConfigError for outputs that are not one logit per class."""
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] != self.num_classes:
-            raise ConfigError(
-                f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; see num_classes"
-            )
+        fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == self.num_classes
+        if fits:
+            return
+        shape = f"(batch, {', '.join(map(str, outputs.shape[1:]))})" if isinstance(outputs, Tensor) else "no tensor"
+        raise ConfigError(
+            f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; see num_classes"
+        )
 
     def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
         return softened_kl(outputs, dense, temperature)

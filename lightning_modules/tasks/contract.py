@@ -154,7 +154,7 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
         with torch.no_grad():
             outputs = inputs.call(task.model.eval())  # type: ignore[union-attr, operator]
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        shapes = [tuple(tensor.shape) for tensor in inputs.tensors()]
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
         raise ConfigError(f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}") from error
     if callable(check := getattr(task, "check", None)):
         check(outputs, batch)

@@ -62,8 +62,7 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
     density: Mapping[str, float] | None = {} if by_counts and settings.method.activation is None else None
     if any(settings.method.int8) or not _bounded_shapes(settings.objectives):
         return costs_of(prices, Costed(kept, density))
-    device = prices.example.tensors()[0].device
-    shaped = pruned(model, prices.structure, kept).to(device)
+    shaped = pruned(model, prices.structure, kept).to(prices.example.device)
     return costs_of(prices, Costed(kept, density, shaped=shaped), _cheap_and_bounded(settings))
 
 

@@ -92,7 +92,6 @@ def latency_model(
     model: nn.Module,
     structure: Structure,
     example: Inputs,
-    device: torch.device,
     folder: Path | None,
     name: object,
     tick: Callable[[int, int], None],
@@ -103,7 +102,7 @@ def latency_model(
     """
     features = Features(structure)
     sizes = [[group.name, group.size] for group in structure.groups]
-    key = digest([name, sizes, example.to_json(), here(device), PLANS, PASSES])
+    key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
     if path is not None and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None:
         return stored
@@ -111,7 +110,7 @@ def latency_model(
     measured = np.full(PLANS, np.inf)
     for turn in range(PASSES * PLANS):
         place = turn % PLANS
-        latency = latency_ms(pruned(model, structure, counts[place]).to(device), example)
+        latency = latency_ms(pruned(model, structure, counts[place]).to(example.device), example)
         measured[place] = min(measured[place], latency)
         tick(turn + 1, PASSES * PLANS)
     found = fit(features, counts, measured)
@@ -135,9 +134,9 @@ def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel
     return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
 
 
-def dense_latency(model: nn.Module, example: Inputs, device: torch.device, folder: Path, name: object) -> float:
+def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object) -> float:
     """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
-    path = folder / f"latency-dense-{digest([name, example.to_json(), here(device)])}.json"
+    path = folder / f"latency-dense-{digest([name, example.to_json(), here(example.device)])}.json"
     if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
         return stored
     found = latency_ms(model, example)

@@ -143,7 +143,6 @@ def find_latency_model(
             model,
             structure,
             example,
-            example.tensors()[0].device,
             settings.study.baselines if keep else None,
             _architecture(settings),
             lambda done, of: progress.tick(f"{done} of {of} measurements"),
@@ -158,8 +157,7 @@ def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[st
     costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED])
     if settings.objectives.uses("latency_ms"):
         folder = settings.study.baselines
-        device = prices.example.tensors()[0].device
-        costs["latency_ms"] = dense_latency(model, prices.example, device, folder, _architecture(settings))
+        costs["latency_ms"] = dense_latency(model, prices.example, folder, _architecture(settings))
     return costs
 
 

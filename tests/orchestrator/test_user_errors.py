@@ -36,15 +36,15 @@ CASES = {
     "method": (["method=l3"], r"method has no 'l3'; nearest: l1, l2|method has no 'l3'; nearest: l2, l1"),
     "metric": (["objectives.quality=acuracy"], r"got 'acuracy'; nearest: accuracy"),
     "weights": (["model=resnet50", "data=digits_rgb", "model.weights=V9"], r"null or one of .*IMAGENET1K_V2"),
-    "classes": (["model.num_classes=7"], r"output must be \(batch, 10\) for this data; it is \(1, 7\)"),
-    "channels": (["data=digits_rgb"], r"the model must take the data's inputs \(3, 32, 32\)"),
+    "classes": (["model.num_classes=7"], r"output must be \(batch, 10\) for this data; it is \(batch, 7\)"),
+    "channels": (["data=digits_rgb"], r"the model must take the data's inputs \(\d+, 3, 32, 32\)"),
     "bound": (
         ["objectives.bounds={flops_ratio: {most: 0.0001}}"],
         r"objectives.bounds.flops_ratio.most must be at least 0.0\d+, what the smallest plan has",
     ),
     "deleted": (["objectives.max_flops_ratio=0.5"], r"is not a setting any more: take objectives.bounds=.flops_ratio"),
     "section": (["search.screening.share=0.5"], r"search.screening.share is not a setting any more: it did not pay"),
-    "combine": (["+method.criterion.combine=max"], r"criterion.combine is no setting: coupled layers always count"),
+    "combine": (["+method.criterion.combine=max"], r"criterion.combine is not a setting any more: coupled layers always count"),
     "trials": (["study.budget=40trials"], r"for a number of trials take study.n_trials; got '40trials'"),
     "cost": (["objectives.costs=[flop]"], r"a cost must be one of \['flops', .* nearest: flops"),
     "weight": (

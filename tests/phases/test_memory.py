@@ -152,7 +152,7 @@ def test_a_check_ends_training_and_recalibration_at_the_next_batch() -> None:
         assert len(made) == calls + 1
     check, made = after(1)
     normed = nn.Sequential(nn.BatchNorm2d(1))
+    inputs = (Inputs((batch[0],)) for batch in watched(data.train_batches(0), check))
     with pytest.raises(OverError):
-        inputs = (Inputs((batch[0],)) for batch in watched(data.train_batches(0), check))
         recalibrate(normed, inputs, 4, CPU)
     assert len(made) == 2
