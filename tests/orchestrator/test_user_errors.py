@@ -44,7 +44,7 @@ CASES = {
     ),
     "deleted": (["objectives.max_flops_ratio=0.5"], r"is not a setting any more: take objectives.bounds=.flops_ratio"),
     "section": (["search.screening.share=0.5"], r"search.screening.share is not a setting any more: it did not pay"),
-    "combine": (["+method.criterion.combine=max"], r"criterion.combine is not a setting any more: coupled layers always count"),
+    "combine": (["+method.criterion.combine=max"], r"criterion.combine is not a setting any more: coupled"),
     "trials": (["study.budget=40trials"], r"for a number of trials take study.n_trials; got '40trials'"),
     "cost": (["objectives.costs=[flop]"], r"a cost must be one of \['flops', .* nearest: flops"),
     "weight": (
