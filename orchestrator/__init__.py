@@ -12,7 +12,7 @@ _WHERE = {
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.settings", "load"),
     "replay": ("orchestrator.jobs.replay", "replay"),
-    "search": ("orchestrator.jobs.search", "search"),
+    "search": ("orchestrator.search", ""),  # the package, which can be called
 }
 
 
@@ -22,5 +22,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    module, attribute = _WHERE[name]
-    return getattr(import_module(module), attribute)
+    where, attribute = _WHERE[name]
+    module = import_module(where)
+    return getattr(module, attribute) if attribute else module
