@@ -10,7 +10,7 @@ _WHERE = {
     "inspect": ("orchestrator.jobs.inspect", "inspect"),
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
-    "load_settings": ("orchestrator.settings", "load"),
+    "load_settings": ("orchestrator.compose", "load_settings"),
     "replay": ("orchestrator.jobs.replay", "replay"),
     "search": ("orchestrator.search", ""),  # the package, which can be called
 }

@@ -20,6 +20,7 @@ from tests.search.problems import settings_of
 
 SMALL = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
     "phases.confirm.units=1",
