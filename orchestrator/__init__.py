@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "replay", "search"]
 
 _WHERE = {
-    "inspect": ("orchestrator.jobs.inspect", "inspect"),
+    "inspect": ("orchestrator.jobs.checked", "inspect"),
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.compose", "load_settings"),

@@ -18,7 +18,7 @@ from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
 from orchestrator.report.rows import BaselineRow, FrontRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
-from orchestrator.search.plans.finished import PLAN
+from orchestrator.search.plans.names import PLAN
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse

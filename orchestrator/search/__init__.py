@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 class _Search(ModuleType):
     def __call__(self, settings: Settings) -> Outputs:
-        """Search, confirm, export, log; see `orchestrator.jobs.search.search`."""
-        from orchestrator.jobs.search import search
+        """Search, confirm, export, log; see `orchestrator.jobs.checked.search`."""
+        from orchestrator.jobs.checked import search
 
         return search(settings)
 

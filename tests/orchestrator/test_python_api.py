@@ -13,7 +13,7 @@ import orchestrator
 STUB = """
 import orchestrator
 {before}
-import orchestrator.jobs.search as job
+import orchestrator.jobs.checked as job
 job.search = lambda settings: ("searched", settings)
 assert orchestrator.search(1) == orchestrator.search(1) == ("searched", 1)
 from orchestrator import search
