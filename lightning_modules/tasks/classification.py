@@ -11,8 +11,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.tasks.contract import Direction
 from lightning_modules.tasks.divergence import softened_kl
+from lightning_modules.tasks.metrics import Direction
 
 
 class Classification(LightningModule):

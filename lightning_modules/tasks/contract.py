@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningModule
@@ -15,8 +15,7 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe, locate
 from lightning_modules.tasks.divergence import squared_error
-
-Direction = Literal["maximize", "minimize"]
+from lightning_modules.tasks.metrics import Direction
 
 
 class Task(Protocol):
@@ -64,30 +63,6 @@ def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
             f"builds a {type(task).__name__}"
         )
     return task
-
-
-def directions_of(recipe: Recipe) -> dict[str, Direction]:
-    """The metrics of a task and which way each is better. Errors: ConfigError for a task that does not say."""
-    directions = getattr(locate(recipe.target), "directions", None)
-    known = isinstance(directions, Mapping) and directions
-    if not known or set(directions.values()) - {"maximize", "minimize"}:
-        raise ConfigError(
-            f"a task must say which metrics its validation logs and which way each is better, as in "
-            f"directions = {{'accuracy': 'maximize', 'loss': 'minimize'}}; {recipe.target} has {directions!r}"
-        )
-    return dict(directions)
-
-
-def scale_of(recipe: Recipe, metric: str, dense: float) -> float:
-    """One unit of a metric, of which tolerances and guards are multiples; `dense` is the dense model's value."""
-    known = getattr(locate(recipe.target), "scale", {})
-    return float(known.get(metric, abs(dense) or 1.0))
-
-
-def reference_of(recipe: Recipe, metric: str) -> float | None:
-    """The value of a metric from which the hypervolume counts; None where the task does not say."""
-    value = getattr(locate(recipe.target), "references", {}).get(metric)
-    return None if value is None else float(value)
 
 
 def inputs_of(task: LightningModule, batch: Any) -> Inputs:

@@ -23,11 +23,10 @@ from orchestrator.report.tables import show, summary_table
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
 from orchestrator.search.dense import build_model, example_of
-from orchestrator.search.goals import goals_of
 from orchestrator.search.outline import on_weights, outline
+from orchestrator.search.parts import check_parts
 from orchestrator.search.prepare import check_prunable, device_of, find_latency_model, find_structure
-from orchestrator.search.samplers import check_sampler, combinations, sampler
-from orchestrator.search.trials.methods import check_method
+from orchestrator.search.samplers import combinations, sampler
 from orchestrator.settings import MethodSettings, Settings
 
 
@@ -57,7 +56,7 @@ def inspect(settings: Settings) -> Inspection:
 
     Errors: UserError for whatever would stop the search before its first trial.
     """
-    check_sampler(settings.sampler, goals_of(settings).directions)
+    check_parts(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
     data = settings.data.build()
@@ -71,7 +70,6 @@ def inspect(settings: Settings) -> Inspection:
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
     check_bounds(settings, Prices(structure, cost, example, latency), model)
     space = settings.space.build()
-    check_method(settings, space)
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)

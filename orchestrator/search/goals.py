@@ -10,8 +10,8 @@ import numpy as np
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import nearest
-from lightning_modules.tasks.contract import Direction, directions_of, scale_of
-from lightning_modules.tasks.contract import reference_of as task_reference
+from lightning_modules.tasks.metrics import Direction, directions_of, scale_of
+from lightning_modules.tasks.metrics import reference_of as task_reference
 from orchestrator.costs import AXES, COSTS, known_names, ratio_name
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import Points, hypervolume, volume

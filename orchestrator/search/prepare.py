@@ -41,6 +41,10 @@ def device_of(settings: Settings) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device={settings.device} needs CUDA, and torch finds none on this machine; take device=auto or cpu"
+            ) from error
         raise ConfigError(
             f"device must be auto, cpu, cuda or cuda:N of this machine; got '{settings.device}'"
         ) from error

@@ -30,7 +30,8 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
 from lightning_modules.recipe import Recipe
-from lightning_modules.tasks.contract import build_task, inputs_from, scale_of
+from lightning_modules.tasks.contract import build_task, inputs_from
+from lightning_modules.tasks.metrics import scale_of
 from orchestrator.search.costs import Prices
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.plans.lineage import weights_digest

@@ -15,13 +15,12 @@ from lightning_modules.pruning.inputs import Inputs, run
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import (
     check_outputs,
-    directions_of,
     divergence_of,
     inputs_of,
     loss_in,
-    scale_of,
     step_loss,
 )
+from lightning_modules.tasks.metrics import directions_of, scale_of
 from tests.contracts.task_cases import CASES, HERE, NAMES, batches, parts_of
 
 CPU = torch.device("cpu")

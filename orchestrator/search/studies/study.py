@@ -18,7 +18,7 @@ import optuna
 
 from lightning_modules.errors import ConfigError, PlanError, StorageError
 from lightning_modules.recipe import Recipe
-from lightning_modules.tasks.contract import Direction
+from lightning_modules.tasks.metrics import Direction
 from orchestrator.redact import redact, redact_tree
 from orchestrator.search.given import given
 from orchestrator.search.goals import Goals
