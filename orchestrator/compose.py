@@ -136,7 +136,8 @@ def _sources(
             found.append(Source(default.config_path, content, default.parent or ""))
     asked: dict[str, Any] = {}
     for override in parsed:
-        if not override.is_delete() and not repository.group_exists(override.key_or_group):
+        chosen = repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        if not override.is_delete() and not chosen:
             _put(asked, override.key_or_group.split("."), override.value())
     for key, value in own.items():
         _put(asked, [key], value)

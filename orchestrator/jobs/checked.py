@@ -44,7 +44,7 @@ def check_names(settings: Settings) -> None:
     """Errors: ConfigError for a class that is not there or does not take its arguments; the user's own come first."""
     recipes = list(_recipes(settings))
     for recipe, given in sorted(recipes, key=lambda pair: pair[0].target.startswith(_OURS)):
-        recipe.check(**given)
+        recipe.check(**(_offered(recipe) if recipe is settings.task else given))
 
 
 def _complete(settings: Settings) -> Outputs | None:
@@ -75,6 +75,6 @@ def _recipes(settings: Settings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     for how in (settings.phases.train, settings.phases.finetune):
         yield how.optimizer, {"params": ()}
     yield settings.data, {}
-    yield settings.task, _offered(settings.task)
+    yield settings.task, {}
     yield settings.space, {}
     yield settings.stopping, {}
