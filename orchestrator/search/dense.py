@@ -23,6 +23,7 @@ from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
+from orchestrator.search.made_up import metrics_of
 from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.problem import Timed, optimization, seed_everything
 from orchestrator.search.trials.failures import SMALLER, needed
@@ -155,10 +156,14 @@ def _make(
 
     if settings.phases.train.rewind_epoch == 0:
         write_atomic(folder / REWIND, save(tensors(model)))
-    with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
-        _train(settings, model, data, device, on_unit, memory_format)
-    with timed("evaluation"):
-        metrics = evaluate(build_task(settings.task, model, data), data.val_dataloader(), device)
+    if settings.made_up is not None:
+        metrics = metrics_of(settings, 1.0, settings.phases.train.epochs)
+        on_unit(settings.phases.train.rewind_epoch or 0, metrics)
+    else:
+        with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
+            _train(settings, model, data, device, on_unit, memory_format)
+        with timed("evaluation"):
+            metrics = evaluate(build_task(settings.task, model, data), data.val_dataloader(), device)
     if settings.objectives.quality not in metrics:
         raise ConfigError(
             f"the task's validation must log '{settings.objectives.quality}', the quality (objectives.quality); "

@@ -26,6 +26,7 @@ from orchestrator.search.dense import build_model, example_of, rewound_model, tr
 from orchestrator.search.given import check_plans
 from orchestrator.search.kernels import choose_memory_format, choose_threads
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
+from orchestrator.search.made_up import MadeUpProblem
 from orchestrator.search.outline import outline
 from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.samplers import sampler
@@ -82,10 +83,12 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         return True
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
-    distillation, mixing = _teaching(settings, model, data, device, progress)
+    made_up = settings.made_up is not None
+    distillation, mixing = (None, None) if made_up else _teaching(settings, model, data, device, progress)
     rewound = rewound_model(settings, model)
     costs = dense_costs(settings, model, prices)
-    return Problem(
+    kind = MadeUpProblem if made_up else Problem
+    return kind(
         settings,
         model,
         data,

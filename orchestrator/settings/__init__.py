@@ -21,6 +21,7 @@ __all__ = [
     "ActivationSettings",
     "FinetuneSettings",
     "GuardSettings",
+    "MadeUpSettings",
     "MethodSettings",
     "ObjectiveSettings",
     "OptimizerSettings",
@@ -111,6 +112,18 @@ _RECIPES = {"optimizer", "scheduler"}
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
 
 
+class MadeUpSettings(Part):
+    """A laboratory that trains nothing; see `orchestrator/search/made_up.py`.
+
+    `noise` is the standard deviation of the quality, `failures` the share of trainings that fail, `seconds` what an
+    optimizer step takes.
+    """
+
+    noise: Annotated[float, Field(ge=0.0)] = 0.01
+    failures: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    seconds: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class Settings(Part):
     model: AnyRecipe
     data: AnyRecipe
@@ -130,6 +143,7 @@ class Settings(Part):
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    made_up: MadeUpSettings | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -211,6 +225,8 @@ class Settings(Part):
             recipe["scheduler"] = train.scheduler
         if train.rewind_epoch is not None:
             recipe["rewind_epoch"] = train.rewind_epoch
+        if self.made_up is not None:
+            recipe["made_up"] = self.made_up.model_dump()
         checkpoint = None if train.checkpoint is None else str(train.checkpoint)
         return digest([self.model, self.data, self.task, recipe, checkpoint, self.seed])
 
