@@ -34,6 +34,13 @@ class Recipe:
         _check_call(self.target, function, positional, keywords)
         return function(*positional, **keywords)
 
+    def check(self, *positional: Any, **extra: Any) -> None:
+        """Errors: ConfigError where `build` could not call the target with these; nothing is called."""
+        for value in self.arguments.values():
+            for recipe in _recipes_in(value):
+                recipe.check()
+        _check_call(self.target, locate(self.target), positional, {**self.arguments, **extra})
+
     def without(self, *names: str) -> Recipe:
         return Recipe(self.target, {key: value for key, value in self.arguments.items() if key not in names})
 
@@ -94,6 +101,13 @@ def _built(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _built(item) for key, item in value.items()}
     return [_built(item) for item in value] if isinstance(value, list) else value
+
+
+def _recipes_in(value: Any) -> list[Recipe]:
+    if isinstance(value, Recipe):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [recipe for item in items for recipe in _recipes_in(item)]
 
 
 def _plain(value: Any) -> Any:

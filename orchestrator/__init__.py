@@ -7,12 +7,12 @@ from typing import Any
 __all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "replay", "search"]
 
 _WHERE = {
-    "inspect": ("orchestrator.jobs.inspect", "inspect"),
+    "inspect": ("orchestrator.jobs.checked", "inspect"),
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
-    "load_settings": ("orchestrator.settings", "load"),
+    "load_settings": ("orchestrator.compose", "load_settings"),
     "replay": ("orchestrator.jobs.replay", "replay"),
-    "search": ("orchestrator.jobs.search", "search"),
+    "search": ("orchestrator.search", ""),  # the package, which can be called
 }
 
 
@@ -22,5 +22,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    module, attribute = _WHERE[name]
-    return getattr(import_module(module), attribute)
+    where, attribute = _WHERE[name]
+    module = import_module(where)
+    return getattr(module, attribute) if attribute else module

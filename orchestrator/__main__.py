@@ -15,6 +15,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,27 +29,38 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lightning_modules.errors import ConfigError, UserError
+from lightning_modules.errors import UserError
 from lightning_modules.recipe import nearest
+from orchestrator.compose import (
+    CONFIG_NAME,
+    conf_folder,
+    first_line,
+    one_line,
+    require_folders,
+    settled,
+    unknown_choice,
+)
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree
 from orchestrator.stopped import Stopped, stoppable
 
-CONFIG_NAME = "config"
-
 
 def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
     """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that came with this."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if "--version" in words:
+        print(f"pruning-orchestrator {version('pruning-orchestrator')}, Hydra {hydra.__version__}")
+        return 0
     folder = conf_folder() if conf is None else conf
     # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argv, sys.argv = sys.argv, ["orchestrator", *words]
     try:
+        require_folders(words)
         with TemporaryDirectory() as place, stoppable():
             codes = Codes(Path(place))
             hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
@@ -57,6 +69,9 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return _say_how_to_go_on(words, stopped.signum)
     except KeyboardInterrupt:
         return _say_how_to_go_on(words, signal.SIGINT)
+    except UserError as error:
+        _say(str(error))
+        return 2
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         _say(_composition_message(error, words, folder))
         return 2
@@ -64,50 +79,13 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         sys.argv = argv
 
 
-def conf_folder() -> Path:
-    """The configuration tree: inside the package when installed, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    installed = here / "conf"
-    return installed if installed.is_dir() else here.parent / "conf"
-
-
 def run(config: DictConfig) -> None:
     """Hands the job one validated value; everything below knows no Hydra. Errors: UserError."""
     from orchestrator import settings as schema
 
-    try:
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must have a value; give it as {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {_first_line(error)}; see --cfg job") from error
-    if not isinstance(container, dict):
-        raise ConfigError(f"the configuration must be a mapping; it is {container!r}; see --cfg job")
-    _fetch_methods(container)
-    settings = schema.load({str(key): value for key, value in container.items()})
+    asked = HydraConfig.get().overrides
+    settings = schema.load(settled(config, [*asked.hydra, *asked.task]))
     settings.job.build(settings)
-
-
-def _fetch_methods(container: dict[Any, Any]) -> None:
-    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError for unknown ones."""
-    method = container.get("method")
-    names = method.get("among") if isinstance(method, dict) else None
-    if not isinstance(method, dict) or not isinstance(names, list):
-        return
-    searchpath = [word for word in HydraConfig.get().overrides.hydra if word.startswith("hydra.searchpath=")]
-    found = []
-    for name in names:
-        if not isinstance(name, str):
-            found.append(name)
-            continue
-        try:
-            one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
-        except MissingConfigException as error:
-            known = sorted(error.options or ())
-            message = f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
-            raise ConfigError(message) from error
-        found.append(OmegaConf.to_container(one.method, resolve=True))
-    method["among"] = found
 
 
 @dataclass(frozen=True)
@@ -178,13 +156,11 @@ def _say(message: str) -> None:
 def _composition_message(error: Exception, words: Sequence[str], folder: Path) -> str:
     """Rule, value and remedy of what went wrong before there was a configuration."""
     if isinstance(error, OverrideParseException):
-        return f"an override is key=value; '{error.override}' cannot be read: {_first_line(error)}; quote the value"
+        return f"an override is key=value; '{error.override}' cannot be read: {first_line(error)}; quote the value"
     if isinstance(error, YAMLError):
-        return f"a configuration file must be YAML; one cannot be read: {_one_line(error)}; mend it there"
+        return f"a configuration file must be YAML; one cannot be read: {one_line(error)}; mend it there"
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).strip("/").rpartition("/")
-        names = sorted(error.options)
-        return f"{group} has no '{name}'{nearest(name, names)}; available: {', '.join(names)}"
+        return unknown_choice(error)
     overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith(("+", "~")))]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         loader = GlobalHydra.instance().config_loader()
@@ -192,7 +168,7 @@ def _composition_message(error: Exception, words: Sequence[str], folder: Path) -
         for override in parsed:
             if f"'{override.key_or_group}'" in str(error):
                 return _override_message(error, override, loader, [other for other in parsed if other != override])
-    return _one_line(error)
+    return one_line(error)
 
 
 def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, others: Sequence[Override]) -> str:
@@ -209,7 +185,7 @@ def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, o
     tree = OmegaConf.to_container(hydra.compose(CONFIG_NAME, choices), resolve=False)
     keys = _dotted(tree) if isinstance(tree, Mapping) else []
     if name in keys:
-        return f"{wrong.input_line} does not fit: {_first_line(error)}"
+        return f"{wrong.input_line} does not fit: {first_line(error)}"
     from orchestrator.settings.deleted import instead  # --help must not pay for the schema
 
     if replacement := instead(name):
@@ -225,14 +201,6 @@ def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             found += _dotted(value, f"{prefix}{key}.")
     return found
-
-
-def _one_line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 if __name__ == "__main__":

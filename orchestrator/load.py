@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.quantization import Int8Model
 from lightning_modules.pruning.activations import ActivationPruning
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe
@@ -20,8 +20,6 @@ from orchestrator.search.plans.finished import INT8, PLAN, WEIGHTS, read_plan
 from orchestrator.stored import check_digest, read_weights, sha256_of
 
 REMEDY = "take the folder as it was exported, or delete it and give the command of its study again"
-LARGEST_INPUT = 2**24
-"""Elements of the one input on which a loaded model is tried."""
 
 
 def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -80,10 +78,12 @@ def _digest(document: Mapping[str, Any]) -> str | None:
 @torch.no_grad()
 def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) -> None:
     """Tensors of which each has a shape it could have, and which do not fit one another, show only when they meet."""
-    shape = document.get("input_shape", ())
-    if not shape or math.prod(shape) > LARGEST_INPUT:
-        raise DataError(f"{folder / PLAN} must give the input_shape of its model; it has {list(shape)}")
     try:
-        model(torch.zeros(1, *shape))
+        inputs = Inputs.from_json(document.get("inputs"))
+    except DataError as error:
+        raise DataError(f"{folder / PLAN} must describe the inputs of its model: {error}; {REMEDY}") from error
+    try:
+        inputs.call(model)
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"the weights of {folder} do not fit one another: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"the weights of {folder} do not fit one another: {reason}") from error

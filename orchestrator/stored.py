@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
-from torch import Tensor
 
 from lightning_modules.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 MOST_JSON = 64 * 2**20
@@ -108,6 +109,8 @@ def read_weights(
 
     Errors: DataError also for other types than expected, and for bytes that are not those of the digest.
     """
+    from safetensors.torch import load  # torch takes seconds, which JSON need not wait for
+
     check_shapes(path, expected, remedy, smaller)
     content = path.read_bytes()
     if sha256 is not None:

@@ -31,6 +31,10 @@ def importers(*packages: str) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in found]
 
 
+def importers_of(module: str) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in SOURCES if module in set(imports(path))]
+
+
 def test_there_is_something_to_look_at() -> None:
     assert len(SOURCES) > 20
 
@@ -41,8 +45,13 @@ def test_every_package_is_in_the_wheel() -> None:
     assert set(named) - {"orchestrator.conf"} == there
 
 
-def test_hydra_stays_in_the_entry() -> None:
-    assert importers("hydra", "omegaconf") == ["orchestrator/__main__.py"]
+def test_hydra_stays_at_the_door() -> None:
+    assert importers("hydra", "omegaconf") == ["orchestrator/__main__.py", "orchestrator/compose.py"]
+
+
+def test_nothing_behind_the_door_composes() -> None:
+    users = importers_of("orchestrator.compose")
+    assert users == ["orchestrator/__main__.py"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Data modules: each a LightningDataModule with `num_classes`, `input_shape` and the five loaders of contract.py."""
+"""Data modules: each a LightningDataModule with the loaders of contract.py."""
 
 from lightning_modules.data.arrays import digits, fashion_mnist
 from lightning_modules.data.contract import Data

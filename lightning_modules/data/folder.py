@@ -38,7 +38,6 @@ class ImageFolder(LightningDataModule):
         super().__init__()
         self.folder, self.size, self.resize = Path(folder), size, resize
         self.batch_size, self.val_fraction, self.workers, self.seed = batch_size, val_fraction, workers, seed
-        self.input_shape = (3, size, size)
         for part in ("train", "val"):
             if not (self.folder / part).is_dir():
                 raise DataError(

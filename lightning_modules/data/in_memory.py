@@ -64,15 +64,14 @@ class InMemory(LightningDataModule):
         raw = {"train": (inputs[train], targets[train]), "val": (inputs[val], targets[val]), "test": test}
         self.splits = {name: ((x - mean) / deviation, y) for name, (x, y) in raw.items()}
 
+    def sample_index(self, batch: list[Tensor]) -> Tensor:
+        """Samples are not augmented: each always looks the same."""
+        return batch[2]
+
     @property
     def num_classes(self) -> int:
         self.setup()
         return int(self.splits["train"][1].max()) + 1
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        self.setup()
-        return tuple(self.splits["train"][0].shape[1:])
 
     def train_batches(self, seed: int) -> Batches:
         self.setup()

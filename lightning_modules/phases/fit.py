@@ -112,11 +112,9 @@ def fit(
     """
     watch = _Units(unit_steps, on_unit)
     steps = units * unit_steps
-    # as LightningCLI does: the schedule belongs to the phase, not to the task
-    task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
     validated = val is not None and on_unit is not None
     task.train()  # Lightning keeps the mode it finds, and in eval mode batch norms do not hold training together
-    with _quiet():
+    with _quiet(), _optimized(task, optimization, steps):
         trainer = Trainer(
             max_steps=steps,
             gradient_clip_val=optimization.clip_norm,
@@ -139,6 +137,16 @@ def evaluate(task: LightningModule, batches: Iterable[Any], device: torch.device
     """Metrics of the task over all batches, by name."""
     with _quiet():
         return dict(Trainer(**_plain(device)).validate(task, batches, verbose=False)[0])
+
+
+@contextmanager
+def _optimized(task: LightningModule, optimization: Optimization, steps: int) -> Iterator[None]:
+    """As LightningCLI does: the optimizer and its schedule belong to the phase, not to the task."""
+    task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del task.configure_optimizers
 
 
 class _Units(Callback):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lightning_modules.errors import ConfigError
 
@@ -45,7 +46,8 @@ def release_memory() -> None:
 class Parts:
     """Every batch in `parts` pieces of consecutive samples, in the same order; each tensor is cut alike, indices too.
 
-    Errors: ConfigError for a batch with fewer samples than parts.
+    A batch is any tree of tensors; those whose first dimension is that of the first tensor have the batch in front,
+    everything else goes with each part. Errors: ConfigError for a batch with fewer samples than parts.
     """
 
     batches: Any
@@ -54,16 +56,23 @@ class Parts:
     def __len__(self) -> int:
         return self.parts * len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            if len(batch[0]) < self.parts:
+            leaves, tree = pytree.tree_flatten(batch)
+            size = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0)
+            if size < self.parts:
                 raise ConfigError(
-                    f"a batch of {len(batch[0])} cannot be cut into {self.parts} parts to save memory; take a larger "
+                    f"a batch of {size} cannot be cut into {self.parts} parts to save memory; take a larger "
                     "data.batch_size, or study.on_out_of_memory=fail"
                 )
-            cut = [entry.tensor_split(self.parts) if isinstance(entry, Tensor) else None for entry in batch]
+            cut = [leaf.tensor_split(self.parts) if _batched(leaf, size) else None for leaf in leaves]
             for place in range(self.parts):
-                yield [entry if pieces is None else pieces[place] for entry, pieces in zip(batch, cut, strict=True)]
+                parts = [leaf if pieces is None else pieces[place] for leaf, pieces in zip(leaves, cut, strict=True)]
+                yield pytree.tree_unflatten(parts, tree)
+
+
+def _batched(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
 
 
 def in_parts(batches: Iterable[Any], parts: int) -> Iterable[Any]:

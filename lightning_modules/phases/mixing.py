@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pytorch_lightning import LightningModule
+from torch import Tensor
 
 from lightning_modules.data.contract import Data
 from lightning_modules.errors import ConfigError
@@ -26,19 +27,25 @@ class Lesson(NamedTuple):
 
 
 class Mixing:
-    """Lessons on the training data of `data` with copies of it, mixed as `seed` says.
+    """Lessons on the training data of `data` with copies of it, mixed as `seed` says; `task` holds the dense model.
 
     Where samples look the same each time, so do the mixtures: copy k is the same whatever the number of copies, and
-    the outputs of the dense `model` on it are computed once. `cached` are those on the data itself, shape
-    (n, classes). Without them (augmented data) samples are mixed within each batch, other ones each time, and the
-    dense model runs along. `seconds` is what a pass of the dense model over the data takes.
+    the outputs of the dense model on it are computed once. `cached` are those on the data itself, shape (n, classes).
+    Without them (augmented data) samples are mixed within each batch, other ones each time, and the dense model runs
+    along. `seconds` is what a pass of the dense model over the data takes.
     Errors: ConfigError for inputs that are not one tensor of floats.
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, cached: Tensor | None, device: torch.device, seed: int, seconds: float = 0.0
+        self,
+        task: LightningModule,
+        data: Data,
+        cached: Tensor | None,
+        device: torch.device,
+        seed: int,
+        seconds: float = 0.0,
     ) -> None:
-        self.model, self.data, self.cached, self.device = model, data, cached, device
+        self.task, self.data, self.cached, self.device = task, data, cached, device
         self.seed, self.seconds = seed, seconds
         self._copies: Copies | None = None
 
@@ -53,12 +60,12 @@ class Mixing:
         if self.cached is None:
             share = copies / (copies + 1)
             fresh = FreshMixtures(self.data.train_batches(seed), share, self.data.num_classes, seed)
-            return Lesson(fresh, teacher(self.model, None))
+            return Lesson(fresh, teacher(self.task.model, None))  # type: ignore[arg-type]
         self.prepare(copies)
         assert self._copies is not None
         size = len(next(iter(self.data.train_batches(seed)))[0])
         shuffled = CopiesBatches(self._copies, copies, size, seed)
-        return Lesson(shuffled, teacher(self.model, self._copies.outputs))
+        return Lesson(shuffled, teacher(self.task.model, self._copies.outputs, index_of))  # type: ignore[arg-type]
 
     def prepare(self, copies: int) -> None:
         """Compute the dense outputs on copies that have none yet."""
@@ -66,7 +73,7 @@ class Mixing:
             return
         self._copies = self._copies or Copies(self.data, self.cached, self.seed)
         while self._copies.made < copies:
-            self._copies.add(self.model, self.device)
+            self._copies.add(self.task, self.device)
 
 
 class Copies:
@@ -81,7 +88,7 @@ class Copies:
         self.partner, self.share = torch.arange(len(order)), torch.ones(len(order))
         self.outputs, self.seed, self.made = outputs, seed, 0
 
-    def add(self, model: nn.Module, device: torch.device) -> None:
+    def add(self, task: LightningModule, device: torch.device) -> None:
         """One more copy, and the dense outputs on it."""
         n = len(self.inputs)
         drawn = torch.Generator().manual_seed(self.seed + self.made)
@@ -90,7 +97,7 @@ class Copies:
         self.made += 1
         found = torch.arange(self.made * n, (self.made + 1) * n)
         batches = ([*self.batch(index)[:2], index - self.made * n] for index in found.split(256))
-        outputs = dense_outputs(model, batches, device)
+        outputs = dense_outputs(task, batches, index_of, device)
         assert outputs is not None
         self.outputs = torch.cat([self.outputs, outputs])
 
@@ -132,6 +139,11 @@ class FreshMixtures:
             kept[torch.rand(n, generator=self.generator) >= self.share] = 1.0
             other = torch.randperm(n, generator=self.generator)
             yield [*_mixed(inputs, shares_of(targets, self.classes), torch.arange(n), other, kept), *rest]
+
+
+def index_of(batch: Any) -> Tensor | None:
+    """The index of each sample: the third entry, where there is one."""
+    return batch[2] if isinstance(batch, list | tuple) and len(batch) > 2 else None
 
 
 def shares_of(targets: Tensor, classes: int) -> Tensor:

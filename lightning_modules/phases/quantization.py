@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.pruning.inputs import Inputs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -41,31 +42,32 @@ class Int8Model(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises its own kinds
-            raise DataError(f"{path} must be a model for ONNX Runtime: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{path} must be a model for ONNX Runtime: {_first(error)}") from error
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self._session.run(None, {self._input: x.detach().cpu().numpy()})[0]).to(x.device)
 
 
-def quantise(model: nn.Module, example: Tensor, batches: Iterable[Any], path: Path) -> Int8Model:
+def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> Int8Model:
     """Write `model` to `path` as int8 ONNX and open it: weights per channel, activations per tensor.
 
-    `example` has shape (1, ...); `batches` of training data set the activations' ranges. Weights at zero stay zero.
-    Errors: ConfigError where packages are missing or the model does not export to ONNX.
+    `batches` of training inputs set the activations' ranges. Weights at zero stay zero.
+    Errors: ConfigError where packages are missing, the model takes more than one tensor, or does not export to ONNX.
     """
     require_packages()
+    inputs = [_only_tensor(batch) for batch in batches]
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         whole, ready, done = (os.path.join(folder, name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
-        _export(model, example, whole)
+        _export(model, inputs[0][:1], whole)
         quant_pre_process(whole, ready)
         quantize_static(
             ready,
             done,
-            _reader(batches),
+            _reader(inputs),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -99,16 +101,22 @@ def _export(model: nn.Module, example: Tensor, path: str) -> None:
         ) from error
 
 
-def _reader(batches: Iterable[Any]) -> Any:
+def _only_tensor(inputs: Inputs) -> Tensor:
+    if len(inputs.args) == 1 and not inputs.kwargs and isinstance(inputs.args[0], Tensor):
+        return inputs.args[0]
+    raise ConfigError("method.int8 quantises networks that take one tensor; this one takes more: method.int8=[false]")
+
+
+def _reader(batches: Iterable[Tensor]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
-            self._batches: Iterator[Any] = iter(batches)
+            self._batches: Iterator[Tensor] = iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self._batches, None)
-            return None if batch is None else {"input": batch[0].cpu().numpy()}
+            return None if batch is None else {"input": batch.cpu().numpy()}
 
     return Reader()
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_modules.pruning.inputs import Inputs
+
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Any], count: int, device: torch.device) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Inputs], count: int, device: torch.device) -> None:
     """Running mean and variance become the plain average over `count` batches; nothing else of the model changes."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms or count == 0:
@@ -25,7 +26,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], count: int, device: to
         norm.train()
     try:
         for batch in islice(batches, count):
-            model(batch[0].to(device))
+            batch.to(device).call(model)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

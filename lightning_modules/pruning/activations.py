@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.errors import PlanError
+from lightning_modules.pruning.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def attached(model: nn.Module, how: ActivationPruning | None) -> Iterator[None]:
 
 @torch.no_grad()
 def activation_densities(
-    model: nn.Module, tensors: Sequence[str], batches: Iterable[Any], device: torch.device
+    model: nn.Module, tensors: Sequence[str], batches: Iterable[Inputs], device: torch.device
 ) -> dict[str, float]:
     """Share of nonzero inputs of each tensor's module over all batches, as the module sees them after its hooks.
 
@@ -84,7 +85,7 @@ def activation_densities(
     handles = [module.register_forward_hook(counter(name)) for module, name in _owners(model, tensors)]
     try:
         for batch in batches:
-            model(batch[0].to(device))
+            batch.to(device).call(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import inside
 
 
-def droppable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+def droppable(model: nn.Module, inputs: Inputs) -> list[str]:
     """Paths of the innermost modules that `nn.Identity` can stand in for, in the order of `named_modules`.
 
     Such a module is called once, with one tensor and nothing else, gives one of the same shape and dtype, and shares
@@ -22,11 +24,15 @@ def droppable(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     names = _names(model)
     found: list[str] | None = None
     for scale in (1, 10):
-        scaled = tuple(x * scale if x.is_floating_point() else x for x in inputs)
+        scaled = inputs.map(partial(_scaled, scale=scale))
         calls = _calls(model, scaled)
         passing = _innermost({path: x for path, x in calls.items() if _own(names, path)}, model)
         found = passing if found is None else [path for path in found if path in passing]
     return found or []
+
+
+def _scaled(x: Tensor, scale: int) -> Tensor:
+    return x * scale if x.is_floating_point() else x
 
 
 def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
@@ -37,7 +43,7 @@ def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     return [path for path in calls if path in found]
 
 
-def _calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """What each module with parameters was given, if it was called once, as `droppable` says."""
     calls: dict[str, list[Tensor | None]] = {}
     handles = []
@@ -48,7 +54,7 @@ def _calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
             handles.append(module.register_forward_hook(_after(seen)))
     try:
         with torch.no_grad():
-            model(*inputs)
+            inputs.call(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,8 +1,8 @@
-"""Image classification."""
+"""Classification: one label per sample."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
@@ -10,26 +10,23 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_modules.phases.distillation import Distillation
+from lightning_modules.errors import ConfigError
+from lightning_modules.tasks.divergence import softened_kl
+from lightning_modules.tasks.metrics import Direction
 
 
 class Classification(LightningModule):
-    """Cross-entropy on logits of shape (N, num_classes), targets (N,); metrics are fractions in [0, 1], loss in nats.
+    """Cross-entropy on logits (N, num_classes) and targets (N,); metrics are fractions in [0, 1], the loss in nats."""
 
-    With `distillation` set, training minimises its mixture of the loss and the divergence from the dense outputs.
-    """
-
-    directions: ClassVar[dict[str, Literal["maximize", "minimize"]]] = {
-        "accuracy": "maximize",
-        "f1": "maximize",
-        "loss": "minimize",
-    }
+    directions: ClassVar[dict[str, Direction]] = {"accuracy": "maximize", "f1": "maximize", "loss": "minimize"}
+    scale: ClassVar[dict[str, float]] = {"accuracy": 1.0, "f1": 1.0, "loss": 1.0}
+    references: ClassVar[dict[str, float]] = {"accuracy": 0.5, "f1": 0.5}
+    classifies = True
 
     def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
-        self.label_smoothing = label_smoothing
-        self.distillation: Distillation | None = None
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
@@ -38,14 +35,21 @@ class Classification(LightningModule):
         )
         self.mean_loss = MeanMetric()
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean cross-entropy of `model` on a batch, without smoothing or distillation: what criteria differentiate."""
-        return F.cross_entropy(model(batch[0]), batch[1])
+    def check(self, outputs: Any, batch: Any) -> None:
+        """Errors: ConfigError for outputs that are not one logit per class."""
+        fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == self.num_classes
+        if fits:
+            return
+        shape = f"(batch, {', '.join(map(str, outputs.shape[1:]))})" if isinstance(outputs, Tensor) else "no tensor"
+        raise ConfigError(
+            f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; see num_classes"
+        )
+
+    def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
+        return softened_kl(outputs, dense, temperature)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        logits = self.model(batch[0])
-        loss = F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
-        return loss if self.distillation is None else self.distillation(loss, logits, batch)
+        return F.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         logits = self.model(batch[0])

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.jobs.records import exchange_of, record_ended, record_trial, tracker_of
+from orchestrator.jobs.ends import tracker_of
+from orchestrator.jobs.records import exchange_of, record_ended, record_trial
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.report.rows import TrialRow
@@ -20,10 +21,10 @@ from orchestrator.search.dense import dense_folder
 from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals
 from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
-from orchestrator.search.problem import Problem, optimization
+from orchestrator.search.problem import Problem
 from orchestrator.search.ready import DENSE, OVER, Ready, make_ready, require_one_dense
 from orchestrator.search.results import front, rows, trial_row
-from orchestrator.search.samplers import check_sampler, exhausted
+from orchestrator.search.samplers import exhausted
 from orchestrator.search.studies.damaged import redo_damaged
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
@@ -43,7 +44,6 @@ from orchestrator.search.studies.study import open_study
 from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
 from orchestrator.search.studies.warm_start import check_warm_start, filled, take_over
 from orchestrator.search.trials.evaluate import Evaluator
-from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 
@@ -61,18 +61,12 @@ class Parts:
 
 
 def parts_of(settings: Settings, goals: Goals) -> Parts:
-    """Everything that a name in the configuration stands for, built before anything is paid for."""
+    """What a study needs beside its problem; `check_parts` has seen that the parts go together."""
     space, stopping = settings.space.build(), settings.stopping.build()
-    check_method(settings, space)
-    check_sampler(settings.sampler, goals.directions)
-    for how in (settings.phases.train, settings.phases.finetune):
-        optimization(how).check()
-    optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
     tracker = tracker_of(settings)
     with readable(settings):
         study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
-    read_plans(settings)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
     leases, exchange = Leases(study, settings.study.lease), exchange_of(settings, study)

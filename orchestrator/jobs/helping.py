@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
 from orchestrator.jobs.records import exchange_of
@@ -15,6 +16,7 @@ from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import help_search
 from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
+from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import join_study
 from orchestrator.search.studies.trial import FrozenTrial, Study
@@ -26,6 +28,7 @@ LOOK_SECONDS = 0.5
 
 def help_alone(settings: Settings, name: str = "") -> None:
     """Run trials that wait in the study until its search has ended. Errors: as in `joined` and `begun`."""
+    settings = with_recorded_depth(settings)
     study, leases = joined(settings)
     with Progress() as progress:
         if begun(study, leases, progress):
@@ -63,10 +66,10 @@ def begun(study: Study, leases: Leases, progress: Progress) -> bool:
 
 
 def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
-    data = settings.data.build()
-    data.setup()
     space, stopping = settings.space.build(), settings.stopping.build()
     check_method(settings, space)
+    data = settings.data.build()
+    set_up(data)
     exchange = exchange_of(settings, study)
     exchange.fetch_dense(dense_folder(settings))
     problem = prepare(settings, data, progress)

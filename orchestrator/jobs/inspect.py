@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
+from lightning_modules.tasks.contract import build_task, step_loss, to_device
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
-from orchestrator.search.dense import build_model
-from orchestrator.search.goals import goals_of
+from orchestrator.search.dense import build_model, example_of
 from orchestrator.search.outline import on_weights, outline
+from orchestrator.search.parts import check_parts
 from orchestrator.search.prepare import check_prunable, device_of, find_latency_model, find_structure
-from orchestrator.search.problem import example_input
-from orchestrator.search.samplers import check_sampler, combinations, sampler
-from orchestrator.search.trials.methods import check_method
+from orchestrator.search.samplers import combinations, sampler
 from orchestrator.settings import MethodSettings, Settings
 
 
@@ -56,20 +56,20 @@ def inspect(settings: Settings) -> Inspection:
 
     Errors: UserError for whatever would stop the search before its first trial.
     """
-    check_sampler(settings.sampler, goals_of(settings).directions)
+    check_parts(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
     data = settings.data.build()
-    data.setup()
+    set_up(data)
     model = build_model(settings, data)
-    structure = find_structure(settings, model, data)
+    example = example_of(settings, model, data)
+    structure = find_structure(settings, model, example)
     cost = Cost(structure)
     check_prunable(settings, structure)
-    example = example_input(data).to(device_of(settings))
+    example = example.to(device_of(settings))
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
     check_bounds(settings, Prices(structure, cost, example, latency), model)
     space = settings.space.build()
-    check_method(settings, space)
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)
@@ -117,11 +117,11 @@ def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, prof
 def _step_seconds(settings: Settings, model: nn.Module, data: Any) -> float:
     """Median seconds of a training step of the dense model, after one to warm up."""
     device = device_of(settings)
-    task = settings.task.build(model=model, num_classes=data.num_classes).to(device).train()
+    task = build_task(settings.task, model, data).to(device).train()
     seconds = []
     for batch in islice(data.train_batches(0), 4):
         begin = time.perf_counter()
-        task.loss(model, [part.to(device) for part in batch]).backward()
+        step_loss(task, to_device(task, batch, device)).backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - begin)
     return sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
 

@@ -18,8 +18,7 @@ from orchestrator.report.picture import pareto
 from orchestrator.report.quantities import duration, percent
 from orchestrator.report.rows import ConfirmedRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
-from orchestrator.search.goals import goals_of
-from orchestrator.search.plans.finished import PLAN
+from orchestrator.search.plans.names import PLAN
 from orchestrator.search.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse
@@ -58,6 +57,8 @@ class Outputs:
 
     def write(self, settings: Settings) -> None:
         """All files of the contract; the summary last: where it stands, the others are whole."""
+        from orchestrator.search.goals import goals_of  # not to show a finished study
+
         plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
         write_atomic(self.folder / CONFIG, plain)
         write_csv(self.folder / TRIALS, self.trials, TrialRow)

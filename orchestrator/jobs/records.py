@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import ConfigError
-from orchestrator.jobs.outputs import Outputs
 from orchestrator.search.problem import Problem
-from orchestrator.search.rungs import columns as columns_of_rungs
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
 from orchestrator.tracking.folders import RunFolders
-from orchestrator.tracking.spooled import Spooled, spooled
-
-
-def tracker_of(settings: Settings) -> Tracker:
-    """The tracker of the configuration, its records kept in the study's folder until they are sent."""
-    return spooled(settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json())
 
 
 def exchange_of(settings: Settings, study: Study) -> Exchange:
@@ -35,23 +26,6 @@ def exchange_of(settings: Settings, study: Study) -> Exchange:
     store = RunFolders(uri, experiment, study.user_attrs["id"], settings.study.storage_patience)
     store.open(settings.study.name)
     return Exchange(study, models, store)
-
-
-def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
-    """Metrics and files of a finished study."""
-    summary = outputs.summary
-    metrics = {
-        **{name: value for name, value in summary.items() if isinstance(value, int | float)},
-        **{f"reference_{name}": value for name, value in summary["reference"].items()},
-        **columns_of_rungs(outputs.rungs()),
-    }
-    return metrics, outputs.files()
-
-
-def record_end(tracker: Tracker, outputs: Outputs) -> None:
-    """What a finished study could not send, its end too where the run was killed before it was recorded."""
-    if isinstance(tracker, Spooled):
-        tracker.require_end(*end_of(outputs))
 
 
 def columns(settings: Settings) -> dict[str, str]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import ConfigError, DataError, PlanError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from lightning_modules.pruning.plan import Plan
@@ -103,7 +104,7 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     _require_same(settings, lineage)
     with Progress() as progress:
         data = settings.data.build()
-        data.setup()
+        set_up(data)
         problem = prepare(settings, data, progress)
         steps = [_dense("dense model", problem.model, lineage.dense)]
         if lineage.rewound is not None and problem.rewound is not None:

@@ -8,23 +8,26 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
-from orchestrator.files import require_writable
+from orchestrator.jobs.ends import end_of
 from orchestrator.jobs.explore import Parts, explore, parts_of
-from orchestrator.jobs.outputs import Outputs, finished_before, key
-from orchestrator.jobs.records import end_of, record_end, record_study, tracker_of
+from orchestrator.jobs.outputs import Outputs, key
+from orchestrator.jobs.records import record_study
 from orchestrator.progress import Progress
 from orchestrator.report.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import confirm_front, run_baselines
 from orchestrator.search.confirmation.ladders import Rung
-from orchestrator.search.goals import Reference, goals_of, reference_of
+from orchestrator.search.goals import Reference, reference_of
+from orchestrator.search.parts import check_parts
 from orchestrator.search.prepare import prepare
 from orchestrator.search.problem import Problem
 from orchestrator.search.ready import OVER
 from orchestrator.search.results import candidates
 from orchestrator.search.rungs import rung_rows
 from orchestrator.search.studies.queue import own_trials
+from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.study import bind_study
 from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings
@@ -34,20 +37,15 @@ from orchestrator.tracking import Tracker
 def search(settings: Settings) -> Outputs:
     """Search, confirm, export, log; what is there already is not done again. See `Outputs` for what is returned.
 
+    The door is `orchestrator.jobs.checked.search`: it shows a study that is complete.
     Errors: UserError, before anything expensive, for whatever the configuration has wrong.
     """
-    require_writable(settings.study.folder)
-    if (before := finished_before(settings)) is not None:
-        more = "more trials: study.n_trials=..." if settings.study.budget is None else "more time: study.budget=..."
-        more = "every combination was tried" if before.summary.get("exhausted") else more
-        before.show(f"this study is complete; {more}")
-        record_end(tracker_of(settings), before)
-        return before
     begin = time.perf_counter()
     with Progress() as progress:
-        goals = goals_of(settings)
+        goals = check_parts(settings)
+        settings = with_recorded_depth(settings)
         data = settings.data.build()
-        data.setup()
+        set_up(data)
         parts = parts_of(settings, goals)
         with parts.leases.leading(lambda line: progress.phase("study", line)):
             bind_study(parts.study, settings)
@@ -66,7 +64,7 @@ def search(settings: Settings) -> Outputs:
 
 def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
     settings = problem.settings
-    reference = reference_of(settings.objectives, problem.goals, problem.dense, problem.dense_costs)
+    reference = reference_of(settings, problem.goals, problem.dense, problem.dense_costs)
     parts.study.set_user_attr("reference", reference.plain())
     explored = explore(problem, parts, progress, begin)
     found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
@@ -74,7 +72,7 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     if explored.nothing_left:
         progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
     _require_completed(found)
-    chosen = candidates(found, problem.goals, how.tolerance, how.max_models)
+    chosen = candidates(found, problem.goals, how.tolerance * problem.scale, how.max_models)
     ratios = [row.ratios.get("flops", 1.0) for row in chosen]
     unit_steps = None if pacing is None else pacing.confirming(problem, ratios)
     members, dense, failed = confirm_front(problem, evaluator, chosen, progress, unit_steps)

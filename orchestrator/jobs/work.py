@@ -7,6 +7,7 @@ import time
 from orchestrator.jobs.helping import LOOK_SECONDS, begun, help_alone, joined
 from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
+from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.settings import Settings
 
 
@@ -20,6 +21,7 @@ def work(settings: Settings, name: str = "") -> None:
     if settings.workers == 1:
         help_alone(settings, name)
         return
+    settings = with_recorded_depth(settings)
     study, leases = joined(settings)
     with Progress() as progress:
         if begun(study, leases, progress):

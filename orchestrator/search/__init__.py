@@ -1,1 +1,26 @@
-"""The search: what to try next, from which parent, for how long, and which results stand on the front."""
+"""The search: what to try next, from which parent, for how long, and which results stand on the front.
+
+Called, the package is the job `search`, so that `orchestrator.search(settings)` works whatever was imported before.
+The import system puts the package in the place of any function of this name.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.jobs.outputs import Outputs
+    from orchestrator.settings import Settings
+
+
+class _Search(ModuleType):
+    def __call__(self, settings: Settings) -> Outputs:
+        """Search, confirm, export, log; see `orchestrator.jobs.checked.search`."""
+        from orchestrator.jobs.checked import search
+
+        return search(settings)
+
+
+sys.modules[__name__].__class__ = _Search

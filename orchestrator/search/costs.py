@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.search.latency_model import LatencyModel
@@ -24,7 +25,7 @@ class Prices:
 
     structure: Structure
     closed_form: Cost
-    example: Tensor
+    example: Inputs
     latency: LatencyModel | None = None
 
 

@@ -15,13 +15,16 @@ from filelock import FileLock
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnUnit, evaluate, fit
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
+from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.plans.lineage import tensors
-from orchestrator.search.problem import Timed, example_input, optimization, seed_everything
+from orchestrator.search.problem import Timed, optimization, seed_everything
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
 from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
@@ -36,7 +39,7 @@ def dense_folder(settings: Settings) -> Path:
 
 
 def build_model(settings: Settings, data: Any) -> nn.Module:
-    """The model as configured, untrained or with its checkpoint, and checked against the data.
+    """The model as configured, untrained or with its checkpoint, and checked against the task and a validation batch.
 
     Errors: DataError for a checkpoint that is missing or does not fit; ConfigError for a model that cannot be built or
     does not take the data.
@@ -46,19 +49,15 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     if settings.phases.train.checkpoint is not None:
         checkpoint = settings.phases.train.checkpoint
         _fill(model, _read(checkpoint, model), str(checkpoint))
-    model.eval()
-    try:
-        with torch.no_grad():
-            shape = tuple(model(example_input(data)).shape)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the model must take the data's inputs {tuple(data.input_shape)}; {settings.model.target}: {error}"
-        ) from error
-    if shape != (1, data.num_classes):
-        raise ConfigError(
-            f"the model's output must be (batch, {data.num_classes}) for this data; it is {shape}; see num_classes"
-        )
+    check_data(data)
+    check_outputs(build_task(settings.task, model, data), next(iter(data.val_dataloader())))
     return model.train()
+
+
+def example_of(settings: Settings, model: nn.Module, data: Any) -> Inputs:
+    """What the task calls the network with for the first sample of the validation data."""
+    task = build_task(settings.task, model, data)
+    return inputs_of(task, next(iter(data.val_dataloader()))).first()
 
 
 def fresh_model(settings: Settings, seed: int) -> nn.Module:
@@ -159,8 +158,11 @@ def _make(
     with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
         _train(settings, model, data, device, on_unit, memory_format)
     with timed("evaluation"):
-        metrics = evaluate(
-            settings.task.build(model=model, num_classes=data.num_classes), data.val_dataloader(), device
+        metrics = evaluate(build_task(settings.task, model, data), data.val_dataloader(), device)
+    if settings.objectives.quality not in metrics:
+        raise ConfigError(
+            f"the task's validation must log '{settings.objectives.quality}', the quality (objectives.quality); "
+            f"it logs {sorted(metrics)}"
         )
     write_atomic(folder / WEIGHTS, save(tensors(model)))
     record = {
@@ -202,7 +204,7 @@ def _train(
     if how.epochs == 0:
         return
     batches = data.train_batches(settings.seed)
-    task = settings.task.build(model=model, num_classes=data.num_classes)
+    task = build_task(settings.task, model, data)
     fit(
         task,
         batches,

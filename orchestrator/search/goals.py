@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.recipe import locate, nearest
+from lightning_modules.recipe import nearest
+from lightning_modules.tasks.metrics import Direction, directions_of, scale_of
+from lightning_modules.tasks.metrics import reference_of as task_reference
 from orchestrator.costs import AXES, COSTS, known_names, ratio_name
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import Points, hypervolume, volume
-from orchestrator.settings import ObjectiveSettings, Settings
+from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound
 
-Direction = Literal["maximize", "minimize"]
+WORSE = 0.5
+"""Units of the quality below the dense model's: from there the hypervolume counts, where nothing says otherwise."""
 LEAST_RATIO = 1 / 32
 """Of the dense FLOPs: the area along their log axis is clipped here, where no bound says otherwise."""
 
@@ -33,6 +36,10 @@ class Goals:
     @property
     def sign(self) -> float:
         return self.signs[self.quality]
+
+    def loss(self, metrics: Mapping[str, float]) -> float:
+        """Smaller is better: the loss where the task logs one, which tells more models apart, else the quality."""
+        return metrics["loss"] if "loss" in metrics else -self.sign * metrics[self.quality]
 
     @property
     def metrics(self) -> list[str]:
@@ -97,8 +104,7 @@ def goals_of(settings: Settings) -> Goals:
 
 def task_directions(settings: Settings) -> dict[str, Direction]:
     """The metrics of the task and which way each is better."""
-    directions: dict[str, Direction] = locate(settings.task.target).directions
-    return directions
+    return directions_of(settings.task)
 
 
 def _require_float_model(settings: Settings) -> None:
@@ -145,17 +151,25 @@ class Reference:
         return self.goals.point({self.goals.quality: self.quality, **self.metrics}, self.ratios)
 
 
-def reference_of(
-    objectives: ObjectiveSettings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]
-) -> Reference:
-    """`dense` are the dense model's validation metrics, `costs` its costs; what is not configured follows from them."""
+def reference_of(settings: Settings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]) -> Reference:
+    """`dense` are the dense model's validation metrics, `costs` its costs.
+
+    What is not configured follows from the task, and where that does not say, from these values.
+    """
+    objectives = settings.objectives
     given = objectives.references
+    quality = objectives.reference_quality
+    if quality is None:
+        quality = task_reference(settings.task, goals.quality)
+    if quality is None:
+        unit = scale_of(settings.task, goals.quality, dense[goals.quality])
+        quality = dense[goals.quality] - goals.sign * WORSE * unit
     area = len(goals.names) == 2 and goals.costs[0] in AXES and not given
     bound = objectives.bounds.get(ratio_name(objectives.axis))
     least = LEAST_RATIO if bound is None or bound.least is None else bound.least
     return Reference(
         goals,
-        objectives.reference_quality,
+        quality,
         {name: given.get(name, 1.0) for name in goals.costs},
         {name: given.get(name, dense[name] - goals.signs[name]) for name in goals.metrics},
         {name: costs[name] for name in goals.costs},

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
+from lightning_modules.tasks.contract import build_task, step_loss
 from orchestrator.files import write_atomic
 from orchestrator.search.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
@@ -93,8 +95,8 @@ def choose_memory_format(
 
 def _require_rows(data: Any, fault: str) -> None:
     """Errors: ConfigError for images that lie channels last: convolutions would keep them so all through the model."""
-    images = next(iter(data.train_batches(0)))[0]
-    if isinstance(images, Tensor) and images.dim() == 4 and images.stride(1) < images.stride(3):
+    tensors = [leaf for leaf in pytree.tree_leaves(next(iter(data.train_batches(0)))) if isinstance(leaf, Tensor)]
+    if any(images.dim() == 4 and images.stride(1) < images.stride(3) for images in tensors):
         raise ConfigError(f"the data's images lie channels last in memory, and {fault}; give them as .contiguous()")
 
 
@@ -104,8 +106,7 @@ def _middle(settings: Settings, structure: Structure, model: nn.Module, data: An
     cut = copy.deepcopy(model)
     if structure.groups:
         cut = cut_anyhow(model, structure, evenly(structure, ratio))
-    task: LightningModule = settings.task.build(model=cut, num_classes=data.num_classes)
-    return task.train()
+    return build_task(settings.task, cut, data).train()
 
 
 def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
@@ -113,7 +114,7 @@ def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
     batches = list(islice(data.train_batches(0), STEPS + 1))
     for batch in batches if len(batches) > 1 else 2 * batches:
         begin = time.perf_counter()
-        task.loss(task.model, [part for part in batch if isinstance(part, Tensor)]).backward()  # type: ignore[operator]
+        step_loss(task, batch).backward()  # type: ignore[no-untyped-call]
         yield 1e3 * (time.perf_counter() - begin)
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.cost import Features
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.recipe import digest
@@ -90,7 +91,7 @@ def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
 def latency_model(
     model: nn.Module,
     structure: Structure,
-    example: Tensor,
+    example: Inputs,
     folder: Path | None,
     name: object,
     tick: Callable[[int, int], None],
@@ -101,7 +102,7 @@ def latency_model(
     """
     features = Features(structure)
     sizes = [[group.name, group.size] for group in structure.groups]
-    key = digest([name, sizes, list(example.shape), here(example.device), PLANS, PASSES])
+    key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
     if path is not None and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None:
         return stored
@@ -133,9 +134,9 @@ def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel
     return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
 
 
-def dense_latency(model: nn.Module, example: Tensor, folder: Path, name: object) -> float:
+def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object) -> float:
     """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
-    path = folder / f"latency-dense-{digest([name, list(example.shape), here(example.device)])}.json"
+    path = folder / f"latency-dense-{digest([name, example.to_json(), here(example.device)])}.json"
     if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
         return stored
     found = latency_ms(model, example)

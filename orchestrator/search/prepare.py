@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lightning_modules.data.contract import sample_index
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import AttentionTransfer, Distillation, dense_outputs, teacher
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
+from lightning_modules.tasks.contract import build_task, divergence_of
 from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
-from orchestrator.search.dense import build_model, rewound_model, train_dense
+from orchestrator.search.dense import build_model, example_of, rewound_model, train_dense
 from orchestrator.search.given import check_plans
 from orchestrator.search.kernels import choose_memory_format, choose_threads
 from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.outline import outline
-from orchestrator.search.problem import Problem, example_input, seed_of
+from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.samplers import sampler
 from orchestrator.settings import Settings
 
@@ -37,6 +41,10 @@ def device_of(settings: Settings) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device={settings.device} needs CUDA, and torch finds none on this machine; take device=auto or cpu"
+            ) from error
         raise ConfigError(
             f"device must be auto, cpu, cuda or cuda:N of this machine; got '{settings.device}'"
         ) from error
@@ -51,7 +59,8 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
     model = build_model(settings, data)
     with progress.timed("structure"):
-        structure = find_structure(settings, model, data)
+        example = example_of(settings, model, data)
+        structure = find_structure(settings, model, example)
     if found := choose_threads(settings, structure, model, data, device):
         progress.phase("threads", found)
     with progress.timed("profile"):
@@ -60,7 +69,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         progress.phase("memory format", found)
     check_prunable(settings, structure)
     sampler(settings.sampler, settings.seed, outline(settings, structure, model))
-    example = example_input(data).to(device)
+    example = example.to(device)
     latency = find_latency_model(settings, structure, model, example, progress)
     prices = Prices(structure, Cost(structure), example, latency)
     check_bounds(settings, prices, model)
@@ -73,22 +82,14 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
         return True
 
     model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
-    distillation = mixing = None
-    if (how := settings.phases.finetune.distillation) is not None and how.teaches:
-        begin = time.perf_counter()
-        with progress.timed("evaluation"):
-            cached = dense_outputs(model, data.ordered_batches(), device)
-        features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
-        distillation = Distillation(teacher(model, cached), how.temperature, how.weight, features)
-        if how.weight > 0.0:
-            seconds = time.perf_counter() - begin
-            mixing = Mixing(model, data, cached, device, seed_of(settings.seed, 6), seconds)
+    distillation, mixing = _teaching(settings, model, data, device, progress)
     rewound = rewound_model(settings, model)
     costs = dense_costs(settings, model, prices)
     return Problem(
         settings,
         model,
         data,
+        example,
         prices,
         metrics,
         distillation,
@@ -101,8 +102,41 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     )
 
 
+def _teaching(
+    settings: Settings, model: nn.Module, data: Any, device: torch.device, progress: Progress
+) -> tuple[Distillation | None, Mixing | None]:
+    """What the dense model teaches: its outputs, on copies of the data with samples mixed too where that is possible.
+
+    Errors: ConfigError where mixed copies are asked for and the task's targets are no classes.
+    """
+    how = settings.phases.finetune.distillation
+    if how is None or not how.teaches:
+        return None, None
+    task = build_task(settings.task, model, data)
+    divergence = divergence_of(task)
+    if divergence is None:
+        progress.phase("distillation", f"none: {type(task).__name__} has no divergence between outputs")
+        return None, None
+    begin = time.perf_counter()
+    index = partial(sample_index, data)
+    with progress.timed("evaluation"):
+        cached = dense_outputs(task, data.ordered_batches(), index, device)
+    features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
+    distillation = Distillation(teacher(model, cached, index), divergence, how.temperature, how.weight, features)
+    classifies = getattr(task, "classifies", False)
+    if how.mixed not in (0, "auto") and not classifies:
+        raise ConfigError(
+            f"phases.finetune.distillation.mixed={how.mixed} mixes samples and their classes; {type(task).__name__} "
+            "does not say `classifies = True`: take mixed=0"
+        )
+    if how.weight == 0.0 or not classifies:
+        return distillation, None
+    seconds = time.perf_counter() - begin
+    return distillation, Mixing(task, data, cached, device, seed_of(settings.seed, 6), seconds)
+
+
 def find_latency_model(
-    settings: Settings, structure: Structure, model: nn.Module, example: Tensor, progress: Progress, keep: bool = True
+    settings: Settings, structure: Structure, model: nn.Module, example: Inputs, progress: Progress, keep: bool = True
 ) -> LatencyModel | None:
     """Fitted, or read back, where an estimated latency is optimised or bounded; its error is told."""
     if not settings.objectives.uses("estimated_latency_ms"):
@@ -136,10 +170,10 @@ def _architecture(settings: Settings) -> dict[str, Any]:
     return settings.model.without("weights", "pretrained").to_json()
 
 
-def find_structure(settings: Settings, model: nn.Module, data: Any) -> Structure:
+def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Structure:
     """What the method may prune: heads or their width, whole blocks or not."""
     method = settings.method.choices()[0]
-    return discover(model, (example_input(data),), attention=method.attention, depth=settings.depth)
+    return discover(model, example, attention=method.attention, depth=settings.depth)
 
 
 def check_prunable(settings: Settings, structure: Structure) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.distillation import Distillation
+from lightning_modules.phases.distillation import Distillation, distilled
 from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.quantization import Int8Model, quantise
@@ -26,9 +26,12 @@ from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
 from lightning_modules.recipe import Recipe
+from lightning_modules.tasks.contract import build_task, inputs_from
+from lightning_modules.tasks.metrics import scale_of
 from orchestrator.search.costs import Prices
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.plans.lineage import weights_digest
@@ -40,13 +43,16 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Problem:
-    """`dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state,
-    where one was kept, `prices` is what costs follow from, `check` is called at every batch.
-    `mixing` is there where there is `distillation` of outputs."""
+    """`example` is what the network is called with for one sample, `prices` is what costs follow from.
+
+    `dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state, where
+    one was kept. `check` is called at every batch. `mixing` is there where there is `distillation` of class outputs.
+    """
 
     settings: Settings
     model: nn.Module
     data: Any
+    example: Inputs
     prices: Prices
     dense: dict[str, float]
     distillation: Distillation | None
@@ -70,6 +76,12 @@ class Problem:
     def sign(self) -> float:
         """1 where more of the quality metric is better, -1 where less is."""
         return self.goals.sign
+
+    @property
+    def scale(self) -> float:
+        """One unit of the quality metric, of which tolerances are multiples."""
+        quality = self.goals.quality
+        return scale_of(self.settings.task, quality, self.dense[quality])
 
     @cached_property
     def goals(self) -> Goals:
@@ -105,13 +117,17 @@ class Problem:
 
         Activations count where the method prunes them; a model without a level then counts with the zeros it has.
         """
-        found = densities(model, sparse)
+        nonzero = densities(model, sparse)
         if self.settings.method.activation is None:
-            return found
+            return nonzero
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            batches = watched(self.data.val_dataloader(), self.check)
-            fed = activation_densities(model, self.weight_names, batches, self.device)
-        return {name: found.get(name, 1.0) * fed.get(name, 1.0) for name in {**found, **fed}}
+            inputs = self.inputs(model, self.data.val_dataloader())
+            fed = activation_densities(model, self.weight_names, inputs, self.device)
+        return {name: nonzero.get(name, 1.0) * fed.get(name, 1.0) for name in {**nonzero, **fed}}
+
+    def inputs(self, model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
+        """What the task calls `model` with on each batch, on the device; the check is called before each."""
+        return inputs_from(self.task(model).to(self.device), watched(batches, self.check), self.device)
 
     @property
     def axis(self) -> str:
@@ -128,12 +144,11 @@ class Problem:
         }
 
     def task(self, model: nn.Module) -> LightningModule:
-        task: LightningModule = self.settings.task.build(model=model, num_classes=self.data.num_classes)
-        return task
+        return build_task(self.settings.task, model, self.data)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):
-            recalibrate(model, watched(self.data.train_batches(seed), self.check), count, self.device)
+            recalibrate(model, self.inputs(model, self.data.train_batches(seed)), count, self.device)
 
     def finetune(
         self,
@@ -165,11 +180,10 @@ class Problem:
             teaching = replace(teaching, teacher=teacher)
         else:
             batches = self.data.train_batches(seed)
-        task.distillation = teaching  # type: ignore[assignment]
         seed_everything(seed)
         features = None if self.distillation is None else self.distillation.features
         tapped = nullcontext() if features is None else features.watching(model)
-        with self.timed("finetune"), attached(model, self.activation(level)), tapped:
+        with self.timed("finetune"), attached(model, self.activation(level)), tapped, distilled(task, teaching):
             return fit(
                 task,
                 batches,
@@ -202,7 +216,7 @@ class Problem:
         count = max(1, self.settings.phases.finetune.recalibration_batches)
         batches = list(islice(self.data.train_batches(self.settings.seed), count))
         with self.timed("quantisation"), attached(model, self.activation(level)):
-            return quantise(model, example_input(self.data), batches, path)
+            return quantise(model, list(self.inputs(model, batches)), path)
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         with self.timed("evaluation"), attached(model, self.activation(level)):
@@ -234,8 +248,3 @@ def seed_everything(seed: int) -> None:
 def seed_of(*parts: int) -> int:
     """One seed from several numbers (study seed, trial, step), well mixed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def example_input(data: Any) -> Tensor:
-    """One sample of the right shape to trace with, shape (1, ...)."""
-    return torch.zeros(1, *data.input_shape)

@@ -44,6 +44,7 @@ class Ready:
             settings.sampler,
             settings.seed,
             settings.study.max_failures,
+            self.problem.scale,
         )
         return Trials(study, self.space, self.terrains[0], self.evaluator, rules, leases, exchange)
 

@@ -25,7 +25,7 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
         parent=measured.get("parent"),
         quality=metrics.get(goals.quality),
         seconds=known.get(SECONDS, 0.0),
-        loss=metrics.get("loss"),
+        loss=goals.loss(metrics) if metrics else None,
         kind=known.get(KIND, "search"),
         reason=known.get(REASON, ""),
         method=measured.get("method", ""),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from orchestrator.report.rows import RungRow
-from orchestrator.search.goals import Goals
-from orchestrator.search.studies.trial import MEASURED, RUNGS, FrozenTrial, TrialState
+
+if TYPE_CHECKING:
+    from orchestrator.search.goals import Goals
+    from orchestrator.search.studies.trial import FrozenTrial
 
 LEAST = 4
 """Trials below which a correlation is left out."""
@@ -20,6 +22,8 @@ Values = npt.NDArray[np.float64]
 
 def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") -> list[RungRow]:
     """A row per rung that some completed trial went beyond; `axis` is the cost that is taken out."""
+    from orchestrator.search.studies.trial import MEASURED, RUNGS, TrialState  # to show rows takes no Optuna
+
     quality, sign = goals.quality, goals.sign
     shown: dict[int, list[tuple[float, float, float, float]]] = {}
     for trial in trials:
@@ -28,7 +32,7 @@ def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") 
         measured, rungs = trial.user_attrs[MEASURED], trial.user_attrs.get(RUNGS, ())
         end, cost = sign * measured["metrics"][quality], math.log(measured["ratios"][axis])
         for rung, _, metrics in rungs[:-1]:
-            shown.setdefault(rung, []).append((-metrics["loss"], sign * metrics[quality], end, cost))
+            shown.setdefault(rung, []).append((-goals.loss(metrics), sign * metrics[quality], end, cost))
     return [_row(rung, np.array(shown[rung])) for rung in sorted(shown)]
 
 
@@ -48,6 +52,8 @@ def _row(rung: int, found: Values) -> RungRow:
 
 def rank_correlation(one: Values, other: Values, given: Values | None = None) -> float | None:
     """Spearman's, or with `given` the partial one; None where a side does not vary (any more). Shapes (n,)."""
+    from scipy.stats import rankdata
+
     mine, others = _centred(rankdata(one)), _centred(rankdata(other))
     if given is not None:
         fixed = _centred(rankdata(given))

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe, digest, locate, nearest
-from orchestrator.search.goals import Direction
+from lightning_modules.tasks.metrics import Direction
 
 Distributions = Mapping[str, BaseDistribution]
 _STOPS_ITSELF = ("optuna.samplers.GridSampler", "optuna.samplers.BruteForceSampler")

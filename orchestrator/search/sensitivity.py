@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from lightning_modules.errors import ConfigError
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.pruning.inputs import Inputs, run
 from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
+from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
 from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.problem import Problem, seed_of
@@ -24,7 +25,7 @@ from orchestrator.stored import kept
 
 
 def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
-    """KL(dense || pruned) per group and ratio on training data after recalibration; read back where it was measured.
+    """Divergence of the outputs per group and ratio on training data after recalibration; read back where measured.
 
     `tick` is told (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
     """
@@ -54,9 +55,9 @@ def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None])
     how, pruner = problem.settings.phases.profile, method.stages[0].pruner
     structure = pruner.structure
     seed = seed_of(problem.settings.seed, 1)
-    batches: list[Any] = list(islice(problem.data.train_batches(seed), max(how.batches, how.recalibration_batches)))
-    shown = [batch[0].to(problem.device) for batch in batches[: how.batches]]
-    dense = _log_probabilities(problem.model, shown)
+    batches = islice(problem.data.train_batches(seed), max(how.batches, how.recalibration_batches))
+    inputs = list(problem.inputs(problem.model, batches))
+    judge = _Judge(problem, inputs[: how.batches])
     full = structure.full()
     scores = pruner.scores(problem.model, full, seed)
     loss = np.zeros((len(structure.groups), len(how.ratios)))
@@ -67,17 +68,29 @@ def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None])
             if kept[index] == group.size:
                 continue
             model = pruner.prune(problem.model, full, choose(structure, scores, full, kept), seed)
-            recalibrate(model, batches, how.recalibration_batches, problem.device)
-            pruned = _log_probabilities(model, shown)
-            loss[index, place] = float(F.kl_div(pruned, dense, reduction="batchmean", log_target=True))
+            recalibrate(model, inputs, how.recalibration_batches, problem.device)
+            loss[index, place] = judge(model)
         tick(index + 1, len(structure.groups))
     return Sensitivity(tuple(sorted(how.ratios)), loss)
 
 
-@torch.no_grad()
-def _log_probabilities(model: nn.Module, inputs: list[Tensor]) -> Tensor:
-    model.eval()
-    return torch.cat([F.log_softmax(model(x), 1) for x in inputs])
+class _Judge:
+    """How far a model's outputs are from the dense model's on these inputs, as the task measures it."""
+
+    def __init__(self, problem: Problem, inputs: Sequence[Inputs]) -> None:
+        divergence = divergence_of(problem.task(problem.model))
+        if divergence is None:
+            raise ConfigError(
+                "a space with equal_loss compares outputs, and the task has no divergence between them; take "
+                "space.equal_loss=[0,0] or space=uniform"
+            )
+        self.divergence, self.inputs = divergence, inputs
+        self.dense = [run(problem.model, batch) for batch in inputs]
+
+    def __call__(self, model: nn.Module) -> float:
+        """The mean over the batches."""
+        pairs = zip(self.inputs, self.dense, strict=True)
+        return float(np.mean([float(self.divergence(run(model, batch), dense, 1.0)) for batch, dense in pairs]))
 
 
 def _write(path: Path, found: Sensitivity, groups: list[str]) -> None:

@@ -170,17 +170,20 @@ class Settings(Part):
     def depth(self) -> bool:
         """Whether whole blocks go too: as the method says or, where it does not, in a chain under a budget in time."""
         method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
-        if method.depth is not None or method.granularity != "unit":
-            return bool(method.depth)
+        if not self._depth_is_open:
+            return bool(self.method.depth or method.depth)
         return budget is not None and budget.measure == "seconds" and chain.rungs > 0 and chain.depth > 0.0
 
     def with_depth(self, depth: bool) -> Settings:
         """With whole blocks pruned or not where the method leaves that open."""
-        method = self.method.choices()[0]
-        if method.depth is not None or method.granularity != "unit":
+        if not self._depth_is_open:
             return self
-        among = tuple(one.model_copy(update={"depth": depth}) for one in self.method.among)
-        return self.model_copy(update={"method": self.method.model_copy(update={"depth": depth, "among": among})})
+        return self.model_copy(update={"method": self.method.model_copy(update={"depth": depth})})
+
+    @property
+    def _depth_is_open(self) -> bool:
+        method = self.method.choices()[0]
+        return self.method.depth is None and method.depth is None and method.granularity == "unit"
 
     def model_name(self) -> str:
         """The name given to the model's builder, or the last part of its path."""

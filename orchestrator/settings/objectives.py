@@ -70,7 +70,7 @@ class ObjectiveSettings(Part):
     metrics: tuple[str, ...] = ()
     costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
-    reference_quality: float = 0.5
+    reference_quality: float | None = None
     references: Mapping[str, float] = {}
 
     @field_validator("bounds", "references", mode="before")

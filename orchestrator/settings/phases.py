@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
 
@@ -104,13 +104,22 @@ class ConfirmSettings(Part):
     `tolerance` is in units of the quality metric: less than that the validation data cannot tell apart.
     """
 
-    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1)
     units: Positive = 2
     lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
     max_baseline_models: Positive = 4
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+
+    @field_validator("seeds")
+    @classmethod
+    def _spread(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < max(2, len(seeds)):
+            raise ValueError(
+                "needs two seeds or more, each once, since the spread of the results is taken over them, as in [0, 1]"
+            )
+        return seeds
 
 
 class PhaseSettings(Part):

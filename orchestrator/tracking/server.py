@@ -15,6 +15,7 @@ from lightning_modules.errors import UserError
 from orchestrator.files import require_writable
 from orchestrator.redact import redact
 from orchestrator.tracking import TrackerError
+from orchestrator.tracking.database import make_whole
 
 _SQLITE = "sqlite:///"
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -80,8 +81,7 @@ def _checked(uri: str) -> str | None:
     if uri.startswith(_SQLITE):
         database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
         folder = require_writable(database.parent)
-        if database.is_dir() or (database.is_file() and database.read_bytes()[:16] not in (b"", b"SQLite format 3\0")):
-            raise UserError(f"tracking.uri must name an SQLite file; '{database}' is none; choose another name")
+        make_whole(database)
         return (folder / "mlartifacts").resolve().as_uri()
     if dialect not in ("databricks", *_SERVERS, *_DATABASES):
         raise UserError(

@@ -53,7 +53,7 @@ def test_evaluation_sees_every_sample_once_in_order() -> None:
 
 
 def test_channels_and_size() -> None:
-    assert digits(size=32, channels=3).input_shape == (3, 32, 32)
+    assert next(iter(digits(size=32, channels=3).val_dataloader()))[0].shape[1:] == (3, 32, 32)
     assert digits().num_classes == 10
 
 
@@ -74,7 +74,7 @@ def test_fashion_mnist_reads_idx_files(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(count) % 10)
     data = fashion_mnist(str(tmp_path), size=14, val_fraction=0.2, train_images=50)
     data.setup()
-    assert data.input_shape == (1, 14, 14)
+    assert next(iter(data.val_dataloader()))[0].shape[1:] == (1, 14, 14)
     assert {name: len(x) for name, (x, _) in data.splits.items()} == {"train": 40, "val": 10, "test": 20}
     with pytest.raises(DataError, match=r"data.folder must hold train-images-idx3-ubyte.gz"):
         fashion_mnist(str(tmp_path / "nowhere")).setup()
@@ -95,7 +95,7 @@ def test_image_folders(tmp_path: Path) -> None:
     data = ImageFolder(str(image_folder(tmp_path)), size=32, resize=36, batch_size=4, val_fraction=0.34, workers=0)
     data.setup()
     assert data.num_classes == 2
-    assert data.input_shape == (3, 32, 32)
+    assert next(iter(data.val_dataloader()))[0].shape[1:] == (3, 32, 32)
     assert sum(len(batch[1]) for batch in data.val_dataloader()) == 5
     assert sum(len(batch[1]) for batch in data.test_dataloader()) == 12
     first = next(iter(data.train_batches(3)))

@@ -143,6 +143,11 @@ def test_with_a_model_of_ones_own_nothing_that_the_file_names_is_called(mine: Pa
         load_pruned(mine, model=SmallResNet(10, width=4))
 
 
+def shaped(shape: list[int], dtype: str = "float32") -> dict[str, Any]:
+    """The description of one positional tensor."""
+    return {"args": [{"shape": shape, "dtype": dtype}], "kwargs": {"mapping": {}}}
+
+
 MODELS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no model": (lambda d: d.pop("model") and None, "must name what builds its model"),
     "no callable": (lambda d: d.update(model={"_target_": "no.such.thing"}), "no module holds 'no.such.thing'"),
@@ -150,8 +155,10 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no such block": (lambda d: d.update(dropped=["../stages"]), "dropped blocks must be modules"),
     "attention": (lambda d: d.update(attention="none"), "attention: Input should be 'head' or 'head_dim'"),
     "activation": (lambda d: d.update(activation={"kind": "topk"}), "activation.level: Field required"),
-    "input": (lambda d: d.update(input_shape=[2**20, 2**20]), "must give the input_shape of its model"),
-    "negative input": (lambda d: d.update(input_shape=[-1]), "input_shape.0: Input should be greater"),
+    "input": (lambda d: d.update(inputs=shaped([2**20, 2**20])), "must describe the inputs of its model"),
+    "negative input": (lambda d: d.update(inputs=shaped([-1])), "must describe the inputs of its model"),
+    "no input": (lambda d: d.pop("inputs") and None, "must describe the inputs of its model"),
+    "type of input": (lambda d: d.update(inputs=shaped([1], "Tensor")), "must describe the inputs of its model"),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
     "phases.confirm.units=1",

@@ -102,7 +102,7 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
     assert jobs == [
         {
             "model": {"name": "resnet18"},
-            "study": {"name": "resnet50", "n_trials": 4},
+            "study": {"name": "resnet50-model_resnet18", "n_trials": 4},
             "tracking": {"uri": "sqlite:///mlflow.db"},
         }
     ]

@@ -26,6 +26,7 @@ SMALL = [
     "search.chain.rungs=3",
     "threads=1",
     "study.n_trials=5",
+    "study.name=digits_small",
 ]
 
 

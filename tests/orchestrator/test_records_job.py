@@ -14,6 +14,7 @@ from orchestrator.report.rows import TrialRow, read_csv
 
 TINY = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=1",
     "phases.finetune.unit_steps=2",

@@ -102,6 +102,7 @@ def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(home: Pat
 
 STUDY = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
     "phases.finetune.unit_steps=4",

@@ -23,6 +23,7 @@ from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=4",
     "phases.finetune.unit_steps=8",

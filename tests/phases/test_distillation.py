@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_modules.data import digits
 from lightning_modules.errors import ConfigError
 from lightning_modules.models import SmallResNet
-from lightning_modules.phases.distillation import AttentionTransfer, Distillation
+from lightning_modules.phases.distillation import AttentionTransfer, Distillation, distilled
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.thresholds import choose
 from lightning_modules.tasks import Classification
@@ -44,7 +45,7 @@ def test_identical_models_are_not_apart() -> None:
     features = transfer(teacher)
     with features.watching(student):
         student(batch[0])
-        assert float(features(batch).detach()) == 0.0
+        assert float(features(Inputs((batch[0],))).detach()) == 0.0
     assert hooks_of(teacher, student) == 0
 
 
@@ -53,7 +54,7 @@ def test_maps_apart_in_closed_form() -> None:
     features = transfer(teacher, "stages.0", weight=3.0)
     with features.watching(student):
         student(batch[0])
-        found = features(batch)
+        found = features(Inputs((batch[0],)))
 
     def attention(model: SmallResNet) -> Tensor:
         out = model.stages[0](F.relu(model.bn1(model.conv1(batch[0])))).square().sum(1).flatten(1)
@@ -75,7 +76,7 @@ def test_narrower_students_learn_from_maps() -> None:
     with features.watching(student):
         for _ in range(10):
             student(batch[0])
-            loss = features(batch)
+            loss = features(Inputs((batch[0],)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -89,10 +90,10 @@ def test_a_task_is_trained_with_what_the_maps_are_apart() -> None:
     teacher, student, batch = small(0).eval(), small(1).eval(), batch_of()
     task, features = Classification(student, 10), transfer(teacher)
     plain = task.training_step(batch, 0)
-    task.distillation = Distillation(lambda batch: teacher(batch[0]), weight=0.0, features=features)
-    with features.watching(student):
+    how = Distillation(lambda batch, inputs: inputs.call(teacher), task.divergence, weight=0.0, features=features)
+    with features.watching(student), distilled(task, how):
         mixed = task.training_step(batch, 0)
-        torch.testing.assert_close(mixed, plain + features(batch))
+        torch.testing.assert_close(mixed, plain + features(Inputs((batch[0],))))
 
 
 def test_modules_that_a_student_has_lost_are_passed_over() -> None:
@@ -105,7 +106,7 @@ def test_modules_that_a_student_has_lost_are_passed_over() -> None:
         features = transfer(teacher, *modules)
         with features.watching(student):
             student(batch[0])
-            found.append(features(batch))
+            found.append(features(Inputs((batch[0],))))
     assert float(found[0].detach()) > 0.0
     torch.testing.assert_close(*found)
 
@@ -127,7 +128,7 @@ def test_maps_of_tokens_are_over_the_tokens() -> None:
     features = transfer(teacher, "embed")
     with features.watching(student):
         student(batch[0])
-        assert float(features(batch).detach()) > 0.0
+        assert float(features(Inputs((batch[0],))).detach()) > 0.0
 
 
 @pytest.mark.parametrize(("module", "found"), [("fc", r"\[64, 10\]"), ("rnn", "tuple")])
@@ -137,7 +138,7 @@ def test_what_gives_no_map_is_refused_and_no_hook_is_left(module: str, found: st
     with pytest.raises(ConfigError, match=f"needs maps .*; '{module}' gives {found}"), features.watching(student):
         student(batch[0])
     with pytest.raises(ConfigError, match=f"needs maps .*; '{module}' gives {found}"):
-        features(batch)
+        features(Inputs((batch[0],)))
     assert hooks_of(teacher, student) == 0
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lightning_modules.data import digits
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
+from lightning_modules.phases.distillation import Distillation, dense_outputs, distilled, teacher
 from lightning_modules.phases.fit import Optimization, fit
 from lightning_modules.phases.memory import Parts, in_parts, out_of_memory
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Watched, watched
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks import Classification
 
@@ -84,30 +85,31 @@ def test_halves_make_the_steps_that_whole_batches_make() -> None:
     data = digits()
     torch.manual_seed(1)
     dense = Plain()
-    cached = dense_outputs(dense, data.ordered_batches(), CPU)
+    cached = dense_outputs(Classification(dense, 10), data.ordered_batches(), data.sample_index, CPU)
     found, seen = [], []
     for accumulate in (1, 2):
         torch.manual_seed(0)
         model = Plain()
         task = Classification(model, 10)
-        task.distillation = Distillation(teacher(dense, cached))
+        how = Distillation(teacher(dense, cached, data.sample_index), task.divergence)
         units: list[tuple[int, float]] = []
 
         def on_unit(unit: int, metrics: dict[str, float], units: list[tuple[int, float]] = units) -> bool:
             units.append((unit, metrics["loss"]))
             return True
 
-        fit(
-            task,
-            data.train_batches(0),  # 15 batches: the units end within epochs
-            SGD,
-            units=4,
-            unit_steps=7,
-            device=CPU,
-            val=data.val_dataloader(),
-            on_unit=on_unit,
-            accumulate=accumulate,
-        )
+        with distilled(task, how):
+            fit(
+                task,
+                data.train_batches(0),  # 15 batches: the units end within epochs
+                SGD,
+                units=4,
+                unit_steps=7,
+                device=CPU,
+                val=data.val_dataloader(),
+                on_unit=on_unit,
+                accumulate=accumulate,
+            )
         found.append(model.state_dict())
         seen.append(units)
     assert [unit for unit, _ in seen[0]] == [unit for unit, _ in seen[1]] == [1, 2, 3, 4]
@@ -150,6 +152,7 @@ def test_a_check_ends_training_and_recalibration_at_the_next_batch() -> None:
         assert len(made) == calls + 1
     check, made = after(1)
     normed = nn.Sequential(nn.BatchNorm2d(1))
+    inputs = (Inputs((batch[0],)) for batch in watched(data.train_batches(0), check))
     with pytest.raises(OverError):
-        recalibrate(normed, watched(data.train_batches(0), check), 4, CPU)
+        recalibrate(normed, inputs, 4, CPU)
     assert len(made) == 2

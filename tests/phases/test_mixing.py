@@ -15,6 +15,8 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.models import SmallResNet
 from lightning_modules.phases.distillation import dense_outputs
 from lightning_modules.phases.mixing import Copies, FreshMixtures, Mixing
+from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.tasks import Classification
 
 DATA = digits()
 CPU = torch.device("cpu")
@@ -28,7 +30,7 @@ def model() -> SmallResNet:
 
 
 def cached(model: SmallResNet) -> Tensor:
-    found = dense_outputs(model, DATA.ordered_batches(), CPU)
+    found = dense_outputs(Classification(model, 10), DATA.ordered_batches(), DATA.sample_index, CPU)
     assert found is not None
     return found
 
@@ -36,7 +38,7 @@ def cached(model: SmallResNet) -> Tensor:
 def copies_of(model: SmallResNet, count: int, seed: int = 3) -> Copies:
     found = Copies(DATA, cached(model), seed)
     for _ in range(count):
-        found.add(model, CPU)
+        found.add(Classification(model, 10), CPU)
     return found
 
 
@@ -81,7 +83,7 @@ def test_a_copy_is_the_same_whatever_their_number_and_another_by_another_seed(mo
 
 
 def test_a_lesson_goes_through_all_samples_in_an_order_of_its_seed(model: SmallResNet) -> None:
-    mixing = Mixing(model, DATA, cached(model), CPU, 0)
+    mixing = Mixing(Classification(model, 10), DATA, cached(model), CPU, 0)
     batches, teacher = mixing(2, 7)
     passes = [torch.cat([batch[2] for batch in batches]) for _ in range(2)]
     assert len(passes[0]) == 3 * N // 64 * 64 == 64 * len(batches)  # type: ignore[arg-type]
@@ -90,14 +92,14 @@ def test_a_lesson_goes_through_all_samples_in_an_order_of_its_seed(model: SmallR
     assert torch.equal(passes[0], torch.cat([batch[2] for batch in mixing(2, 7).batches]))
     batch = next(iter(batches))
     with torch.no_grad():
-        torch.testing.assert_close(teacher(batch), model(batch[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher(batch, Inputs()), model(batch[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_are_computed_once(model: SmallResNet) -> None:
     seen = []
     counted = model.register_forward_hook(lambda *_: seen.append(1))
     try:
-        mixing = Mixing(model, DATA, cached(model), CPU, 0)
+        mixing = Mixing(Classification(model, 10), DATA, cached(model), CPU, 0)
         seen.clear()
         mixing.prepare(2)
         once = len(seen)
@@ -110,8 +112,8 @@ def test_outputs_are_computed_once(model: SmallResNet) -> None:
 
 
 def test_seconds_pay_for_copies(model: SmallResNet) -> None:
-    assert Mixing(model, DATA, cached(model), CPU, 0, seconds=2.0).affordable(7.0) == 3
-    assert Mixing(model, DATA, None, CPU, 0, seconds=2.0).affordable(7.0) == 0
+    assert Mixing(Classification(model, 10), DATA, cached(model), CPU, 0, seconds=2.0).affordable(7.0) == 3
+    assert Mixing(Classification(model, 10), DATA, None, CPU, 0, seconds=2.0).affordable(7.0) == 0
 
 
 class Augmented:
@@ -126,11 +128,11 @@ class Augmented:
 
 def test_without_an_index_samples_are_mixed_within_their_batch_and_the_teacher_runs_along() -> None:
     teacher = torch.nn.Linear(2, 3)
-    batches, teaches = Mixing(teacher, Augmented(), None, CPU, 0)(1, 7)  # type: ignore[arg-type]
+    batches, teaches = Mixing(Classification(teacher, 3), Augmented(), None, CPU, 0)(1, 7)  # type: ignore[arg-type]
     assert len(batches) == 5  # type: ignore[arg-type]
     changed = 0
     for plain, batch in zip(Augmented().train_batches(7), batches, strict=True):
-        assert torch.equal(teaches(batch), teacher(batch[0]))
+        assert torch.equal(teaches(batch, Inputs((batch[0],))), teacher(batch[0]))
         torch.testing.assert_close(batch[1].sum(1), torch.ones(8))
         same = (batch[0] == plain[0]).all(1)
         assert torch.equal(batch[1][same].argmax(1), plain[1][same])
@@ -141,7 +143,7 @@ def test_without_an_index_samples_are_mixed_within_their_batch_and_the_teacher_r
 def test_what_cannot_be_added_up_is_refused_or_left_alone(model: SmallResNet) -> None:
     tokens = [[torch.arange(8).view(4, 2), torch.zeros(4, dtype=torch.long), torch.arange(4)]]
     data: Any = SimpleNamespace(num_classes=2, ordered_batches=lambda: tokens)
-    mixing = Mixing(model, data, torch.zeros(4, 2), CPU, 0, seconds=1.0)
+    mixing = Mixing(Classification(model, 10), data, torch.zeros(4, 2), CPU, 0, seconds=1.0)
     assert mixing.affordable(100.0) == 0
     with pytest.raises(ConfigError, match=r"one tensor of floats.*int64: distillation.mixed=0"):
         mixing.prepare(1)

@@ -14,8 +14,10 @@ from lightning_modules.phases.distillation import Distillation, dense_outputs, t
 from lightning_modules.phases.fit import DivergedError, Optimization, evaluate, fit
 from lightning_modules.phases.latency import latency_ms
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks import Classification
+from lightning_modules.tasks.divergence import softened_kl
 
 CPU = torch.device("cpu")
 SGD = Optimization(Recipe("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}))
@@ -92,7 +94,7 @@ def test_an_evaluated_model_can_be_trained_again() -> None:
 def test_recalibration_gives_the_plain_average_and_keeps_modes() -> None:
     model = SmallResNet(10, width=8).eval()
     batches = list(digits().train_batches(0))[:3]
-    recalibrate(model, batches, 3, CPU)
+    recalibrate(model, [Inputs((batch[0],)) for batch in batches], 3, CPU)
     with torch.no_grad():
         means = torch.stack([model.conv1(batch[0]).mean((0, 2, 3)) for batch in batches]).mean(0)
     torch.testing.assert_close(model.bn1.running_mean, means, rtol=1e-4, atol=1e-6)
@@ -102,24 +104,27 @@ def test_recalibration_gives_the_plain_average_and_keeps_modes() -> None:
 
 def test_cached_outputs_are_those_of_the_dense_model() -> None:
     data, model = digits(), trained(1).eval()
-    cached = dense_outputs(model, data.ordered_batches(), CPU)
+    task = Classification(model, 10)
+    cached = dense_outputs(task, data.ordered_batches(), data.sample_index, CPU)
     assert cached is not None
     batch = next(iter(data.train_batches(3)))
     with torch.no_grad():
-        torch.testing.assert_close(teacher(model, cached)(batch), model(batch[0]), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(teacher(model, None)(batch), model(batch[0]))
+        kept, inputs = teacher(model, cached, data.sample_index), Inputs((batch[0],))
+        torch.testing.assert_close(kept(batch, inputs), model(batch[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher(model, None)(batch, inputs), model(batch[0]))
     assert all(parameter.requires_grad for parameter in model.parameters())  # plans are cut from it and trained
-    assert dense_outputs(model, [[batch[0], batch[1]]], CPU) is None
+    assert dense_outputs(task, [batch], lambda batch: None, CPU) is None
 
 
 def test_distillation_mixes_loss_and_divergence() -> None:
     logits, wanted = torch.randn(4, 3), torch.randn(4, 3)
     loss = torch.tensor(2.0)
-    mixed = Distillation(lambda batch: wanted, temperature=2.0, weight=0.25)(loss, logits, None)
+    taught = Distillation(lambda *_: wanted, softened_kl, temperature=2.0, weight=0.25)
+    mixed = taught(loss, logits, None, Inputs())
     p, q = F.softmax(wanted / 2, 1), F.softmax(logits / 2, 1)
     expected = 0.75 * 2.0 + 0.25 * 4.0 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(mixed, expected)
-    same = Distillation(lambda batch: logits, weight=1.0)(loss, logits, None)
+    same = Distillation(lambda *_: logits, softened_kl, weight=1.0)(loss, logits, None, Inputs())
     assert abs(float(same)) < 1e-6
 
 
@@ -129,4 +134,4 @@ def test_latency_is_a_median_in_milliseconds() -> None:
             time.sleep(0.005)
             return x
 
-    assert 5.0 <= latency_ms(Slow(), torch.zeros(1), repeats=3, warmup=1) < 50.0
+    assert 5.0 <= latency_ms(Slow(), Inputs((torch.zeros(1),)), repeats=3, warmup=1) < 50.0

@@ -12,6 +12,7 @@ from lightning_modules.errors import PlanError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import remove
 
 CPU = torch.device("cpu")
@@ -117,7 +118,7 @@ def test_hooks_are_gone_after_an_exception_too() -> None:
         model(torch.randn(5, 1, 3, 3))
     assert hooks_of(model) == 0
     with pytest.raises(RuntimeError):
-        activation_densities(model, ["conv.weight", "fc.weight"], [[torch.randn(5, 1, 3, 3)]], CPU)
+        activation_densities(model, ["conv.weight", "fc.weight"], [Inputs((torch.randn(5, 1, 3, 3),))], CPU)
     assert hooks_of(model) == 0
 
 
@@ -128,9 +129,9 @@ def test_tensors_that_no_layer_owns_are_left_alone() -> None:
 
 def test_densities_are_of_what_the_layer_sees() -> None:
     model, names = net(), ["conv.weight", "fc.weight"]
-    batches = [[torch.randn(n, 1, 8, 8)] for n in (2, 6)]
-    batches[0][0][0] = 0.0
-    inputs = torch.cat([batch[0] for batch in batches])
+    tensors = [torch.randn(n, 1, 8, 8) for n in (2, 6)]
+    tensors[0][0] = 0.0
+    batches, inputs = [Inputs((x,)) for x in tensors], torch.cat(tensors)
     fed = torch.relu(model.conv(inputs)).flatten(1)
     found = activation_densities(model.train(), names, batches, CPU)
     assert found == pytest.approx({"conv.weight": 7 / 8, "fc.weight": float((fed != 0).float().mean())})
@@ -145,7 +146,7 @@ def test_densities_are_of_what_the_layer_sees() -> None:
 
 def test_density_is_over_all_values_and_not_over_batches() -> None:
     model = net()
-    batches = [[torch.ones(1, 1, 8, 8)], [torch.zeros(3, 1, 8, 8)]]
+    batches = [Inputs((torch.ones(1, 1, 8, 8),)), Inputs((torch.zeros(3, 1, 8, 8),))]
     assert activation_densities(model, ["conv.weight"], batches, CPU) == {"conv.weight": 0.25}
 
 
@@ -162,7 +163,7 @@ class Tied(nn.Module):
 
 
 def test_a_shared_weight_is_pruned_and_counted_in_both_its_layers() -> None:
-    model, batches = Tied(), [[torch.zeros(4, 8)]]
+    model, batches = Tied(), [Inputs((torch.zeros(4, 8),))]
     assert activation_densities(model, ["first.weight"], batches, CPU) == {"first.weight": 0.5}
     with attached(model, topk(0.25, "first.weight")):
         assert activation_densities(model, ["first.weight"], batches, CPU) == {"first.weight": 0.125}
@@ -173,11 +174,12 @@ def test_inside_an_encoder_layer_its_linear_layers_are_pruned_in_evaluation_too(
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
     names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
-    batches = [[torch.randn(3, 5, 8)]]
+    x = torch.randn(3, 5, 8)
+    batches = [Inputs((x,))]
     with torch.no_grad():
-        plain = model(batches[0][0])
+        plain = model(x)
         with attached(model, topk(0.5, *names)):
-            assert not torch.allclose(model(batches[0][0]), plain)
+            assert not torch.allclose(model(x), plain)
             found = activation_densities(model, names, batches, CPU)
     assert set(found) == {"linear1.weight", "linear2.weight"}
     assert found["linear1.weight"] == 0.5
@@ -195,7 +197,7 @@ def test_a_model_without_its_units_and_blocks_is_pruned_under_the_same_names() -
     keep[block.start] = False
     model = remove(dense, structure, keep).eval()
     left = {name for name in names if not name.startswith(f"{block.name}.")}
-    batches = [[torch.randn(4, 1, 8, 8)]]
+    batches = [Inputs((torch.randn(4, 1, 8, 8),))]
     with attached(model, topk(0.5, *names)):
         found = activation_densities(model, names, batches, CPU)
     assert set(found) == left < set(names)

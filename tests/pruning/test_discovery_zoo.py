@@ -120,7 +120,7 @@ class Slow(nn.Module):
         while time.monotonic() < end:
             try:
                 hoard.append(bytearray(self.megabytes * 1_000_000))
-                time.sleep(0.02)
+                sum(range(300_000))  # at work, for about 20 ms
             except Exception:
                 pass
         return self.layer(x)
@@ -152,13 +152,28 @@ def test_limits_end_discovery_from_any_thread_and_leave_nothing_behind(
     assert sum(range(100_000)) == 4_999_950_000
 
 
+def _work(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
 def test_a_result_that_comes_as_the_limit_strikes_leaves_no_pending_exception() -> None:
     rounds = 0
     for pause in np.linspace(0.04, 0.06, 40):
         with contextlib.suppress(DiscoveryError):
-            limited(lambda p=pause: time.sleep(p), seconds=0.05, memory_gb=1.0, period=0.001)
+            limited(lambda p=pause: _work(p), seconds=0.05, memory_gb=1.0, period=0.001)
         rounds += sum(1 for _ in range(1000))  # where an exception still pending would strike
     assert rounds == 40 * 1000
+
+
+def test_waiting_while_others_have_the_processor_is_not_counted() -> None:
+    assert limited(lambda: time.sleep(0.6) or 7, seconds=0.2, memory_gb=1.0, period=0.01) == 7
+
+
+def test_waiting_for_ever_is_ended() -> None:
+    with pytest.raises(DiscoveryError, match="must end within"):
+        limited(lambda: [time.sleep(0.01) for _ in range(1_000)], seconds=0.05, memory_gb=1.0, period=0.01)
 
 
 def test_an_error_inside_passes_through_the_limits() -> None:

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import OmegaConf
 from torch import nn
 
+from lightning_modules.data.contract import set_up
 from orchestrator.progress import Progress
 from orchestrator.search.plans.measurement import Measurement, Proposal
 from orchestrator.search.prepare import prepare
@@ -35,7 +36,7 @@ def problem_of(folder: Path, *overrides: str) -> Problem:
     """The problem with its dense model trained, or read where it was trained before."""
     settings = settings_of(folder, *overrides)
     data = settings.data.build()
-    data.setup()
+    set_up(data)
     return prepare(settings, data, Progress())
 
 

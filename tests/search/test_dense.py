@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.errors import DataError
 from lightning_modules.models import SmallResNet
 from orchestrator.jobs.search import search
@@ -54,7 +55,7 @@ def test_what_is_measured_on_dense_weights_is_kept_under_their_digest(tmp_path: 
 def _trained(settings: Settings, log: str) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     data = settings.data.build()
-    data.setup()
+    set_up(data)
     from orchestrator.progress import Progress
     from orchestrator.search.prepare import prepare
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.recipe import Recipe
 from orchestrator.costs import COSTS
 from orchestrator.report.rows import TrialRow
 from orchestrator.search.front import volume
@@ -116,7 +118,8 @@ def reference(**changes: Any) -> Any:
     objectives = ObjectiveSettings(**changes)
     signs = {name: -1.0 if name == "loss" else 1.0 for name in (objectives.quality, *objectives.metrics)}
     goals = Goals(objectives.quality, signs, objectives.costs)
-    return reference_of(objectives, goals, {"accuracy": 0.95, "loss": 0.2, "f1": 0.9}, {"flops": 100.0, "size_mb": 4.0})
+    settings: Any = SimpleNamespace(objectives=objectives, task=Recipe("lightning_modules.tasks.Classification"))
+    return reference_of(settings, goals, {"accuracy": 0.95, "loss": 0.2, "f1": 0.9}, {"flops": 100.0, "size_mb": 4.0})
 
 
 def test_two_objectives_along_flops_keep_the_area_over_the_log_axis() -> None:

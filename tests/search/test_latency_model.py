@@ -12,11 +12,12 @@ import torch
 
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost, Features
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from orchestrator.search.latency_model import dense_latency, fit, latency_model, pruned, random_counts
 from tests.structures import small_resnet
 
-EXAMPLE = torch.zeros(1, 1, 8, 8)
+EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
 MODEL = SmallResNet(10, blocks=2).eval()
 
 
@@ -70,7 +71,7 @@ def test_what_is_measured_has_the_shapes_of_the_plan() -> None:
     kept = np.maximum(shallow().sizes // 2, 1)
     model = pruned(MODEL, shallow(), kept)
     assert sum(p.numel() for p in model.parameters()) == Cost(shallow()).params(kept)
-    assert model(EXAMPLE).shape == (1, 10)
+    assert EXAMPLE.call(model).shape == (1, 10)
 
 
 def test_it_is_fitted_once_tells_its_error_and_takes_microseconds(tmp_path: Path) -> None:

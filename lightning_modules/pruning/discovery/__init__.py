@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 
 from lightning_modules.errors import DiscoveryError
 from lightning_modules.pruning.discovery.fallback import dependency_trace
 from lightning_modules.pruning.discovery.limits import limited
-from lightning_modules.pruning.discovery.tracer import first_sample, trace_model, undisturbed
+from lightning_modules.pruning.discovery.tracer import trace_model, undisturbed
 from lightning_modules.pruning.discovery.verify import verify
+from lightning_modules.pruning.inputs import Inputs, as_inputs
 from lightning_modules.pruning.structure import AttentionUnit, Structure
 
 __all__ = ["discover"]
@@ -16,7 +19,7 @@ __all__ = ["discover"]
 
 def discover(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Inputs | tuple[Any, ...],
     seconds: float = 30.0,
     memory_gb: float = 4.0,
     attention: AttentionUnit = "head",
@@ -31,13 +34,13 @@ def discover(
     Errors: DiscoveryError if neither works, or beyond `seconds` or `memory_gb` of growth.
     """
     with undisturbed():
-        return limited(lambda: _discover(model, example_inputs, attention, depth), seconds, memory_gb)
+        inputs = as_inputs(example_inputs).first()
+        return limited(lambda: _discover(model, inputs, attention, depth), seconds, memory_gb)
 
 
-def _discover(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit, depth: bool) -> Structure:
-    inputs = first_sample(example_inputs)
+def _discover(model: nn.Module, inputs: Inputs, attention: AttentionUnit, depth: bool) -> Structure:
     try:
-        trace = trace_model(model, example_inputs, attention)
+        trace = trace_model(model, inputs, attention)
     except Exception as export_error:  # torch.export raises what the model's code and torch's own internals raise.
         try:
             trace = dependency_trace(model, inputs)

@@ -18,12 +18,13 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.discovery.tracer import canonical_names
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Skipped
 
 LAYERS = (_ConvNd, nn.Linear)
 
 
-def dependency_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
+def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
     """Ties between axes as torch-pruning sees them; MACs of convolutions, linear and recurrent layers only.
 
     Outputs of the model are not known here: verification finds and freezes them.
@@ -57,14 +58,14 @@ def dependency_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
     return trace
 
 
-def _groups(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[tuple[nn.Module, Any]]:
+def _groups(model: nn.Module, inputs: Inputs) -> Iterator[tuple[nn.Module, Any]]:
     """(layer, its group or the exception that torch-pruning raised), once for layers whose outputs go together."""
     import torch_pruning as tp  # Optional at run time and slow to import: only here, only when needed.
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
-        graph.build_dependency(model, example_inputs=inputs, verbose=False)
+        graph.build_dependency(model, inputs, forward_fn=lambda m, x: x.call(m), verbose=False)
         visited: set[int] = set()
         for layer in [m for m in graph.module2node if isinstance(m, LAYERS)]:
             pruner = graph.get_pruner_of_module(layer)
@@ -155,7 +156,7 @@ def _grouped(trace: Trace, paths: dict[int, str], inner: dict[str, Ids]) -> None
             trace.labels.freeze(out, "torch-pruning does not follow the inputs of this grouped convolution")
 
 
-def _macs(trace: Trace, paths: dict[int, str], inputs: tuple[Tensor, ...]) -> None:
+def _macs(trace: Trace, paths: dict[int, str], inputs: Inputs) -> None:
     handles = []
     for module in trace.model.modules():
         if isinstance(module, LAYERS):
@@ -163,7 +164,7 @@ def _macs(trace: Trace, paths: dict[int, str], inputs: tuple[Tensor, ...]) -> No
         elif isinstance(module, nn.RNNBase):
             handles.append(module.register_forward_hook(_steps(trace, paths[id(module)])))
     with torch.no_grad():
-        trace.model(*inputs)
+        inputs.call(trace.model)
     for handle in handles:
         handle.remove()
 

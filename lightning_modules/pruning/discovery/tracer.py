@@ -18,6 +18,7 @@ from lightning_modules.pruning.attention import loosen
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import AttentionUnit, Skipped
 
 RULES: dict[str, Rule] = {**ops_pointwise.RULES, **ops_compute.RULES, **ops_recurrent.RULES, **ops_shape.RULES}
@@ -36,8 +37,8 @@ def undisturbed() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], attention: AttentionUnit = "head") -> Trace:
-    """Trace a copy in eval mode at batch 1, then in train mode if some parameters were not reached.
+def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "head") -> Trace:
+    """Trace a copy in eval mode at these inputs, of batch 1, then in train mode if some parameters were not reached.
 
     The second walk only adds ties (auxiliary heads that run in training); costs are those of eval mode.
     Errors: whatever `torch.export` raises.
@@ -46,37 +47,25 @@ def trace_model(model: nn.Module, example_inputs: tuple[Tensor, ...], attention:
     if attention == "head_dim":
         loosen(twin)
     trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin), attention=attention)
-    _walk(trace, _export(twin, first_sample(example_inputs)))
+    _walk(trace, _export(twin, inputs))
     unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
     if unseen:
         products = list(trace.products)
         trace.values.clear()
         trace.tensors.clear()
         twin.train()
-        _walk(trace, _export(twin, _pair(example_inputs)))
+        _walk(trace, _export(twin, inputs.twice()))  # batch norm refuses to train on one value per channel
         trace.products[:] = products
         trace.trained = True
         twin.eval()
     return trace
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     with warnings.catch_warnings():
         # What is prunable must not depend on how warnings are set: the exporter warns of its own deprecations.
         warnings.simplefilter("ignore")
-        return torch.export.export(model, inputs)
-
-
-def first_sample(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Batch 1, if all inputs share their first dimension."""
-    sizes = {x.shape[0] if x.dim() else 0 for x in inputs}
-    return tuple(x[:1].clone() for x in inputs) if len(sizes) == 1 and 0 not in sizes else inputs
-
-
-def _pair(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # Batch norm refuses to train on one value per channel.
-    single = first_sample(inputs)
-    return tuple(torch.cat([x, x]) for x in single) if all(x.dim() and len(x) == 1 for x in single) else inputs
+        return torch.export.export(model, inputs.args, dict(inputs.kwargs))
 
 
 def _transient(model: nn.Module) -> frozenset[str]:

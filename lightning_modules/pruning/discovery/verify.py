@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
 from lightning_modules.pruning.discovery.trace import Trace
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import zero
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Keep, Skipped, Structure, inside
@@ -22,7 +24,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest difference between removed and masked outputs, relative to the largest output."""
 
 
-def verify(trace: Trace, inputs: tuple[Tensor, ...], depth: bool = False, seed: int = 0) -> Structure:
+def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> Structure:
     """The structure of which every group passed, alone or with all others; failing groups are frozen in `trace`.
 
     With `depth`, residual blocks that can go as a whole are looked for and tried too, then all of them with channels.
@@ -69,7 +71,7 @@ def _blocks(trace: Trace, trial: _Trial) -> Structure:
 class _Trial:
     """A randomised copy of the model, its outputs, and random plans tried on it."""
 
-    def __init__(self, trace: Trace, inputs: tuple[Tensor, ...], seed: int) -> None:
+    def __init__(self, trace: Trace, inputs: Inputs, seed: int) -> None:
         self._trained = trace.trained
         self._random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -77,7 +79,7 @@ class _Trial:
         for dtype in (torch.float64, torch.float32):
             self._dtype = dtype
             self._model = randomised(trace.model, generator).to(dtype)
-            self._inputs = tuple(_noise(x, dtype, generator) for x in inputs)
+            self._inputs = inputs.map(partial(_noise, dtype=dtype, generator=generator))
             try:
                 self._dense = self._run(self._model)
                 return
@@ -144,12 +146,12 @@ class _Trial:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What is prunable must not depend on how warnings are set.
             torch.manual_seed(0)
-            outputs = _tensors(model.eval()(*self._inputs))
+            outputs = _tensors(self._inputs.call(model.eval()))
             self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
                 twin = copy.deepcopy(model).train()
-                outputs += _tensors(twin(*(torch.cat([x, x]) for x in self._inputs)))
+                outputs += _tensors(self._inputs.twice().call(twin))
         return outputs
 
     def _against(self, outputs: list[Tensor], reference: list[Tensor], values: bool) -> str | None:

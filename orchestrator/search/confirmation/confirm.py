@@ -149,7 +149,10 @@ def best_int8(problem: Problem, candidate: Candidate, found: Confirmed, folder: 
 
 def _best(problem: Problem, validation: list[dict[str, float]]) -> int:
     quality = problem.settings.objectives.quality
-    return max(range(len(validation)), key=lambda i: (problem.sign * validation[i][quality], -validation[i]["loss"]))
+    return max(
+        range(len(validation)),
+        key=lambda i: (problem.sign * validation[i][quality], -problem.goals.loss(validation[i])),
+    )
 
 
 def confirmed_before(

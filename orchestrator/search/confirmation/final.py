@@ -78,7 +78,7 @@ def confirm_front(
             progress.tick(f"trial-{row.number} leaves the front: {reason}")
     within = np.array([not reason for reason in broken], dtype=np.bool_)
     kept = np.zeros(len(confirmed), dtype=np.bool_)
-    kept[within] = non_dominated(points[within], how.tolerance)
+    kept[within] = non_dominated(points[within], how.tolerance * problem.scale)
     members = [
         _row(problem, "front", row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
         for (row, result), keep in zip(confirmed, kept, strict=True)

@@ -82,7 +82,7 @@ class _Confirmation(_Part):
 class _Document(_Part):
     trial: Number = 0
     model: dict[str, Any] = {}
-    input_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=6)] = []
+    inputs: dict[str, Any] = {}
     ancestors: list[Number] = []
     lineage: _Lineage = _Lineage()
     plan: _Plan = _Plan()

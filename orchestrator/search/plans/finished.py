@@ -21,10 +21,12 @@ from lightning_modules.pruning.weights import effective_macs
 from orchestrator.files import write_atomic
 from orchestrator.search.plans.document import read_document
 from orchestrator.search.plans.lineage import lineage_in, tensors
+from orchestrator.search.plans.names import INT8 as INT8
+from orchestrator.search.plans.names import PLAN as PLAN
+from orchestrator.search.plans.names import WEIGHTS as WEIGHTS
 from orchestrator.stored import read_weights, sha256_of
 
 Has = npt.NDArray[np.float64]
-PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import optuna
 
 from lightning_modules.errors import ConfigError, PlanError, StorageError
 from lightning_modules.recipe import Recipe
+from lightning_modules.tasks.metrics import Direction
 from orchestrator.redact import redact, redact_tree
 from orchestrator.search.given import given
-from orchestrator.search.goals import Direction, Goals
+from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions
@@ -50,7 +51,10 @@ IDENTITY = "identity"
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may fail."""
+    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may fail.
+
+    `scale` is one unit of the quality metric.
+    """
 
     goals: Goals
     dense_quality: float
@@ -58,6 +62,7 @@ class Rules:
     sampler: Recipe
     seed: int
     max_failures: float = 1.0
+    scale: float = 1.0
 
 
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
@@ -221,8 +226,8 @@ def _close(trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
 
 
 def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: Rules) -> Standing:
-    drop = rules.goals.sign * (rules.dense_quality - metrics[rules.goals.quality])
-    return Standing(number, rung, flops_ratio, metrics["loss"], drop)
+    drop = rules.goals.sign * (rules.dense_quality - metrics[rules.goals.quality]) / rules.scale
+    return Standing(number, rung, flops_ratio, rules.goals.loss(metrics), drop)
 
 
 def _peers(trials: Sequence[FrozenTrial], number: int, rules: Rules) -> list[Standing]:

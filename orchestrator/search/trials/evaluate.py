@@ -233,7 +233,7 @@ class Evaluator:
             "format": 3,
             "trial": number,
             "model": problem.settings.model.without("weights", "pretrained").to_json(),
-            "input_shape": list(problem.data.input_shape),
+            "inputs": problem.example.to_json(),
             "macs": problem.cost.macs(kept),
             "effective_macs": effective_macs(structure, working.alive, found.density),
             "params": problem.cost.params(kept),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Keep, Structure, isomorphic_classes
 from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Masks, Weight, apply, masks_of, shares, unit_scores, weight_structure
+from lightning_modules.tasks.contract import step_loss, to_device
 from orchestrator.search.problem import Problem
 from orchestrator.settings import MethodSettings
 
@@ -156,8 +158,11 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
 
 def calibration(problem: Problem, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
     """The method's calibration batches on the problem's device, each watched by its check, and the task's loss."""
-    batches = [
-        [part.to(problem.device) if isinstance(part, Tensor) else part for part in batch]
-        for batch in islice(problem.data.train_batches(seed), method.calibration_batches)
-    ]
-    return Calibration(WatchedBatches(batches, problem.check), problem.task(model).loss, seed)  # type: ignore[arg-type]
+    task = problem.task(model)
+    count = method.calibration_batches
+    batches = [to_device(task, batch, problem.device) for batch in islice(problem.data.train_batches(seed), count)]
+
+    def loss(scored: nn.Module, batch: Any) -> Tensor:
+        return step_loss(task if scored is model else problem.task(scored), batch)
+
+    return Calibration(WatchedBatches(batches, problem.check), loss, seed)

@@ -108,7 +108,7 @@ class _Run:
     def _within(self, guard: GuardSettings) -> bool:
         quality = self.problem.settings.objectives.quality
         drop = self.problem.sign * (self.problem.dense[quality] - self.rungs[-1][1][quality])
-        return drop <= guard.tolerance
+        return drop <= guard.tolerance * self.problem.scale
 
     def train(self, units: int, callbacks: list[Callback], last: bool) -> None:
         """`units` units; rungs are kept, and told to the search after the last pruning step."""

@@ -1,0 +1,234 @@
+"""Configurations out of `conf/`: composed by Hydra, then mended where Hydra lays one class's keys over another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from hydra.version import VersionBase
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.recipe import nearest
+from orchestrator.sources import Layered, Source
+from orchestrator.study_name import study_name
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+CONFIG_NAME = "config"
+ASKED = "what was asked for"
+
+
+def conf_folder() -> Path:
+    """The configuration tree: inside the package when installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "conf"
+    return installed if installed.is_dir() else here.parent / "conf"
+
+
+def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = ()) -> Settings:
+    """Settings of a mapping that is whole, or of one that says what differs from the defaults of `conf/`.
+
+    A group is taken by name ({"method": "taylor", "experiment": "digits_small"}), a value by its place or its dotted
+    key ({"study": {"n_trials": 4}}, {"method.scope": "global"}). `searchpath` are folders with groups of your own.
+    Errors: ConfigError.
+    """
+    from orchestrator import settings  # not for --help
+
+    needed = [name for name, about in settings.Settings.model_fields.items() if about.is_required()]
+    if all(name in config and not isinstance(config[name], str) for name in needed) and "experiment" not in config:
+        return settings.load(config)
+    before = VersionBase.instance().version_base  # what Hydra does not put back, and the caller may use Hydra, too
+    places = ",".join(f"'{Path(place).resolve().as_uri()}'" for place in searchpath)
+    words = [f"hydra.searchpath=[{places}]"] if searchpath else []
+    require_folders(words)
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+            loader = GlobalHydra.instance().config_loader()
+            _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, words)  # type: ignore[attr-defined]
+            names = {key: value for key, value in config.items() if _chooses(key, value, repository)}
+            words += [f"{'+' if key == 'experiment' else ''}{key}={_choice(value)}" for key, value in names.items()]
+            own: dict[str, Any] = {}
+            for key, value in config.items():
+                if key not in names:
+                    _put(own, key.split("."), value)
+            composed = hydra.compose(CONFIG_NAME, words)
+            OmegaConf.set_struct(composed, False)
+            found = OmegaConf.merge(composed, OmegaConf.create(own, flags={"allow_objects": True}))
+            assert isinstance(found, DictConfig)
+            return settings.load(settled(found, words, own))
+    except MissingConfigException as error:
+        raise ConfigError(unknown_choice(error)) from error
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
+    finally:
+        VersionBase.instance().version_base = before
+
+
+def _chooses(key: str, value: Any, repository: Any) -> bool:
+    return isinstance(value, str | list) and bool(repository.group_exists(key))
+
+
+def _choice(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else f"[{','.join(value)}]"
+
+
+def settled(config: DictConfig, words: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plain data of what Hydra composed from the overrides `words`, and `own` laid over it.
+
+    Keys of a class that another `_target_` has replaced are left out, a study without a name of its own is called
+    after what was asked for, and `method.among` has methods in the place of their names. Errors: ConfigError.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+    layered = Layered(_sources(loader, words, parsed, own or {}))
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for path in list(layered.foreign(content)):
+        _delete(content, path)
+    asked = [*_asked(parsed), *_flat(own or {})]
+    study = content.get("study")
+    if isinstance(study, dict) and isinstance(study.get("name"), str) and layered.giver("study", "name") != ASKED:
+        study["name"] = study_name(_base(study["name"], layered, asked), asked)
+    found = _resolved(OmegaConf.create(content))
+    _fetch_methods(found, [word for word in words if word.startswith("hydra.searchpath=")])
+    return found
+
+
+def require_folders(words: Iterable[str]) -> None:
+    """Errors: ConfigError for a folder of `hydra.searchpath` that is not there: Hydra would only warn."""
+    for override in OverridesParser.create().parse_overrides(
+        [word for word in words if word.startswith("hydra.searchpath=")]
+    ):
+        value = override.value()
+        for place in value if isinstance(value, list) else [value]:
+            parts = urlsplit(str(place))
+            if parts.scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
+                raise ConfigError(
+                    f"hydra.searchpath must name folders that are there; got '{place}'; give it whole, as in "
+                    "'hydra.searchpath=[file:///home/me/conf]'"
+                )
+
+
+def _sources(
+    loader: ConfigLoader, words: Sequence[str], parsed: Sequence[Override], own: Mapping[str, Any]
+) -> list[Source]:
+    """In the order in which Hydra merges them; what was asked for last, all of it at once."""
+    name = CONFIG_NAME
+    defaults = loader.compute_defaults_list(name, list(words), RunMode.RUN).defaults
+    _, repository = loader._parse_overrides_and_create_caching_repo(name, list(words))  # type: ignore[attr-defined]
+    found = []
+    for default in defaults:
+        if default.config_path and not default.config_path.startswith("hydra/"):
+            loaded = loader._load_single_config(default, repository)  # type: ignore[attr-defined]
+            content: Any = OmegaConf.to_container(loaded.config, resolve=False)
+            found.append(Source(default.config_path, content, default.parent or ""))
+    asked: dict[str, Any] = {}
+    for override in parsed:
+        if not override.is_delete() and not repository.group_exists(override.key_or_group):
+            _put(asked, override.key_or_group.split("."), override.value())
+    for key, value in own.items():
+        _put(asked, [key], value)
+    return [*found, Source(ASKED, asked)]
+
+
+def _asked(parsed: Iterable[Override]) -> list[tuple[str, str]]:
+    return [(override.key_or_group, "no" if override.is_delete() else _text(override.value())) for override in parsed]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    if isinstance(value, dict):
+        return ",".join(f"{key} {_text(item)}" for key, item in value.items())
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _base(name: str, layered: Layered, asked: Iterable[tuple[str, str]]) -> str:
+    """The experiment's own name where its file gives the study none."""
+    experiments = [value for key, value in asked if key == "experiment"]
+    given = layered.giver("study", "name") != CONFIG_NAME
+    return name if given or not experiments else "-".join(experiments).replace(",", "-").replace("/", "-")
+
+
+def _flat(own: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for key, value in own.items():
+        nested = isinstance(value, Mapping)
+        found += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
+    return found
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        below = tree.get(name)
+        tree[name] = below if isinstance(below, dict) else {}
+        tree = tree[name]
+    both = isinstance(value, Mapping) and isinstance(tree.get(path[-1]), dict)
+    tree[path[-1]] = {**tree[path[-1]], **value} if both else value
+
+
+def _delete(content: dict[Any, Any], path: Sequence[str]) -> None:
+    for name in path[:-1]:
+        content = content[name]
+    del content[path[-1]]
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    try:
+        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must have a value; give it as {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {first_line(error)}; see --cfg job") from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _fetch_methods(container: dict[str, Any], searchpath: Sequence[str]) -> None:
+    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError for unknown ones."""
+    method = container.get("method")
+    names = method.get("among") if isinstance(method, dict) else None
+    if not isinstance(method, dict) or not isinstance(names, list):
+        return
+    found = []
+    for name in names:
+        if not isinstance(name, str):
+            found.append(name)
+            continue
+        try:
+            one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
+        except MissingConfigException as error:
+            known = sorted(error.options or ())
+            message = f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
+            raise ConfigError(message) from error
+        found.append(OmegaConf.to_container(one.method, resolve=True))
+    method["among"] = found
+
+
+def unknown_choice(error: MissingConfigException) -> str:
+    """Rule, value and remedy for a name that a group does not have."""
+    group, _, name = str(error.missing_cfg_file).strip("/").rpartition("/")
+    names = sorted(error.options or ())
+    return f"{group} has no '{name}'{nearest(name, names)}; available: {', '.join(names)}"
+
+
+def one_line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,33 @@
+"""The end of a study as tracking is told: all that a study which is complete still needs of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.jobs.outputs import Outputs
+from orchestrator.search.rungs import columns
+from orchestrator.settings import Settings
+from orchestrator.tracking import Tracker
+from orchestrator.tracking.spooled import Spooled, spooled
+
+
+def tracker_of(settings: Settings) -> Tracker:
+    """The tracker of the configuration, its records kept in the study's folder until they are sent."""
+    return spooled(settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json())
+
+
+def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
+    """Metrics and files of a finished study."""
+    summary = outputs.summary
+    metrics = {
+        **{name: value for name, value in summary.items() if isinstance(value, int | float)},
+        **{f"reference_{name}": value for name, value in summary["reference"].items()},
+        **columns(outputs.rungs()),
+    }
+    return metrics, outputs.files()
+
+
+def record_end(tracker: Tracker, outputs: Outputs) -> None:
+    """What a finished study could not send, its end too where the run was killed before it was recorded."""
+    if isinstance(tracker, Spooled):
+        tracker.require_end(*end_of(outputs))

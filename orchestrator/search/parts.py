@@ -1,0 +1,25 @@
+"""Whether the parts of a configuration go together: what takes no data, and so is told before any is read."""
+
+from __future__ import annotations
+
+from orchestrator.search.given import read_plans
+from orchestrator.search.goals import Goals, goals_of
+from orchestrator.search.prepare import device_of
+from orchestrator.search.problem import optimization
+from orchestrator.search.samplers import check_sampler
+from orchestrator.search.trials.methods import check_method
+from orchestrator.settings import Settings
+
+
+def check_parts(settings: Settings) -> Goals:
+    """What the study is after. Errors: ConfigError for a part that cannot be built or does not fit the others."""
+    goals = goals_of(settings)
+    space, _ = settings.space.build(), settings.stopping.build()
+    check_method(settings, space)
+    check_sampler(settings.sampler, goals.directions)
+    for how in (settings.phases.train, settings.phases.finetune):
+        optimization(how).check()
+    optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
+    read_plans(settings)
+    device_of(settings)
+    return goals

@@ -1,0 +1,31 @@
+"""What the record of an existing study decides where its user leaves it open."""
+
+from __future__ import annotations
+
+import optuna
+
+from orchestrator.search.studies.storage import readable, storage_of
+from orchestrator.search.studies.study import IDENTITY
+from orchestrator.settings import Settings
+
+
+def with_recorded_depth(settings: Settings) -> Settings:
+    """With whole blocks pruned, or not, as in the trials that the study of this name has.
+
+    Where nobody says `method.depth` it follows from the budget. Another budget for a study that has trials is no
+    reason to refuse it.
+    """
+    if settings.study.storage is None and not (settings.study.folder / "study.journal").exists():
+        return settings
+    if settings.with_depth(not settings.depth) is settings:
+        return settings
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with readable(settings):
+        try:
+            study = optuna.load_study(study_name=settings.study.name, storage=storage_of(settings))
+        except KeyError:
+            return settings
+        if not study.get_trials(deepcopy=False):
+            return settings
+    recorded = (study.user_attrs.get(IDENTITY) or {}).get("method", {}).get("depth")
+    return settings if recorded in (None, settings.depth) else settings.with_depth(bool(recorded))

@@ -1,0 +1,52 @@
+"""The name of a study that was given none: what was asked for, so that another search has another name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from orchestrator.redact import redact
+
+LONGEST = 100
+"""Characters: names of folders and of database rows have limits."""
+_SAME_SEARCH = (
+    "study",
+    "workers",
+    "device",
+    "threads",
+    "memory_format",
+    "job",
+    "tracking",
+    "phases.confirm",
+    "hydra",
+    "experiment",
+)
+"""What does not make another search; an experiment names its study itself."""
+
+
+def study_name(base: str, asked: Iterable[tuple[str, str]]) -> str:
+    """`base`, then each (key, value) that makes it another search: digits_small-method_taylor-method.scope_global.
+
+    The order of the keys does not matter, a group comes before single values. A long name is cut, and ends with eight
+    hex digits of the whole.
+    """
+    parts = [_part(key, value) for key, value in sorted(asked, key=_order) if not _neutral(key)]
+    whole = "-".join([base, *parts])
+    if not parts or len(whole) <= LONGEST:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{whole[: LONGEST - 9].rstrip('._-')}-{digest}"
+
+
+def _neutral(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _SAME_SEARCH)
+
+
+def _order(pair: tuple[str, str]) -> tuple[bool, tuple[str, str]]:
+    return "." in pair[0], pair
+
+
+def _part(key: str, value: str) -> str:
+    words = re.findall(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", redact(value))
+    return "_".join([re.sub(r"[^A-Za-z0-9._-]", "_", key), *([".".join(words)] if words else [])])

@@ -1,0 +1,137 @@
+"""What every task gives the search, whatever its batches, outputs and metrics are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.phases.distillation import Distillation, dense_outputs, distilled, teacher
+from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.inputs import Inputs, run
+from lightning_modules.recipe import Recipe
+from lightning_modules.tasks.contract import (
+    check_outputs,
+    divergence_of,
+    inputs_of,
+    loss_in,
+    step_loss,
+)
+from lightning_modules.tasks.metrics import directions_of, scale_of
+from tests.contracts.task_cases import CASES, HERE, NAMES, batches, parts_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_what_the_network_is_called_with_and_it_does_not_run(name: str) -> None:
+    network, data, task = parts_of(name)
+    calls = []
+    handle = network.register_forward_hook(lambda *_: calls.append(1))
+    inputs = inputs_of(task, next(batches(data)))
+    assert calls == []
+    handle.remove()
+    outputs = run(network, inputs)
+    assert all(len(leaf) == inputs.batch for leaf in pytree.tree_leaves(outputs))
+    assert inputs.first().batch == 1
+    check_outputs(task, next(batches(data)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_come_back_from_their_description_in_shape_and_type(name: str) -> None:
+    network, data, task = parts_of(name)
+    inputs = inputs_of(task, next(batches(data))).first()
+    again = Inputs.from_json(inputs.to_json())
+    assert [(t.shape, t.dtype) for t in again.tensors()] == [(t.shape, t.dtype) for t in inputs.tensors()]
+    assert set(again.kwargs) == set(inputs.kwargs)
+    shapes = [leaf.shape for leaf in pytree.tree_leaves(run(network, inputs))]
+    assert [leaf.shape for leaf in pytree.tree_leaves(run(network, again))] == shapes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_structure_is_found_at_the_captured_inputs(name: str) -> None:
+    network, data, task = parts_of(name)
+    structure = discover(network, inputs_of(task, next(batches(data))))
+    assert structure.groups
+    assert structure.source == "export"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_divergence_is_zero_for_equal_outputs_and_above_for_others(name: str) -> None:
+    network, data, task = parts_of(name)
+    divergence = divergence_of(task)
+    assert divergence is not None
+    outputs = run(network, inputs_of(task, next(batches(data))))
+    other = pytree.tree_map(lambda x: x + torch.randn_like(x), outputs)
+    for temperature in (1.0, 3.0):
+        assert float(divergence(outputs, outputs, temperature)) == pytest.approx(0.0, abs=1e-6)
+        assert float(divergence(other, outputs, temperature)) > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_distillation_wraps_the_loss_and_leaves_the_task_as_it_was(name: str) -> None:
+    network, data, task = parts_of(name)
+    divergence, batch = divergence_of(task), next(batches(data))
+    assert divergence is not None
+    dense, _, _ = parts_of(name)
+    apart = divergence(run(network, inputs_of(task, batch)), run(dense, inputs_of(task, batch)), 3.0)
+    before = set(vars(task))
+    network.eval()
+    plain = step_loss(task, batch)
+    with distilled(task, Distillation(teacher(dense, None), divergence, weight=0.25)):
+        mixed = loss_in(task.training_step(batch, 0), task)
+    assert set(vars(task)) == before
+    torch.testing.assert_close(mixed, 0.75 * plain + 0.25 * apart, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step_loss(task, batch), plain)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_not_kept_of_data_that_does_not_name_its_samples(name: str) -> None:
+    _, data, task = parts_of(name)
+    assert dense_outputs(task, data.ordered_batches(), lambda batch: None, CPU) is None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kept_outputs_are_those_of_the_dense_model_sample_by_sample(name: str) -> None:
+    network, data, task = parts_of(name)
+    sizes = [inputs_of(task, batch).batch for batch in data.ordered_batches()]
+    places = list(torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes))
+    waiting = iter(places)
+    kept = dense_outputs(task, data.ordered_batches(), lambda batch: next(waiting), CPU)
+    for batch, place in zip(data.ordered_batches(), places, strict=True):
+        looked_up = teacher(network, kept, lambda _, place=place: place)(batch, Inputs())
+        expected = run(network, inputs_of(task, batch))
+        pairs = zip(pytree.tree_leaves(looked_up), pytree.tree_leaves(expected), strict=True)
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
+
+
+def test_a_unit_of_a_metric_is_what_the_task_says_or_the_dense_value() -> None:
+    assert scale_of(Recipe("lightning_modules.tasks.Classification"), "accuracy", 0.9) == 1.0
+    assert scale_of(Recipe(f"{HERE}.Regression"), "mae", 4.5) == 4.5
+    assert scale_of(Recipe(f"{HERE}.Regression"), "mae", 0.0) == 1.0
+
+
+class Silent(torch.nn.Module):
+    """No task: it names no metric."""
+
+
+def test_a_task_that_names_no_metric_is_refused_with_an_example() -> None:
+    with pytest.raises(ConfigError, match=r"directions = \{'accuracy': 'maximize', 'loss': 'minimize'\}"):
+        directions_of(Recipe(f"{__name__}.Silent"))
+
+
+def test_a_network_that_does_not_fit_its_data_is_told_with_the_shapes(tmp_path: Path) -> None:
+    network, _, task = parts_of("regression")
+    with pytest.raises(ConfigError, match=r"the model must take the data's inputs \(4, 3\)"):
+        check_outputs(task, (torch.zeros(4, 3), torch.zeros(4)))
+    with pytest.raises(ConfigError, match=r"Regression.validation_step must take the model's outputs"):
+        check_outputs(task, (torch.zeros(4, 8), torch.zeros(5)))
+    assert network is task.model

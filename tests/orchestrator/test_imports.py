@@ -1,0 +1,103 @@
+"""What is imported before an answer: torch and Lightning take seconds, which a message need not wait for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+from orchestrator.jobs.outputs import Outputs, key
+from orchestrator.report.rows import ConfirmedRow
+from orchestrator.settings import Settings
+
+HEAVY = ("torchmetrics", "pytorch_lightning", "torchvision", "mlflow", "sklearn", "matplotlib", "optuna", "scipy")
+SCRIPT = """
+import sys
+from orchestrator.__main__ import main
+code = main({words!r})
+print("code", code, [name for name in {heavy!r} if name in sys.modules])
+"""
+MINE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, hidden=3):
+        super().__init__()
+
+class Data:
+    def __init__(self, folder):
+        raise AssertionError("not before all is checked")
+"""
+SMALL = ["+experiment=digits_small", "tracking=none"]
+
+
+def answer(folder: Path, words: list[str], heavy: tuple[str, ...]) -> tuple[str, str]:
+    """The last line on stdout, and what was said on stderr."""
+    command = [sys.executable, "-c", SCRIPT.format(words=words, heavy=heavy)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.stdout, done.stderr
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "heavy"),
+    [
+        (["model._target_=nowhere.Net"], "no module holds 'nowhere.Net'", (*HEAVY, "torch")),
+        (["data._target_=mine.Date"], "has no 'Date'; nearest: Data", HEAVY),
+        (["model._target_=mine.Net", "+model.hiden=4"], "unexpected keyword argument 'hiden'", HEAVY),
+        (["data._target_=mine.Data"], "missing a required argument: 'folder'", HEAVY),
+        (["task._target_=mine.Net"], "unexpected keyword argument 'model'", HEAVY),
+        (["method.criterion._target_=mine.Score"], "mine has no 'Score'", HEAVY),
+        (["job=inspect", "model._target_=mine.Net", "+model.hiden=4"], "argument 'hiden'", HEAVY),
+    ],
+)
+def test_a_mistake_in_ones_own_class_is_told_before_anything_large_is_imported(
+    tmp_path: Path, words: list[str], said: str, heavy: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    last, error = answer(tmp_path, [*SMALL, *words], heavy)
+    assert last == "code 2 []"
+    assert said in error
+
+
+def finished(folder: Path, blocks: bool = False) -> Settings:
+    """A study that is complete, as far as its files say."""
+    settings = orchestrator.load_settings(
+        {"experiment": "digits_small", "tracking": "none", "study": {"out": str(folder / "runs")}}
+    )
+    values = {"flops": 10.0, "params": 10.0, "latency_ms": 1.0}
+    costs = {"costs": values, "ratios": {"flops": 0.5, "params": 0.5}}
+    row = {"test_mean": 0.9, "test_std": 0.01, "seeds": 2, **costs}
+    front, dense = ConfirmedRow("front", 3, **row), ConfirmedRow("dense", None, **row)
+    summary = {
+        "key": key(settings.with_depth(blocks)),
+        "trials": 12,
+        "states": {"completed": 12},
+        "hypervolume": 1.0,
+        "seconds": 60.0,
+        "phases": {"search": 50.0},
+        "orchestration_share": 0.1,
+        "tracking_share": 0.0,
+        "reference": {"accuracy": 0.5},
+    }
+    (settings.study.folder / "models" / "3").mkdir(parents=True)
+    (settings.study.folder / "models" / "3" / "plan.json").write_text("{}")
+    Outputs(settings.study.folder, settings.objectives, [], [front], [], dense, summary).write(settings)
+    return settings
+
+
+def test_a_study_that_is_complete_is_shown_without_torch(tmp_path: Path) -> None:
+    finished(tmp_path)
+    last, error = answer(tmp_path, SMALL, (*HEAVY, "torch"))
+    assert last == "code 0 []", error
+
+
+def test_a_finished_study_whose_blocks_went_too_is_shown_also_without_its_budget(tmp_path: Path) -> None:
+    """Whole blocks go by default under a budget in time: a key that the user never gave."""
+    settings = finished(tmp_path, blocks=True)
+    assert key(settings.with_depth(True)) != key(settings)
+    last, error = answer(tmp_path, SMALL, (*HEAVY, "torch"))
+    assert last == "code 0 []", error

@@ -1,0 +1,38 @@
+"""The door from Python: the same names whatever was imported before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+
+STUB = """
+import orchestrator
+{before}
+import orchestrator.jobs.checked as job
+job.search = lambda settings: ("searched", settings)
+assert orchestrator.search(1) == orchestrator.search(1) == ("searched", 1)
+from orchestrator import search
+assert search(2) == ("searched", 2)
+import orchestrator.search.goals as goals
+assert goals.goals_of
+assert orchestrator.search(3) == ("searched", 3)
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["orchestrator.search", "orchestrator.load_pruned", "from orchestrator.search.goals import goals_of"]
+)
+def test_search_can_be_called_in_whatever_order_things_are_imported(tmp_path: Path, before: str) -> None:
+    code = STUB.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'serach'; it has inspect, load_int8"):
+        orchestrator.serach  # noqa: B018

@@ -1,0 +1,74 @@
+"""Tasks whose batches, outputs and metrics differ, from the command line to a model in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.__main__ import main
+from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from tests.contracts.task_cases import CASES, overrides
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "study.name=case",
+    "study.n_trials=4",
+    "search.chain.rungs=3",
+    "phases=deep",
+    "phases.train.epochs=12",
+    "phases.finetune.unit_steps=8",
+    "phases.confirm.units=1",
+    "phases.confirm.max_models=2",
+    "phases.confirm.seeds=[0,1]",
+    "phases.confirm.baselines=[uniform]",
+    "phases.confirm.max_baseline_models=1",
+    "tracking=none",
+    "threads=1",
+]
+LOAD = """
+import sys
+import orchestrator
+from lightning_modules.pruning.inputs import run
+from tests.contracts.task_cases import parts_of, batches
+from lightning_modules.tasks.contract import inputs_of
+network, data, task = parts_of(sys.argv[1])
+pruned = orchestrator.load_pruned(sys.argv[2])
+outputs = run(pruned, inputs_of(task, next(batches(data))))
+assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in network.parameters())
+print(type(outputs).__name__)
+"""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*overrides(name), *SMALL]) == 0
+    trials = read_csv("runs/case/trials.csv", TrialRow)
+    assert [row.state for row in trials].count("completed") >= 3
+    front = read_csv("runs/case/front.csv", ConfirmedRow)
+    assert front
+    dense = read_csv("runs/case/baselines.csv", ConfirmedRow)[0]
+    assert dense.origin == "dense"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, name, str(tmp_path / front[-1].path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == {"two_heads": "dict"}.get(name, "Tensor")
+
+
+def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a reference of the task's own the volume counts from half a unit worse than the dense model."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*overrides("regression"), *SMALL, "study.n_trials=3", "phases.confirm.baselines=[]"]) == 0
+    assert "0.0000 of the confirmed front" not in capsys.readouterr().out
