@@ -115,12 +115,12 @@ def test_the_default_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
-@pytest.mark.parametrize("steps", [1, 5, 12])
-def test_a_rewound_rate_is_the_tail_of_the_whole_curve(scheduler: str | None, steps: int) -> None:
+def test_a_rewound_rate_is_the_tail_of_the_whole_curve(scheduler: str | None) -> None:
     recipe = None if scheduler is None else Recipe(TORCH + scheduler, SCHEDULERS[scheduler][0])
     whole = rates(Optimization(SGD, scheduler=recipe))
-    tail = rates(Optimization(SGD, scheduler=recipe, rewound=steps / 12), 1, steps)
-    assert tail == pytest.approx(whole[-steps:])
+    for steps in (1, 5, 12):
+        tail = rates(Optimization(SGD, scheduler=recipe, rewound=steps / 12), 1, steps)
+        assert tail == pytest.approx(whole[-steps:]), steps
 
 
 class Fixed:

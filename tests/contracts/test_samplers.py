@@ -53,7 +53,7 @@ def terrain() -> Terrain:
     structure = small_resnet()
     macs = Cost(structure).macs
     ones = np.ones(structure.n_units)
-    return Terrain(structure, macs, macs(structure.sizes), "quantile", ones, 1, method="l2")
+    return Terrain(structure, macs, macs(structure.sizes), "quantile", ones, method="l2")
 
 
 OWN = '''

@@ -38,7 +38,7 @@ def terrain_of(structure: Structure) -> Terrain:
     scores = np.random.default_rng(0).gamma(9.0, size=structure.n_units)
     loss = np.linspace(0.05, 1.0, len(structure.groups))[:, None]
     dense = cost.macs(structure.sizes)
-    return Terrain(structure, cost.macs, dense, "quantile", scores, 2, Sensitivity((0.5,), loss), max_flops_ratio=0.9)
+    return Terrain(structure, cost.macs, dense, "quantile", scores, Sensitivity((0.5,), loss), max_flops_ratio=0.9)
 
 
 def weights(*way: Any) -> Structure:

@@ -94,5 +94,5 @@ def test_it_is_fitted_once_tells_its_error_and_takes_microseconds(tmp_path: Path
 def test_the_dense_latency_is_measured_once_per_model_and_shape(tmp_path: Path) -> None:
     first = dense_latency(MODEL, EXAMPLE, tmp_path, "small")
     assert dense_latency(MODEL, EXAMPLE, tmp_path, "small") == first
-    dense_latency(MODEL, torch.zeros(2, 1, 8, 8), tmp_path, "small")
+    dense_latency(MODEL, Inputs((torch.zeros(2, 1, 8, 8),)), tmp_path, "small")
     assert len(list(tmp_path.iterdir())) == 2

@@ -42,7 +42,7 @@ RULES = Rules(GOALS, 0.95, Never(), Recipe("optuna.samplers.TPESampler", {"multi
 def terrain() -> Terrain:
     structure = small_resnet()
     macs = Cost(structure).macs
-    return Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
+    return Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units))
 
 
 def __getattr__(name: str) -> Terrain:
@@ -61,7 +61,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
         "objectives": {},
         "phases": {
             "train": {"optimizer": sgd, "epochs": 1},
-            "finetune": {"optimizer": sgd, "unit_steps": 1, "units": 1},
+            "finetune": {"optimizer": sgd, "unit_steps": 1},
         },
         "study": {"name": "s", "n_trials": 10, "out": str(tmp_path)},
         **changes,
@@ -117,7 +117,7 @@ def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> Non
     run(study, 6)
     found = rows(study, GOALS)
     assert [row.kind for row in found] == ["chain"] * 3 + ["search"] * 3
-    ratios = [row.flops_ratio or 0.0 for row in found[:3]]
+    ratios = [row.cost_ratio for row in found[:3]]
     assert ratios == sorted(ratios, reverse=True)
     assert all(abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True))
 
@@ -343,9 +343,9 @@ def test_front_and_candidates_come_from_completed_trials(tmp_path: Path) -> None
     run(study, 10)
     found = rows(study, GOALS)
     members = front(found, GOALS)
-    assert [row.flops for row in members] == sorted((row.flops or 0 for row in members), reverse=True)
-    assert len({row.flops for row in members}) == len(members)
+    assert [row.cost for row in members] == sorted((row.cost for row in members), reverse=True)
+    assert len({row.cost for row in members}) == len(members)
     chosen = candidates(found, GOALS, 0.0, 3)
     assert len(chosen) == min(3, len(members))
     assert {row.number for row in chosen} <= {row.number for row in members}
-    assert [row.flops for row in chosen] == sorted((row.flops or 0 for row in chosen), reverse=True)
+    assert [row.cost for row in chosen] == sorted((row.cost for row in chosen), reverse=True)
