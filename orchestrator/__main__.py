@@ -83,8 +83,8 @@ def run(config: DictConfig) -> None:
     """Hands the job one validated value; everything below knows no Hydra. Errors: UserError."""
     from orchestrator import settings as schema
 
-    asked = HydraConfig.get().overrides
-    settings = schema.load(settled(config, [*asked.hydra, *asked.task]))
+    asked, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
+    settings = schema.load(settled(config, [*asked.hydra, *asked.task], name=name or CONFIG_NAME))
     settings.job.build(settings)
 
 
