@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_modules.errors import UserError
-from lightning_modules.recipe import nearest
+from lightning_modules.recipe import TARGET, nearest
 from orchestrator.compose import (
     CONFIG_NAME,
     conf_folder,
@@ -187,7 +187,12 @@ def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, o
     if name in keys:
         return f"{wrong.input_line} does not fit: {first_line(error)}"
     known = sorted({*keys, *loader.list_groups("")})
-    return f"the configuration has no '{name}'{nearest(name, known)}; --cfg job shows all keys, --help all groups"
+    own = f"; to give a class of your own what it takes: +{wrong.input_line}" if _is_of_a_recipe(name, keys) else ""
+    return f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all keys, --help all groups"
+
+
+def _is_of_a_recipe(name: str, keys: Sequence[str]) -> bool:
+    return f"{name.rpartition('.')[0]}.{TARGET}" in keys
 
 
 def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:

@@ -256,6 +256,15 @@ def test_without_arguments_help_is_shown_and_nothing_begun(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_that_the_default_class_does_not_take_is_told_with_its_plus_sign(
+    composed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SMALL, "model._target_=my.Net", "model.hidden=3"]) == 2
+    said = capsys.readouterr().err
+    assert "has no 'model.hidden'" in said
+    assert "to give a class of your own what it takes: +model.hidden=3" in said
+
+
 def test_the_version_is_this_projects(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("pruning-orchestrator 0.")
