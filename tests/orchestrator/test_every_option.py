@@ -235,6 +235,7 @@ def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path
             "orchestrator",
             f"hydra.searchpath=[file://{tmp_path / 'mine'}]",
             "+experiment=own",
+            "study.name=own",
             *TINY[1:-1],
             "tracking=none",
         ],
