@@ -173,7 +173,7 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
     how, divergence = settings.phases.finetune.distillation, divergence_of(task)
     if how is None or how.weight == 0.0 or divergence is None:
         return None
-    network: nn.Module = copy.deepcopy(task.model)  # type: ignore[arg-type]
+    network: Any = copy.deepcopy(task.model)
     run_along, looked_up = teacher(network, None), dict[int | None, Any]()
 
     def teach(batch: Any, inputs: Inputs) -> Any:
