@@ -96,11 +96,11 @@ class _Work:
 
     def search(self) -> float:
         space, budget = self.settings.space.build(), self.settings.study.budget
-        low, high = _ends(getattr(space, "units", (1, 1)))
+        low, high = _ends(getattr(space, "rounds", (1, 1)))
         if budget is not None:
             steps = budget.amount * self.epoch
-            return self.finetuning(self.pruned, steps / self.settings.phases.finetune.unit_steps)
-        rungs = min(self.settings.search.chain.rungs, self.settings.study.n_trials)
+            return self.finetuning(self.pruned, steps / self.settings.phases.finetune.round_steps)
+        rungs = min(self.settings.search.chain.targets, self.settings.study.n_trials)
         calls = min(sum(_ends(getattr(space, "steps", (1, 1)))) / 2, high)
         around = self.finetuning(self.pruned, (low + high) / 2, calls)
         return rungs * self.finetuning(self.pruned, high) + (self.settings.study.n_trials - rungs) * around
@@ -108,24 +108,24 @@ class _Work:
     def confirming(self, one: Prices) -> float:
         """One model, finetuned for each seed without a look at validation data between."""
         how = self.settings.phases.confirm
-        looks = (1 - how.units) * one.validation + one.test
-        return len(how.seeds) * (self.finetuning(one, how.units) + looks)
+        looks = (1 - how.rounds) * one.validation + one.test
+        return len(how.seeds) * (self.finetuning(one, how.rounds) + looks)
 
     def baselines(self) -> float:
         """Ladders trained as long as the chain and what follows it, one rung for each member of the front."""
         how, chain = self.settings.phases.confirm, self.settings.search.chain
         members = max(1, round(MEMBERS * self.chosen))
-        _, high = _ends(getattr(self.settings.space.build(), "units", (1, 1)))
-        units = max(members, high * (chain.rungs + 1))
-        ladder = self.finetuning(self.pruned, units, members) - units * self.pruned.validation
+        _, high = _ends(getattr(self.settings.space.build(), "rounds", (1, 1)))
+        rounds = max(members, high * (chain.targets + 1))
+        ladder = self.finetuning(self.pruned, rounds, members) - rounds * self.pruned.validation
         confirmed = min(how.max_baseline_models, members) * self.confirming(self.pruned)
         return len(how.baselines) * (ladder + confirmed)
 
-    def finetuning(self, one: Prices, units: float, calls: float = 1.0) -> float:
-        """Recalibrated after each pruning step, and validated after each unit."""
+    def finetuning(self, one: Prices, rounds: float, calls: float = 1.0) -> float:
+        """Recalibrated after each pruning step, and validated after each round."""
         how = self.settings.phases.finetune
         recalibration = how.recalibration_batches * one.step / 3.0
-        return units * (how.unit_steps * one.step + one.validation) + calls * (one.call + recalibration)
+        return rounds * (how.round_steps * one.step + one.validation) + calls * (one.call + recalibration)
 
 
 def _pruned(
@@ -149,7 +149,7 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
     def fitted(steps: int) -> float:
         mine, how, begin = task(), optimization(settings.phases.finetune), time.perf_counter()
         with distilled(mine, _teaching(settings, mine, data)):
-            fit(mine, data.train_batches(0), how, units=1, unit_steps=steps, device=device)
+            fit(mine, data.train_batches(0), how, rounds=1, round_steps=steps, device=device)
         return time.perf_counter() - begin
 
     def evaluated(batches: _Some) -> float:

@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "study": {"name": "keys", "n_trials": 7},
     "search": {"chain": {"rungs": 3}},
     "phases": {"confirm": {"max_models": 2, "max_baseline_models": 1, "baselines": ["uniform"]}},
-    "space": {"units": [2, 3]},
+    "space": {"rounds": [2, 3]},
 }
 CHANGED: dict[str, Any] = {
     "method.among": None,
@@ -58,7 +58,7 @@ CHANGED: dict[str, Any] = {
     "phases.finetune.guard": {"tolerance": 0.001, "action": "stop"},
     "phases.finetune.distillation.mixed": 0,
     "phases.finetune.distillation.features": ["stages.0"],
-    "phases.sparsify": {"penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"}, "units": 1},
+    "phases.sparsify": {"penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"}, "rounds": 1},
     "phases.profile.ratios": [0.25, 0.75],
     "phases.confirm.seeds": [3, 4],
     "phases.confirm.baselines": ["random"],
@@ -70,7 +70,7 @@ CHANGED: dict[str, Any] = {
     "space.equal_loss": [0.5, 1.0],
     "space.steps": [2, 2],
     "space.shapes": ["exponential"],
-    "space.units": [1, 1],
+    "space.rounds": [1, 1],
     "space.start": [0.5, 0.5],
     "space.end": [0.5, 0.5],
     "space.distillation": [0.3, 0.9],

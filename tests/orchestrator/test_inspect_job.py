@@ -41,7 +41,7 @@ def test_inspect_from_python_gives_the_numbers() -> None:
             "objectives": {},
             "phases": {
                 "train": {"optimizer": sgd, "epochs": 1},
-                "finetune": {"optimizer": sgd, "unit_steps": 1, "units": 1},
+                "finetune": {"optimizer": sgd, "round_steps": 1, "rounds": 1},
             },
             "tracking": {"_target_": "orchestrator.tracking.none.NoTracker"},
             "job": {"_target_": "orchestrator.jobs.inspect.inspect"},
@@ -67,11 +67,11 @@ def test_the_expected_duration_counts_what_a_search_does(tmp_path: Path, monkeyp
             "experiment": "digits_small",
             "study.n_trials": 3,
             "phases.train.epochs": 2,
-            "phases.finetune.unit_steps": 5,
+            "phases.finetune.round_steps": 5,
             "phases.finetune.recalibration_batches": 0,
             "phases.profile": {"batches": 1, "recalibration_batches": 2},
             "phases.confirm": {"units": 2, "max_models": 1, "max_baseline_models": 1, "baselines": ["uniform"]},
-            "search.chain.rungs": 2,
+            "search.chain.targets": 2,
             "space": {"steps": [1, 1], "units": [2, 2]},
         }
     )

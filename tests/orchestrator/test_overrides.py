@@ -116,7 +116,10 @@ def test_every_recipe_is_replaced_whole(composed: list[dict[str, Any]], target: 
         ([SMALL, "method=taylor", "method.scope=global"], "digits_small-method_taylor-method.scope_global"),
         ([SMALL, "method.scope=global", "method=taylor"], "digits_small-method_taylor-method.scope_global"),
         ([SMALL, "study.n_trials=3", "study.budget=20min", "workers=2", "threads=1", "device=cpu"], "digits_small"),
-        ([SMALL, "job=inspect", "tracking=none", "phases.confirm.units=1", "memory_format=contiguous"], "digits_small"),
+        (
+            [SMALL, "job=inspect", "tracking=none", "phases.confirm.rounds=1", "memory_format=contiguous"],
+            "digits_small",
+        ),
         ([SMALL, "hydra.run.dir=.", "hydra/job_logging=none"], "digits_small"),
         ([SMALL, "method=taylor", "study.name=mine"], "mine"),
         ([SMALL, "method=search", "method.among=[l1,taylor]"], "digits_small-method_search-method.among_l1.taylor"),
