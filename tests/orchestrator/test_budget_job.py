@@ -100,7 +100,7 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
         assert main([*common, "study.budget=5epochs"]) == 0
     assert "this study is complete; more time: study.budget=..." in capsys.readouterr().out
 
-    # the exported model is replayed with the units it was confirmed with
+    # the exported model is replayed with the rounds it was confirmed with
     folder = next((RUN / "models").iterdir())
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 
@@ -172,7 +172,7 @@ def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     assert there == {"dense", "uniform", "random", "global"} - set(left_out)
     shown = " ".join(capsys.readouterr().out.split())
     assert ("would not have ended within" in shown) == bool(left_out)
-    folder = next((RUN / "models").iterdir())  # confirmed with units of the length that there was time for
+    folder = next((RUN / "models").iterdir())  # confirmed with rounds of the length that there was time for
     assert read_plan(folder)["confirmation"]["round_steps"] >= 16  # never fewer, however late it is
     assert read_plan(folder)["plan"]["timing"]["mixed"] == 0  # nobody learns the data by heart in four epochs
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0

@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
     "threads": 1,
     "model": {"width": 8},
     "study": {"name": "keys", "n_trials": 7},
-    "search": {"chain": {"rungs": 3}},
+    "search": {"chain": {"targets": 3}},
     "phases": {"confirm": {"max_models": 2, "max_baseline_models": 1, "baselines": ["uniform"]}},
     "space": {"rounds": [2, 3]},
 }

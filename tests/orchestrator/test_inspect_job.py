@@ -70,9 +70,9 @@ def test_the_expected_duration_counts_what_a_search_does(tmp_path: Path, monkeyp
             "phases.finetune.round_steps": 5,
             "phases.finetune.recalibration_batches": 0,
             "phases.profile": {"batches": 1, "recalibration_batches": 2},
-            "phases.confirm": {"units": 2, "max_models": 1, "max_baseline_models": 1, "baselines": ["uniform"]},
+            "phases.confirm": {"rounds": 2, "max_models": 1, "max_baseline_models": 1, "baselines": ["uniform"]},
             "search.chain.targets": 2,
-            "space": {"steps": [1, 1], "units": [2, 2]},
+            "space": {"steps": [1, 1], "rounds": [2, 2]},
         }
     )
     found = orchestrator.inspect(settings)

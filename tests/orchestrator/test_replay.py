@@ -136,7 +136,7 @@ def test_an_exported_model_and_the_configuration_suffice(
     assert shown.count("identical") == 2 + len(document["lineage"]["links"])
     assert "confirmation, seed" in shown
     assert not (tmp_path / "runs").exists()
-    # another number of units in the confirmation to come does not matter: the document has its own
+    # another number of rounds in the confirmation to come does not matter: the document has its own
     assert main([*STUDY, "job=replay", "job.model=model", "phases.confirm.rounds=5"]) == 0
     assert main([*STUDY, "job=replay"]) == 2
     assert "job.model must have a value; give it as job.model=..." in capsys.readouterr().err
