@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.search.space.choices import ACTIVATION
 
-UNITS = 4
+ROUNDS = 4
 """Of finetuning, a quarter of the steps each: what several pruning steps, stages or a penalty share."""
 # fmt: off
 CRITERIA = (
@@ -15,8 +15,8 @@ CRITERIA = (
     "apoz", "rank", "correlation", "taylor", "fisher", "gradient", "movement", "snip", "grasp", "synflow", "ablation",
 )
 # fmt: on
-ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.rounds=[{UNITS},{UNITS}]"
-OFTEN = f"space.shapes=[one_shot] space.steps=[{UNITS},{UNITS}] space.rounds=[1,1]"
+ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.rounds=[{ROUNDS},{ROUNDS}]"
+OFTEN = f"space.shapes=[one_shot] space.steps=[{ROUNDS},{ROUNDS}] space.rounds=[1,1]"
 HALF = "space.shapes=[one_shot] space.steps=[1,1] space.rounds=[2,2]"
 SKIPPED = {
     "search": "a choice among methods, not a method",
