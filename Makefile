@@ -1,4 +1,5 @@
-# make run: the main job; make test: the fast tests; make lint: style and types; make slow: the slow tests.
+# make run: the main job; make test: the fast tests; make lint: style and types; make slow: all slow tests;
+# make families: of the slow tests one of each family, and all faults.
 # Each installs into .venv first, anew only when pyproject.toml has changed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BESIDE := -n auto --maxprocesses 4
 
-.PHONY: run test slow lint clean
+.PHONY: run test slow families faults lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
@@ -16,8 +17,13 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
 
-slow: $(VENV)/.installed-dev
+slow: $(VENV)/.installed-dev faults
 	$(PYTEST) $(BESIDE) -m slow --ignore tests/faults
+
+families: $(VENV)/.installed-dev faults
+	$(PYTEST) $(BESIDE) -m "slow and family" --ignore tests/faults
+
+faults: $(VENV)/.installed-dev
 	$(PYTEST) -n 2 -m slow tests/faults
 
 lint: $(VENV)/.installed-dev

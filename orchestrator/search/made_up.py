@@ -20,7 +20,7 @@ from orchestrator.search.problem import Problem
 from orchestrator.settings import MadeUpSettings, Settings
 
 BEST = 0.95
-"""Quality of an endlessly trained dense model, for a metric to be maximised; its distance from 1 for one to be small."""
+"""Quality of an endlessly trained dense model; a metric to be small is its distance from 1."""
 NARROW = 0.25
 """How much of the quality a model without parameters would lose; with the square root of what is left it returns."""
 UNTRAINED = 0.2

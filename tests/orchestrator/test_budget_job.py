@@ -139,6 +139,7 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.family
 @pytest.mark.parametrize(
     "method",
     [

@@ -211,7 +211,7 @@ def test_a_key_changes_what_a_search_shows(
     after = seen(tmp_path / "after", {**circumstances, key: value})
     before = shown[name]
     if isinstance(before, tuple) and isinstance(after, tuple) and key not in ("study.out", "study.baselines"):
-        before, after = before[:-1] + (before[-1][:2],), after[:-1] + (after[-1][:2],)
+        before, after = (*before[:-1], before[-1][:2]), (*after[:-1], after[-1][:2])
     assert after != before, f"{key}={value!r} changes nothing"
 
 

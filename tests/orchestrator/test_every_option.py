@@ -98,9 +98,40 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+TRAINED = ("phases", "method", "task", "space.distillation")
+"""Choices that training itself has to show; the others are tried in a laboratory that trains nothing."""
+FAMILIES = {
+    "method=taylor",
+    "method=weight_l1",
+    "method=nm_2_4",
+    "method=hybrid",
+    "method=soft_filter",
+    "method=rigl",
+    "method=int8",
+    "method=activation_topk",
+    "method=group_lasso",
+    "method=depth model.blocks=2",
+    "method=search method.among=[weight_l1,rigl] objectives=quality_effective_flops",
+    "objectives=quality_latency",
+    "sampler=brute_force",
+    "space=hierarchical",
+    "stopping=pareto",
+    "study.storage=sqlite:///study.db",
+    "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
+    "phases.finetune.guard={tolerance:0.3,action:step_back} space.steps=[2,3]",
+}
+
+
+def test_each_family_is_a_choice() -> None:
+    assert set(CHOICES) >= FAMILIES
+
+
+@pytest.mark.parametrize(
+    "choice", [pytest.param(c, marks=[pytest.mark.family] if c in FAMILIES else []) for c in CHOICES]
+)
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
+    tracking += [] if choice.startswith(TRAINED) else ["made_up={}"]
     words = [*choice.split(), *([ALONG[choice]] if choice in ALONG else [])]
     # the choices of groups must come before the values laid over them
     values = [word for word in words if "." in word.partition("=")[0]]
@@ -114,7 +145,13 @@ def test_a_choice_runs_end_to_end(choice: str) -> None:
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("method", ["l2", "head_dim", "depth", "weight_l1", "nm_2_4", "hybrid", "int8", "taylor"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("l2", marks=pytest.mark.family),
+        *("head_dim", "depth", "weight_l1", "nm_2_4", "hybrid", "int8", "taylor"),
+    ],
+)
 @pytest.mark.parametrize("model", ["vit_small", "lstm_rows"])
 def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) -> None:
     if (model, method) == ("lstm_rows", "depth"):
@@ -136,6 +173,7 @@ def test_models_by_name_run_end_to_end(model: list[str]) -> None:
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.family
 def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "val"):
@@ -162,6 +200,7 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
     assert read_csv("runs/tiny/front.csv", ConfirmedRow)
 
 
+@pytest.mark.family
 def test_a_multirun_makes_a_study_for_each_job() -> None:
     assert (
         main(
@@ -180,6 +219,7 @@ def test_a_multirun_makes_a_study_for_each_job() -> None:
         assert read_csv(f"runs/{name}/front.csv", ConfirmedRow)
 
 
+@pytest.mark.family
 def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(CONF.parent)]
     subprocess.run(build, check=True)

@@ -33,6 +33,7 @@ def needs(plugin: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.family
 @pytest.mark.parametrize(
     ("plugin", "launcher"), [("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "submitit_local")]
 )
