@@ -72,7 +72,7 @@ class Run:
         words = [
             *COMMON, f"method={case.method}", *shlex.split(case.overrides), f"seed={seed}", f"study.out={out}",
             f"study.baselines={self.baselines}", f"phases.train.epochs={self.epochs}",
-            f"phases.finetune.unit_steps={self.steps // UNITS}",
+            f"phases.finetune.round_steps={self.steps // UNITS}",
         ]  # fmt: skip
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             composed = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
@@ -113,7 +113,7 @@ def measure(run: Run, case: Case, seed: int) -> list[Row]:
         evaluator = Evaluator(problem, {method.settings.name: method}, Path(folder))
         found = evaluator(proposal, 0, lambda unit, ratio, metrics: None)
         assert found.state == "completed", found.reason
-        assert found.trained_units == UNITS, f"{case.key} was finetuned for {found.trained_units} units, not {UNITS}"
+        assert found.trained_rounds == UNITS, f"{case.key} was finetuned for {found.trained_rounds} units, not {UNITS}"
         model = load_pruned(Path(folder) / "0")
         tested = problem.test(load_int8(Path(folder) / "0") if proposal.int8 else model)
         return [

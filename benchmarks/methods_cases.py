@@ -15,9 +15,9 @@ CRITERIA = (
     "apoz", "rank", "correlation", "taylor", "fisher", "gradient", "movement", "snip", "grasp", "synflow", "ablation",
 )
 # fmt: on
-ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.units=[{UNITS},{UNITS}]"
-OFTEN = f"space.shapes=[one_shot] space.steps=[{UNITS},{UNITS}] space.units=[1,1]"
-HALF = "space.shapes=[one_shot] space.steps=[1,1] space.units=[2,2]"
+ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.rounds=[{UNITS},{UNITS}]"
+OFTEN = f"space.shapes=[one_shot] space.steps=[{UNITS},{UNITS}] space.rounds=[1,1]"
+HALF = "space.shapes=[one_shot] space.steps=[1,1] space.rounds=[2,2]"
 SKIPPED = {
     "search": "a choice among methods, not a method",
     "head_dim": "narrows attention heads; this net has none",

@@ -90,9 +90,9 @@ SETTINGS = {
 PLAIN = "phases.finetune.distillation=null"
 UNMIXED = "phases.finetune.distillation.mixed=0"
 WHOLE = "method.depth=false"
-ALONE = f"search.lineage=false search.chain.rungs=0 stopping=never space=per_group {PLAIN}"
+ALONE = f"search.lineage=false search.chain.targets=0 stopping=never space=per_group {PLAIN}"
 SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
-SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.units=[1,1] phases.finetune.unit_steps=120"
+SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.rounds=[1,1] phases.finetune.round_steps=120"
 RIVALS = {
     "naive TPE": f"sampler=tpe {ALONE} {SHORT}",
     "naive NSGA-II": f"sampler=nsga2 {ALONE} {SHORT}",
@@ -120,7 +120,7 @@ RIVALS = {
 `FEWER` drop whole blocks."""
 FEWER = ("ours", "ours, tilted", "chain + distillation, fewer blocks")
 CHAINED = (
-    f"search.chain.rungs={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
+    f"search.chain.targets={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
     f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
     "search.chain.most_epochs=1000 stopping=never"
 )

@@ -30,7 +30,7 @@ def ladder(
         model = pruned(problem, target, whole)
         problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         steps = max(1, int(left / sum(map(speed.step_at, rest))))
-        problem.finetune(model, 1, seed_of(seed, 7, place), unit_steps=steps)
+        problem.finetune(model, 1, seed_of(seed, 7, place), round_steps=steps)
         model.eval()
         yield macs(problem, model), problem.validate(model)["accuracy"], model
 

@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lightning_modules.errors import UserError
-from lightning_modules.recipe import nearest
+from lightning_modules.recipe import TARGET, nearest
 from orchestrator.compose import (
     CONFIG_NAME,
     conf_folder,
@@ -83,8 +83,8 @@ def run(config: DictConfig) -> None:
     """Hands the job one validated value; everything below knows no Hydra. Errors: UserError."""
     from orchestrator import settings as schema
 
-    asked = HydraConfig.get().overrides
-    settings = schema.load(settled(config, [*asked.hydra, *asked.task]))
+    asked, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
+    settings = schema.load(settled(config, [*asked.hydra, *asked.task], name=name or CONFIG_NAME))
     settings.job.build(settings)
 
 
@@ -191,7 +191,12 @@ def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, o
     if replacement := instead(name):
         return f"{name} is not a setting any more: {replacement}"
     known = sorted({*keys, *loader.list_groups("")})
-    return f"the configuration has no '{name}'{nearest(name, known)}; --cfg job shows all keys, --help all groups"
+    own = f"; to give a class of your own what it takes: +{wrong.input_line}" if _is_of_a_recipe(name, keys) else ""
+    return f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all keys, --help all groups"
+
+
+def _is_of_a_recipe(name: str, keys: Sequence[str]) -> bool:
+    return f"{name.rpartition('.')[0]}.{TARGET}" in keys
 
 
 def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:

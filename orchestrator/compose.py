@@ -85,15 +85,17 @@ def _choice(value: str | list[str]) -> str:
     return value if isinstance(value, str) else f"[{','.join(value)}]"
 
 
-def settled(config: DictConfig, words: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Plain data of what Hydra composed from the overrides `words`, and `own` laid over it.
+def settled(
+    config: DictConfig, words: Sequence[str], own: Mapping[str, Any] | None = None, name: str = CONFIG_NAME
+) -> dict[str, Any]:
+    """Plain data of what Hydra composed from the file `name` and the overrides `words`, and `own` laid over it.
 
     Keys of a class that another `_target_` has replaced are left out, a study without a name of its own is called
     after what was asked for, and `method.among` has methods in the place of their names. Errors: ConfigError.
     """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
-    layered = Layered(_sources(loader, words, parsed, own or {}))
+    layered = Layered(_sources(loader, name, words, parsed, own or {}))
     content: Any = OmegaConf.to_container(config, resolve=False)
     for path in list(layered.foreign(content)):
         _delete(content, path)
@@ -122,10 +124,9 @@ def require_folders(words: Iterable[str]) -> None:
 
 
 def _sources(
-    loader: ConfigLoader, words: Sequence[str], parsed: Sequence[Override], own: Mapping[str, Any]
+    loader: ConfigLoader, name: str, words: Sequence[str], parsed: Sequence[Override], own: Mapping[str, Any]
 ) -> list[Source]:
     """In the order in which Hydra merges them; what was asked for last, all of it at once."""
-    name = CONFIG_NAME
     defaults = loader.compute_defaults_list(name, list(words), RunMode.RUN).defaults
     _, repository = loader._parse_overrides_and_create_caching_repo(name, list(words))  # type: ignore[attr-defined]
     found = []

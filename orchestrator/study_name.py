@@ -40,7 +40,7 @@ def study_name(base: str, asked: Iterable[tuple[str, str]]) -> str:
 
 
 def _neutral(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _SAME_SEARCH)
+    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in _SAME_SEARCH)
 
 
 def _order(pair: tuple[str, str]) -> tuple[bool, tuple[str, str]]:

@@ -19,8 +19,8 @@ from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.recipe import Recipe, locate
 
-OnUnit = Callable[[int, dict[str, float]], bool]
-"""From (units done, validation metrics) to whether to go on."""
+OnRound = Callable[[int, dict[str, float]], bool]
+"""From (rounds done, validation metrics) to whether to go on."""
 
 
 class DivergedError(Exception):
@@ -94,25 +94,25 @@ def fit(
     batches: Iterable[Any],
     optimization: Optimization,
     *,
-    units: int,
-    unit_steps: int,
+    rounds: int,
+    round_steps: int,
     device: torch.device,
     val: Iterable[Any] | None = None,
-    on_unit: OnUnit | None = None,
+    on_round: OnRound | None = None,
     callbacks: Sequence[Callback] = (),
     accumulate: int = 1,
     memory_format: str = "contiguous",
 ) -> int:
-    """Train for `units` x `unit_steps` optimizer steps; after each unit validate and ask `on_unit` whether to go on.
+    """Train for `rounds` x `round_steps` optimizer steps; after each one validate and ask `on_round` whether to go on.
 
-    Returns the units done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
+    Returns the rounds done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
     masks. With `accumulate` each batch goes through the model in that many parts, whose gradients make one step.
     Meanwhile the weights lie in memory in the one of `FORMATS`, afterwards as usual.
     Errors: DivergedError on a loss that is not finite.
     """
-    watch = _Units(unit_steps, on_unit)
-    steps = units * unit_steps
-    validated = val is not None and on_unit is not None
+    watch = _Rounds(round_steps, on_round)
+    steps = rounds * round_steps
+    validated = val is not None and on_round is not None
     task.train()  # Lightning keeps the mode it finds, and in eval mode batch norms do not hold training together
     with _quiet(), _optimized(task, optimization, steps):
         trainer = Trainer(
@@ -120,7 +120,7 @@ def fit(
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
-            val_check_interval=unit_steps * accumulate if validated else None,
+            val_check_interval=round_steps * accumulate if validated else None,
             check_val_every_n_epoch=None if validated else 1,
             limit_val_batches=None if validated else 0,
             **_plain(device),
@@ -130,7 +130,7 @@ def fit(
             trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
         finally:
             task.model.to(memory_format=torch.contiguous_format)  # type: ignore[operator, union-attr]
-    return watch.units if validated else units
+    return watch.rounds if validated else rounds
 
 
 def evaluate(task: LightningModule, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
@@ -149,19 +149,19 @@ def _optimized(task: LightningModule, optimization: Optimization, steps: int) ->
         del task.configure_optimizers
 
 
-class _Units(Callback):
-    def __init__(self, unit_steps: int, on_unit: OnUnit | None) -> None:
-        self.unit_steps, self.on_unit, self.units = unit_steps, on_unit, 0
+class _Rounds(Callback):
+    def __init__(self, round_steps: int, on_round: OnRound | None) -> None:
+        self.round_steps, self.on_round, self.rounds = round_steps, on_round, 0
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        # one look per unit, not per step: reading the loss waits for an accelerator
-        if trainer.global_step % self.unit_steps == 0 and not math.isfinite(float(outputs["loss"])):
+        # one look per round, not per step: reading the loss waits for an accelerator
+        if trainer.global_step % self.round_steps == 0 and not math.isfinite(float(outputs["loss"])):
             raise DivergedError(f"the training loss became {float(outputs['loss'])} at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        self.units += 1
+        self.rounds += 1
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self.on_unit is not None and not self.on_unit(self.units, metrics):
+        if self.on_round is not None and not self.on_round(self.rounds, metrics):
             trainer.should_stop = True
 
 

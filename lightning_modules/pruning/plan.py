@@ -29,19 +29,19 @@ class Stage:
 class Timing:
     """When a stage prunes: `steps` times along `schedule`, between fractions `start` and `end` of its finetuning.
 
-    The stage is finetuned for steps x `units` units. With start 0 and end 1 each step is followed by `units`.
+    The stage is finetuned for steps x `rounds` rounds. With start 0 and end 1 each step is followed by `rounds`.
     `distillation` is the weight of the dense outputs in the loss, None as configured.
-    `unit_steps` are the optimizer steps of a unit where a budget in time sets them; None: as configured.
+    `round_steps` are the optimizer steps of a round where a budget in time sets them; None: as configured.
     `accumulate` is the number of parts in which each batch was trained on, above 1 where memory ran out.
     `mixed` copies of the training data were learnt beside it where a budget in time sets them; None: as configured.
     """
 
     schedule: str = "one_shot"
     steps: int = 1
-    units: int = 1
+    rounds: int = 1
     start: float = 0.0
     end: float = 1.0
-    unit_steps: int | None = None
+    round_steps: int | None = None
     distillation: float | None = None
     accumulate: int = 1
     mixed: int | None = None
@@ -49,10 +49,10 @@ class Timing:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise PlanError(f"plan.schedule must be one of {sorted(SCHEDULES)}; got '{self.schedule}'")
-        if self.steps < 1 or self.units < 1:
-            raise PlanError(f"plan.steps and plan.units must be at least 1; got {self.steps} and {self.units}")
-        if self.unit_steps is not None and self.unit_steps < 1:
-            raise PlanError(f"plan.unit_steps must be at least 1; got {self.unit_steps}")
+        if self.steps < 1 or self.rounds < 1:
+            raise PlanError(f"plan.steps and plan.rounds must be at least 1; got {self.steps} and {self.rounds}")
+        if self.round_steps is not None and self.round_steps < 1:
+            raise PlanError(f"plan.round_steps must be at least 1; got {self.round_steps}")
         if self.accumulate < 1:
             raise PlanError(f"plan.accumulate must be at least 1; got {self.accumulate}")
         if self.mixed is not None and self.mixed < 0:
@@ -65,10 +65,10 @@ class Timing:
     @property
     def total(self) -> int:
         """Units of finetuning in all."""
-        return self.steps * self.units
+        return self.steps * self.rounds
 
     def moments(self) -> list[int]:
-        """Units of finetuning before each pruning step; at least one unit is left after the last; shape (steps,)."""
+        """Rounds of finetuning before each pruning step; at least one round is left after the last; shape (steps,)."""
         width = (self.end - self.start) / self.steps
         found = [math.floor(self.total * (self.start + width * step) + 1e-9) for step in range(self.steps)]
         return [min(moment, self.total - 1) for moment in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,11 @@ def search(settings: Settings) -> Outputs:
 
 def inspect(settings: Settings) -> Inspection:
     """Print and return what `job=search` would work on. Errors: UserError, as there."""
+    begin = time.perf_counter()
     check_names(settings)
     from orchestrator.jobs.inspect import inspect
 
-    return inspect(settings)
+    return inspect(settings, time.perf_counter() - begin)
 
 
 def check_names(settings: Settings) -> None:

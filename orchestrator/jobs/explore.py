@@ -146,7 +146,7 @@ def _enqueue(
     if copies := mixed_copies(problem, study, pacing):
         progress.phase("mixing", f"{copies} copies of the training data with samples mixed by pairs")
     evaluator.mixed = copies
-    targets = chain.targets(settings.objectives.largest_ratio) if pacing is None else pacing.targets
+    targets = chain.ratios(settings.objectives.largest_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
     granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
     rung_steps = _chain_steps(ready, targets) if pacing is None else pacing.rung_steps
@@ -164,7 +164,7 @@ def _chain_steps(ready: Ready, targets: Sequence[float]) -> list[float]:
     """Optimizer steps of the chain's plans, as many as the space gives them."""
     terrain = ready.terrains[0]
     timings = [ready.space.propose(terrain, ready.space.chain(terrain, target)).timing for target in targets]
-    return [float(timing.total * ready.problem.settings.phases.finetune.unit_steps) for timing in timings]
+    return [float(timing.total * ready.problem.settings.phases.finetune.round_steps) for timing in timings]
 
 
 def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
@@ -183,20 +183,20 @@ def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
 def _seconds_left(problem: Problem, trials: Sequence[FrozenTrial], n_trials: int) -> float:
     """Of the trials that are left and of the confirmation, by what trials of this study have taken so far.
 
-    A unit of finetuning is priced at the mean FLOPs ratio of the chain's range.
+    A round of finetuning is priced at the mean FLOPs ratio of the chain's range.
     """
     confirm, chain = problem.settings.phases.confirm, problem.settings.search.chain
-    trained = [trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_units")]
+    trained = [trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_rounds")]
     if not trained:
         return 0.0
-    units = np.array([trial.user_attrs[MEASURED]["trained_units"] for trial in trained], dtype=float)
+    rounds = np.array([trial.user_attrs[MEASURED]["trained_rounds"] for trial in trained], dtype=float)
     ratios = np.array([trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float)
-    prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / units
+    prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / rounds
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
-    confirmed = confirm.max_models * len(confirm.seeds) * confirm.units
+    confirmed = confirm.max_models * len(confirm.seeds) * confirm.rounds
     # a ladder is finetuned as long as the front, and some of its models are confirmed
-    per_ladder = confirm.max_models * units.mean() + confirm.max_baseline_models * len(confirm.seeds) * confirm.units
-    left = max(0, n_trials - len(trials)) * units.mean()
+    per_ladder = confirm.max_models * rounds.mean() + confirm.max_baseline_models * len(confirm.seeds) * confirm.rounds
+    left = max(0, n_trials - len(trials)) * rounds.mean()
     return float(per_unit * (left + confirmed + len(confirm.baselines) * per_ladder))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +12,13 @@ from torch import nn
 from lightning_modules.data.contract import set_up
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
-from lightning_modules.tasks.contract import build_task, step_loss, to_device
 from orchestrator.progress import Progress
 from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
 from orchestrator.search.dense import build_model, example_of
+from orchestrator.search.expected import expected_seconds
 from orchestrator.search.outline import on_weights, outline
 from orchestrator.search.parts import check_parts
 from orchestrator.search.prepare import check_prunable, device_of, find_latency_model, find_structure
@@ -35,7 +31,7 @@ class Inspection:
     """`weights` are the tensors whose single weights the method prunes, None where it prunes units alone.
 
     `combinations` is how many plans a discrete space has, None where a dimension is continuous.
-    `seconds` is the expected duration of the whole job from a few timed steps of the dense model on this machine."""
+    `seconds` is the expected duration of the whole job by phase, from a few timed steps on this machine."""
 
     structure: Structure
     weights: Structure | None
@@ -51,11 +47,13 @@ class Inspection:
         return sum(self.seconds.values())
 
 
-def inspect(settings: Settings) -> Inspection:
-    """Print and return what `job=search` would work on; nothing is trained, nothing is written.
+def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
+    """Print and return what `job=search` would work on; nothing is kept of what is trained, nothing is written.
 
+    `imports` are the seconds that the imports took, which a search needs as well.
     Errors: UserError for whatever would stop the search before its first trial.
     """
+    begin = time.perf_counter()
     check_parts(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
@@ -64,12 +62,12 @@ def inspect(settings: Settings) -> Inspection:
     model = build_model(settings, data)
     example = example_of(settings, model, data)
     structure = find_structure(settings, model, example)
+    begun = imports + time.perf_counter() - begin
     cost = Cost(structure)
     check_prunable(settings, structure)
     example = example.to(device_of(settings))
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
     check_bounds(settings, Prices(structure, cost, example, latency), model)
-    space = settings.space.build()
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)
@@ -81,7 +79,7 @@ def inspect(settings: Settings) -> Inspection:
         prunable_macs_fraction(structure),
         len(distributions),
         combinations(distributions),
-        _expected(settings, model, data, len(structure.groups), space.needs_profile),
+        expected_seconds(settings, model, data, structure, device_of(settings), begun),
     )
     _print(settings, found)
     return found
@@ -90,40 +88,6 @@ def inspect(settings: Settings) -> Inspection:
 def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
     """The weight tensors of the first stage that prunes single weights."""
     return next((found for stage in method.stages() if (found := on_weights(structure, model, stage))), None)
-
-
-def _expected(settings: Settings, model: nn.Module, data: Any, groups: int, profiled: bool) -> dict[str, float]:
-    """Seconds by phase: steps times the dense model's step, trials at the mean FLOPs ratio of the chain's range."""
-    how = settings.phases
-    step = _step_seconds(settings, copy.deepcopy(model), data)
-    chain = settings.search.chain
-    # the mean of a log-uniform ratio; narrow layers run below the speed of wide ones, so half as much again
-    ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
-    unit = how.finetune.unit_steps * step * min(1.0, 1.5 * ratio)
-    confirm = len(how.confirm.seeds) * how.confirm.units
-    forward = step / 3.0
-    return {
-        "dense training": how.train.epochs * len(data.train_batches(0)) * step,
-        "profile": groups * len(how.profile.ratios) * 2 * how.profile.batches * forward if profiled else 0.0,
-        "search": settings.study.n_trials * settings.space.build().units[-1] * unit,
-        "confirmation": how.confirm.max_models * confirm * unit + confirm * how.finetune.unit_steps * step,
-        "baselines": len(how.confirm.baselines)
-        * how.confirm.max_baseline_models
-        * (confirm + settings.space.build().units[-1])
-        * unit,
-    }
-
-
-def _step_seconds(settings: Settings, model: nn.Module, data: Any) -> float:
-    """Median seconds of a training step of the dense model, after one to warm up."""
-    device = device_of(settings)
-    task = build_task(settings.task, model, data).to(device).train()
-    seconds = []
-    for batch in islice(data.train_batches(0), 4):
-        begin = time.perf_counter()
-        step_loss(task, to_device(task, batch, device)).backward()  # type: ignore[no-untyped-call]
-        seconds.append(time.perf_counter() - begin)
-    return sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
 
 
 def _print(settings: Settings, found: Inspection) -> None:

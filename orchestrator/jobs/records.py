@@ -52,7 +52,7 @@ def record_ended(tracker: Tracker, settings: Settings, problem: Problem, study: 
 
 
 def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial) -> None:
-    """One ended trial: parameters, costs, quality, curves by unit, plan and per-group table."""
+    """One ended trial: parameters, costs, quality, curves by round, plan and per-group table."""
     known = trial.user_attrs
     measured = known.get(MEASURED, {})
     quality = settings.objectives.quality
@@ -70,7 +70,7 @@ def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: 
         params={**trial.params, **same, "parent": "dense" if parent is None else parent},
         tags={**same, "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
         metrics={**metrics, "seconds": known[SECONDS], "rung": float(rungs[-1][0] if rungs else 0)},
-        curves=[Point(f"finetune/{name}", unit, value) for unit, _, found in rungs for name, value in found.items()],
+        curves=[Point(f"finetune/{name}", round, value) for round, _, found in rungs for name, value in found.items()],
         artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
         at=None if trial.datetime_complete is None else trial.datetime_complete.timestamp(),
     )

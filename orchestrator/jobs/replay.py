@@ -177,10 +177,10 @@ def _again(problem: Problem, link: Link, working: Working) -> Working:
 def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str, Any]) -> nn.Module:
     sparse = tuple(densities(working.model, working.masks))
     model = begun(problem, tensors(working.model), working.alive, sparse).model
-    level, steps = link.plan["activation"], how.get("unit_steps")
+    level, steps = link.plan["activation"], how.get("round_steps")
     parts = how.get("accumulate", link.plan["timing"].get("accumulate", 1))
-    candidate = Candidate("replay", model, working.alive, None, sparse, level, unit_steps=steps, accumulate=parts)
-    return finetuned(problem, candidate, how["seed"], how["units"], how["lr_factor"])
+    candidate = Candidate("replay", model, working.alive, None, sparse, level, round_steps=steps, accumulate=parts)
+    return finetuned(problem, candidate, how["seed"], how["rounds"], how["lr_factor"])
 
 
 def _dense(name: str, model: nn.Module, digest: str) -> Step:

@@ -74,17 +74,17 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     _require_completed(found)
     chosen = candidates(found, problem.goals, how.tolerance * problem.scale, how.max_models)
     ratios = [row.ratios.get("flops", 1.0) for row in chosen]
-    unit_steps = None if pacing is None else pacing.confirming(problem, ratios)
-    members, dense, failed = confirm_front(problem, evaluator, chosen, progress, unit_steps)
+    round_steps = None if pacing is None else pacing.confirming(problem, ratios)
+    members, dense, failed = confirm_front(problem, evaluator, chosen, progress, round_steps)
     first = next(iter(evaluator.methods.values()))
     left_out: list[str] = []
 
     def afford(name: str, rungs: Sequence[Rung], confirmed: Sequence[Rung]) -> bool:
-        enough = pacing is None or pacing.affords(problem, rungs, confirmed, unit_steps)
+        enough = pacing is None or pacing.affords(problem, rungs, confirmed, round_steps)
         left_out.extend([] if enough else [name])
         return enough
 
-    baselines, broken = run_baselines(problem, first, members, progress, afford, unit_steps)
+    baselines, broken = run_baselines(problem, first, members, progress, afford, round_steps)
     summary = {
         **_summary(problem, reference, found, members, progress),
         "exhausted": explored.nothing_left,

@@ -128,7 +128,7 @@ def share_of(settings: Settings, place: int) -> Settings:
 
 
 def _in_words(trials: list[FrozenTrial]) -> str:
-    rungs = [f"{trial.number} (unit {len(trial.user_attrs.get(RUNGS, ())) + 1})" for trial in trials]
+    rungs = [f"{trial.number} (round {len(trial.user_attrs.get(RUNGS, ())) + 1})" for trial in trials]
     return f"running: {', '.join(rungs)}" if rungs else "no worker runs a trial"
 
 

@@ -99,13 +99,13 @@ class Pace:
         """How many times as long as by `speed` trials have taken."""
         return self._took / self._expected if self._expected > 0.0 else 1.0
 
-    def __call__(self, ratio: float, units: int) -> int:
-        """Optimizer steps, at least one, in each of a trial's `units` units of finetuning; `ratio` is that of FLOPs."""
+    def __call__(self, ratio: float, rounds: int) -> int:
+        """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning; `ratio` is that of FLOPs."""
         self._learn()
         left = (self.available - self.clock()) / self.slower
         steps = self.sharing.steps(self.speed, left, ratio, [ratio, *self.left()[1:]])
         self._open = (self.clock(), self.steps_done(), ratio)
-        return max(1, int(steps) // units)
+        return max(1, int(steps) // rounds)
 
     def more(self) -> bool:
         """Whether the chain is not done, or another trial as long as its rungs would end in time."""
@@ -140,7 +140,7 @@ class Unpaced:
     def __init__(self, available: float, clock: Callable[[], float]) -> None:
         self.available, self.clock, self.begin, self.trials = available, clock, clock(), 0
 
-    def __call__(self, ratio: float, units: int) -> None:
+    def __call__(self, ratio: float, rounds: int) -> None:
         self.trials += 1
 
     def more(self) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.phases.fit import OnUnit, evaluate, fit
+from lightning_modules.phases.fit import OnRound, evaluate, fit
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
@@ -93,7 +93,7 @@ def train_dense(
     data: Any,
     device: torch.device,
     timed: Timed,
-    on_epoch: OnUnit,
+    on_epoch: OnRound,
     memory_format: str = "contiguous",
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model trained, with its validation metrics; read back where the same recipe was run before.
@@ -143,13 +143,13 @@ def _make(
     data: Any,
     device: torch.device,
     timed: Timed,
-    on_epoch: OnUnit,
+    on_epoch: OnRound,
     memory_format: str,
 ) -> dict[str, float]:
     """Train the model and keep it; its validation metrics."""
     folder = dense_folder(settings)
 
-    def on_unit(epoch: int, found: dict[str, float]) -> bool:
+    def on_round(epoch: int, found: dict[str, float]) -> bool:
         if epoch == settings.phases.train.rewind_epoch:
             write_atomic(folder / REWIND, save(tensors(model)))
         return on_epoch(epoch, found)
@@ -158,10 +158,10 @@ def _make(
         write_atomic(folder / REWIND, save(tensors(model)))
     if settings.made_up is not None:
         metrics = metrics_of(settings, 1.0, settings.phases.train.epochs)
-        on_unit(settings.phases.train.rewind_epoch or 0, metrics)
+        on_round(settings.phases.train.rewind_epoch or 0, metrics)
     else:
         with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
-            _train(settings, model, data, device, on_unit, memory_format)
+            _train(settings, model, data, device, on_round, memory_format)
         with timed("evaluation"):
             metrics = evaluate(build_task(settings.task, model, data), data.val_dataloader(), device)
     if settings.objectives.quality not in metrics:
@@ -202,7 +202,7 @@ def _train(
     model: nn.Module,
     data: Any,
     device: torch.device,
-    on_epoch: OnUnit,
+    on_epoch: OnRound,
     memory_format: str,
 ) -> None:
     how = settings.phases.train
@@ -214,11 +214,11 @@ def _train(
         task,
         batches,
         optimization(how),
-        units=how.epochs,
-        unit_steps=len(batches),
+        rounds=how.epochs,
+        round_steps=len(batches),
         device=device,
         val=data.val_dataloader(),
-        on_unit=on_epoch,
+        on_round=on_epoch,
         memory_format=memory_format,
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_modules.phases.fit import DivergedError, OnUnit
+from lightning_modules.phases.fit import DivergedError, OnRound
 from lightning_modules.recipe import digest
 from orchestrator.search.problem import Problem
 from orchestrator.settings import MadeUpSettings, Settings
@@ -24,11 +24,11 @@ BEST = 0.95
 NARROW = 0.25
 """How much of the quality a model without parameters would lose; with the square root of what is left it returns."""
 UNTRAINED = 0.2
-"""How much is missing without any finetuning; each unit takes half of the rest."""
+"""How much is missing without any finetuning; each round takes half of the rest."""
 
 
 class MadeUpProblem(Problem):
-    """Metrics follow from the parameters left and the units of finetuning, with noise.
+    """Metrics follow from the parameters left and the rounds of finetuning, with noise.
 
     The noise follows from all that a real training would depend on: the same trial gives the same metrics, and another
     optimizer, seed or distillation gives others. Failures and slowness are as the settings say.
@@ -38,24 +38,24 @@ class MadeUpProblem(Problem):
         self._work("recalibrate", count, seed)
 
     def finetune(  # type: ignore[override]
-        self, model: nn.Module, units: int, seed: int, on_unit: OnUnit | None = None, **how: Any
+        self, model: nn.Module, rounds: int, seed: int, on_round: OnRound | None = None, **how: Any
     ) -> int:
-        """The units done. Errors: DivergedError as often as `made_up.failures` says."""
-        conditions = [_phases(self.settings), units, seed, *(how.get(name) for name in _CONDITIONS)]
+        """The rounds done. Errors: DivergedError as often as `made_up.failures` says."""
+        conditions = [_phases(self.settings), rounds, seed, *(how.get(name) for name in _CONDITIONS)]
         draw = self._work("finetune", *conditions)
-        if on_unit is not None and draw.random() < self._made_up.failures:
+        if on_round is not None and draw.random() < self._made_up.failures:
             raise DivergedError("the made-up training loss became nan")
-        noise = self._made_up.noise * draw.standard_normal(units)
+        noise = self._made_up.noise * draw.standard_normal(rounds)
         with torch.no_grad():  # weights differ where trainings do, as digests and replays expect
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1.0 + 1e-3 * float(noise[-1]))
-        steps = how.get("unit_steps") or self.settings.phases.finetune.unit_steps
-        for unit in range(1, units + 1):
+        steps = how.get("round_steps") or self.settings.phases.finetune.round_steps
+        for round in range(1, rounds + 1):
             time.sleep(self._made_up.seconds * steps)
-            if on_unit is not None and not on_unit(unit, self._metrics(model, unit, float(noise[unit - 1]))):
-                return unit
-        return units
+            if on_round is not None and not on_round(round, self._metrics(model, round, float(noise[round - 1]))):
+                return round
+        return rounds
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         return self._metrics(model, 2, self._drawn("validate", level, _fingerprint(model)))
@@ -77,12 +77,12 @@ class MadeUpProblem(Problem):
     def _drawn(self, *conditions: object) -> float:
         return self._made_up.noise * float(self._work(*conditions).standard_normal())
 
-    def _metrics(self, model: nn.Module, units: int, noise: float) -> dict[str, float]:
+    def _metrics(self, model: nn.Module, rounds: int, noise: float) -> dict[str, float]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return metrics_of(self.settings, parameters / max(1, self.dense_params), units, noise)
+        return metrics_of(self.settings, parameters / max(1, self.dense_params), rounds, noise)
 
 
-_CONDITIONS = ("lr_factor", "level", "unit_steps", "distillation", "accumulate", "mixed")
+_CONDITIONS = ("lr_factor", "level", "round_steps", "distillation", "accumulate", "mixed")
 
 
 def _fingerprint(model: nn.Module) -> float:
@@ -90,11 +90,11 @@ def _fingerprint(model: nn.Module) -> float:
     return float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
 
 
-def metrics_of(settings: Settings, ratio: float, units: int, noise: float = 0.0) -> dict[str, float]:
-    """Every metric of the task, for a model with this ratio of the dense parameters after some units of finetuning."""
+def metrics_of(settings: Settings, ratio: float, rounds: int, noise: float = 0.0) -> dict[str, float]:
+    """Every metric of the task, for a model with this ratio of the dense parameters after some rounds of finetuning."""
     from orchestrator.search.goals import task_directions
 
-    short = NARROW * (1.0 - np.sqrt(min(1.0, ratio))) + UNTRAINED * 0.5**units
+    short = NARROW * (1.0 - np.sqrt(min(1.0, ratio))) + UNTRAINED * 0.5**rounds
     good = float(np.clip(BEST - short + noise, 0.0, 1.0))
     return {
         name: good if direction == "maximize" else 1.0 - good for name, direction in task_directions(settings).items()

@@ -29,7 +29,7 @@ CONFIRMING = 0.2
 """The part of a budget in time that is kept for confirming the front."""
 STEPS = 3
 """Optimizer steps that are timed at each of the ratios."""
-USUAL_UNITS = 2
+USUAL_ROUNDS = 2
 """Units of finetuning of a trial: each begins and ends with work that is no optimizer step."""
 TARGETS = "targets"
 MIXED = "mixed"
@@ -64,29 +64,31 @@ class Pacing:
         return max(0.0, self.budget.amount - self.clock()) if self.budget.measure == "seconds" else None
 
     def confirming(self, problem: Problem, flops_ratios: Sequence[float]) -> int | None:
-        """Steps of a unit with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
+        """Steps of a round with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
 
         None where the budget is not in seconds: confirmed as configured.
         """
         if (left := self.seconds_left()) is None:
             return None
-        how, usual = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps
+        how, usual = problem.settings.phases.confirm, problem.settings.phases.finetune.round_steps
         models = [1.0, *flops_ratios]
         beside, step = sum(map(self.speed.beside_at, models)), sum(map(self.speed.step_at, models))
-        steps = (left / (self.pace.slower * len(how.seeds)) - beside) / (how.units * step)
+        steps = (left / (self.pace.slower * len(how.seeds)) - beside) / (how.rounds * step)
         return int(np.clip(steps, FEWEST, max(FEWEST, 10 * usual)))
 
     def affords(
-        self, problem: Problem, rungs: Sequence[Rung], confirmed: Sequence[Rung], unit_steps: int | None
+        self, problem: Problem, rungs: Sequence[Rung], confirmed: Sequence[Rung], round_steps: int | None
     ) -> bool:
         """Whether a ladder with these rungs, some of them `confirmed` as in `confirming`, would end in time."""
         if (left := self.seconds_left()) is None:
             return True
-        how, usual, seconds = problem.settings.phases.confirm, problem.settings.phases.finetune.unit_steps, 0.0
+        how, usual, seconds = problem.settings.phases.confirm, problem.settings.phases.finetune.round_steps, 0.0
         for rung, steps in steps_by_rung(rungs, usual):
             seconds += self.speed.price(self._ratio(problem, rung), steps)
         for rung in confirmed:
-            seconds += len(how.seeds) * self.speed.price(self._ratio(problem, rung), how.units * (unit_steps or usual))
+            seconds += len(how.seeds) * self.speed.price(
+                self._ratio(problem, rung), how.rounds * (round_steps or usual)
+            )
         return self.pace.slower * seconds <= left
 
     def _ratio(self, problem: Problem, rung: Rung) -> float:
@@ -167,13 +169,13 @@ def pacing_of(
         progress.phase("speed", "of optimizer steps at up to three FLOPs ratios")
         with problem.timed("profile"):
             speed = _speed(problem, plans, now)
-    if chain.rungs == 0:
+    if chain.targets == 0:
         return Pacing(budget, (), Unpaced(available, clock), speed, clock)
     sharing = Sharing(max(1, round(chain.most_epochs * per_epoch)))
     if TARGETS not in study.user_attrs:
         rungs = fewer_rungs(
             lambda count: [plans.at(target) for target in _targets(problem, count)],
-            chain.rungs,
+            chain.targets,
             speed,
             available - clock(),
             sharing,
@@ -208,8 +210,8 @@ def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int |
 
 
 def _targets(problem: Problem, rungs: int) -> list[float]:
-    chain = problem.settings.search.chain.model_copy(update={"rungs": rungs})
-    return chain.targets(problem.settings.objectives.largest_ratio)
+    chain = problem.settings.search.chain.model_copy(update={"targets": rungs})
+    return chain.ratios(problem.settings.objectives.largest_ratio)
 
 
 def _steps_done(problem: Problem, study: Study) -> float:
@@ -230,8 +232,8 @@ def _charged(problem: Problem, study: Study) -> float:
 def _steps(problem: Problem, measured: Mapping[str, Any] | None) -> int:
     if measured is None:
         return 0
-    usual = problem.settings.phases.finetune.unit_steps
-    return int(measured["trained_units"] * (measured["plan"]["timing"]["unit_steps"] or usual))
+    usual = problem.settings.phases.finetune.round_steps
+    return int(measured["trained_rounds"] * (measured["plan"]["timing"]["round_steps"] or usual))
 
 
 def _require_time(budget: Budget, before: float) -> None:
@@ -244,7 +246,7 @@ def _require_time(budget: Budget, before: float) -> None:
 
 def _speed(problem: Problem, plans: Plans, now: Callable[[], float]) -> Speed:
     """Of the dense model, the chain's middle and its end."""
-    targets = _targets(problem, max(1, problem.settings.search.chain.rungs))
+    targets = _targets(problem, max(1, problem.settings.search.chain.targets))
     cuts = [plans.kept(targets[at]) for at in (len(targets) // 2, -1)] if plans.cut else []
     return measure(problem, cuts, now)
 
@@ -264,11 +266,11 @@ def _timed(problem: Problem, model: nn.Module, now: Callable[[], float]) -> tupl
     finetune, moments = problem.settings.phases.finetune, [0.0]
     for steps in (1, 1, 1 + STEPS):
         begin = now()
-        problem.finetune(model, 1, 0, unit_steps=steps)
+        problem.finetune(model, 1, 0, round_steps=steps)
         moments.append(now() - begin)
     one, several = moments[-2:]
     step = max((several - one) / STEPS, 0.25 * several / (1 + STEPS))
     begin = now()
     problem.recalibrate(model, finetune.recalibration_batches, 0)
     problem.validate(model)
-    return step, now() - begin + USUAL_UNITS * max(0.0, one - step)
+    return step, now() - begin + USUAL_ROUNDS * max(0.0, one - step)

@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation, distilled
-from lightning_modules.phases.fit import OnUnit, Optimization, evaluate, fit
+from lightning_modules.phases.fit import OnRound, Optimization, evaluate, fit
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
@@ -153,24 +153,24 @@ class Problem:
     def finetune(
         self,
         model: nn.Module,
-        units: int,
+        rounds: int,
         seed: int,
-        on_unit: OnUnit | None = None,
+        on_round: OnRound | None = None,
         lr_factor: float = 1.0,
         callbacks: Sequence[Callback] = (),
         level: float | None = None,
-        unit_steps: int | None = None,
+        round_steps: int | None = None,
         distillation: float | None = None,
         accumulate: int = 1,
         mixed: int | None = None,
     ) -> int:
-        """`units` units as the configuration describes them; reproducible from `seed` on one CPU. Returns those done.
+        """`rounds` rounds as the configuration describes them; reproducible from `seed` on one CPU. Returns those done.
 
-        With a `level` activations are pruned meanwhile. `unit_steps` optimizer steps make a unit, and
+        With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and
         `distillation` is the weight of the dense outputs; `mixed` copies of the training data are learnt beside it;
         None: as configured. `accumulate` is as in `fit`.
         """
-        unit_steps = unit_steps or self.settings.phases.finetune.unit_steps
+        round_steps = round_steps or self.settings.phases.finetune.round_steps
         task = self.task(model)
         teaching = self.distillation
         if teaching is not None and distillation is not None:
@@ -187,12 +187,12 @@ class Problem:
             return fit(
                 task,
                 batches,
-                self._optimization(units * unit_steps, lr_factor),
-                units=units,
-                unit_steps=unit_steps,
+                self._optimization(rounds * round_steps, lr_factor),
+                rounds=rounds,
+                round_steps=round_steps,
                 device=self.device,
                 val=self.data.val_dataloader(),
-                on_unit=on_unit,
+                on_round=on_round,
                 callbacks=[*callbacks, Watched(self.check)],
                 accumulate=accumulate,
                 memory_format=self.memory_format,

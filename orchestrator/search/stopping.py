@@ -1,4 +1,4 @@
-"""Stopping: which trials get another unit of finetuning. Networks are pruned; trials are stopped."""
+"""Stopping: which trials get another round of finetuning. Networks are pruned; trials are stopped."""
 
 from __future__ import annotations
 

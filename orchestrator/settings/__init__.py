@@ -68,13 +68,13 @@ class StudySettings(Part):
 
 
 class ChainSettings(Part):
-    """The chain a study begins with: `rungs` FLOPs ratios, log-spaced from `largest` to `smallest`.
+    """The chain a study begins with: `targets` FLOPs ratios, log-spaced from `largest` to `smallest`.
 
     Where whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs all rungs
     get the same time, and at most `most_epochs`; what is left goes to the other rungs, then to trials around the chain.
     """
 
-    rungs: Count = 8
+    targets: Count = 8
     largest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     depth: Annotated[float, Field(ge=0.0)] = 1.0
@@ -86,13 +86,13 @@ class ChainSettings(Part):
             raise ValueError(f"chain.smallest must be below chain.largest; got {self.smallest} and {self.largest}")
         return self
 
-    def targets(self, budget: float | None) -> list[float]:
+    def ratios(self, budget: float | None) -> list[float]:
         """FLOPs ratios, large to small; under a `budget` the ladder begins at the budget itself."""
         top = self.largest if budget is None else min(self.largest, budget)
-        if self.rungs == 0 or top <= self.smallest:
-            return [top] if self.rungs else []
-        step = (self.smallest / top) ** (1 / max(1, self.rungs - 1))
-        return [top * step**rung for rung in range(self.rungs)]
+        if self.targets == 0 or top <= self.smallest:
+            return [top] if self.targets else []
+        step = (self.smallest / top) ** (1 / max(1, self.targets - 1))
+        return [top * step**place for place in range(self.targets)]
 
 
 class SearchSettings(Part):
@@ -176,7 +176,7 @@ class Settings(Part):
             phases[phase]["optimizer"] = how.optimizer.to_json()
             phases[phase]["scheduler"] = None if how.scheduler is None else how.scheduler.to_json()
         sparsify = self.phases.sparsify
-        phases["sparsify"] = sparsify and {"penalty": sparsify.penalty.to_json(), "units": sparsify.units}
+        phases["sparsify"] = sparsify and {"penalty": sparsify.penalty.to_json(), "rounds": sparsify.rounds}
         rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
         return {**recipes, "method": self.method.plain(), "phases": phases, **rest}
 
@@ -186,7 +186,7 @@ class Settings(Part):
         method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
         if not self._depth_is_open:
             return bool(self.method.depth or method.depth)
-        return budget is not None and budget.measure == "seconds" and chain.rungs > 0 and chain.depth > 0.0
+        return budget is not None and budget.measure == "seconds" and chain.targets > 0 and chain.depth > 0.0
 
     def with_depth(self, depth: bool) -> Settings:
         """With whole blocks pruned or not where the method leaves that open."""

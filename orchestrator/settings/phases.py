@@ -67,14 +67,14 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """A unit of finetuning is `unit_steps` optimizer steps; how many units a trial gets is in the space.
+    """A round of finetuning is `round_steps` optimizer steps; how many rounds a trial gets is in the space.
 
     `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones.
     `lr` is the finetuning's own (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer`
     takes momentum and moments along through the pruning steps of a trial, cut like the weights.
     """
 
-    unit_steps: Positive
+    round_steps: Positive
     recalibration_batches: Count = 4
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"
@@ -84,10 +84,10 @@ class FinetuneSettings(OptimizerSettings):
 
 
 class SparsifySettings(Part):
-    """Training under a penalty before the first pruning step: `units` units of finetuning's steps and optimizer."""
+    """Training under a penalty before the first pruning step: `rounds` rounds of finetuning's steps and optimizer."""
 
     penalty: AnyRecipe
-    units: Positive = 1
+    rounds: Positive = 1
 
 
 class ProfileSettings(Part):
@@ -105,7 +105,7 @@ class ConfirmSettings(Part):
     """
 
     seeds: tuple[int, ...] = (0, 1)
-    units: Positive = 2
+    rounds: Positive = 2
     lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
     max_baseline_models: Positive = 4

@@ -102,7 +102,7 @@ def test_a_penalty_is_a_scalar_whose_gradient_shrinks_weights(kind: str, name: s
 
 
 @pytest.mark.parametrize("name", sorted(set(MAKERS) - {"frozen"}))
-def test_a_penalty_on_units_is_the_sum_over_groups_of_what_makes_them(name: str) -> None:
+def test_a_penalty_on_rounds_is_the_sum_over_groups_of_what_makes_them(name: str) -> None:
     """By hand, from the table: every weight that produces a unit counts once for it."""
     model, structure = make(name), structure_of(name)
     parameters = dict(model.named_parameters())
@@ -201,7 +201,7 @@ def train(model: nn.Module, *callbacks: Callback, steps: int = 20) -> None:
     torch.manual_seed(0)
     how = Optimization(Recipe("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}), warmup=0.0)
     task = Classification(model, 10)
-    fit(task, DATA.train_batches(0), how, units=1, unit_steps=steps, device=CPU, callbacks=callbacks)
+    fit(task, DATA.train_batches(0), how, rounds=1, round_steps=steps, device=CPU, callbacks=callbacks)
 
 
 def small() -> tuple[SmallResNet, Structure]:

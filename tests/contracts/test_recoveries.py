@@ -49,7 +49,7 @@ def rates(how: Optimization, units: int = 2, steps: int = 6) -> list[float]:
     """As `fit` trains with them."""
     found = Rates()
     task = Classification(small(), 10)
-    fit(task, DATA.train_batches(0), how, units=units, unit_steps=steps, device=CPU, callbacks=[found])
+    fit(task, DATA.train_batches(0), how, units=units, round_steps=steps, device=CPU, callbacks=[found])
     assert len(found.found) == units * steps
     return found.found
 
@@ -140,7 +140,7 @@ def carry(model: nn.Module, carried: Carried, batches: list[Any], recipe: Recipe
     """Train at a constant rate."""
     how = Optimization(recipe, scheduler=Recipe(TORCH + "ConstantLR", {"factor": 1.0}))
     task = Classification(model, 10)
-    fit(task, Fixed(batches), how, units=units, unit_steps=len(batches) // units, device=CPU, callbacks=[carried])
+    fit(task, Fixed(batches), how, units=units, round_steps=len(batches) // units, device=CPU, callbacks=[carried])
 
 
 def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Any]) -> None:

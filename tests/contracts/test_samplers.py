@@ -213,7 +213,7 @@ def test_what_is_no_sampler_or_would_end_the_study_itself_is_refused() -> None:
 
 
 def small(levels: int | None, **changes: Any) -> Choices:
-    known = {"steps": (1, 1), "shapes": ("one_shot",), "units": (1, 2), **changes}
+    known = {"steps": (1, 1), "shapes": ("one_shot",), "rounds": (1, 2), **changes}
     return Choices(Uniform(levels=levels, **known), METHOD, {"l2": terrain()})
 
 

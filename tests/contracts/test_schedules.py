@@ -108,8 +108,8 @@ def test_from_start_to_end_each_step_is_followed_by_the_same_units(steps: int, u
     ("wrong", "message"),
     [
         ({"schedule": "sudden"}, r"plan.schedule must be one of .*; got 'sudden'"),
-        ({"steps": 0}, "plan.steps and plan.units must be at least 1; got 0 and 1"),
-        ({"units": -1}, "plan.steps and plan.units must be at least 1; got 1 and -1"),
+        ({"steps": 0}, "plan.steps and plan.rounds must be at least 1; got 0 and 1"),
+        ({"rounds": -1}, "plan.steps and plan.rounds must be at least 1; got 1 and -1"),
         ({"start": 0.5, "end": 0.5}, r"0 <= start < end <= 1; got 0.5 and 0.5"),
         ({"end": 1.5}, r"0 <= start < end <= 1; got 0 and 1.5"),
     ],

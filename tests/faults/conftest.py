@@ -9,7 +9,7 @@ import pytest
 
 from tests.search.problems import Bench, bench, silent
 
-QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1"]
+QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1"]
 
 
 @pytest.fixture(scope="module")

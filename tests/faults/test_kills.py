@@ -21,7 +21,7 @@ SINGLE, OF_WORKERS, OF_PARENTS = 20, 7, 3
 MANY = 24
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is right."""
-LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
+LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.round_steps=20"]
 LONGEST = [*LONGER, f"study.n_trials={2 * MANY}"]
 
 

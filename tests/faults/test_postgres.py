@@ -110,7 +110,7 @@ def test_two_hosts_share_a_study_and_each_is_killed_once(
 ) -> None:
     url = postgres.url("hosts")
     shared = [f"study.storage={url}", f"study.out={tmp_path}/runs", f"study.baselines={tmp_path}/baselines"]
-    command = [*shared, f"study.n_trials={MANY}", "study.lease=3", "phases.finetune.unit_steps=60"]
+    command = [*shared, f"study.n_trials={MANY}", "study.lease=3", "phases.finetune.round_steps=60"]
     one, two = hosts
     with run(one.folder, *command, before=one.words()) as search:
         begun(tmp_path, url, search, 1)

@@ -76,7 +76,7 @@ def only(pid: int, number: int) -> None:
 
 
 MANY = 12
-COMMAND = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.unit_steps=20"]
+COMMAND = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.round_steps=20"]
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ SMALL = [
     "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
-    "phases.confirm.units=1",
+    "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
     "phases.confirm.max_baseline_models=1",
-    "search.chain.rungs=3",
+    "search.chain.targets=3",
     "threads=1",
     "tracking=none",
 ]
@@ -81,11 +81,11 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
     command = [*common, "study.budget=8epochs"]
     assert main(command) == 0
     whole, rows = results(), trials()
-    steps = [plan["timing"]["unit_steps"] for plan, _ in whole.values()]
+    steps = [plan["timing"]["round_steps"] for plan, _ in whole.values()]
     per_epoch = 2 * max(steps) / 2  # two units in a rung of two epochs
     assert len(rows) >= 4
     assert [row.kind for row in rows] == ["chain"] * 3 + ["search"] * (len(rows) - 3)
-    spent = [plan["timing"]["unit_steps"] * read_plan(RUN / "trials" / name)["trained_units"]
+    spent = [plan["timing"]["round_steps"] * read_plan(RUN / "trials" / name)["trained_rounds"]
              for name, (plan, _) in whole.items()]  # fmt: skip
     assert max(spent) <= 2 * per_epoch
     assert 6 * per_epoch < sum(spent) <= 8 * per_epoch
@@ -100,7 +100,7 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
         assert main([*common, "study.budget=5epochs"]) == 0
     assert "this study is complete; more time: study.budget=..." in capsys.readouterr().out
 
-    # the exported model is replayed with the units it was confirmed with
+    # the exported model is replayed with the rounds it was confirmed with
     folder = next((RUN / "models").iterdir())
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 
@@ -172,8 +172,8 @@ def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     assert there == {"dense", "uniform", "random", "global"} - set(left_out)
     shown = " ".join(capsys.readouterr().out.split())
     assert ("would not have ended within" in shown) == bool(left_out)
-    folder = next((RUN / "models").iterdir())  # confirmed with units of the length that there was time for
-    assert read_plan(folder)["confirmation"]["unit_steps"] >= 16  # never fewer, however late it is
+    folder = next((RUN / "models").iterdir())  # confirmed with rounds of the length that there was time for
+    assert read_plan(folder)["confirmation"]["round_steps"] >= 16  # never fewer, however late it is
     assert read_plan(folder)["plan"]["timing"]["mixed"] == 0  # nobody learns the data by heart in four epochs
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 

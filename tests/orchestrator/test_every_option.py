@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [
     "study.n_trials=5",
-    "search.chain.rungs=2",
+    "search.chain.targets=2",
     "phases.train.epochs=2",
-    "phases.finetune.unit_steps=4",
-    "phases.confirm.units=1",
+    "phases.finetune.round_steps=4",
+    "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
     "phases.confirm.max_baseline_models=1",
     "stopping=never",
@@ -80,7 +80,7 @@ CHOICES = [
     "method=depth model.blocks=2",
     "space.distillation=[0.2,0.8]",
     "space.start=[0.0,0.5] space.end=[0.6,1.0] space.steps=[2,3] space.shapes=[exponential,cosine]",
-    "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},units:1}",
+    "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},rounds:1}",
     "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
     "phases.finetune.begin=fresh",
     "phases.finetune.lr=rewound",
@@ -192,11 +192,11 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
     ]
     fast = [
         "study.n_trials=2",
-        "space.units=[1,1]",
+        "space.rounds=[1,1]",
         "phases.finetune.recalibration_batches=1",
     ]
     command = ["+experiment=resnet50_imagenet", f"data.folder={tmp_path / 'images'}", *TINY, *small, *fresh, *fast]
-    assert main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.unit_steps=2"]) == 0
+    assert main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.round_steps=2"]) == 0
     assert read_csv("runs/tiny/front.csv", ConfirmedRow)
 
 
@@ -235,6 +235,7 @@ def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path
             "orchestrator",
             f"hydra.searchpath=[file://{tmp_path / 'mine'}]",
             "+experiment=own",
+            "study.name=own",
             *TINY[1:-1],
             "tracking=none",
         ],

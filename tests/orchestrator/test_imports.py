@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator.__main__ import main
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.report.rows import ConfirmedRow
 from orchestrator.settings import Settings
@@ -61,6 +62,40 @@ def test_a_mistake_in_ones_own_class_is_told_before_anything_large_is_imported(
     last, error = answer(tmp_path, [*SMALL, *words], heavy)
     assert last == "code 2 []"
     assert said in error
+
+
+class Expensive:
+    """Data that must not be read yet."""
+
+    def setup(self, stage: str | None = None) -> None:
+        raise AssertionError("read before all was checked")
+
+
+@pytest.mark.parametrize("job", ["search", "inspect"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("space.shapes=[cyclic]", "come back"),
+        ("+sampler.unknown=1", "unknown"),
+        ("phases.finetune.optimizer.lr=-1", "Invalid learning rate"),
+        ("objectives.quality=acuracy", "nearest: accuracy"),
+        ("device=quantum", "device must be auto"),
+        ("search.plans=[nowhere.json]", "nowhere.json"),
+        ("method=nm_2_4", "patterns"),
+    ],
+)
+def test_what_takes_no_data_is_checked_before_data_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job: str,
+    wrong: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = ["space=allocation"] if wrong == "method=nm_2_4" else []
+    assert main([*SMALL, *space, f"data._target_={__name__}.Expensive", f"job={job}", wrong]) == 2
+    assert said in capsys.readouterr().err
 
 
 def finished(folder: Path, blocks: bool = False) -> Settings:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import orchestrator
+from lightning_modules.data import digits
 from orchestrator.__main__ import main
+from orchestrator.search import expected
 
 
 def test_inspect_shows_groups_skips_costs_and_duration_and_writes_nothing(
@@ -35,7 +41,7 @@ def test_inspect_from_python_gives_the_numbers() -> None:
             "objectives": {},
             "phases": {
                 "train": {"optimizer": sgd, "epochs": 1},
-                "finetune": {"optimizer": sgd, "unit_steps": 1, "units": 1},
+                "finetune": {"optimizer": sgd, "round_steps": 1, "rounds": 1},
             },
             "tracking": {"_target_": "orchestrator.tracking.none.NoTracker"},
             "job": {"_target_": "orchestrator.jobs.inspect.inspect"},
@@ -49,3 +55,66 @@ def test_inspect_from_python_gives_the_numbers() -> None:
     assert found.dimensions == 5
     assert [group.size for group in found.structure.groups] == [16, 16, 32, 32, 64, 64]
     assert found.total_seconds > 0.0
+
+
+def test_the_expected_duration_counts_what_a_search_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each phase at made-up prices, which need no clock: a step 1 s, a call 10 s, a pass over data 100 s."""
+    monkeypatch.chdir(tmp_path)
+    one = expected.Prices(step=1.0, call=10.0, validation=100.0, test=1000.0)
+    monkeypatch.setattr(expected, "prices", lambda *_: one)
+    settings = orchestrator.load_settings(
+        {
+            "experiment": "digits_small",
+            "study.n_trials": 3,
+            "phases.train.epochs": 2,
+            "phases.finetune.round_steps": 5,
+            "phases.finetune.recalibration_batches": 0,
+            "phases.profile": {"batches": 1, "recalibration_batches": 2},
+            "phases.confirm": {"rounds": 2, "max_models": 1, "max_baseline_models": 1, "baselines": ["uniform"]},
+            "search.chain.targets": 2,
+            "space": {"steps": [1, 1], "rounds": [2, 2]},
+        }
+    )
+    found = orchestrator.inspect(settings)
+    batches = len(settings.data.build().train_batches(0))
+    trial, settled = 10 + 2 * (5 + 100), 2 * (10 + 2 * 5 + 100 + 1000)
+    assert found.seconds["dense training"] == 10 + 2 * (batches + 100) + 100
+    assert found.seconds["profile"] == pytest.approx(len(found.structure.groups) * 3 / 3)
+    assert found.seconds["search"] == 3 * trial
+    assert found.seconds["confirmation"] == 2 * settled  # and the dense model
+    assert found.seconds["baselines"] == (10 + 2 * 3 * 5) + settled
+    assert 0.0 < found.seconds["start-up"] < 120.0
+
+
+def test_a_budget_in_time_is_what_a_job_takes() -> None:
+    settings = orchestrator.load_settings({"experiment": "digits_small", "study.budget": "20min"})
+    assert orchestrator.inspect(settings).total_seconds == pytest.approx(1200.0)
+
+
+def test_steps_are_timed_on_the_batches_of_the_data_with_their_augmentation() -> None:
+    """A loader that takes 20 ms for each batch makes a step of at least so many."""
+    slow = {"_target_": f"{__name__}.slow_digits"}
+    fast = orchestrator.load_settings({"experiment": "digits_small"})
+    settings = orchestrator.load_settings({"experiment": "digits_small", "data": slow})
+    model, device = fast.model.build(), torch.device("cpu")
+    assert expected.prices(settings, model, settings.data.build(), device).step > 0.02
+
+
+class _Slow:
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            time.sleep(0.02)
+            yield batch
+
+
+def slow_digits() -> Any:
+    found = digits()
+    whole = found.train_batches
+    found.train_batches = lambda seed: _Slow(whole(seed))  # type: ignore[assignment, return-value]
+    return found

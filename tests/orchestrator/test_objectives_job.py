@@ -14,11 +14,11 @@ TINY = [
     "+experiment=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
-    "phases.finetune.unit_steps=6",
-    "phases.confirm.units=1",
+    "phases.finetune.round_steps=6",
+    "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
     "phases.confirm.baselines=[]",
-    "search.chain.rungs=2",
+    "search.chain.targets=2",
     "stopping=never",
     "threads=1",
     "study.name=tiny",
@@ -90,7 +90,7 @@ def test_when_no_trial_keeps_the_bounds_the_reason_is_said(capsys: pytest.Captur
     assert "is under objectives.bounds.accuracy.least 95" in said
 
 
-SMALL_SPACE = ["space=uniform", "space.levels=3", "space.steps=[1,1]", "space.shapes=[one_shot]", "space.units=[1,1]"]
+SMALL_SPACE = ["space=uniform", "space.levels=3", "space.steps=[1,1]", "space.shapes=[one_shot]", "space.rounds=[1,1]"]
 
 
 def test_brute_force_ends_early_and_a_re_run_knows_that_it_is_complete(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,8 +116,11 @@ def test_every_recipe_is_replaced_whole(composed: list[dict[str, Any]], target: 
         ([SMALL, "method=taylor", "method.scope=global"], "digits_small-method_taylor-method.scope_global"),
         ([SMALL, "method.scope=global", "method=taylor"], "digits_small-method_taylor-method.scope_global"),
         ([SMALL, "study.n_trials=3", "study.budget=20min", "workers=2", "threads=1", "device=cpu"], "digits_small"),
-        ([SMALL, "job=inspect", "tracking=none", "phases.confirm.units=1", "memory_format=contiguous"], "digits_small"),
-        ([SMALL, "hydra.run.dir=."], "digits_small"),
+        (
+            [SMALL, "job=inspect", "tracking=none", "phases.confirm.rounds=1", "memory_format=contiguous"],
+            "digits_small",
+        ),
+        ([SMALL, "hydra.run.dir=.", "hydra/job_logging=none"], "digits_small"),
         ([SMALL, "method=taylor", "study.name=mine"], "mine"),
         ([SMALL, "method=search", "method.among=[l1,taylor]"], "digits_small-method_search-method.among_l1.taylor"),
         ([SMALL, "~phases.train.optimizer.momentum"], "digits_small-phases.train.optimizer.momentum_no"),
@@ -137,6 +140,15 @@ def test_a_study_is_called_after_what_was_asked_for(
 def test_an_experiment_that_names_no_study_gives_it_its_own_name(composed: list[dict[str, Any]], own: str) -> None:
     assert main(["+experiment=nameless", own]) == 0
     assert composed[0]["study"]["name"] == "nameless"
+
+
+def test_another_main_file_is_asked_for_its_own_keys(composed: list[dict[str, Any]], tmp_path: Path, own: str) -> None:
+    main_file = "defaults: [config, _self_]\nmodel: {_target_: my.Net}\nstudy: {name: theirs}"
+    (tmp_path / "conf" / "theirs.yaml").write_text(main_file)
+    folder = str(tmp_path / "conf")
+    assert main(["--config-dir", folder, "--config-name", "theirs", "seed=2", "data._target_=my.Data"]) == 0
+    assert composed[0]["data"] == {"_target_": "my.Data"}
+    assert composed[0]["study"]["name"] == "theirs-seed_2-data._target__my.Data"
 
 
 def test_each_run_of_a_sweep_is_a_study_of_its_own(composed: list[dict[str, Any]]) -> None:
@@ -245,6 +257,15 @@ def test_without_arguments_help_is_shown_and_nothing_begun(
     assert "python -m orchestrator +experiment=digits_small" in capsys.readouterr().out
     assert composed == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_the_default_class_does_not_take_is_told_with_its_plus_sign(
+    composed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([SMALL, "model._target_=my.Net", "model.hidden=3"]) == 2
+    said = capsys.readouterr().err
+    assert "has no 'model.hidden'" in said
+    assert "to give a class of your own what it takes: +model.hidden=3" in said
 
 
 def test_the_version_is_this_projects(capsys: pytest.CaptureFixture[str]) -> None:

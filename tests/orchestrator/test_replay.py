@@ -20,10 +20,10 @@ from orchestrator.search.plans.finished import read_plan
 from orchestrator.search.plans.lineage import lineage_in
 from tests.search.problems import Bench, bench, settings_of, silent
 
-QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1"]
+QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1"]
 GUARD = "phases.finetune.guard={tolerance: 0.05, action: slow_down}"
 REWOUND = ["phases.train.rewind_epoch=1", "phases.finetune.begin=rewound"]
-SPARSIFY = "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},units:1}"
+SPARSIFY = "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},rounds:1}"
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +105,11 @@ STUDY = [
     "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
-    "phases.finetune.unit_steps=4",
-    "phases.confirm.units=1",
+    "phases.finetune.round_steps=4",
+    "phases.confirm.rounds=1",
     "phases.confirm.max_models=3",
     "phases.confirm.baselines=[]",
-    "search.chain.rungs=3",
+    "search.chain.targets=3",
     "threads=1",
     "study.n_trials=4",
     "tracking=none",
@@ -136,8 +136,8 @@ def test_an_exported_model_and_the_configuration_suffice(
     assert shown.count("identical") == 2 + len(document["lineage"]["links"])
     assert "confirmation, seed" in shown
     assert not (tmp_path / "runs").exists()
-    # another number of units in the confirmation to come does not matter: the document has its own
-    assert main([*STUDY, "job=replay", "job.model=model", "phases.confirm.units=5"]) == 0
+    # another number of rounds in the confirmation to come does not matter: the document has its own
+    assert main([*STUDY, "job=replay", "job.model=model", "phases.confirm.rounds=5"]) == 0
     assert main([*STUDY, "job=replay"]) == 2
     assert "job.model must have a value; give it as job.model=..." in capsys.readouterr().err
     assert main([*STUDY, "job=replay", "job.model=model", "seed=5"]) == 2
@@ -145,7 +145,7 @@ def test_an_exported_model_and_the_configuration_suffice(
 
 
 def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, *QUICK, "space.units=[1,1]")
+    here = bench(home, tmp_path, *QUICK, "space.rounds=[1,1]")
     last = chain(here, (0.6, 0.4))
     settings = here.problem.settings
     weights = load_file(last / "weights.safetensors")
@@ -175,7 +175,7 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home
 
 def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path: Path) -> None:
     # without strided 1 x 1 convolutions, which channels last would not be safe for on every CPU
-    straight = [*QUICK, "space.units=[1,1]", "model=vgg_small", "model.width=2", "data.size=32"]
+    straight = [*QUICK, "space.rounds=[1,1]", "model=vgg_small", "model.width=2", "data.size=32"]
     last = chain(bench(home, tmp_path, *straight, "memory_format=channels_last"), (0.6, 0.4))
     document = json.loads((last / "plan.json").read_text())
     assert [link["made_with"]["memory_format"] for link in document["lineage"]["links"]] == ["channels_last"] * 2

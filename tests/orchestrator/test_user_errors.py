@@ -71,7 +71,7 @@ CASES = {
     "optimizer": (["+phases.finetune.optimizer.lrr=1"], r"torch.optim.SGD: got an unexpected keyword argument 'lrr'"),
     "rate": (["phases.finetune.optimizer.lr=-1"], r"torch.optim.\w*: Invalid learning rate: -1"),
     "sampler": (["sampler._target_=optuna.samplers.TPESampeler"], r"has no 'TPESampeler'; nearest: TPESampler"),
-    "key": (["phases.finetune.unit_step=3"], r"no 'phases.finetune.unit_step'; nearest: phases.finetune.unit_steps"),
+    "key": (["phases.finetune.unit_step=3"], r"no 'phases.finetune.unit_step'; nearest: phases.finetune.round_steps"),
 }  # fmt: skip
 
 
@@ -110,7 +110,12 @@ def test_a_checkpoint_that_fits_is_used_as_it_is(capsys: pytest.CaptureFixture[s
     torch.manual_seed(5)
     model = SmallResNet(10)
     torch.save({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, "mine.ckpt")
-    few = ["study.n_trials=1", "phases.finetune.unit_steps=2", "phases.confirm.max_models=1", "phases.confirm.units=1"]
+    few = [
+        "study.n_trials=1",
+        "phases.finetune.round_steps=2",
+        "phases.confirm.max_models=1",
+        "phases.confirm.rounds=1",
+    ]
     assert main([*SMALL, *few, "stopping=never", "phases.train.checkpoint=mine.ckpt"]) == 0
 
     (stored,) = Path("baselines").glob("*/weights.safetensors")

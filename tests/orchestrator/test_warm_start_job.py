@@ -21,11 +21,11 @@ SMALL = [
     "+experiment=digits_small",
     "model.width=8",
     "phases.train.epochs=3",
-    "phases.finetune.unit_steps=6",
-    "phases.confirm.units=1",
+    "phases.finetune.round_steps=6",
+    "phases.confirm.rounds=1",
     "phases.confirm.max_models=8",
     "phases.confirm.baselines=[]",
-    "search.chain.rungs=3",
+    "search.chain.targets=3",
     "threads=1",
     "tracking=none",
 ]
@@ -150,7 +150,7 @@ def test_plans_outside_a_bound_are_parents_and_no_more() -> None:
 
 
 def test_rungs_that_are_shorter_or_elsewhere_are_run() -> None:
-    longer = ["search.chain.rungs=4", "study.n_trials=4", "stopping=never"]
+    longer = ["search.chain.targets=4", "study.n_trials=4", "stopping=never"]
     assert main([*SECOND, *longer]) == 0
     kinds = [row.kind for row in trials("second") if row.kind != "warm"]
     assert kinds.count("chain") == 3  # the first is there; the last would be trained for longer
@@ -201,7 +201,7 @@ def test_a_budget_does_not_count_what_was_taken_over() -> None:
         (["search.warm_start=second"], "another study with finished plans in runs; got 'second'"),
         (["seed=1"], "needs the same model, data and training; seed was 0, now 1"),
         (["model.width=4"], "model.width was 8, now 4. Give the values it had, or search.warm_start=null"),
-        (["phases.finetune.unit_steps=7"], "phases.finetune.unit_steps was 6, now 7"),
+        (["phases.finetune.round_steps=7"], "phases.finetune.round_steps was 6, now 7"),
         (["phases.train.epochs=4"], "phases.train.epochs was 3, now 4"),
         (["model=vgg_small", "~model.width"], "model"),
     ],

@@ -94,7 +94,7 @@ def test_halves_make_the_steps_that_whole_batches_make() -> None:
         how = Distillation(teacher(dense, cached, data.sample_index), task.divergence)
         units: list[tuple[int, float]] = []
 
-        def on_unit(unit: int, metrics: dict[str, float], units: list[tuple[int, float]] = units) -> bool:
+        def on_round(unit: int, metrics: dict[str, float], units: list[tuple[int, float]] = units) -> bool:
             units.append((unit, metrics["loss"]))
             return True
 
@@ -103,11 +103,11 @@ def test_halves_make_the_steps_that_whole_batches_make() -> None:
                 task,
                 data.train_batches(0),  # 15 batches: the units end within epochs
                 SGD,
-                units=4,
-                unit_steps=7,
+                rounds=4,
+                round_steps=7,
                 device=CPU,
                 val=data.val_dataloader(),
-                on_unit=on_unit,
+                on_round=on_round,
                 accumulate=accumulate,
             )
         found.append(model.state_dict())
@@ -142,11 +142,11 @@ def test_a_check_ends_training_and_recalibration_at_the_next_batch() -> None:
                 Classification(model, 10),
                 data.train_batches(0),
                 SGD,
-                units=4,
-                unit_steps=8,
+                rounds=4,
+                round_steps=8,
                 device=CPU,
                 val=data.val_dataloader(),
-                on_unit=lambda *_: True,
+                on_round=lambda *_: True,
                 callbacks=[Watched(check)],
             )
         assert len(made) == calls + 1

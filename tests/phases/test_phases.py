@@ -26,7 +26,7 @@ SGD = Optimization(Recipe("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}))
 def trained(units: int, seed: int = 0) -> SmallResNet:
     torch.manual_seed(seed)
     model = SmallResNet(10, width=8)
-    fit(Classification(model, 10), digits().train_batches(seed), SGD, units=units, unit_steps=10, device=CPU)
+    fit(Classification(model, 10), digits().train_batches(seed), SGD, units=units, round_steps=10, device=CPU)
     return model
 
 
@@ -35,13 +35,20 @@ def test_training_learns_and_ends_each_unit_at_a_rung() -> None:
     data, model = digits(), SmallResNet(10, width=8)
     seen: list[tuple[int, float]] = []
 
-    def on_unit(unit: int, metrics: dict[str, float]) -> bool:
+    def on_round(unit: int, metrics: dict[str, float]) -> bool:
         seen.append((unit, metrics["loss"]))
         return True
 
     task = Classification(model.eval(), 10)
     units = fit(
-        task, data.train_batches(0), SGD, units=4, unit_steps=12, device=CPU, val=data.val_dataloader(), on_unit=on_unit
+        task,
+        data.train_batches(0),
+        SGD,
+        rounds=4,
+        round_steps=12,
+        device=CPU,
+        val=data.val_dataloader(),
+        on_round=on_round,
     )
     assert units == 4
     assert [unit for unit, _ in seen] == [1, 2, 3, 4]
@@ -55,11 +62,11 @@ def test_a_stopped_fit_ends_at_once() -> None:
         Classification(model, 10),
         data.train_batches(0),
         SGD,
-        units=50,
-        unit_steps=3,
+        rounds=50,
+        round_steps=3,
         device=CPU,
         val=data.val_dataloader(),
-        on_unit=lambda unit, metrics: unit < 2,
+        on_round=lambda unit, metrics: unit < 2,
     )
     assert units == 2
 
@@ -78,8 +85,8 @@ def test_divergence_is_an_error() -> None:
             Classification(SmallResNet(10, width=8), 10),
             digits().train_batches(0),
             wild,
-            units=1,
-            unit_steps=8,
+            rounds=1,
+            round_steps=8,
             device=CPU,
         )
 
@@ -88,7 +95,7 @@ def test_an_evaluated_model_can_be_trained_again() -> None:
     model = SmallResNet(10, width=8)
     task = Classification(model, 10)
     evaluate(task, digits().val_dataloader(), CPU)
-    assert fit(task, digits().train_batches(0), SGD, units=1, unit_steps=2, device=CPU) == 1
+    assert fit(task, digits().train_batches(0), SGD, rounds=1, round_steps=2, device=CPU) == 1
 
 
 def test_recalibration_gives_the_plain_average_and_keeps_modes() -> None:

@@ -60,10 +60,10 @@ def train(
         DATA.train_batches(1),
         Optimization(RECIPES[recipe], clip_norm=1.0),
         units=units,
-        unit_steps=steps,
+        round_steps=steps,
         device=CPU,
         val=DATA.val_dataloader(),
-        on_unit=lambda unit, metrics: not seen.append(metrics),
+        on_round=lambda unit, metrics: not seen.append(metrics),
         callbacks=callbacks,
     )
     return seen
@@ -147,7 +147,7 @@ def test_what_rigl_grows_begins_at_zero_without_momentum() -> None:
         def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    train(model, Rates(), Sparse(masks, RigL(every=3)), Watch(look), units=1, steps=12)
+    train(model, Rates(), Sparse(masks, RigL(every=3)), Watch(look), rounds=1, steps=12)
     assert sum(moves) > 0
 
 
@@ -164,7 +164,7 @@ def test_the_exchanged_share_falls_along_the_cosine_to_nothing() -> None:
         seen[name].copy_(masks[name])
 
     kept = int(masks[name].sum())
-    train(model, Sparse(masks, RigL(every=4, fraction=0.4, end=0.6)), Watch(look), units=4, steps=10)
+    train(model, Sparse(masks, RigL(every=4, fraction=0.4, end=0.6)), Watch(look), rounds=4, steps=10)
     expected = {step: round(0.2 * (1 + math.cos(math.pi * step / 24)) * kept) for step in range(5, 24, 4)}
     assert moved == expected
 
@@ -173,7 +173,7 @@ def test_random_regrowth_follows_the_seed() -> None:
     def final(seed: int) -> Masks:
         model = small()
         masks = masks_for(model)
-        train(model, Sparse(masks, RandomRegrowth(every=2), seed=seed), units=1)
+        train(model, Sparse(masks, RandomRegrowth(every=2), seed=seed), rounds=1)
         return masks
 
     first, again, other = final(0), final(0), final(1)
@@ -214,7 +214,7 @@ def test_soft_gradients_are_those_of_the_masked_model() -> None:
             if not seen:
                 seen.update({name: p.grad.clone() for name, p in module.model.named_parameters()})
 
-    train(model, Sparse(masks, soft=True), First(), units=1, steps=1)
+    train(model, Sparse(masks, soft=True), First(), rounds=1, steps=1)
     apply(twin, masks)
     torch.manual_seed(1)
     Classification(twin.train(), 10).training_step(next(iter(DATA.train_batches(1))), 0).backward()
@@ -266,11 +266,11 @@ def test_a_stopped_training_leaves_the_dense_weights_in_place() -> None:
         Classification(model, 10),
         DATA.train_batches(1),
         Optimization(RECIPES["adam"]),
-        units=3,
-        unit_steps=2,
+        rounds=3,
+        round_steps=2,
         device=CPU,
         val=DATA.val_dataloader(),
-        on_unit=lambda unit, metrics: False,
+        on_round=lambda unit, metrics: False,
         callbacks=[Sparse(masks, soft=True)],
     )
     values = values_of(model)
@@ -281,7 +281,7 @@ def test_surgery_lets_pruned_weights_come_back_with_what_they_have_learnt() -> N
     model = small()
     masks = masks_for(model, 0.3)
     before = {name: mask.clone() for name, mask in masks.items()}
-    train(model, Sparse(masks, Surgery(every=2, margin=0.05)), units=2, steps=10)
+    train(model, Sparse(masks, Surgery(every=2, margin=0.05)), rounds=2, steps=10)
     values = values_of(model)
     back = torch.cat([values[name][mask & ~before[name]] for name, mask in masks.items()])
     assert len(back) > 0
@@ -309,7 +309,7 @@ def test_zeroed_units_are_zero_at_each_validation_and_trained_between() -> None:
             validated.append(sizes())
 
     zeroed = Zeroed(lambda: unit_masks.zero(model, structure, keep))
-    train(model, zeroed, AtValidation(), Watch(lambda *_: between.append(sizes())), units=3)
+    train(model, zeroed, AtValidation(), Watch(lambda *_: between.append(sizes())), rounds=3)
     assert validated == [0.0, 0.0, 0.0]
     assert min(between) > 0.0
     assert sizes() == 0.0

@@ -21,7 +21,7 @@ from orchestrator.search.trials.methods import check_method, prepare_method
 from orchestrator.settings import Settings, load
 
 CONF = Path(__file__).parents[2] / "conf"
-TINY = ["model.width=8", "phases.train.epochs=3", "phases.finetune.unit_steps=6", "threads=1", "tracking=none"]
+TINY = ["model.width=8", "phases.train.epochs=3", "phases.finetune.round_steps=6", "threads=1", "tracking=none"]
 
 
 def settings_of(folder: Path, *overrides: str) -> Settings:

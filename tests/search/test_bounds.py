@@ -28,8 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
     method = prepare_method(problem, problem.settings.method)
-    space = Uniform(steps=(1, 1), shapes=("one_shot",), units=(1, 1))
-    params = {"threshold": threshold, "schedule.steps": 1, "schedule.shape": "one_shot", "finetune.units": 1}
+    space = Uniform(steps=(1, 1), shapes=("one_shot",), rounds=(1, 1))
+    params = {"threshold": threshold, "schedule.steps": 1, "schedule.shape": "one_shot", "finetune.rounds": 1}
     proposal = space.propose(method.terrain(problem, None), params)
     evaluator = Evaluator(problem, {"l2": method}, folder / "models")
     return evaluator(proposal, 0, lambda *_: None)

@@ -58,7 +58,7 @@ def test_anything_else_is_refused_with_examples(value: Any) -> None:
         (["study.budget=1h"], True),
         (["study.budget=1h", "method.depth=false"], False),
         (["study.budget=1h", "search.chain.depth=0"], False),
-        (["study.budget=1h", "search.chain.rungs=0"], False),
+        (["study.budget=1h", "search.chain.targets=0"], False),
         (["study.budget=9epochs"], False),
         (["study.budget=1h", "method=weight_l1"], False),
     ],
@@ -234,7 +234,7 @@ def test_there_are_fewer_rungs_where_the_dearest_would_get_too_few_steps() -> No
 
 
 def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
-    here = bench(tmp_path, tmp_path / "runs", "study.budget=1h", "search.chain.rungs=5", "model.width=16")
+    here = bench(tmp_path, tmp_path / "runs", "study.budget=1h", "search.chain.targets=5", "model.width=16")
     ticks = itertools.count()
     study = optuna.create_study(directions=["maximize", "minimize"])
     plans = Plans(here.evaluator, here.space, here.terrain)

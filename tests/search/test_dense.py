@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.data.contract import set_up
-from lightning_modules.errors import DataError
+from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.models import SmallResNet
 from orchestrator.jobs.search import search
 from orchestrator.search.dense import RECORD, WEIGHTS, dense_folder
@@ -20,11 +20,11 @@ from tests.search.problems import problem_of, settings_of
 
 QUICK = [
     "study.n_trials=2",
-    "search.chain.rungs=2",
+    "search.chain.targets=2",
     "phases.train.epochs=0",
     "phases.confirm.baselines=[]",
     "phases.confirm.max_models=1",
-    "phases.confirm.units=1",
+    "phases.confirm.rounds=1",
 ]
 
 
@@ -77,3 +77,12 @@ def test_of_two_processes_one_trains_the_dense_model(tmp_path: Path) -> None:
     folder = dense_folder(settings)
     assert (folder / RECORD).exists()
     assert load_file(folder / WEIGHTS)
+
+
+def test_a_study_of_an_older_version_is_refused_with_one_message(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, *QUICK, "made_up={}")
+    study = search(settings).folder
+    journal = study / "study.journal"
+    journal.write_text(journal.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(ConfigError, match=r"was made by an older version, .* give study.name another value"):
+        search(settings_of(tmp_path, *QUICK, "made_up={}", "study.n_trials=3"))

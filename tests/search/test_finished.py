@@ -86,7 +86,7 @@ def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
     found = load_finished(tmp_path / "4", structure(), ["conv1.weight", "fc.weight"])
     assert (found.number, found.ancestors, found.sparse) == (4, (1,), ("fc.weight",))
     assert found.macs == effective_macs(structure(), structure().full(), {"fc.weight": 0.25})
-    assert found.trained_units == 6
+    assert found.trained_rounds == 6
     assert found.has.tolist() == [*structure().sizes.tolist(), 1.0, 0.25]
     weights = load_file(tmp_path / "4" / WEIGHTS)
     assert all(torch.equal(value, weights[name]) for name, value in MODEL.state_dict().items())

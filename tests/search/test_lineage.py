@@ -21,7 +21,7 @@ from orchestrator.search.studies.study import Rules, Trials, open_study
 from orchestrator.search.trials.evaluate import Evaluator
 from tests.search.problems import Bench, bench, silent
 
-QUICK = ["phases.finetune.unit_steps=2", "phases.finetune.recalibration_batches=1", "space.units=[1,1]"]
+QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1", "space.rounds=[1,1]"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_train
     assert parent in fits
     assert parent.macs == min(plan.macs for plan in fits)
     tied = [plan for plan in fits if plan.macs == parent.macs]
-    assert parent.trained_units == max(plan.trained_units for plan in tied)
+    assert parent.trained_rounds == max(plan.trained_rounds for plan in tied)
     assert parent.macs >= wanted[:3].prod() * wanted[3:].sum() * 4
     order = np.random.default_rng(seed).permutation(len(plans))
     assert nearest_parent([plans[i] for i in order], wanted) == parent
@@ -78,7 +78,7 @@ def test_a_child_has_only_what_its_parent_has_and_costs_no_more(home: Path, tmp_
         mother = found[parent]
         assert not (plan.keep & ~mother.keep).any()
         assert mother.macs >= plan.macs
-        assert mother.trained_units < plan.trained_units
+        assert mother.trained_rounds < plan.trained_rounds
         models = [here.evaluator.inherited(plan).model, here.evaluator.inherited(mother).model]
         weights = [model.state_dict() for model in models]
         for name in plan.sparse:
@@ -160,5 +160,5 @@ def test_what_is_saved_can_be_traced_to_the_dense_model(home: Path, tmp_path: Pa
     for number, link in enumerate(links):
         weights = load_file(here.evaluator.models / str(number) / "weights.safetensors")
         assert link["units"]["conv1"] == weights["conv1.weight"].shape[0]
-        assert link["trained_units"] == documents[number]["trained_units"]
+        assert link["trained_rounds"] == documents[number]["trained_rounds"]
     assert documents[0]["lineage"]["dense"] == documents[2]["lineage"]["dense"] != links[0]["weights"]

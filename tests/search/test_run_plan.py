@@ -82,7 +82,7 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
     """What is chosen anew at the last step has drifted out of sight: the network would not know it."""
     soft = bench(home, tmp_path / "soft", "method=weight_l1", "method.soft=true", "space.shapes=[one_shot]")
     hard = bench(home, tmp_path / "hard", "method=weight_l1", "space.shapes=[one_shot]")
-    found = [here.run(here.propose(0.1, schedule__steps=1, finetune__units=2)) for here in (soft, hard)]
+    found = [here.run(here.propose(0.1, schedule__steps=1, finetune__rounds=2)) for here in (soft, hard)]
     masks = [[model.get_parameter(name) != 0 for name in soft.problem.weight_names] for _, model in found]
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
     quality = [measured.metrics["accuracy"] for measured, _ in found]
@@ -175,7 +175,7 @@ GUARD = "phases.finetune.guard={tolerance: 0.03, action: %s}"
 
 def test_a_guard_stops_steps_back_or_slows_down(home: Path, tmp_path: Path) -> None:
     steps = {"schedule__steps": 3, "schedule__shape": "linear"}
-    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.unit_steps=2"]
+    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.round_steps=2"]
     wide = bench(home, tmp_path / "none", *hurt)
     free, _ = wide.run(wide.propose(0.05, **steps))
     assert free.state == "completed"
@@ -213,10 +213,10 @@ def test_momentum_goes_through_a_pruning_step(home: Path, tmp_path: Path) -> Non
 
 def test_a_window_of_pruning_begins_late_and_ends_early(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "space.start=[0.0,0.5]", "space.end=[0.6,1.0]", "space.steps=[1,4]")
-    proposal = here.propose(0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__units=1)
+    proposal = here.propose(0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__rounds=1)
     measured, _ = here.run(proposal)
     assert proposal.timing.moments() == [1, 1, 2, 2]
-    assert measured.trained_units == 4
+    assert measured.trained_rounds == 4
     assert [rung for rung, _ in measured.rungs] == [1, 2]
 
 
@@ -285,18 +285,18 @@ def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path)
 
 
 def test_a_stopped_trial_is_charged_for_the_finetuning_that_it_got(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, "space.units=[1,4]")
-    proposal = here.propose(0.5, schedule__steps=1, finetune__units=4)
+    here = bench(home, tmp_path, "space.rounds=[1,4]")
+    proposal = here.propose(0.5, schedule__steps=1, finetune__rounds=4)
     stopped = here.evaluator(proposal, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None)
-    assert (stopped.state, stopped.trained_units) == ("stopped", 1)
+    assert (stopped.state, stopped.trained_rounds) == ("stopped", 1)
 
 
 def test_finetuning_that_a_guard_threw_away_is_paid_for_and_not_in_the_weights(home: Path, tmp_path: Path) -> None:
-    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.unit_steps=2"]
+    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.round_steps=2"]
     here = bench(home, tmp_path, GUARD % "slow_down", *hurt)
     found = here.evaluator(here.propose(0.05, schedule__steps=3, schedule__shape="linear"), 0, silent)
     if found.state == "completed":
         document = read_plan(here.evaluator.models / "0")
-        assert document["lineage"]["links"][-1]["trained_units"] < found.trained_units
+        assert document["lineage"]["links"][-1]["trained_rounds"] < found.trained_rounds
     else:
-        assert found.trained_units > 0
+        assert found.trained_rounds > 0

@@ -61,7 +61,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
         "objectives": {},
         "phases": {
             "train": {"optimizer": sgd, "epochs": 1},
-            "finetune": {"optimizer": sgd, "unit_steps": 1},
+            "finetune": {"optimizer": sgd, "round_steps": 1},
         },
         "study": {"name": "s", "n_trials": 10, "out": str(tmp_path)},
         **changes,

@@ -31,7 +31,7 @@ class Candidate:
     """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
 
     Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `int8` what is
-    measured is the quantised model. `unit_steps` are the optimizer steps of a unit; None: as configured. `accumulate`
+    measured is the quantised model. `round_steps` are the optimizer steps of a round; None: as configured. `accumulate`
     is the number of parts in which its batches fit into memory.
     """
 
@@ -42,7 +42,7 @@ class Candidate:
     sparse: tuple[str, ...] = ()
     level: float | None = None
     int8: bool = False
-    unit_steps: int | None = None
+    round_steps: int | None = None
     accumulate: int = 1
 
 
@@ -76,7 +76,7 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     The model returned is the seed with the best validation quality, None when nothing had to be trained.
     """
     how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
-    if (stored := confirmed_before(problem, label, folder, candidate.source, candidate.unit_steps)) is not None:
+    if (stored := confirmed_before(problem, label, folder, candidate.source, candidate.round_steps)) is not None:
         return stored, None
     validation, test, models, measured, parts = [], [], [], [], []
     for place, seed in enumerate(how.seeds):
@@ -92,7 +92,7 @@ def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) ->
     artifact = _int8_path(folder, label, how.seeds[best]) if candidate.int8 else None
     costs = _costs(problem, candidate, models[best], measured[best], artifact)
     found = Confirmed(tuple(validation), tuple(test), best, costs, parts[best])
-    record = {"key": _key(problem, candidate.source, candidate.unit_steps), **asdict(found)}
+    record = {"key": _key(problem, candidate.source, candidate.round_steps), **asdict(found)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
     return found, models[best]
 
@@ -113,24 +113,24 @@ def _finetuned_in_memory(problem: Problem, candidate: Candidate, seed: int) -> t
     how = problem.settings.phases.confirm
 
     def attempt(parts: int) -> nn.Module:
-        return finetuned(problem, replace(candidate, accumulate=parts), seed, how.units, how.lr_factor)
+        return finetuned(problem, replace(candidate, accumulate=parts), seed, how.rounds, how.lr_factor)
 
     return in_smaller_parts(attempt, candidate.accumulate, problem.settings.study.on_out_of_memory)
 
 
-def finetuned(problem: Problem, candidate: Candidate, seed: int, units: int, lr_factor: float) -> nn.Module:
+def finetuned(problem: Problem, candidate: Candidate, seed: int, rounds: int, lr_factor: float) -> nn.Module:
     """A copy of the candidate's model after the finetuning of one seed, on the training data as it is."""
     copied = copy.deepcopy(candidate.model)
     held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
     seeded = seed_of(problem.settings.seed, 4, seed)
     problem.finetune(
         copied,
-        units,
+        rounds,
         seeded,
         lr_factor=lr_factor,
         callbacks=held,
         level=candidate.level,
-        unit_steps=candidate.unit_steps,
+        round_steps=candidate.round_steps,
         accumulate=candidate.accumulate,
         mixed=0,
     )
@@ -156,11 +156,11 @@ def _best(problem: Problem, validation: list[dict[str, float]]) -> int:
 
 
 def confirmed_before(
-    problem: Problem, label: str, folder: Path, source: Any, unit_steps: int | None = None
+    problem: Problem, label: str, folder: Path, source: Any, round_steps: int | None = None
 ) -> Confirmed | None:
     """What an earlier run measured of the same model in the same way."""
     found = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
-    return None if found is None or found[0] != _key(problem, source, unit_steps) else found[1]
+    return None if found is None or found[0] != _key(problem, source, round_steps) else found[1]
 
 
 def _parsed(data: Any) -> Confirmed:
@@ -175,8 +175,8 @@ def _metrics(data: Any) -> dict[str, float]:
     return {name: float(value) for name, value in data.items()}
 
 
-def _key(problem: Problem, source: Any, unit_steps: int | None) -> str:
+def _key(problem: Problem, source: Any, round_steps: int | None) -> str:
     how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer", "scheduler"})
-    rest["unit_steps"] = unit_steps or finetune.unit_steps
-    return digest([source, how.seeds, how.units, how.lr_factor, rest, finetune.optimizer, finetune.scheduler])
+    rest["round_steps"] = round_steps or finetune.round_steps
+    return digest([source, how.seeds, how.rounds, how.lr_factor, rest, finetune.optimizer, finetune.scheduler])

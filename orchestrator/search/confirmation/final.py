@@ -40,11 +40,11 @@ def confirm_front(
     evaluator: Evaluator,
     chosen: list[TrialRow],
     progress: Progress,
-    unit_steps: int | None = None,
+    round_steps: int | None = None,
 ) -> tuple[list[ConfirmedRow], ConfirmedRow, dict[str, str]]:
     """Front rows, large to small, the dense model finetuned as long as they are, and why others were not confirmed.
 
-    `chosen` come from the search's front on validation data (`results.candidates`); `unit_steps` are those of a unit,
+    `chosen` come from the search's front on validation data (`results.candidates`); `round_steps` are those of a round,
     None: as configured. After full finetuning those that
     another one dominates on validation data (mean over the seeds) leave, those outside a bound, and those whose
     finetuning failed. Test data decides nothing.
@@ -58,7 +58,7 @@ def confirm_front(
     failed: dict[str, str] = {}
     for row in chosen:
         with _left_out(problem, f"trial-{row.number}", failed, progress):
-            confirmed.append((row, _confirmed(problem, evaluator, row.number, progress, unit_steps)))
+            confirmed.append((row, _confirmed(problem, evaluator, row.number, progress, round_steps)))
     if chosen and not confirmed:
         times, reason = most_common(list(failed.values()))
         raise UserError(
@@ -84,7 +84,7 @@ def confirm_front(
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
-    return members, _dense(problem, progress, unit_steps), failed
+    return members, _dense(problem, progress, round_steps), failed
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _left_out(problem: Problem, name: str, failed: dict[str, str], progress: Pro
 
 
 def _confirmed(
-    problem: Problem, evaluator: Evaluator, number: int, progress: Progress, unit_steps: int | None
+    problem: Problem, evaluator: Evaluator, number: int, progress: Progress, round_steps: int | None
 ) -> Confirmed:
     """One trial's model, confirmed and exported."""
     out = problem.settings.study.folder
@@ -123,13 +123,13 @@ def _confirmed(
         tuple(document["density"]),
         document["plan"]["activation"],
         document["plan"]["int8"],
-        unit_steps,
+        round_steps,
         document["plan"]["timing"].get("accumulate", 1),
     )
     result, best = confirm(problem, candidate, folder, progress.tick)
     if best is not None:
         int8 = best_int8(problem, candidate, result, folder)
-        _export(problem, target, document, result, best, int8, unit_steps)
+        _export(problem, target, document, result, best, int8, round_steps)
     return result
 
 
@@ -139,7 +139,7 @@ def run_baselines(
     front: list[ConfirmedRow],
     progress: Progress,
     afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: True,
-    unit_steps: int | None = None,
+    round_steps: int | None = None,
 ) -> tuple[list[ConfirmedRow], dict[str, str]]:
     """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
 
@@ -157,7 +157,7 @@ def run_baselines(
             continue
         progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
         with _left_out(problem, f"baseline {name}", failed, progress):
-            found += _ladder(problem, method, name, rungs, matched, folder, progress, unit_steps)
+            found += _ladder(problem, method, name, rungs, matched, folder, progress, round_steps)
     return found, failed
 
 
@@ -179,11 +179,11 @@ def _ladder(
     matched: set[int],
     folder: Path,
     progress: Progress,
-    unit_steps: int | None,
+    round_steps: int | None,
 ) -> list[ConfirmedRow]:
     source = [name, [astuple(rung) for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
-    before = [confirmed_before(problem, f"{name}-{trial}", folder, source, unit_steps) for trial in wanted]
+    before = [confirmed_before(problem, f"{name}-{trial}", folder, source, round_steps) for trial in wanted]
     if all(before):
         return [_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
     found = []
@@ -194,16 +194,16 @@ def _ladder(
         progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the {words}")
         if rung.trial not in matched:
             continue
-        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse, unit_steps=unit_steps)
+        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse, round_steps=round_steps)
         result, _ = confirm(problem, candidate, folder, progress.tick)
         found.append(_row(problem, name, rung.trial, result))
     return found
 
 
-def _dense(problem: Problem, progress: Progress, unit_steps: int | None) -> ConfirmedRow:
+def _dense(problem: Problem, progress: Progress, round_steps: int | None) -> ConfirmedRow:
     model: nn.Module = copy.deepcopy(problem.model)
     source = [problem.dense_digest]
-    candidate = Candidate("dense", model, problem.structure.full(), source, unit_steps=unit_steps)
+    candidate = Candidate("dense", model, problem.structure.full(), source, round_steps=round_steps)
     with needed("finetuning of the dense model, which the front is compared with,", SMALLER.format("finetune")):
         result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
     return _row(problem, "dense", None, result)
@@ -236,7 +236,7 @@ def _export(
     result: Confirmed,
     model: nn.Module,
     int8: Path | None,
-    unit_steps: int | None,
+    round_steps: int | None,
 ) -> None:
     """The confirmed weights of the seed that validated best, what every seed measured, and the last finetuning."""
     how = problem.settings.phases.confirm
@@ -249,8 +249,8 @@ def _export(
         write_atomic(folder / INT8, int8.read_bytes())
     confirmation = {
         "seed": seeds[result.best],
-        "units": how.units,
-        "unit_steps": unit_steps,
+        "rounds": how.rounds,
+        "round_steps": round_steps,
         "accumulate": result.accumulate,
         "lr_factor": how.lr_factor,
         "weights": weights_digest(model),

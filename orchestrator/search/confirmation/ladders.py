@@ -62,7 +62,7 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
     seed = seed_of(problem.settings.seed, 5, PLACES[name])
     least = 0 if any(group.kind == "pattern" for group in structure.groups) else 1  # whole blocks stay
     shares = np.random.default_rng(seed).uniform(0.1, 1.0, len(structure.groups))
-    for place, (rung, steps) in enumerate(steps_by_rung(rungs, problem.settings.phases.finetune.unit_steps)):
+    for place, (rung, steps) in enumerate(steps_by_rung(rungs, problem.settings.phases.finetune.round_steps)):
         scores = pruner.scores(model, alive, seed)
         now = structure.counts(alive)
         if name == "global":
@@ -78,7 +78,7 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
         held = [Sparse(masks)] if masks else []
-        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, unit_steps=steps, mixed=rung.mixed)
+        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, round_steps=steps, mixed=rung.mixed)
         yield rung, model.eval(), units_alive
 
 

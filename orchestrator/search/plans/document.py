@@ -11,7 +11,7 @@ from lightning_modules.errors import DataError
 from orchestrator.stored import read_json
 
 Number = Annotated[int, Field(ge=0, le=2**40)]
-"""Of a trial, of units, of steps. A trial's number is a folder's name: nothing else may be one."""
+"""Of a trial, of rounds, of steps. A trial's number is a folder's name: nothing else may be one."""
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -22,10 +22,10 @@ class _Part(BaseModel):
 
 class _Timing(_Part):
     steps: Number = 0
-    units: Number = 0
+    rounds: Number = 0
     start: float = 0.0
     end: float = 0.0
-    unit_steps: Number | None = None
+    round_steps: Number | None = None
     accumulate: Annotated[int, Field(ge=1, le=64)] = 1
     distillation: float | None = None
     mixed: Number | None = None
@@ -51,7 +51,7 @@ class _Link(_Part):
     kept: dict[str, Number] = {}
     density: dict[str, Share] = {}
     units: dict[str, Number] = {}
-    trained_units: Number = 0
+    trained_rounds: Number = 0
     weights: Digest = ""
     made_with: dict[str, Any] = {}
 
@@ -71,11 +71,11 @@ class _Activation(_Part):
 
 class _Confirmation(_Part):
     seed: int
-    units: Number
+    rounds: Number
     lr_factor: float
     weights: Digest
     made_with: dict[str, Any]
-    unit_steps: Number | None = None
+    round_steps: Number | None = None
     accumulate: Annotated[int, Field(ge=1, le=64)] = 1
 
 

@@ -35,7 +35,7 @@ class Finished:
 
     `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
     `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
-    `trained_units` are those in its weights, its ancestors' included; `weights` is the sha256 of its file, None where
+    `trained_rounds` are those in its weights, its ancestors' included; `weights` is the sha256 of its file, None where
     it is not known.
     """
 
@@ -45,7 +45,7 @@ class Finished:
     keep: Keep
     ancestors: tuple[int, ...]
     sparse: tuple[str, ...] = ()
-    trained_units: int = 0
+    trained_rounds: int = 0
     weights: str | None = None
 
 
@@ -55,7 +55,7 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
     Ties in cost go to the weights that have been trained for longer, then to the later trial.
     """
     fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
-    return min(fits, key=lambda plan: (plan.macs, -plan.trained_units, -plan.number), default=None)
+    return min(fits, key=lambda plan: (plan.macs, -plan.trained_rounds, -plan.number), default=None)
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
@@ -80,7 +80,7 @@ def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = (
         has = np.concatenate([structure.counts(keep).astype(float), shares])
         macs = effective_macs(structure, keep, document["density"])
         sparse, lineage = tuple(document["shares"]), lineage_in(document, folder / PLAN)
-        trained, digest = lineage.trained_units, lineage.links[-1].weights or None
+        trained, digest = lineage.trained_rounds, lineage.links[-1].weights or None
         ancestors = tuple(document["ancestors"])
         return Finished(document["trial"], macs, has, keep, ancestors, sparse, trained, digest)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:

@@ -20,7 +20,7 @@ from orchestrator.settings import Settings
 class Link:
     """One finished trial: what it was to come to (`kept` units per group, `density` per weight tensor) and came to.
 
-    `units` are those it has, `weights` is the sha256 of its weights file, `trained_units` what it was finetuned for.
+    `units` are those it has, `weights` is the sha256 of its weights file, `trained_rounds` what it was finetuned for.
     """
 
     trial: int
@@ -28,7 +28,7 @@ class Link:
     kept: Mapping[str, int]
     density: Mapping[str, float]
     units: Mapping[str, int]
-    trained_units: int
+    trained_rounds: int
     weights: str
     made_with: Mapping[str, Any]
 
@@ -43,15 +43,15 @@ class Lineage:
     links: tuple[Link, ...] = ()
 
     @property
-    def trained_units(self) -> int:
+    def trained_rounds(self) -> int:
         """Units of finetuning in the weights at the end, all links together."""
-        return sum(link.trained_units for link in self.links)
+        return sum(link.trained_rounds for link in self.links)
 
     @property
     def trained_steps(self) -> int:
-        """Optimizer steps in the weights at the end, all links together; a plan may have units of its own length."""
-        usual = self.recipe["phases"]["finetune"]["unit_steps"]
-        return sum(link.trained_units * (link.plan["timing"].get("unit_steps") or usual) for link in self.links)
+        """Optimizer steps in the weights at the end, all links together; a plan may have rounds of its own length."""
+        usual = self.recipe["phases"]["finetune"]["round_steps"]
+        return sum(link.trained_rounds * (link.plan["timing"].get("round_steps") or usual) for link in self.links)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ from lightning_modules.pruning.plan import Rule, Timing
 from orchestrator.costs import with_ratios
 
 Rung = tuple[int, Mapping[str, float]]
-"""(units of finetuning since the last pruning step, validation metrics)."""
+"""(rounds of finetuning since the last pruning step, validation metrics)."""
 Report = Callable[[int, float, Mapping[str, float]], str | None]
 """From (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None to go on."""
 
@@ -40,7 +40,7 @@ class Measurement:
     """What came of a plan: costs by objective name, validation metrics by rung, and how it ended.
 
     `kept` are units per group, `density` the share of nonzero weights of each tensor that has been pruned,
-    `trained_units` the units of finetuning spent in this trial. `rejected` = outside a bound that is known before
+    `trained_rounds` the rounds of finetuning spent in this trial. `rejected` = outside a bound that is known before
     training, nothing was trained; `stopped` = the stopping rule or the guard ended it.
     """
 
@@ -54,7 +54,7 @@ class Measurement:
     plan: Mapping[str, object] = field(default_factory=dict)
     method: str = ""
     density: Mapping[str, float] = field(default_factory=dict)
-    trained_units: int = 0
+    trained_rounds: int = 0
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -78,7 +78,7 @@ class Measurement:
             "plan": dict(self.plan),
             "method": self.method,
             "density": dict(self.density),
-            "trained_units": self.trained_units,
+            "trained_rounds": self.trained_rounds,
         }
 
 

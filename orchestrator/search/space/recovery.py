@@ -17,7 +17,7 @@ from orchestrator.search.space.levels import check_levels
 
 @dataclass(frozen=True)
 class Recovery:
-    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, units after each.
+    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, rounds after each.
 
     Pairs are [least, most]; where both are the same the dimension is fixed. `distillation` is the weight of the dense
     outputs, None as the phases have it; the opening ladder takes the middle. `levels` is as in `Space`.
@@ -25,7 +25,7 @@ class Recovery:
 
     steps: Sequence[int] = (1, 2)
     shapes: Sequence[str] = ("linear", "cubic")
-    units: Sequence[int] = (1, 2)
+    rounds: Sequence[int] = (1, 2)
     start: Sequence[float] = (0.0, 0.0)
     end: Sequence[float] = (1.0, 1.0)
     distillation: Sequence[float] | None = None
@@ -37,7 +37,7 @@ class Recovery:
             raise ConfigError(f"space.shapes must be among {sorted(SCHEDULES)}; got {unknown}")
         for name, (low, high) in {
             "steps": (self.steps[0], self.steps[-1]),
-            "units": (self.units[0], self.units[-1]),
+            "rounds": (self.rounds[0], self.rounds[-1]),
         }.items():
             if not 1 <= low <= high:
                 raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
@@ -53,7 +53,7 @@ class Recovery:
         found: dict[str, BaseDistribution] = {
             "schedule.steps": IntDistribution(self.steps[0], self.steps[-1]),
             "schedule.shape": CategoricalDistribution(tuple(self.shapes)),
-            "finetune.units": IntDistribution(self.units[0], self.units[-1]),
+            "finetune.rounds": IntDistribution(self.rounds[0], self.rounds[-1]),
         }
         for name, bounds in {"schedule.start": self.start, "schedule.end": self.end}.items():
             if bounds[0] < bounds[-1]:
@@ -67,7 +67,7 @@ class Recovery:
         found: Params = {
             "schedule.steps": self.steps[0],
             "schedule.shape": self.shapes[0],
-            "finetune.units": self.units[-1],
+            "finetune.rounds": self.rounds[-1],
             "schedule.start": self.start[0],
             "schedule.end": self.end[-1],
             "distillation.weight": self._middle(),
@@ -78,7 +78,7 @@ class Recovery:
         return Timing(
             params["schedule.shape"],
             params["schedule.steps"],
-            params["finetune.units"],
+            params["finetune.rounds"],
             params.get("schedule.start", self.start[0]),
             params.get("schedule.end", self.end[-1]),
             distillation=params.get("distillation.weight", self._middle()),

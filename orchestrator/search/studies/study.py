@@ -46,7 +46,9 @@ from orchestrator.search.studies.trial import (
 from orchestrator.search.trials.failures import reason_of
 from orchestrator.settings import Settings
 
-IDENTITY = "identity"
+IDENTITY, VERSION = "identity", "version"
+FORM = 2
+"""Of plans and settings as they are stored: raised where a study made before could not be continued."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,17 @@ def join_study(settings: Settings) -> Study:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(redact_tree(settings.identity())))
-    return found
+    identity: dict[str, Any] = json.loads(json.dumps(redact_tree(settings.identity())))
+    return {VERSION: FORM, **identity}
 
 
 def _require_same(study: Study, identity: dict[str, Any]) -> None:
+    stored = study.user_attrs.get(IDENTITY)
+    if stored is not None and stored.get(VERSION) != FORM:
+        raise ConfigError(
+            f"study '{study.study_name}' was made by an older version, whose plans cannot be continued; "
+            "give study.name another value, or finish it with that version"
+        )
     if changes := differences(study.user_attrs.get(IDENTITY), identity):
         raise ConfigError(
             f"study '{study.study_name}' belongs to another search: {'; '.join(changes)}. "

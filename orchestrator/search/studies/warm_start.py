@@ -176,7 +176,7 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
         return False
     proposal = space.propose(terrain, trial.params)
     was = Timing(**plan["timing"])
-    timing = replace(proposal.timing, unit_steps=was.unit_steps, accumulate=was.accumulate, mixed=was.mixed)
+    timing = replace(proposal.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed)
     return timing == was and (proposal.activation, proposal.int8) == (plan["activation"], plan["int8"])
 
 

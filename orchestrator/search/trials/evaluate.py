@@ -39,7 +39,7 @@ from orchestrator.search.trials.failures import Deadline, sparing_memory
 from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner
-from orchestrator.search.trials.run_plan import Ended, planned_units, run_plan
+from orchestrator.search.trials.run_plan import Ended, planned_rounds, run_plan
 from orchestrator.search.trials.working import Working
 
 
@@ -56,7 +56,7 @@ class Evaluator:
 
     Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
     are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
-    of the moment. `pace` gives the optimizer steps of a unit from FLOPs ratio and units in all, `mixed` is the number
+    of the moment. `pace` gives the optimizer steps of a round from FLOPs ratio and rounds in all, `mixed` is the number
     of mixed copies of the training data; None: as configured. `told` are the trials that have ended in the study, the
     others' plans are nobody's parents; `may_save` raises where a trial is somebody else's by now.
     """
@@ -64,7 +64,7 @@ class Evaluator:
     problem: Problem
     methods: Mapping[str, Method]
     models: Path
-    pace: Callable[[float, int], int | None] = lambda ratio, units: None
+    pace: Callable[[float, int], int | None] = lambda ratio, rounds: None
     mixed: int | None = None
     told: Callable[[], Container[int]] | None = None
     may_save: Callable[[int], None] = lambda number: None
@@ -100,9 +100,9 @@ class Evaluator:
             return with_costs(rejected, before, problem.dense_costs)
         working = self.inherited(parent)
         alive = problem.structure.counts(working.alive)
-        units = planned_units(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
-        unit_steps = self.pace(problem.ratios(wanted.kept)["flops"], units)
-        proposal = replace(proposal, timing=replace(proposal.timing, unit_steps=unit_steps, mixed=self.mixed))
+        rounds = planned_rounds(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
+        round_steps = self.pace(problem.ratios(wanted.kept)["flops"], rounds)
+        proposal = replace(proposal, timing=replace(proposal.timing, round_steps=round_steps, mixed=self.mixed))
         plan = self._plan(proposal, parent, seed)
         ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
@@ -182,7 +182,7 @@ class Evaluator:
             by_group(self.problem, wanted.kept),
             dict(wanted.density),
             by_group(self.problem, kept),
-            ended.units,
+            ended.rounds,
             weights_digest(ended.working.model),
             made_with(self.problem.device, self.problem.memory_format),
         )
@@ -239,7 +239,7 @@ class Evaluator:
             "params": problem.cost.params(kept),
             "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
-            "trained_units": ended.units,
+            "trained_rounds": ended.rounds,
             "lineage": self._lineage(number, plan, parent, wanted, kept, ended).to_json(),
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),

@@ -92,7 +92,7 @@ class Deadline:
         if self.now() - self.begin > self.limit.amount:
             raise TrialTimeoutError(
                 f"timeout: a trial must end within study.trial_timeout={self.limit.text}; raise it, or take fewer "
-                "steps (space.units, phases.finetune.unit_steps)"
+                "steps (space.rounds, phases.finetune.round_steps)"
             )
 
 

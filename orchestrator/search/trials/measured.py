@@ -35,12 +35,12 @@ def by_group(problem: Problem, kept: Counts) -> dict[str, int]:
 def quantised(problem: Problem, measured: Measurement, model: nn.Module, path: Path, plan: Plan) -> Measurement:
     """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
     small = problem.quantised(model, path, plan.activation)
-    unit = measured.rungs[-1][0] if measured.rungs else 0
+    round = measured.rungs[-1][0] if measured.rungs else 0
     kept = np.array(list(measured.kept.values()))
     with problem.timed("evaluation"):
         names = [name for name in SHAPED if name in measured.costs]
         costs = costs_of(problem.prices, Costed(kept, shaped=small, artifact=path), names)
-    rungs = (*measured.rungs[:-1], (unit, problem.validate(small)))
+    rungs = (*measured.rungs[:-1], (round, problem.validate(small)))
     return replace(with_costs(measured, costs, problem.dense_costs), rungs=rungs)
 
 
@@ -59,7 +59,7 @@ def measurement(
     rungs: tuple[Rung, ...] = (),
     reason: str = "",
     model: nn.Module | None = None,
-    units: int = 0,
+    rounds: int = 0,
 ) -> Measurement:
     """The costs of `wanted`, and of `model` where there is one, with how the trial ended."""
     costed = Costed(wanted.kept, wanted.density, shaped=model, trained=model)
@@ -77,5 +77,5 @@ def measurement(
         reason=reason,
         plan=plan.to_json(),
         method=plan.stages[0].method["name"],
-        trained_units=units,
+        trained_rounds=rounds,
     )

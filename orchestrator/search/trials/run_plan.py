@@ -1,4 +1,4 @@
-"""Carry out one plan: pruning steps and finetuning in turn, under the guard, until the last unit."""
+"""Carry out one plan: pruning steps and finetuning in turn, under the guard, until the last round."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from orchestrator.settings import GuardSettings
 class Ended:
     """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning step.
 
-    `spent` are the units of finetuning that were paid for, `units` those that are in the weights: a guard that goes
+    `spent` are the rounds of finetuning that were paid for, `rounds` those that are in the weights: a guard that goes
     back to earlier weights leaves some behind.
     """
 
     working: Working
     rungs: tuple[Rung, ...]
     spent: int
-    units: int
+    rounds: int
     reason: str = ""
 
 
 @dataclass
 class _Good:
-    """The last state within the guard's tolerance, what it measured, and the units of finetuning in its weights."""
+    """The last state within the guard's tolerance, what it measured, and the rounds of finetuning in its weights."""
 
     working: Working
     rungs: tuple[Rung, ...]
-    units: int
+    rounds: int
 
 
 class _Run:
@@ -51,7 +51,7 @@ class _Run:
     def __init__(self, problem: Problem, plan: Plan, working: Working, ratio: float, report: Report) -> None:
         self.problem, self.plan, self.working, self.ratio, self.report = problem, plan, working, ratio, report
         self.how = problem.settings.phases.finetune
-        self.spent, self.units, self.turn, self.reason = 0, 0, 0, ""
+        self.spent, self.rounds, self.turn, self.reason = 0, 0, 0, ""
         self.rungs: list[Rung] = []
         self.good: _Good | None = None
 
@@ -62,7 +62,7 @@ class _Run:
         penalty, structure = how.penalty.build(), self.problem.structure.restrict(self.working.alive)
         keep = stage.staying(self.working, self.plan.seed)
         callback = Penalised(lambda model, progress: penalty(model, structure, keep, progress))
-        self.train(how.units, [callback], last=False)
+        self.train(how.rounds, [callback], last=False)
 
     def stage(self, stage: Stage, last: bool) -> bool:
         """All pruning steps of one stage with their finetuning; False where the guard or the search ended the trial."""
@@ -73,23 +73,23 @@ class _Run:
         retries = guard.retries if guard else 0
         while waiting:
             event = waiting.pop(0)
-            before = _Good(self.working.copy(), (), self.units) if guard else None
+            before = _Good(self.working.copy(), (), self.rounds) if guard else None
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
             with stage.shown(self.working):
                 self.problem.recalibrate(self.working.model, self.how.recalibration_batches, self._seed())
-            if not event.units:
+            if not event.rounds:
                 continue
-            self.train(event.units, stage.callbacks(self.working, event, self._seed()), last and not waiting)
+            self.train(event.rounds, stage.callbacks(self.working, event, self._seed()), last and not waiting)
             if self.reason:
                 return False
             if guard is None or before is None:
                 continue
             if self._within(guard):
-                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs), self.units)
+                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs), self.rounds)
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
-                self.working, self.units = before.working, before.units
+                self.working, self.rounds = before.working, before.rounds
                 waiting[:0] = [replace(event, fraction=0.5 * (reached + event.fraction)), event]
             else:
                 self._end(guard)
@@ -103,22 +103,22 @@ class _Run:
             value = self.rungs[-1][1][quality]
             self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
-            self.working, self.rungs, self.units = self.good.working, list(self.good.rungs), self.good.units
+            self.working, self.rungs, self.rounds = self.good.working, list(self.good.rungs), self.good.rounds
 
     def _within(self, guard: GuardSettings) -> bool:
         quality = self.problem.settings.objectives.quality
         drop = self.problem.sign * (self.problem.dense[quality] - self.rungs[-1][1][quality])
         return drop <= guard.tolerance * self.problem.scale
 
-    def train(self, units: int, callbacks: list[Callback], last: bool) -> None:
-        """`units` units; rungs are kept, and told to the search after the last pruning step."""
+    def train(self, rounds: int, callbacks: list[Callback], last: bool) -> None:
+        """`rounds` rounds; rungs are kept, and told to the search after the last pruning step."""
         self.rungs = []
 
-        def on_unit(unit: int, metrics: Mapping[str, float]) -> bool:
-            self.rungs.append((unit, dict(metrics)))
+        def on_round(round: int, metrics: Mapping[str, float]) -> bool:
+            self.rungs.append((round, dict(metrics)))
             if last:
-                self.reason = self.report(unit, self.ratio, metrics) or ""
-                if unit == units:
+                self.reason = self.report(round, self.ratio, metrics) or ""
+                if round == rounds:
                     self.reason = ""
             return not self.reason
 
@@ -128,19 +128,19 @@ class _Run:
             found.append(Sparse(self.working.masks))
         done = self.problem.finetune(
             self.working.model,
-            units,
+            rounds,
             self._seed(),
-            on_unit,
+            on_round,
             callbacks=found,
             level=self.plan.activation,
-            unit_steps=self.plan.timing.unit_steps,
+            round_steps=self.plan.timing.round_steps,
             distillation=self.plan.timing.distillation,
             accumulate=self.plan.timing.accumulate,
             mixed=self.plan.timing.mixed,
         )
         self.working.optimizer = carried.state if carried else None
         self.spent += done
-        self.units += done
+        self.rounds += done
         self.turn += 1
 
     def _begin_weights(self, event: Event) -> None:
@@ -158,16 +158,16 @@ class _Run:
         return seed_of(self.plan.seed, self.turn + 1)
 
 
-def planned_units(
+def planned_rounds(
     problem: Problem, method: Method, timing: Timing, alive: Counts, kept: Counts, density: Mapping[str, float]
 ) -> int:
-    """Units of finetuning in all stages of `run_plan` from `alive` units on, where no guard changes them."""
+    """Rounds of finetuning in all stages of `run_plan` from `alive` units on, where no guard changes them."""
     sparsify, found = problem.settings.phases.sparsify, 0
     for stage in method.stages:
-        units = isinstance(stage.pruner, UnitPruner)
-        if (kept < alive).any() if units else density:
+        removes = isinstance(stage.pruner, UnitPruner)
+        if (kept < alive).any() if removes else density:
             found += max(timing.total, 2 if stage.settings.soft else 1)
-            found += sparsify.units if units and sparsify is not None else 0
+            found += sparsify.rounds if removes and sparsify is not None else 0
     return found or timing.total
 
 
@@ -199,7 +199,7 @@ def run_plan(
             run.sparsify(made)
         if not run.stage(made, last=place == len(makers) - 1):
             break
-    return Ended(run.working, tuple(run.rungs), run.spent, run.units, run.reason)
+    return Ended(run.working, tuple(run.rungs), run.spent, run.rounds, run.reason)
 
 
 def _weights(problem: Problem, settings: object, working: Working, density: Mapping[str, float]) -> WeightStage:

@@ -47,10 +47,10 @@ class Working:
 
 @dataclass(frozen=True)
 class Event:
-    """A pruning step to `fraction` of the way, then `units` units of finetuning; a `hard` one ends softness."""
+    """A pruning step to `fraction` of the way, then `rounds` rounds of finetuning; a `hard` one ends softness."""
 
     fraction: float
-    units: int
+    rounds: int
     hard: bool
 
 
@@ -75,8 +75,8 @@ def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
     if soft:
         total = max(2, total)
         moments, fractions, hard = [*(min(m, total - 2) for m in moments), total - 1], [*fractions, 1.0], [*hard, True]
-    units = [after - before for before, after in zip(moments, [*moments[1:], total], strict=True)]
-    return moments[0], [Event(f, u, h) for f, u, h in zip(fractions, units, hard, strict=True)]
+    rounds = [after - before for before, after in zip(moments, [*moments[1:], total], strict=True)]
+    return moments[0], [Event(f, u, h) for f, u, h in zip(fractions, rounds, hard, strict=True)]
 
 
 class UnitStage:
