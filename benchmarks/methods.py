@@ -34,11 +34,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 import hydra
 import torch
 from machine import processor  # type: ignore[import-not-found]
-from methods_cases import DENSE, SKIPPED, UNITS, Case, cases  # type: ignore[import-not-found]
+from methods_cases import DENSE, ROUNDS, SKIPPED, Case, cases  # type: ignore[import-not-found]
 from methods_tables import Row, report, show, tables  # type: ignore[import-not-found]
 from omegaconf import OmegaConf
 from torch import nn
 
+from lightning_modules.data.contract import set_up
 from lightning_modules.recipe import Recipe
 from orchestrator import settings as schema
 from orchestrator.files import write_atomic
@@ -72,7 +73,7 @@ class Run:
         words = [
             *COMMON, f"method={case.method}", *shlex.split(case.overrides), f"seed={seed}", f"study.out={out}",
             f"study.baselines={self.baselines}", f"phases.train.epochs={self.epochs}",
-            f"phases.finetune.round_steps={self.steps // UNITS}",
+            f"phases.finetune.round_steps={self.steps // ROUNDS}",
         ]  # fmt: skip
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             composed = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
@@ -111,9 +112,11 @@ def measure(run: Run, case: Case, seed: int) -> list[Row]:
         choices = Choices(space, settings.method, {method.settings.name: terrain})
         proposal = choices.propose(terrain, parameters(case, choices, terrain))
         evaluator = Evaluator(problem, {method.settings.name: method}, Path(folder))
-        found = evaluator(proposal, 0, lambda unit, ratio, metrics: None)
+        found = evaluator(proposal, 0, lambda round_, ratio, metrics: None)
         assert found.state == "completed", found.reason
-        assert found.trained_rounds == UNITS, f"{case.key} was finetuned for {found.trained_rounds} units, not {UNITS}"
+        assert found.trained_rounds == ROUNDS, (
+            f"{case.key} was finetuned for {found.trained_rounds} rounds, not {ROUNDS}"
+        )
         model = load_pruned(Path(folder) / "0")
         tested = problem.test(load_int8(Path(folder) / "0") if proposal.int8 else model)
         return [
@@ -137,7 +140,7 @@ def dense_rows(problem: Problem, seed: int, begin: float) -> list[Row]:
     validated, trained = problem.dense["accuracy"], time.perf_counter() - begin
     first = Row(alone, seed, validated, problem.test(problem.model)["accuracy"], seconds=trained)
     begin = time.perf_counter()
-    problem.finetune(problem.model, UNITS, seed_of(seed, 2, 0))
+    problem.finetune(problem.model, ROUNDS, seed_of(seed, 2, 0))
     after = problem.test(problem.model)["accuracy"]
     return [first, Row(longer, seed, validated, after, seconds=time.perf_counter() - begin)]
 
@@ -146,13 +149,13 @@ def dense_rows(problem: Problem, seed: int, begin: float) -> list[Row]:
 def data_of(recipe: str) -> Any:
     """The data module, read once per worker."""
     data = Recipe.from_json(json.loads(recipe)).build()
-    data.setup()
+    set_up(data)
     return data
 
 
 def parameters(case: Case, choices: Choices, terrain: Terrain) -> dict[str, Any]:
     """Those of a rung of the opening chain at the case's target, with what the case says itself."""
-    found = choices.chain(terrain, case.flops_ratio, 0.0)
+    found = choices.chain(terrain, case.flops_ratio)
     if "flops_ratio" in found:  # the chain of a method with two stages shares the target out
         found["flops_ratio"] = case.flops_ratio
     if "blocks" in found:
@@ -196,7 +199,7 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="dense trainings, each pruned by every method")
-    parser.add_argument("--steps", type=int, default=240, help=f"of finetuning, a multiple of {UNITS}")
+    parser.add_argument("--steps", type=int, default=240, help=f"of finetuning, a multiple of {ROUNDS}")
     parser.add_argument("--epochs", type=int, default=3, help="of dense training")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "methods.json")
@@ -206,8 +209,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="whose tables are written")
     parser.add_argument("--no-document", dest="document", action="store_const", const=None, help="print tables only")
     chosen = parser.parse_args()
-    if chosen.steps < UNITS or chosen.steps % UNITS:
-        parser.error(f"--steps must be a multiple of {UNITS}; got {chosen.steps}")
+    if chosen.steps < ROUNDS or chosen.steps % ROUNDS:
+        parser.error(f"--steps must be a multiple of {ROUNDS}; got {chosen.steps}")
     known = {case.method for case in cases()}
     if unknown := sorted(set(filter(None, chosen.methods.split(","))) - known):
         parser.error(f"--methods names unknown methods {unknown}; known: {', '.join(sorted(known))}")

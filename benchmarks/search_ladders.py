@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_modules.pruning.inputs import Inputs, run
 from orchestrator.search.allocation import evenly
 from orchestrator.search.pacing import measure
 from orchestrator.search.problem import Problem, seed_of
@@ -39,7 +40,7 @@ def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
     """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its pruning ratio."""
     import torch_pruning as tp
 
-    example = torch.zeros(1, *problem.data.input_shape)
+    example = problem.example.args[0]
     classifier = [module for module in problem.model.modules() if isinstance(module, nn.Linear)][-1]
     name = next(name for name, module in problem.model.named_modules() if module is classifier)
 
@@ -71,10 +72,10 @@ def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
 
 def macs(problem: Problem, model: nn.Module) -> float:
     """MACs of convolutions and linear layers against the dense model's, counted alike for all, by hooks."""
-    return counted(model, problem.data.input_shape) / counted(problem.model, problem.data.input_shape)
+    return counted(model, problem.example) / counted(problem.model, problem.example)
 
 
-def counted(model: nn.Module, shape: tuple[int, ...]) -> int:
+def counted(model: nn.Module, example: Inputs) -> int:
     total = 0
 
     def conv(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -86,8 +87,7 @@ def counted(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     kinds = (nn.Conv2d, nn.Linear)
     handles = [module.register_forward_hook(conv) for module in model.modules() if isinstance(module, kinds)]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
+    run(model, example)
     for handle in handles:
         handle.remove()
     return total
