@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.structure import Counts
-from orchestrator.costs import ratios_of, with_ratios
+from orchestrator.costs import COSTS, ratios_of, with_ratios
 from orchestrator.search.costs import SHAPED, Costed, Prices, costs_of
 from orchestrator.search.latency_model import pruned
 from orchestrator.search.problem import Problem
@@ -71,6 +71,6 @@ def _bounded_shapes(objectives: ObjectiveSettings) -> list[str]:
 
 
 def _cheap_and_bounded(settings: Settings) -> list[str]:
-    """Costs that the counts alone tell, and those of a model that are bounded."""
-    counted = ("flops", "effective_flops", "params", "estimated_latency_ms")
-    return [*counted, *_bounded_shapes(settings.objectives)]
+    """All costs but those that take a model of the right shapes and are not bounded."""
+    bounded = _bounded_shapes(settings.objectives)
+    return [name for name in COSTS if name not in SHAPED or name in bounded]

@@ -230,7 +230,7 @@ class Evaluator:
         if wrong := {name: value for name, value in measured.metrics.items() if not math.isfinite(value)}:
             raise ValueError(f"metrics must be finite; got {wrong}")  # before it is saved: nobody may inherit from it
         document = {
-            "format": 3,
+            "format": 4,
             "trial": number,
             "model": problem.settings.model.without("weights", "pretrained").to_json(),
             "inputs": problem.example.to_json(),
