@@ -45,8 +45,8 @@ from orchestrator import settings as schema
 from orchestrator.files import write_atomic
 from orchestrator.load import load_int8, load_pruned
 from orchestrator.progress import Progress
-from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.prepare import prepare
+from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method, prepare_method

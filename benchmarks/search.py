@@ -41,12 +41,12 @@ from orchestrator.files import write_atomic
 from orchestrator.jobs.explore import explore, parts_of
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
-from orchestrator.search import pacing
-from orchestrator.search.budget import Sharing, Speed
 from orchestrator.search.goals import goals_of
-from orchestrator.search.pacing import measure
-from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.prepare import prepare
+from orchestrator.search.lab.problem import Problem
+from orchestrator.search.pace import pacing
+from orchestrator.search.pace.budget import Sharing, Speed
+from orchestrator.search.pace.pacing import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = "data=fashion_mnist data.train_images=18000 data.val_fraction=0.1112 data.batch_size=64"

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs, run
-from orchestrator.search.allocation import evenly
-from orchestrator.search.pacing import measure
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.pace.pacing import measure
+from orchestrator.search.space.allocation import evenly
 
 Found = tuple[float, float, nn.Module]
 """FLOPs ratio, validation accuracy, model."""

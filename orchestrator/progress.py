@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from orchestrator.clock import PhaseClock
-from orchestrator.report.quantities import axis_words, duration, percent
-from orchestrator.report.rows import TrialRow
+from orchestrator.results.quantities import axis_words, duration, percent
+from orchestrator.results.rows import TrialRow
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.jobs.outputs import Outputs
-from orchestrator.search.rungs import columns
+from orchestrator.search.studies.rungs import columns
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 from orchestrator.tracking.spooled import Spooled, spooled

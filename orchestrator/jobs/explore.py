@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 
 from orchestrator.jobs.ends import tracker_of
-from orchestrator.jobs.records import exchange_of, record_ended, record_trial
-from orchestrator.jobs.workers import Workers
+from orchestrator.jobs.records import record_ended, record_trial
 from orchestrator.progress import Progress
-from orchestrator.report.rows import TrialRow
-from orchestrator.search.dense import dense_folder
-from orchestrator.search.given import read_plans
+from orchestrator.results.rows import TrialRow
 from orchestrator.search.goals import Goals
-from orchestrator.search.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.dense import dense_folder
+from orchestrator.search.lab.problem import Problem
+from orchestrator.search.pace.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
+from orchestrator.search.plans.given import read_plans
 from orchestrator.search.ready import DENSE, OVER, Ready, make_ready, require_one_dense
-from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.samplers import exhausted
 from orchestrator.search.studies.damaged import redo_damaged
 from orchestrator.search.studies.exchange import Exchange
@@ -39,6 +37,7 @@ from orchestrator.search.studies.queue import (
     own_trials,
     take_over_interrupted,
 )
+from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import open_study
 from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
@@ -46,6 +45,8 @@ from orchestrator.search.studies.warm_start import check_warm_start, filled, tak
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
+from orchestrator.workers.exchange import exchange_of
+from orchestrator.workers.pool import Workers
 
 
 @dataclass(frozen=True)

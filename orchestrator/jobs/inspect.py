@@ -13,16 +13,16 @@ from lightning_modules.data.contract import set_up
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
 from orchestrator.progress import Progress
-from orchestrator.report.quantities import count, duration, flops, percent
 from orchestrator.report.tables import show, summary_table
+from orchestrator.results.quantities import count, duration, flops, percent
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
-from orchestrator.search.dense import build_model, example_of
-from orchestrator.search.expected import expected_seconds
-from orchestrator.search.outline import on_weights, outline
+from orchestrator.search.lab.dense import build_model, example_of
+from orchestrator.search.lab.expected import expected_seconds
+from orchestrator.search.lab.prepare import check_prunable, device_of, find_latency_model, find_structure
 from orchestrator.search.parts import check_parts
-from orchestrator.search.prepare import check_prunable, device_of, find_latency_model, find_structure
 from orchestrator.search.samplers import combinations, sampler
+from orchestrator.search.space.outline import on_weights, outline
 from orchestrator.settings import MethodSettings, Settings
 
 

@@ -15,11 +15,11 @@ from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
 from orchestrator.report.picture import pareto
-from orchestrator.report.quantities import duration, percent
-from orchestrator.report.rows import ConfirmedRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.results.quantities import duration, percent
+from orchestrator.results.rows import ConfirmedRow, RungRow, TrialRow, read_csv, write_csv
 from orchestrator.search.plans.names import PLAN
-from orchestrator.search.rungs import in_words
+from orchestrator.search.studies.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse
 from orchestrator.stored import kept, tell_damaged

@@ -5,27 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lightning_modules.errors import ConfigError
-from orchestrator.search.problem import Problem
-from orchestrator.search.studies.exchange import Exchange
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
-from orchestrator.tracking.folders import RunFolders
-
-
-def exchange_of(settings: Settings, study: Study) -> Exchange:
-    """How this process sees the plans of others. Errors: UserError where the store cannot be reached."""
-    models = settings.study.folder / "trials"
-    if settings.study.results == "folder":
-        return Exchange(study, models)
-    uri, experiment = (settings.tracking.arguments.get(name) for name in ("uri", "experiment"))
-    if not isinstance(uri, str) or not isinstance(experiment, str):
-        raise ConfigError("study.results=mlflow keeps plans where the study is tracked; take tracking=mlflow")
-    store = RunFolders(uri, experiment, study.user_attrs["id"], settings.study.storage_patience)
-    store.open(settings.study.name)
-    return Exchange(study, models, store)
 
 
 def columns(settings: Settings) -> dict[str, str]:

@@ -21,6 +21,8 @@ from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.confirmation.confirm import Candidate, finetuned
+from orchestrator.search.lab.prepare import prepare
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
 from orchestrator.search.plans.lineage import (
     Lineage,
@@ -33,8 +35,6 @@ from orchestrator.search.plans.lineage import (
     weights_digest,
 )
 from orchestrator.search.plans.trust import require_own, targets
-from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem
 from orchestrator.search.trials.evaluate import begun
 from orchestrator.search.trials.methods import prepare_method
 from orchestrator.search.trials.run_plan import run_plan

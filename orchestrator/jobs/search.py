@@ -16,18 +16,18 @@ from orchestrator.jobs.explore import Parts, explore, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
 from orchestrator.progress import Progress
-from orchestrator.report.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import confirm_front, run_baselines
 from orchestrator.search.confirmation.ladders import Rung
 from orchestrator.search.goals import Reference, reference_of
+from orchestrator.search.lab.prepare import prepare
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.parts import check_parts
-from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem
 from orchestrator.search.ready import OVER
-from orchestrator.search.results import candidates
-from orchestrator.search.rungs import rung_rows
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.recorded import with_recorded_depth
+from orchestrator.search.studies.results import candidates
+from orchestrator.search.studies.rungs import rung_rows
 from orchestrator.search.studies.study import bind_study
 from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings

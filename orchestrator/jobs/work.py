@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from orchestrator.jobs.helping import LOOK_SECONDS, begun, help_alone, joined
-from orchestrator.jobs.workers import Workers
 from orchestrator.progress import Progress
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.settings import Settings
+from orchestrator.workers.helping import LOOK_SECONDS, begun, help_alone, joined
+from orchestrator.workers.pool import Workers
 
 
 def work(settings: Settings, name: str = "") -> None:

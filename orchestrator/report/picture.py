@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
-from orchestrator.report.quantities import axis_words, cost_words
-from orchestrator.report.rows import ConfirmedRow, TrialRow
+from orchestrator.results.quantities import axis_words, cost_words
+from orchestrator.results.rows import ConfirmedRow, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.costs import AXES, COSTS
-from orchestrator.report.quantities import (
+from orchestrator.results.quantities import (
     axis_words,
     cost_words,
     count,
     mean_and_spread,
     percent,
 )
-from orchestrator.report.rows import ConfirmedRow
+from orchestrator.results.rows import ConfirmedRow
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,8 +10,8 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of, with_ratios
 from orchestrator.search.costs import SHAPED, Costed, Prices, costs_of
-from orchestrator.search.latency_model import pruned
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.latency_model import pruned
+from orchestrator.search.lab.problem import Problem
 from orchestrator.settings import Settings
 from orchestrator.settings.objectives import ObjectiveSettings, digits
 

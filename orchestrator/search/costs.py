@@ -14,7 +14,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import effective_macs
-from orchestrator.search.latency_model import LatencyModel
+from orchestrator.search.lab.latency_model import LatencyModel
 
 MEGA = 1e6
 

@@ -13,7 +13,7 @@ from lightning_modules.recipe import nearest
 from lightning_modules.tasks.metrics import Direction, directions_of, scale_of
 from lightning_modules.tasks.metrics import reference_of as task_reference
 from orchestrator.costs import AXES, COSTS, known_names, ratio_name
-from orchestrator.report.rows import TrialRow
+from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import Points, hypervolume, volume
 from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from orchestrator.search.given import read_plans
 from orchestrator.search.goals import Goals, goals_of
-from orchestrator.search.prepare import device_of
-from orchestrator.search.problem import optimization
+from orchestrator.search.lab.prepare import device_of
+from orchestrator.search.lab.problem import optimization
+from orchestrator.search.plans.given import read_plans
 from orchestrator.search.samplers import check_sampler
 from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings

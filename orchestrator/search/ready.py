@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_modules.errors import DataError
 from orchestrator.progress import Progress
-from orchestrator.search.problem import Problem
-from orchestrator.search.sensitivity import profile
+from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases

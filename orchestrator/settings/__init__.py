@@ -113,7 +113,7 @@ RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", 
 
 
 class MadeUpSettings(Part):
-    """A laboratory that trains nothing; see `orchestrator/search/made_up.py`.
+    """A laboratory that trains nothing; see `orchestrator/search/lab/made_up.py`.
 
     `noise` is the standard deviation of the quality, `failures` the share of trainings that fail, `seconds` what an
     optimizer step takes.

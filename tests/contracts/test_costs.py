@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.costs import COSTS, cost_of, known_names, ratio_name, ratios_of, with_ratios
 from orchestrator.search.costs import FORMULAS, MEASURED, SHAPED, Costed, costs_of
-from orchestrator.search.latency_model import pruned
+from orchestrator.search.lab.latency_model import pruned
 from tests.search.problems import problem_of
 
 

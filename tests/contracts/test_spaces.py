@@ -21,9 +21,9 @@ from lightning_modules.pruning.structure import Structure
 from lightning_modules.pruning.thresholds import counts
 from lightning_modules.pruning.weights import Weight, weight_structure
 from lightning_modules.recipe import Recipe
-from orchestrator.search.allocation import Sensitivity
 from orchestrator.search.space import Allocation, Hierarchical, PerGroup, Terrain, Uniform
 from orchestrator.search.space.allocated import stage_names
+from orchestrator.search.space.allocation import Sensitivity
 from tests.facts import hold
 from tests.structures import discovered, small_resnet
 

@@ -14,7 +14,7 @@ from torch import nn
 import orchestrator
 from lightning_modules.phases.fit import DivergedError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, read_csv
 from orchestrator.search.confirmation import confirm
 from orchestrator.search.confirmation.confirm import Candidate
 from orchestrator.search.plans.finished import read_plan

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs.workers import DEATHS
+from orchestrator.workers.pool import DEATHS
 from tests.faults.tiny import alive, check_whole, finished, results, run, trials_in, wait_for
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.jobs import explore
-from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.results.rows import TrialRow, read_csv
 from orchestrator.tracking.mlflow import MlflowTracker
 from tests.faults.mlflow_server import Server
 

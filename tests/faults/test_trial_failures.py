@@ -18,12 +18,12 @@ from lightning_modules.errors import ConfigError, PlanError, TrialTimeoutError, 
 from lightning_modules.phases.fit import DivergedError
 from lightning_modules.tasks import Classification
 from orchestrator.__main__ import main
-from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.results.rows import TrialRow, read_csv
 from orchestrator.search.confirmation.confirm import Candidate, finetuned
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import read_plan
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
-from orchestrator.search.problem import Problem
-from orchestrator.search.results import rows
+from orchestrator.search.studies.results import rows
 from orchestrator.search.studies.trial import RUNGS, TRACE
 from orchestrator.search.trials import evaluate
 from orchestrator.search.trials.failures import HALVED, Deadline, check_failures, most_common, reason_of, sparing_memory

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from orchestrator.search.confirmation.confirm import Candidate, confirm
-from orchestrator.search.kernels import choose_threads
-from orchestrator.search.latency_model import latency_model
-from orchestrator.search.sensitivity import profile
+from orchestrator.search.lab.kernels import choose_threads
+from orchestrator.search.lab.latency_model import latency_model
+from orchestrator.search.lab.sensitivity import profile
 from orchestrator.stored import kept
 from tests.faults.harm import DEEP, change
 from tests.search.problems import Bench, settings_of
@@ -38,7 +38,7 @@ def test_a_damaged_cache_is_named_and_made_anew(
 def test_a_damaged_latency_model_is_fitted_anew(
     plan: tuple[Bench, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.search.latency_model.latency_ms", lambda model, example: 1.0)
+    monkeypatch.setattr("orchestrator.search.lab.latency_model.latency_ms", lambda model, example: 1.0)
     problem = plan[0].problem
 
     def made() -> Any:

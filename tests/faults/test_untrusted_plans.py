@@ -16,8 +16,8 @@ import orchestrator
 from lightning_modules.errors import ConfigError, DataError, UserError
 from lightning_modules.models import SmallResNet
 from orchestrator.load import load_pruned
-from orchestrator.search.given import read_plans
 from orchestrator.search.plans.finished import INT8, load_finished
+from orchestrator.search.plans.given import read_plans
 from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.stored import DEEPEST, read_json
 from tests.faults.harm import DEEP, change, flip, header, with_header

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.studies.study import open_study
 from tests.faults.harm import STUDY, change, flip
 from tests.search.test_study import settings as made_up

@@ -13,8 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
-from orchestrator.search.budget import Pace
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.search.pace.budget import Pace
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [

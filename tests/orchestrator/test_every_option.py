@@ -13,7 +13,7 @@ from PIL import Image
 
 import orchestrator
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.results.rows import TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 from tests.orchestrator.test_warm_start_job import SMALL
 

@@ -11,7 +11,7 @@ import pytest
 import orchestrator
 from orchestrator.__main__ import main
 from orchestrator.jobs.outputs import Outputs, key
-from orchestrator.report.rows import ConfirmedRow
+from orchestrator.results.rows import ConfirmedRow
 from orchestrator.settings import Settings
 
 HEAVY = ("torchmetrics", "pytorch_lightning", "torchvision", "mlflow", "sklearn", "matplotlib", "optuna", "scipy")

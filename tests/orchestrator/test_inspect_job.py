@@ -13,7 +13,7 @@ import torch
 import orchestrator
 from lightning_modules.data import digits
 from orchestrator.__main__ import main
-from orchestrator.search import expected
+from orchestrator.search.lab import expected
 
 
 def test_inspect_shows_groups_skips_costs_and_duration_and_writes_nothing(

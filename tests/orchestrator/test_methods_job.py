@@ -12,7 +12,7 @@ import orchestrator
 from lightning_modules.data import digits
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from tests.faults.harm import change, flip
 
 SMALL = [

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from orchestrator.report.picture import pareto
-from orchestrator.report.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import ConfirmedRow, TrialRow
 
 
 def trial(number: int, state: str, quality: float | None, ratio: float | None) -> TrialRow:

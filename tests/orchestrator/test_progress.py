@@ -5,9 +5,9 @@ import io
 import pytest
 
 from orchestrator.progress import Progress
-from orchestrator.report.quantities import count, duration, flops, percent
-from orchestrator.report.rows import ConfirmedRow, TrialRow
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.results.quantities import count, duration, flops, percent
+from orchestrator.results.rows import ConfirmedRow, TrialRow
 
 
 def confirmed(origin: str, trial: int | None, mean: float, std: float, flops: float, ratio: float) -> ConfirmedRow:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.results.rows import TrialRow, read_csv
 
 TINY = [
     "+experiment=digits_small",

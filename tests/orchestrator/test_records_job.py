@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import files
 from orchestrator.__main__ import main
-from orchestrator.report.rows import TrialRow, read_csv
+from orchestrator.results.rows import TrialRow, read_csv
 
 TINY = [
     "+experiment=digits_small",

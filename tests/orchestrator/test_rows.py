@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_modules.errors import DataError
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv, write_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv, write_csv
 
 FLOPS = {"flops": 10**12, "params": 7}
 TRIALS = [

@@ -18,7 +18,7 @@ import orchestrator
 from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, RungRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, RungRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [

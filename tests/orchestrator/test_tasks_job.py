@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from tests.contracts.task_cases import CASES, overrides
 
 ROOT = Path(__file__).parents[2]

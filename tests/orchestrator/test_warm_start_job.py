@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from orchestrator.__main__ import main
-from orchestrator.report.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [

@@ -18,13 +18,13 @@ from optuna.trial import TrialState
 
 from lightning_modules.errors import UserError
 from orchestrator.__main__ import main
-from orchestrator.jobs import workers
-from orchestrator.jobs.worker import run_worker
-from orchestrator.jobs.workers import DEATHS, Workers
 from orchestrator.progress import Progress
 from orchestrator.search.studies.leases import LEADER, LEASE, here
 from orchestrator.search.studies.queue import put_back
 from orchestrator.search.studies.storage import Journal
+from orchestrator.workers import pool as workers
+from orchestrator.workers.pool import DEATHS, Workers
+from orchestrator.workers.process import run_worker
 from tests.faults.tiny import TINY, TRIALS, check_whole, finished, run, study_in, wait_for
 from tests.orchestrator import fake_workers
 from tests.search.problems import settings_of
@@ -231,7 +231,7 @@ print([name for name in ('torch', 'optuna', 'pytorch_lightning', 'mlflow') if na
 def test_a_worker_without_a_parent_that_does_not_hear_the_first_signal_ends_with_the_second() -> None:
     code = """
 import threading, time
-from orchestrator.jobs import worker
+from orchestrator.workers import process as worker
 from orchestrator.stopped import Stopped, stoppable
 
 worker.GRACE_SECONDS = 0.1

@@ -12,9 +12,9 @@ from torch import nn
 
 from lightning_modules.data.contract import set_up
 from orchestrator.progress import Progress
+from orchestrator.search.lab.prepare import prepare
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.measurement import Measurement, Proposal
-from orchestrator.search.prepare import prepare
-from orchestrator.search.problem import Problem
 from orchestrator.search.space import Choices
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method, prepare_method

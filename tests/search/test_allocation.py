@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.allocation import Sensitivity, allocate, scaled
+from orchestrator.search.space.allocation import Sensitivity, allocate, scaled
 from tests.structures import small_resnet
 
 

@@ -11,9 +11,9 @@ import pytest
 from lightning_modules.errors import ConfigError
 from orchestrator.search.bounds import check_bounds, costs_before
 from orchestrator.search.costs import Costed, costs_of
-from orchestrator.search.latency_model import pruned
+from orchestrator.search.lab.latency_model import pruned
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.measurement import Measurement
-from orchestrator.search.problem import Problem
 from orchestrator.search.space import Uniform
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import prepare_method

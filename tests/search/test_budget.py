@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.progress import Progress
-from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
-from orchestrator.search.pacing import Plans, pacing_of
+from orchestrator.search.pace.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
+from orchestrator.search.pace.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
 from tests.search.problems import bench, settings_of
 

@@ -14,7 +14,7 @@ from lightning_modules.data.contract import set_up
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.models import SmallResNet
 from orchestrator.jobs.search import search
-from orchestrator.search.dense import RECORD, WEIGHTS, dense_folder
+from orchestrator.search.lab.dense import RECORD, WEIGHTS, dense_folder
 from orchestrator.settings import Settings
 from tests.search.problems import problem_of, settings_of
 
@@ -57,7 +57,7 @@ def _trained(settings: Settings, log: str) -> None:
     data = settings.data.build()
     set_up(data)
     from orchestrator.progress import Progress
-    from orchestrator.search.prepare import prepare
+    from orchestrator.search.lab.prepare import prepare
 
     prepare(settings, data, Progress())
 

@@ -14,10 +14,10 @@ import pytest
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 from orchestrator.costs import COSTS
-from orchestrator.report.rows import TrialRow
+from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import volume
 from orchestrator.search.goals import Goals, goals_of, reference_of
-from orchestrator.search.results import candidates, front
+from orchestrator.search.studies.results import candidates, front
 from orchestrator.settings import ObjectiveSettings
 from orchestrator.settings.objectives import Bound
 from tests.search.problems import settings_of

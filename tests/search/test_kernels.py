@@ -16,9 +16,9 @@ from pytorch_lightning import Callback
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
-from orchestrator.search import prepare
-from orchestrator.search.kernels import choose_memory_format, choose_threads
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab import prepare
+from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
+from orchestrator.search.lab.problem import Problem
 from tests.search.problems import problem_of
 
 

@@ -14,7 +14,7 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost, Features
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
-from orchestrator.search.latency_model import dense_latency, fit, latency_model, pruned, random_counts
+from orchestrator.search.lab.latency_model import dense_latency, fit, latency_model, pruned, random_counts
 from tests.structures import small_resnet
 
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-from orchestrator.search.pacing import MIXED_EPOCHS, MOST_MIXED, mixed_copies
+from orchestrator.search.pace.pacing import MIXED_EPOCHS, MOST_MIXED, mixed_copies
 from orchestrator.settings.budget import parse
 from tests.search.problems import problem_of
 

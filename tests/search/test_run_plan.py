@@ -11,8 +11,8 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.weights import densities, effective_macs
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import read_plan
-from orchestrator.search.problem import Problem
 from orchestrator.search.trials.methods import check_method
 from tests.search.problems import bench, problem_of, settings_of, silent
 

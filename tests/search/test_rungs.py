@@ -9,9 +9,9 @@ import optuna
 import pytest
 from scipy.stats import spearmanr
 
-from orchestrator.report.rows import RungRow
+from orchestrator.results.rows import RungRow
 from orchestrator.search.goals import Goals
-from orchestrator.search.rungs import columns, in_words, rank_correlation, rung_rows
+from orchestrator.search.studies.rungs import columns, in_words, rank_correlation, rung_rows
 from orchestrator.search.studies.trial import MEASURED, RUNGS
 
 Trial = optuna.trial.FrozenTrial

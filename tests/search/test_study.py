@@ -19,7 +19,6 @@ from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
-from orchestrator.search.results import candidates, front, rows
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
 from orchestrator.search.studies import leases
@@ -28,6 +27,7 @@ from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import done, enqueue_chain, take_over_interrupted
+from orchestrator.search.studies.results import candidates, front, rows
 from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import Settings, load

@@ -19,7 +19,7 @@ from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.stored import kept
 

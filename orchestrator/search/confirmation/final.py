@@ -21,14 +21,14 @@ from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
-from orchestrator.report.quantities import axis_words
-from orchestrator.report.rows import ConfirmedRow, TrialRow
+from orchestrator.results.quantities import axis_words
+from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
 from orchestrator.search.confirmation.ladders import Rung, climb
 from orchestrator.search.front import non_dominated, spread_out
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import INT8, PLAN, finished_weights, keep_from_json, read_plan, save_plan
 from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
-from orchestrator.search.problem import Problem
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.failures import SMALLER, most_common, needed, reason_of
 from orchestrator.search.trials.methods import Method

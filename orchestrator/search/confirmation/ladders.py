@@ -18,8 +18,8 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import zeros_of
-from orchestrator.search.allocation import Macs, lowest_level, scaled
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.space.allocation import Macs, lowest_level, scaled
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 

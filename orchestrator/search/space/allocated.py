@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts, quantiles
-from orchestrator.search.allocation import Ratios, allocate, lowest_level
 from orchestrator.search.plans.measurement import Cut, Proposal
+from orchestrator.search.space.allocation import Ratios, allocate, lowest_level
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
 

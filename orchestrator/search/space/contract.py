@@ -11,8 +11,8 @@ from optuna.distributions import BaseDistribution
 from lightning_modules.pruning.plan import Rule
 from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Pools, Scores, rounded
-from orchestrator.search.allocation import Macs, Sensitivity
 from orchestrator.search.plans.measurement import Proposal
+from orchestrator.search.space.allocation import Macs, Sensitivity
 
 Params = dict[str, Any]
 

@@ -12,8 +12,8 @@ from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.plan import Timing
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts
-from orchestrator.search.allocation import lowest_level
 from orchestrator.search.plans.measurement import Cut, Proposal
+from orchestrator.search.space.allocation import lowest_level
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
 

@@ -20,8 +20,8 @@ from lightning_modules.errors import ConfigError, PlanError, StorageError
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.metrics import Direction
 from orchestrator.redact import redact, redact_tree
-from orchestrator.search.given import given
 from orchestrator.search.goals import Goals
+from orchestrator.search.plans.given import given
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions

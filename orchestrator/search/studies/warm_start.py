@@ -23,9 +23,9 @@ from lightning_modules.pruning.plan import Timing
 from orchestrator.costs import with_ratios
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import PLAN, read_plan
 from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
-from orchestrator.search.problem import Problem
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.storage import storage_of
 from orchestrator.search.studies.study import IDENTITY

@@ -21,6 +21,7 @@ from lightning_modules.pruning.structure import Counts, Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
+from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.plans.finished import (
     INT8,
     PLAN,
@@ -34,7 +35,6 @@ from orchestrator.search.plans.finished import (
 )
 from orchestrator.search.plans.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
-from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.trials.failures import Deadline, sparing_memory
 from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
 from orchestrator.search.trials.methods import Method

@@ -14,9 +14,9 @@ from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of
 from orchestrator.search.costs import MEASURED, SHAPED, Costed, costs_of
+from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import Finished
 from orchestrator.search.plans.measurement import Measurement, Rung
-from orchestrator.search.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import Pools, Scores
-from orchestrator.search.allocation import Sensitivity
+from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.plans.measurement import Cut
-from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.space import Hybrid, Patterns, Terrain
+from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, comparable, pools_of, pruner_of
 from orchestrator.settings import MethodSettings, Settings
 

@@ -24,7 +24,7 @@ from lightning_modules.pruning.structure import Counts, Keep, Structure, isomorp
 from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Masks, Weight, apply, masks_of, shares, unit_scores, weight_structure
 from lightning_modules.tasks.contract import step_loss, to_device
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.problem import Problem
 from orchestrator.settings import MethodSettings
 
 

@@ -12,9 +12,9 @@ from lightning_modules.phases.penalised import Penalised
 from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.plan import Plan, Timing
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.dense import fresh_model
+from orchestrator.search.lab.dense import fresh_model
+from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.plans.measurement import Report, Rung
-from orchestrator.search.problem import Problem, seed_of
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.search.trials.working import Event, Stage, UnitStage, WeightStage, Working, events

@@ -14,11 +14,11 @@ from torch import nn
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
-from orchestrator.search.allocation import cut_anyhow
-from orchestrator.search.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
 from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.problem import Problem
+from orchestrator.search.pace.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
 from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.space.allocation import cut_anyhow
 from orchestrator.search.studies.queue import own_trials, queued
 from orchestrator.search.studies.trial import MEASURED, SECONDS, Study
 from orchestrator.search.trials.evaluate import Evaluator

@@ -14,13 +14,13 @@ from typing import Self
 import torch
 
 from lightning_modules.errors import UserError
-from orchestrator.jobs.worker import GRACE_SECONDS, run_worker
 from orchestrator.progress import Progress
 from orchestrator.search.studies.leases import LEASE, here
 from orchestrator.search.studies.queue import fail, own_trials, running
 from orchestrator.search.studies.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.stopped import beginning_processes
+from orchestrator.workers.process import GRACE_SECONDS, run_worker
 
 DEATHS = 5
 """So many workers may die over one trial before it is recorded as failed, and so many in a row without one ending."""

@@ -22,14 +22,14 @@ from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
-from orchestrator.search.dense import build_model, example_of, rewound_model, train_dense
-from orchestrator.search.given import check_plans
-from orchestrator.search.kernels import choose_memory_format, choose_threads
-from orchestrator.search.latency_model import LatencyModel, dense_latency, latency_model
-from orchestrator.search.made_up import MadeUpProblem
-from orchestrator.search.outline import outline
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.dense import build_model, example_of, rewound_model, train_dense
+from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
+from orchestrator.search.lab.latency_model import LatencyModel, dense_latency, latency_model
+from orchestrator.search.lab.made_up import MadeUpProblem
+from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.plans.given import check_plans
 from orchestrator.search.samplers import sampler
+from orchestrator.search.space.outline import outline
 from orchestrator.settings import Settings
 
 

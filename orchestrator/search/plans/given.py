@@ -12,9 +12,9 @@ from torch import nn
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import nearest
-from orchestrator.search.outline import on_weights
 from orchestrator.search.plans.measurement import Cut, Proposal
 from orchestrator.search.space import Space, Terrain
+from orchestrator.search.space.outline import on_weights
 from orchestrator.settings import Settings
 from orchestrator.stored import read_json
 

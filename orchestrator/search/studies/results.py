@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.report.rows import TrialRow
+from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.goals import Goals
 from orchestrator.search.studies.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.report.rows import RungRow
+from orchestrator.results.rows import RungRow
 
 if TYPE_CHECKING:
     from orchestrator.search.goals import Goals

@@ -23,9 +23,9 @@ from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
-from orchestrator.search.made_up import metrics_of
+from orchestrator.search.lab.made_up import metrics_of
+from orchestrator.search.lab.problem import Timed, optimization, seed_everything
 from orchestrator.search.plans.lineage import tensors
-from orchestrator.search.problem import Timed, optimization, seed_everything
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
 from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged

@@ -7,21 +7,21 @@ import time
 from lightning_modules.data.contract import set_up
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
-from orchestrator.jobs.records import exchange_of
 from orchestrator.progress import Progress
-from orchestrator.search.dense import dense_folder
-from orchestrator.search.prepare import prepare
+from orchestrator.search.lab.dense import dense_folder
+from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.ready import DENSE, OVER, make_ready, require_same_dense
-from orchestrator.search.results import front, rows, trial_row
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import help_search
 from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
 from orchestrator.search.studies.recorded import with_recorded_depth
+from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import join_study
 from orchestrator.search.studies.trial import FrozenTrial, Study
 from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
+from orchestrator.workers.exchange import exchange_of
 
 LOOK_SECONDS = 0.5
 

@@ -18,8 +18,8 @@ from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
-from orchestrator.search.allocation import Sensitivity
-from orchestrator.search.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.trials.methods import Method
 from orchestrator.stored import kept
 

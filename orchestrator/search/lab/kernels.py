@@ -25,7 +25,7 @@ from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, step_loss
 from orchestrator.files import write_atomic
-from orchestrator.search.allocation import cut_anyhow, evenly
+from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 from orchestrator.stored import kept
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_modules.phases.fit import DivergedError, OnRound
 from lightning_modules.recipe import digest
-from orchestrator.search.problem import Problem
+from orchestrator.search.lab.problem import Problem
 from orchestrator.settings import MadeUpSettings, Settings
 
 BEST = 0.95

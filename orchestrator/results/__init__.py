@@ -1,0 +1,1 @@
+"""What a study has found, as rows, and how numbers are written."""

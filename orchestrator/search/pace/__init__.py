@@ -1,0 +1,1 @@
+"""Budgets in time and epochs: how many steps each trial gets."""
