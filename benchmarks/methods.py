@@ -46,7 +46,7 @@ from orchestrator.files import write_atomic
 from orchestrator.load import load_int8, load_pruned
 from orchestrator.progress import Progress
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, Training, seed_of
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.methods import check_method, prepare_method
@@ -140,7 +140,7 @@ def dense_rows(problem: Problem, seed: int, begin: float) -> list[Row]:
     validated, trained = problem.dense["accuracy"], time.perf_counter() - begin
     first = Row(alone, seed, validated, problem.test(problem.model)["accuracy"], seconds=trained)
     begin = time.perf_counter()
-    problem.finetune(problem.model, ROUNDS, seed_of(seed, 2, 0))
+    problem.finetune(problem.model, Training(ROUNDS, seed_of(seed, 2, 0)))
     after = problem.test(problem.model)["accuracy"]
     return [first, Row(longer, seed, validated, after, seconds=time.perf_counter() - begin)]
 

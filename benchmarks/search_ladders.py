@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs, run
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, Training, seed_of
 from orchestrator.search.pace.pacing import measure
 from orchestrator.search.space.allocation import evenly
 
@@ -31,7 +31,7 @@ def ladder(
         model = pruned(problem, target, whole)
         problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         steps = max(1, int(left / sum(map(speed.step_at, rest))))
-        problem.finetune(model, 1, seed_of(seed, 7, place), round_steps=steps)
+        problem.finetune(model, Training(1, seed_of(seed, 7, place), round_steps=steps))
         model.eval()
         yield macs(problem, model), problem.validate(model)["accuracy"], model
 

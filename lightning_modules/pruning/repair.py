@@ -11,7 +11,7 @@ from lightning_modules.pruning.recurrent import resize, resize_cell
 from lightning_modules.pruning.structure import AttentionUnit
 
 
-def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:
+def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa: C901 - a branch per kind of module
     """Bring every attribute in line with the tensors, in place; modules whose tensors still fit are not touched.
 
     Ratios (channels per convolution or norm group, width of a head, or their number if `attention` is "head_dim") are

@@ -18,7 +18,7 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from orchestrator.search.lab import prepare
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.problem import Problem, Training
 from tests.search.problems import problem_of
 
 
@@ -119,7 +119,7 @@ def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) 
                 weights = [p for p in module.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
                 seen.append(all(p.is_contiguous() for p in weights))  # noqa: B023
 
-        replace(problem, memory_format=name).finetune(model, 1, 0, callbacks=[Watch()], round_steps=3)
+        replace(problem, memory_format=name).finetune(model, Training(1, 0, round_steps=3, callbacks=[Watch()]))
         assert seen == [name == "contiguous"] * 3
         assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
         found[name] = problem.validate(model)["loss"]

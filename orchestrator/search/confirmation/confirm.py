@@ -19,7 +19,7 @@ from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, Training, seed_of
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.stored import kept
 
@@ -123,17 +123,17 @@ def finetuned(problem: Problem, candidate: Candidate, seed: int, rounds: int, lr
     copied = copy.deepcopy(candidate.model)
     held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
     seeded = seed_of(problem.settings.seed, 4, seed)
-    problem.finetune(
-        copied,
+    training = Training(
         rounds,
         seeded,
-        lr_factor=lr_factor,
-        callbacks=held,
-        level=candidate.level,
         round_steps=candidate.round_steps,
+        lr_factor=lr_factor,
+        level=candidate.level,
         accumulate=candidate.accumulate,
         mixed=0,
+        callbacks=held,
     )
+    problem.finetune(copied, training)
     return copied
 
 

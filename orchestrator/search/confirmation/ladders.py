@@ -18,7 +18,7 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import zeros_of
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, Training, seed_of
 from orchestrator.search.space.allocation import Macs, lowest_level, scaled
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
@@ -78,7 +78,8 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
         held = [Sparse(masks)] if masks else []
-        problem.finetune(model, 1, seed_of(seed, place), callbacks=held, round_steps=steps, mixed=rung.mixed)
+        training = Training(1, seed_of(seed, place), round_steps=steps, mixed=rung.mixed, callbacks=held)
+        problem.finetune(model, training)
         yield rung, model.eval(), units_alive
 
 

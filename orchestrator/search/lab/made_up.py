@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 from lightning_modules.phases.fit import DivergedError, OnRound
 from lightning_modules.recipe import digest
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.problem import Problem, Training
 from orchestrator.settings import MadeUpSettings, Settings
 
 BEST = 0.95
@@ -37,25 +38,23 @@ class MadeUpProblem(Problem):
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         self._work("recalibrate", count, seed)
 
-    def finetune(  # type: ignore[override]
-        self, model: nn.Module, rounds: int, seed: int, on_round: OnRound | None = None, **how: Any
-    ) -> int:
+    def finetune(self, model: nn.Module, training: Training, on_round: OnRound | None = None) -> int:
         """The rounds done. Errors: DivergedError as often as `made_up.failures` says."""
-        conditions = [_phases(self.settings), rounds, seed, *(how.get(name) for name in _CONDITIONS)]
-        draw = self._work("finetune", *conditions)
+        draw = self._work("finetune", _phases(self.settings), replace(training, callbacks=()))
         if on_round is not None and draw.random() < self._made_up.failures:
             raise DivergedError("the made-up training loss became nan")
-        noise = self._made_up.noise * draw.standard_normal(rounds)
+        noise = self._made_up.noise * draw.standard_normal(training.rounds)
         with torch.no_grad():  # weights differ where trainings do, as digests and replays expect
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1.0 + 1e-3 * float(noise[-1]))
-        steps = how.get("round_steps") or self.settings.phases.finetune.round_steps
-        for round in range(1, rounds + 1):
+        steps = training.round_steps or self.settings.phases.finetune.round_steps
+        for number in range(1, training.rounds + 1):
             time.sleep(self._made_up.seconds * steps)
-            if on_round is not None and not on_round(round, self._metrics(model, round, float(noise[round - 1]))):
-                return round
-        return rounds
+            metrics = self._metrics(model, number, float(noise[number - 1]))
+            if on_round is not None and not on_round(number, metrics):
+                return number
+        return training.rounds
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         return self._metrics(model, 2, self._drawn("validate", level, _fingerprint(model)))
@@ -80,9 +79,6 @@ class MadeUpProblem(Problem):
     def _metrics(self, model: nn.Module, rounds: int, noise: float) -> dict[str, float]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return metrics_of(self.settings, parameters / max(1, self.dense_params), rounds, noise)
-
-
-_CONDITIONS = ("lr_factor", "level", "round_steps", "distillation", "accumulate", "mixed")
 
 
 def _fingerprint(model: nn.Module) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -39,6 +39,26 @@ from orchestrator.settings import OptimizerSettings, Settings
 
 Timed = Callable[[str], AbstractContextManager[None]]
 """Charges the time inside a `with` block to a phase by name."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One finetuning; None: as configured.
+
+    With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and `distillation` is
+    the weight of the dense outputs; `mixed` copies of the training data are learnt beside it. `accumulate` is the
+    number of parts in which each batch is taken.
+    """
+
+    rounds: int
+    seed: int
+    round_steps: int | None = None
+    lr_factor: float = 1.0
+    level: float | None = None
+    distillation: float | None = None
+    accumulate: int = 1
+    mixed: int | None = None
+    callbacks: Sequence[Callback] = ()
 
 
 @dataclass(frozen=True)
@@ -150,53 +170,40 @@ class Problem:
         with self.timed("recalibration"):
             recalibrate(model, self.inputs(model, self.data.train_batches(seed)), count, self.device)
 
-    def finetune(
-        self,
-        model: nn.Module,
-        rounds: int,
-        seed: int,
-        on_round: OnRound | None = None,
-        lr_factor: float = 1.0,
-        callbacks: Sequence[Callback] = (),
-        level: float | None = None,
-        round_steps: int | None = None,
-        distillation: float | None = None,
-        accumulate: int = 1,
-        mixed: int | None = None,
-    ) -> int:
-        """`rounds` rounds as the configuration describes them; reproducible from `seed` on one CPU. Returns those done.
-
-        With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and
-        `distillation` is the weight of the dense outputs; `mixed` copies of the training data are learnt beside it;
-        None: as configured. `accumulate` is as in `fit`.
-        """
-        round_steps = round_steps or self.settings.phases.finetune.round_steps
-        task = self.task(model)
-        teaching = self.distillation
-        if teaching is not None and distillation is not None:
-            teaching = replace(teaching, weight=distillation)
-        if teaching is not None and self.mixing is not None and (copies := self._copies(mixed)) > 0:
-            batches, teacher = self.mixing(copies, seed)
+    def finetune(self, model: nn.Module, training: Training, on_round: OnRound | None = None) -> int:
+        """Reproducible from the training's seed on one CPU. Returns the rounds done."""
+        round_steps = training.round_steps or self.settings.phases.finetune.round_steps
+        task, teaching, batches = self.task(model), self.distillation, None
+        if teaching is not None and training.distillation is not None:
+            teaching = replace(teaching, weight=training.distillation)
+        if teaching is not None and self.mixing is not None and (copies := self._copies(training.mixed)) > 0:
+            batches, teacher = self.mixing(copies, training.seed)
             teaching = replace(teaching, teacher=teacher)
-        else:
-            batches = self.data.train_batches(seed)
-        seed_everything(seed)
-        features = None if self.distillation is None else self.distillation.features
-        tapped = nullcontext() if features is None else features.watching(model)
-        with self.timed("finetune"), attached(model, self.activation(level)), tapped, distilled(task, teaching):
+        seed_everything(training.seed)
+        with self.timed("finetune"), self._taught(model, task, training, teaching):
             return fit(
                 task,
-                batches,
-                self._optimization(rounds * round_steps, lr_factor),
-                rounds=rounds,
+                self.data.train_batches(training.seed) if batches is None else batches,
+                self._optimization(training.rounds * round_steps, training.lr_factor),
+                rounds=training.rounds,
                 round_steps=round_steps,
                 device=self.device,
                 val=self.data.val_dataloader(),
                 on_round=on_round,
-                callbacks=[*callbacks, Watched(self.check)],
-                accumulate=accumulate,
+                callbacks=[*training.callbacks, Watched(self.check)],
+                accumulate=training.accumulate,
                 memory_format=self.memory_format,
             )
+
+    @contextmanager
+    def _taught(
+        self, model: nn.Module, task: LightningModule, training: Training, teaching: Distillation | None
+    ) -> Iterator[None]:
+        """Inside, activations are pruned at the training's level, and the loss is mixed with the teacher's."""
+        features = None if self.distillation is None else self.distillation.features
+        tapped = nullcontext() if features is None else features.watching(model)
+        with attached(model, self.activation(training.level)), tapped, distilled(task, teaching):
+            yield
 
     def _copies(self, mixed: int | None) -> int:
         how = self.settings.phases.finetune.distillation

@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.problem import Problem, Training
 from orchestrator.search.pace.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.space.allocation import cut_anyhow
@@ -266,7 +266,7 @@ def _timed(problem: Problem, model: nn.Module, now: Callable[[], float]) -> tupl
     finetune, moments = problem.settings.phases.finetune, [0.0]
     for steps in (1, 1, 1 + STEPS):
         begin = now()
-        problem.finetune(model, 1, 0, round_steps=steps)
+        problem.finetune(model, Training(1, 0, round_steps=steps))
         moments.append(now() - begin)
     one, several = moments[-2:]
     step = max((several - one) / STEPS, 0.25 * several / (1 + STEPS))

@@ -13,7 +13,7 @@ from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.plan import Plan, Timing
 from lightning_modules.pruning.structure import Counts
 from orchestrator.search.lab.dense import fresh_model
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.problem import Problem, Training, seed_of
 from orchestrator.search.plans.measurement import Report, Rung
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
@@ -114,11 +114,11 @@ class _Run:
         """`rounds` rounds; rungs are kept, and told to the search after the last pruning step."""
         self.rungs = []
 
-        def on_round(round: int, metrics: Mapping[str, float]) -> bool:
-            self.rungs.append((round, dict(metrics)))
+        def on_round(number: int, metrics: Mapping[str, float]) -> bool:
+            self.rungs.append((number, dict(metrics)))
             if last:
-                self.reason = self.report(round, self.ratio, metrics) or ""
-                if round == rounds:
+                self.reason = self.report(number, self.ratio, metrics) or ""
+                if number == rounds:
                     self.reason = ""
             return not self.reason
 
@@ -126,18 +126,18 @@ class _Run:
         found = [*callbacks, *([carried] if carried else [])]
         if self.working.masks and not any(isinstance(callback, Sparse) for callback in callbacks):
             found.append(Sparse(self.working.masks))
-        done = self.problem.finetune(
-            self.working.model,
+        timing = self.plan.timing
+        training = Training(
             rounds,
             self._seed(),
-            on_round,
-            callbacks=found,
+            round_steps=timing.round_steps,
             level=self.plan.activation,
-            round_steps=self.plan.timing.round_steps,
-            distillation=self.plan.timing.distillation,
-            accumulate=self.plan.timing.accumulate,
-            mixed=self.plan.timing.mixed,
+            distillation=timing.distillation,
+            accumulate=timing.accumulate,
+            mixed=timing.mixed,
+            callbacks=found,
         )
+        done = self.problem.finetune(self.working.model, training, on_round)
         self.working.optimizer = carried.state if carried else None
         self.spent += done
         self.rounds += done
