@@ -54,17 +54,35 @@ class House:
 
 
 def house(root: Path) -> House:
-    trees = {path: ast.parse(path.read_text()) for room in PRODUCT for path in sorted((root / room).rglob("*.py"))}
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    trees = {
+        path: ast.parse(path.read_text())
+        for room in PRODUCT
+        for path in sorted((root / room).rglob("*.py"))
+    }
+    functions = [
+        node
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
     lines = {path: code_lines(path) for path in trees}
-    nodes = {path: sum(hasattr(node, "lineno") for node in ast.walk(tree)) for path, tree in trees.items()}
+    nodes = {
+        path: sum(hasattr(node, "lineno") for node in ast.walk(tree))
+        for path, tree in trees.items()
+    }
     whole = sum(lines.values())
-    comprehensions = sum(isinstance(node, COMPREHENSIONS) for tree in trees.values() for node in ast.walk(tree))
+    comprehensions = sum(
+        isinstance(node, COMPREHENSIONS) for tree in trees.values() for node in ast.walk(tree)
+    )
     return House(
         product_lines=sum(len(path.read_text().splitlines()) for path in trees),
-        test_lines=sum(len(path.read_text().splitlines()) for path in (root / "tests").rglob("*.py")),
+        test_lines=sum(
+            len(path.read_text().splitlines()) for path in (root / "tests").rglob("*.py")
+        ),
         leaf_keys=sum(1 for _ in leaves(composed(root / "conf"))),
-        long_functions=sum((node.end_lineno or 0) - node.lineno + 1 > LONGEST for node in functions),
+        long_functions=sum(
+            (node.end_lineno or 0) - node.lineno + 1 > LONGEST for node in functions
+        ),
         wide_functions=sum(parameters(node) > MOST_PARAMETERS for node in functions),
         nodes_per_line={room: _per_line(root / room, nodes, lines) for room in PRODUCT},
         comprehensions_per_1000_lines=1000 * comprehensions / whole,
@@ -81,12 +99,25 @@ def code_lines(path: Path) -> int:
     """Lines with code on them; a docstring is none."""
     with path.open("rb") as stream:
         tokens = list(tokenize.tokenize(io.BytesIO(stream.read()).readline))
-    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    empty = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+    )
     busy: set[int] = set()
     for place, token in enumerate(tokens):
         alone = token.type == tokenize.STRING and tokens[place + 1].type == tokenize.NEWLINE
         before = tokens[place - 1].type if place else tokenize.ENCODING
-        if alone and before in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING):
+        if alone and before in (
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENCODING,
+        ):
             continue
         if token.type not in (*empty, tokenize.ENDMARKER):
             busy.update(range(token.start[0], token.end[0] + 1))
@@ -95,7 +126,10 @@ def code_lines(path: Path) -> int:
 
 def parameters(node: ast.FunctionDef) -> int:
     """Without `self` and `cls`."""
-    named = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    named = [
+        argument.arg
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    ]
     return len([name for name in named if name not in ("self", "cls")])
 
 
@@ -107,7 +141,11 @@ def names(trees: Mapping[Path, ast.Module]) -> Iterator[str]:
             if isinstance(node, ast.Assign):
                 for target in node.targets:
                     elements = target.elts if isinstance(target, ast.Tuple) else [target]
-                    yield from (e.id for e in elements if isinstance(e, ast.Name) and not e.id.startswith("_"))
+                    yield from (
+                        e.id
+                        for e in elements
+                        if isinstance(e, ast.Name) and not e.id.startswith("_")
+                    )
 
 
 def composed(conf: Path) -> dict[str, Any]:
@@ -140,12 +178,20 @@ def leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("folders", nargs="*", type=Path, default=[Path(__file__).resolve().parent.parent])
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
+        "folders", nargs="*", type=Path, default=[Path(__file__).resolve().parent.parent]
+    )
     for folder in arguments.parse_args().folders:
         print(folder)
         for name, value in vars(house(folder)).items():
-            shown = {room: round(number, 2) for room, number in value.items()} if isinstance(value, dict) else value
+            shown = (
+                {room: round(number, 2) for room, number in value.items()}
+                if isinstance(value, dict)
+                else value
+            )
             print(f"  {name}: {round(shown, 2) if isinstance(shown, float) else shown}")
 
 

@@ -175,7 +175,9 @@ def most_blocks(terrain: Terrain, flops_ratio: float) -> int:
 
 def sparsity(problem: Problem, model: nn.Module) -> float:
     dense, left = dict(problem.model.named_parameters()), dict(model.named_parameters())
-    kept = sum(int(torch.count_nonzero(left[name])) for name in problem.weight_names if name in left)
+    kept = sum(
+        int(torch.count_nonzero(left[name])) for name in problem.weight_names if name in left
+    )
     return 1.0 - kept / sum(dense[name].numel() for name in problem.weight_names)
 
 
@@ -187,7 +189,10 @@ def main() -> int:
         todo = jobs(chosen, held)
         failed = carry_out(todo, run, chosen, held)
         if failed:
-            print(f"{failed} of {len(todo)} jobs failed; give the same command again to repeat them", file=sys.stderr)
+            print(
+                f"{failed} of {len(todo)} jobs failed; give the same command again to repeat them",
+                file=sys.stderr,
+            )
             return 1
     for lines in tables([Row(**row) for row in held["rows"]]).values():
         show(lines)
@@ -197,26 +202,44 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="dense trainings, each pruned by every method")
-    parser.add_argument("--steps", type=int, default=240, help=f"of finetuning, a multiple of {ROUNDS}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="dense trainings, each pruned by every method"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=240, help=f"of finetuning, a multiple of {ROUNDS}"
+    )
     parser.add_argument("--epochs", type=int, default=3, help="of dense training")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "methods.json")
-    parser.add_argument("--baselines", type=Path, default=ROOT / "baselines", help="folder of the dense models")
-    parser.add_argument("--methods", default="", help="names of methods, comma between: those and their references")
-    parser.add_argument("--report-only", action="store_true", help="tables of what is there; measures nothing")
+    parser.add_argument(
+        "--baselines", type=Path, default=ROOT / "baselines", help="folder of the dense models"
+    )
+    parser.add_argument(
+        "--methods", default="", help="names of methods, comma between: those and their references"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="tables of what is there; measures nothing"
+    )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="whose tables are written")
-    parser.add_argument("--no-document", dest="document", action="store_const", const=None, help="print tables only")
+    parser.add_argument(
+        "--no-document", dest="document", action="store_const", const=None, help="print tables only"
+    )
     chosen = parser.parse_args()
     if chosen.steps < ROUNDS or chosen.steps % ROUNDS:
         parser.error(f"--steps must be a multiple of {ROUNDS}; got {chosen.steps}")
     known = {case.method for case in cases()}
     if unknown := sorted(set(filter(None, chosen.methods.split(","))) - known):
-        parser.error(f"--methods names unknown methods {unknown}; known: {', '.join(sorted(known))}")
+        parser.error(
+            f"--methods names unknown methods {unknown}; known: {', '.join(sorted(known))}"
+        )
     everything = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     if left := sorted(everything - {case.method for case in cases()} - set(SKIPPED)):
-        parser.error(f"every file of conf/method has a row or a reason in SKIPPED; {left} have neither")
+        parser.error(
+            f"every file of conf/method has a row or a reason in SKIPPED; {left} have neither"
+        )
     return chosen
 
 
@@ -224,12 +247,16 @@ def stored(chosen: argparse.Namespace, run: Run) -> dict[str, Any]:
     """The results so far; those of other steps or epochs are not mixed with."""
     same = {"steps": run.steps, "epochs": run.epochs}
     if chosen.report_only and not chosen.out.exists():
-        raise SystemExit(f"--report-only needs results; {chosen.out} does not exist: leave it out to measure")
+        raise SystemExit(
+            f"--report-only needs results; {chosen.out} does not exist: leave it out to measure"
+        )
     if chosen.out.exists():
         held: dict[str, Any] = json.loads(chosen.out.read_text())
         if chosen.report_only or held["run"] == same:
             return held
-        raise SystemExit(f"{chosen.out} holds results of {held['run']}, not of {same}; take another --out")
+        raise SystemExit(
+            f"{chosen.out} holds results of {held['run']}, not of {same}; take another --out"
+        )
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -238,7 +265,13 @@ def stored(chosen: argparse.Namespace, run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     command = shlex.join(["python", "benchmarks/methods.py", *sys.argv[1:]])
-    return {"run": same, "machine": machine, "command": command, "date": date.today().isoformat(), "rows": []}
+    return {
+        "run": same,
+        "machine": machine,
+        "command": command,
+        "date": date.today().isoformat(),
+        "rows": [],
+    }
 
 
 def jobs(chosen: argparse.Namespace, held: dict[str, Any]) -> list[tuple[Case, int]]:
@@ -253,18 +286,26 @@ def jobs(chosen: argparse.Namespace, held: dict[str, Any]) -> list[tuple[Case, i
     return [(case, seed) for case, seed in wanted if (case.key, seed) not in there]
 
 
-def carry_out(todo: list[tuple[Case, int]], run: Run, chosen: argparse.Namespace, held: dict[str, Any]) -> int:
+def carry_out(
+    todo: list[tuple[Case, int]], run: Run, chosen: argparse.Namespace, held: dict[str, Any]
+) -> int:
     """Run the jobs and store each row as it comes; the number of jobs that failed."""
     done = failed = 0
     begin = time.perf_counter()
-    with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn"), one_thread) as pool:
+    with ProcessPoolExecutor(
+        chosen.workers, multiprocessing.get_context("spawn"), one_thread
+    ) as pool:
         for case, seed, future in in_turn(pool, run, todo):
             done += 1
             try:
                 rows = future.result()
             except Exception as error:
                 failed += 1
-                print(f"{case.key}, seed {seed} failed: {error.__cause__ or error}", file=sys.stderr, flush=True)
+                print(
+                    f"{case.key}, seed {seed} failed: {error.__cause__ or error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 continue
             held["rows"] += [dataclasses.asdict(row) for row in rows]
             write_atomic(chosen.out, json.dumps(held, indent=1) + "\n")
@@ -283,7 +324,10 @@ def in_turn(
     pool: ProcessPoolExecutor, run: Run, todo: list[tuple[Case, int]]
 ) -> Iterator[tuple[Case, int, Future[list[Row]]]]:
     """Jobs as they end; the dense models before those that are cut from them."""
-    for some in ([j for j in todo if j[0].table == "dense"], [j for j in todo if j[0].table != "dense"]):
+    for some in (
+        [j for j in todo if j[0].table == "dense"],
+        [j for j in todo if j[0].table != "dense"],
+    ):
         futures = {pool.submit(measure, run, case, seed): (case, seed) for case, seed in some}
         for future in as_completed(futures):
             yield *futures[future], future

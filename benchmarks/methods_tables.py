@@ -56,7 +56,11 @@ def summaries(rows: Sequence[Row], wanted: Sequence[Case]) -> dict[str, Summary]
             continue
         apart = difference([r.after for r in mine], [r.after for r in others]) if others else None
         found[case.key] = Summary(
-            len(mine), spread([r.before for r in mine]), spread([r.after for r in mine]), apart, mine
+            len(mine),
+            spread([r.before for r in mine]),
+            spread([r.after for r in mine]),
+            apart,
+            mine,
         )
     return found
 
@@ -90,31 +94,60 @@ def beside(apart: tuple[float, float | None] | None) -> str:
 def cells(found: Summary | None) -> list[str]:
     if found is None:
         return ["", "", ""]
-    return [percent(found.before, found.seeds), percent(found.after, found.seeds), beside(found.apart)]
+    return [
+        percent(found.before, found.seeds),
+        percent(found.after, found.seeds),
+        beside(found.apart),
+    ]
 
 
 def unit_table(found: dict[str, Summary], wanted: Sequence[Case]) -> list[list[str]]:
     """One row per method with both targets, best at the smaller one first."""
     targets = list(dict.fromkeys(case.target for case in wanted))
-    lines = [["method", *(f"{t}: {w}" for t in targets for w in ("before", "test", "vs random")), "scoring, s", "s"]]
+    lines = [
+        [
+            "method",
+            *(f"{t}: {w}" for t in targets for w in ("before", "test", "vs random")),
+            "scoring, s",
+            "s",
+        ]
+    ]
     names = dict.fromkeys(case.name for case in wanted)
     at = {name: [found.get(f"{name} @ {target}") for target in targets] for name in names}
     for name in sorted(at, key=lambda name: -(last.after[0] if (last := at[name][-1]) else 0.0)):
         seen = [one for one in at[name] if one]
         if seen:
             columns = [cell for one in at[name] for cell in cells(one)]
-            lines.append([name, *columns, f"{seen[0].mean('scoring_seconds'):.2f}", f"{seen[0].mean('seconds'):.0f}"])
+            lines.append(
+                [
+                    name,
+                    *columns,
+                    f"{seen[0].mean('scoring_seconds'):.2f}",
+                    f"{seen[0].mean('seconds'):.0f}",
+                ]
+            )
     return lines
 
 
 def plain_table(found: dict[str, Summary], wanted: Sequence[Case]) -> list[list[str]]:
     """One row per case, in the order of the cases."""
-    heads = ["method", "target", "MACs, %", "effective MACs, %", "sparsity, %", "before", "test", "vs random"]
+    heads = [
+        "method",
+        "target",
+        "MACs, %",
+        "effective MACs, %",
+        "sparsity, %",
+        "before",
+        "test",
+        "vs random",
+    ]
     lines = [[*heads, "scoring, s", "s"]]
     for case in wanted:
         one = found.get(case.key)
         if one is not None:
-            shares = [f"{100 * one.mean(name):.1f}" for name in ("macs", "effective_macs", "sparsity")]
+            shares = [
+                f"{100 * one.mean(name):.1f}" for name in ("macs", "effective_macs", "sparsity")
+            ]
             ends = [f"{one.mean('scoring_seconds'):.2f}", f"{one.mean('seconds'):.0f}"]
             lines.append([case.name, case.target, *shares, *cells(one), *ends])
     return lines
@@ -123,8 +156,14 @@ def plain_table(found: dict[str, Summary], wanted: Sequence[Case]) -> list[list[
 def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
     wanted = [*DENSE, *cases()]
     found = summaries(rows, wanted)
-    named = {name: [case for case in wanted if case.table == name] for name in dict.fromkeys(c.table for c in wanted)}
-    made = {name: (unit_table if name == "units" else plain_table)(found, mine) for name, mine in named.items()}
+    named = {
+        name: [case for case in wanted if case.table == name]
+        for name in dict.fromkeys(c.table for c in wanted)
+    }
+    made = {
+        name: (unit_table if name == "units" else plain_table)(found, mine)
+        for name, mine in named.items()
+    }
     return {name: lines for name, lines in made.items() if len(lines) > 1}
 
 
@@ -136,7 +175,9 @@ def markdown(lines: list[list[str]]) -> str:
 def show(lines: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
     for row in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     print()
 
 
@@ -155,6 +196,8 @@ def report(document: Path, held: dict[str, Any]) -> None:
     for name, body in made.items():
         pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"{document} must have the markers <!-- {name}: begin --> and <!-- {name}: end -->")
+            raise SystemExit(
+                f"{document} must have the markers <!-- {name}: begin --> and <!-- {name}: end -->"
+            )
         text = pattern.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)  # type: ignore[misc]
     write_atomic(document, text)

@@ -67,15 +67,23 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def step_ms(model: str, policy: str) -> float:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     words = [sys.executable, "-c", CHILD, model, str(STEPS[model]), root]
-    done = subprocess.run(words, env={**inherited, **POLICIES[policy]}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, env={**inherited, **POLICIES[policy]}, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--repeats", type=int, default=2)
     arguments.add_argument("--models", nargs="+", default=list(STEPS), choices=list(STEPS))
     arguments.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
@@ -86,8 +94,13 @@ def main() -> None:
             times = []
             for count in (0, 1):
                 with neighbours(count):
-                    times.append(statistics.median(step_ms(model, policy) for _ in range(given.repeats)))
-            print(f"  {policy:16} {times[0]:9.1f} {times[1]:9.1f} {times[1] / times[0]:6.2f}", flush=True)
+                    times.append(
+                        statistics.median(step_ms(model, policy) for _ in range(given.repeats))
+                    )
+            print(
+                f"  {policy:16} {times[0]:9.1f} {times[1]:9.1f} {times[1] / times[0]:6.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -76,15 +76,26 @@ class Row:
         return self.trials / self.seconds
 
     def line(self) -> str:
-        share = "" if self.ideal is None else f"  {100 * self.rate / self.ideal:5.1f} % of what the workers could do"
+        share = (
+            ""
+            if self.ideal is None
+            else f"  {100 * self.rate / self.ideal:5.1f} % of what the workers could do"
+        )
         return f"{self.storage:<11} {self.workers:4d} workers  {self.rate:8.2f} trials/s{share}"
 
 
 def opened(url: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = journal(Path(url.removeprefix("journal:"))) if url.startswith("journal:") else database(url, 120.0)
+    storage = (
+        journal(Path(url.removeprefix("journal:")))
+        if url.startswith("journal:")
+        else database(url, 120.0)
+    )
     return optuna.create_study(
-        study_name="scaling", storage=storage, directions=["maximize", "minimize"], load_if_exists=True
+        study_name="scaling",
+        storage=storage,
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
     )
 
 
@@ -94,7 +105,9 @@ def structure_of() -> Structure:
 
 def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler: str) -> Trials:
     macs = Cost(structure).macs
-    terrain = Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2)
+    terrain = Terrain(
+        structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2
+    )
 
     def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
         """Sleeps, reports two rungs as a trial does, and scores by the number."""
@@ -103,10 +116,20 @@ def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler
             time.sleep(0.5 * seconds)
             rungs.append((rung, {"accuracy": 1.0 / (2 + number % 7), "loss": 1.0}))
             report(rung, 0.5, rungs[-1][1])
-        return Measurement("completed", None, {"flops": 1.0 + number}, {"flops": 0.5}, {}, tuple(rungs))
+        return Measurement(
+            "completed", None, {"flops": 1.0 + number}, {"flops": 0.5}, {}, tuple(rungs)
+        )
 
     rules = Rules(GOALS, 0.95, Never(), Recipe(sampler), 0)
-    return Trials(study, Allocation(offset=0.3), terrain, evaluate, rules, Leases(study, 60.0), Exchange(study, Path()))
+    return Trials(
+        study,
+        Allocation(offset=0.3),
+        terrain,
+        evaluate,
+        rules,
+        Leases(study, 60.0),
+        Exchange(study, Path()),
+    )
 
 
 def help_with(url: str, seconds: float, sampler: str, threads: int, ready: Any) -> None:
@@ -126,7 +149,9 @@ def help_with(url: str, seconds: float, sampler: str, threads: int, ready: Any) 
         member.join()
 
 
-def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, sampler: str, threads: int) -> Row:
+def measured(
+    name: str, url: str, workers: int, n_trials: int, seconds: float, sampler: str, threads: int
+) -> Row:
     """Begin the workers together, let each end two trials, then count what ends in the time that follows."""
     study = opened(url)
     study.set_user_attr(OVER, False)
@@ -137,7 +162,9 @@ def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, s
     ready = context.Barrier(workers + 1)
     begun = [
         context.Process(
-            target=help_with, args=(url, seconds, sampler, min(threads, workers - first), ready), daemon=True
+            target=help_with,
+            args=(url, seconds, sampler, min(threads, workers - first), ready),
+            daemon=True,
         )
         for first in range(0, workers, threads)
     ]
@@ -146,14 +173,18 @@ def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, s
     trials = trials_of(study, structure_of(), seconds, sampler)
     ready.wait()
     with trials.leases.leading():
-        supply(trials, n_trials + warm, lambda trial: ended.append(time.perf_counter()), lambda: None)
+        supply(
+            trials, n_trials + warm, lambda trial: ended.append(time.perf_counter()), lambda: None
+        )
     found = study.get_trials(deepcopy=False)
     study.set_user_attr(OVER, True)
     for process in begun:
         process.join()
     assert len(found) == n_trials + warm, f"{len(found)} trials, {n_trials + warm} were asked for"
     assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in found)
-    times = sorted(trial.datetime_complete.timestamp() for trial in found if trial.datetime_complete)
+    times = sorted(
+        trial.datetime_complete.timestamp() for trial in found if trial.datetime_complete
+    )
     whole = times[-1] - times[warm - 1]
     return Row(name, workers, n_trials, seconds, whole, workers / seconds if seconds else None)
 
@@ -161,7 +192,11 @@ def measured(name: str, url: str, workers: int, n_trials: int, seconds: float, s
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str | None]:
     """A server of its own on a free port of this machine; None where it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if not shutil.which("initdb") else [Path()]
+    found = (
+        sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not shutil.which("initdb")
+        else [Path()]
+    )
     if not found:
         yield None
         return
@@ -177,7 +212,9 @@ def postgresql(folder: Path) -> Iterator[str | None]:
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c max_connections=600"
 
     def say(program: str, *words: str) -> None:
-        subprocess.run([*us, str(programs / program), *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run(
+            [*us, str(programs / program), *words], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        )
 
     say("initdb", "-D", str(data), "-A", "trust", "-U", "postgres")
     say("pg_ctl", "-D", str(data), "-w", "-l", str(data / "log"), "-o", options, "start")
@@ -198,28 +235,45 @@ def pairs(repeats: int) -> None:
                     f"study.name=s{repeat}-{workers}", f"study.out={folder}/runs", f"study.baselines={folder}/dense",
                     "study.n_trials=40", "phases.confirm.max_models=1", "phases.confirm.baselines=[]",
                 ]  # fmt: skip
-                subprocess.run([sys.executable, "-m", "orchestrator", *words], check=True, capture_output=True)
+                subprocess.run(
+                    [sys.executable, "-m", "orchestrator", *words], check=True, capture_output=True
+                )
                 study = optuna.load_study(
                     study_name=f"s{repeat}-{workers}",
                     storage=journal(Path(folder, "runs", f"s{repeat}-{workers}", "study.journal")),
                 )
-                times = sorted(t.datetime_complete.timestamp() for t in study.trials if t.datetime_complete)
+                times = sorted(
+                    t.datetime_complete.timestamp() for t in study.trials if t.datetime_complete
+                )
                 if repeat:  # the first pair warms the machine up, and trains the dense model
                     rates[workers].append(3600.0 * (len(times) - 12) / (times[-1] - times[11]))
-                    print(f"{workers} worker(s): {rates[workers][-1]:.0f} trials per hour", flush=True)
+                    print(
+                        f"{workers} worker(s): {rates[workers][-1]:.0f} trials per hour", flush=True
+                    )
     one, two = (float(np.mean(rates[workers])) for workers in (1, 2))
-    print(f"two workers against one: {two / one:.2f}x ({two:.0f} against {one:.0f} trials per hour, {repeats} pairs)")
+    print(
+        f"two workers against one: {two / one:.2f}x ({two:.0f} against {one:.0f} trials per hour, {repeats} pairs)"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--storages", nargs="+", default=["journal", "sqlite", "postgresql"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--crowd", nargs="+", type=int, default=[], help="numbers of workers as threads")
+    parser.add_argument(
+        "--crowd", nargs="+", type=int, default=[], help="numbers of workers as threads"
+    )
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--trial-seconds", type=float, default=0.0)
     parser.add_argument("--sampler", default="optuna.samplers.RandomSampler")
-    parser.add_argument("--pairs", type=int, default=0, help="how often to time digits_small with one worker and two")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        help="how often to time digits_small with one worker and two",
+    )
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the rows")
     given = parser.parse_args(arguments)
     if given.pairs:
@@ -234,10 +288,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print("postgresql is not installed: left out")
                     continue
                 url = address(name, Path(place), workers, server or "")
-                rows.append(measured(name, url, workers, given.trials, given.trial_seconds, given.sampler, threads))
+                rows.append(
+                    measured(
+                        name,
+                        url,
+                        workers,
+                        given.trials,
+                        given.trial_seconds,
+                        given.sampler,
+                        threads,
+                    )
+                )
                 print(rows[-1].line(), flush=True)
     if given.out is not None:
-        write_atomic(given.out, json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1))
+        write_atomic(
+            given.out,
+            json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1),
+        )
     return 0
 
 

@@ -95,7 +95,9 @@ UNMIXED = "phases.finetune.distillation.mixed=0"
 WHOLE = "method.depth=false"
 ALONE = f"search.lineage=false search.chain.targets=0 stopping=never space=per_group {PLAIN}"
 SEARCHED = "search.chain.most_epochs=0.6 space.equal_loss=[0.0,1.0]"
-SHORT = "space.steps=[1,1] space.shapes=[one_shot] space.rounds=[1,1] phases.finetune.round_steps=120"
+SHORT = (
+    "space.steps=[1,1] space.shapes=[one_shot] space.rounds=[1,1] phases.finetune.round_steps=120"
+)
 RIVALS = {
     "naive TPE": f"sampler=tpe {ALONE} {SHORT}",
     "naive NSGA-II": f"sampler=nsga2 {ALONE} {SHORT}",
@@ -119,7 +121,12 @@ RIVALS = {
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our training. Only those of
 `FEWER` drop whole blocks."""
 FEWER = ("ours", "chain + distillation, fewer blocks")
-EQUAL_STEPS = ("chain", "chain + distillation", "chain + distillation, mixed", "chain + distillation, fewer blocks")
+EQUAL_STEPS = (
+    "chain",
+    "chain + distillation",
+    "chain + distillation, mixed",
+    "chain + distillation, fewer blocks",
+)
 """Rivals whose targets get the same steps in place of the same time."""
 RETIRED = ("ours, screened, equal steps", "ours, screened", "ours, tilted")
 """Options that were measured, did not pay and are gone; their rows stay in the tables."""
@@ -156,7 +163,13 @@ def composed(words: Sequence[str]) -> schema.Settings:
 
 
 def common(baselines: Path, out: Path) -> list[str]:
-    where = [f"study.baselines={baselines}", f"study.out={out}", "tracking=none", "device=cpu", "threads=1"]
+    where = [
+        f"study.baselines={baselines}",
+        f"study.out={out}",
+        "tracking=none",
+        "device=cpu",
+        "threads=1",
+    ]
     return [*where, "memory_format=contiguous", "phases.finetune.recalibration_batches=4"]
 
 
@@ -199,10 +212,15 @@ def run(job: Job, baselines: Path) -> Result:
         else:
             models = list(studied(problem, progress, begin))
         seconds = time.process_time() - begin
-        points = [Point(ratio, validation, problem.test(model)["accuracy"]) for ratio, validation, model in models]
+        points = [
+            Point(ratio, validation, problem.test(model)["accuracy"])
+            for ratio, validation, model in models
+        ]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}
     today = date.today().isoformat()
-    return Result(*dataclasses.astuple(job), seconds, points, shares, here(), today, round(step_ms, 1))
+    return Result(
+        *dataclasses.astuple(job), seconds, points, shares, here(), today, round(step_ms, 1)
+    )
 
 
 def here() -> str:
@@ -226,15 +244,23 @@ def targets_of(largest: float, smallest: float, rungs: int) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--budgets", nargs="+", type=float, default=[120.0, 600.0], help="CPU seconds of a search")
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, default=[120.0, 600.0], help="CPU seconds of a search"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each; at most one per core")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes of one thread each; at most one per core"
+    )
     parser.add_argument("--baselines", type=Path, default=Path("baselines"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "search.json")
-    parser.add_argument("--tables", action="store_true", help="write the document from what is there, run nothing")
+    parser.add_argument(
+        "--tables", action="store_true", help="write the document from what is there, run nothing"
+    )
     given = parser.parse_args(arguments)
     results = read(given.out)
     jobs = [
@@ -270,11 +296,17 @@ def worked(jobs: Sequence[Job], baselines: Path, workers: int) -> Iterator[Resul
 
 
 def read(path: Path) -> list[Result]:
-    return [Result.from_json(row) for row in json.loads(path.read_text())["results"]] if path.exists() else []
+    return (
+        [Result.from_json(row) for row in json.loads(path.read_text())["results"]]
+        if path.exists()
+        else []
+    )
 
 
 def keep(path: Path, results: Sequence[Result]) -> None:
-    write_atomic(path, json.dumps({"results": [dataclasses.asdict(result) for result in results]}, indent=0))
+    write_atomic(
+        path, json.dumps({"results": [dataclasses.asdict(result) for result in results]}, indent=0)
+    )
 
 
 if __name__ == "__main__":

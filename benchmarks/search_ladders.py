@@ -86,7 +86,11 @@ def counted(model: nn.Module, example: Inputs) -> int:
         total += weight.numel() * places
 
     kinds = (nn.Conv2d, nn.Linear)
-    handles = [module.register_forward_hook(conv) for module in model.modules() if isinstance(module, kinds)]
+    handles = [
+        module.register_forward_hook(conv)
+        for module in model.modules()
+        if isinstance(module, kinds)
+    ]
     run(model, example)
     for handle in handles:
         handle.remove()

@@ -69,7 +69,9 @@ class Result:
     def volume(self, reference: float) -> float:
         """Test accuracy above `reference`, times octaves of FLOPs, under the front down to 1/32."""
         front = self.front()
-        return OCTAVES * hypervolume([p.test for p in front], [p.ratio for p in front], reference, LEAST)
+        return OCTAVES * hypervolume(
+            [p.test for p in front], [p.ratio for p in front], reference, LEAST
+        )
 
     def at(self, ratio: float) -> float | None:
         """Test accuracy of the front's best model within `ratio` of the FLOPs, by validation; None where none is."""
@@ -77,7 +79,9 @@ class Result:
         return max(fits, key=lambda point: point.validation).test if fits else None
 
     def line(self) -> str:
-        found = " ".join("  -  " if (value := self.at(ratio)) is None else f"{value:.3f}" for ratio in RATIOS)
+        found = " ".join(
+            "  -  " if (value := self.at(ratio)) is None else f"{value:.3f}" for ratio in RATIOS
+        )
         return (
             f"{self.setting:10s} {self.budget:4.0f} s seed {self.seed} {self.rival:22s} {found}  "
             f"volume over .8 {self.volume(0.8):.3f}, over .5 {self.volume(0.5):.3f}, "
@@ -104,7 +108,9 @@ def table(results: Sequence[Result], rivals: Sequence[str]) -> list[list[str]]:
         for ratio in RATIOS:
             values = [value for result in mine if (value := result.at(ratio)) is not None]
             cells.append(spread(values) if len(values) == len(mine) else "-")
-        volumes = [spread([result.volume(reference) for result in mine]) for reference in (0.8, 0.5)]
+        volumes = [
+            spread([result.volume(reference) for result in mine]) for reference in (0.8, 0.5)
+        ]
         models = f"{statistics.fmean(len(result.points) for result in mine):.0f}"
         seconds = f"{statistics.fmean(result.seconds for result in mine):.0f}"
         steps = [result.step_ms for result in mine if result.step_ms is not None]
@@ -148,7 +154,9 @@ def styles(rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How each is drawn: a colour per rival, ours black and thick, variants of ours grey and dashed."""
     variants = [rival for rival in rivals if rival.startswith("ours,")]
     others = [rival for rival in rivals if not rival.startswith("ours")]
-    found: dict[str, dict[str, Any]] = {name: {"color": f"C{n}", "lw": 1.2} for n, name in enumerate(others)}
+    found: dict[str, dict[str, Any]] = {
+        name: {"color": f"C{n}", "lw": 1.2} for n, name in enumerate(others)
+    }
     for place, name in enumerate(variants):
         found[name] = {"color": "0.4", "lw": 1.2, "dashes": DASHES[place % len(DASHES)]}
     return {**found, "ours": {"color": "black", "lw": 2.2}}
@@ -169,7 +177,10 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
         band = values[:, there].min(0), values[:, there].max(0)
         axes.fill_between(grid[there], *band, color=looks[rival]["color"], alpha=0.15, lw=0)
     axes.set_xscale("log")
-    axes.set_xticks([1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5], ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"])
+    axes.set_xticks(
+        [1 / 32, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5],
+        ["3 %", "5 %", "10 %", "15 %", "25 %", "35 %", "50 %"],
+    )
     axes.minorticks_off()
     best = max(point.test for result in results for point in result.points)
     low = min(point.test for result in results if result.rival == "ours" for point in result.points)
@@ -184,7 +195,9 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
     pyplot.close(figure)
 
 
-def write(document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str]) -> None:
+def write(
+    document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str]
+) -> None:
     """Everything between the document's markers, and the pictures beside it; the machine that came last is first."""
     machines = list(dict.fromkeys(result.machine for result in results))
     parts = []
@@ -193,9 +206,13 @@ def write(document: Path, results: Sequence[Result], titles: Mapping[str, str], 
         parts += [f"## {machine}", made(rows)]
         for name, title in titles.items():
             for budget in sorted({result.budget for result in rows}):
-                mine = [result for result in rows if result.setting == name and result.budget == budget]
+                mine = [
+                    result for result in rows if result.setting == name and result.budget == budget
+                ]
                 if mine:
-                    picture_path = document.parent / "benchmarks" / f"{name}-{budget:g}-{number}.png"
+                    picture_path = (
+                        document.parent / "benchmarks" / f"{name}-{budget:g}-{number}.png"
+                    )
                     parts += section(mine, rivals, f"{title}, {budget:g} s", picture_path)
     body = "\n\n".join(part for part in parts if part)
     text = document.read_text()
@@ -206,7 +223,10 @@ def write(document: Path, results: Sequence[Result], titles: Mapping[str, str], 
 def section(results: Sequence[Result], rivals: Sequence[str], title: str, path: Path) -> list[str]:
     """Heading, table, verdict and, where there is something to compare, the picture of a setting and budget."""
     found = [f"### {title}", markdown(table(results, rivals)), verdict(results, rivals)]
-    if any(result.rival == "ours" for result in results) and len({result.rival for result in results}) > 1:
+    if (
+        any(result.rival == "ours" for result in results)
+        and len({result.rival for result in results}) > 1
+    ):
         path.parent.mkdir(exist_ok=True)
         picture(path, results, rivals, title)
         found.append(f"![{title}]({path.parent.name}/{path.name})")

@@ -51,14 +51,18 @@ class Row:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--plans", type=int, default=5, help="random plans per model")
     arguments.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = [measure(name, MODELS[name], chosen.plans) for name in chosen.models]
-    print(f"torch {torch.__version__}, torch-pruning {tp.__version__}, one thread, 64 px, median ms")
+    print(
+        f"torch {torch.__version__}, torch-pruning {tp.__version__}, one thread, 64 px, median ms"
+    )
     heads = [
         "model",
         "discover",
@@ -100,7 +104,9 @@ def measure(name: str, make: Callable[[], nn.Module], plans: int) -> Row:
         ours_macs.append(clock(lambda c=counts: [cost.macs(c) for _ in range(100)])[0] / 100)  # type: ignore[misc]
         their_macs.append(clock(lambda s=small: tp.utils.count_ops_and_params(s, x))[0])  # type: ignore[misc]
         exact += cost.macs(counts) == counted(small, x)
-    medians = (statistics.median(times) for times in (removal, theirs, copying, ours_macs, their_macs))
+    medians = (
+        statistics.median(times) for times in (removal, theirs, copying, ours_macs, their_macs)
+    )
     return Row(name, discovery, *medians, f"{exact}/{plans}")
 
 
@@ -112,7 +118,9 @@ def plan(structure: Structure, ratios: np.ndarray, rng: np.random.Generator) -> 
     return keep
 
 
-def torch_pruning(twin: nn.Module, x: torch.Tensor, structure: Structure, ratios: np.ndarray) -> None:
+def torch_pruning(
+    twin: nn.Module, x: torch.Tensor, structure: Structure, ratios: np.ndarray
+) -> None:
     """The same ratios, by the layers that produce each group; edits the model in place."""
     wanted = {}
     for group, ratio in zip(structure.groups, ratios, strict=True):

@@ -42,16 +42,23 @@ class Recipe:
         _check_call(self.target, locate(self.target), positional, {**self.arguments, **extra})
 
     def without(self, *names: str) -> Recipe:
-        return Recipe(self.target, {key: value for key, value in self.arguments.items() if key not in names})
+        return Recipe(
+            self.target, {key: value for key, value in self.arguments.items() if key not in names}
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return {TARGET: self.target, **{key: _plain(value) for key, value in self.arguments.items()}}
+        return {
+            TARGET: self.target,
+            **{key: _plain(value) for key, value in self.arguments.items()},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
         """Errors: ConfigError without a `_target_`."""
         if not isinstance(data.get(TARGET), str):
-            raise ConfigError(f"a recipe needs `{TARGET}`: the dotted path of a callable; got {dict(data)}")
+            raise ConfigError(
+                f"a recipe needs `{TARGET}`: the dotted path of a callable; got {dict(data)}"
+            )
         rest = {key: parse(value) for key, value in data.items() if key != TARGET}
         return cls(data[TARGET], rest)
 
@@ -59,7 +66,11 @@ class Recipe:
 def parse(value: Any) -> Any:
     """Plain config data with every mapping that has a `_target_` turned into a recipe, at any depth."""
     if isinstance(value, Mapping):
-        return Recipe.from_json(value) if TARGET in value else {key: parse(item) for key, item in value.items()}
+        return (
+            Recipe.from_json(value)
+            if TARGET in value
+            else {key: parse(item) for key, item in value.items()}
+        )
     return [parse(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -82,12 +93,18 @@ def locate(path: str) -> Any:
             found = importlib.import_module(module)
             break
         except ModuleNotFoundError as error:
-            if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
-                raise ConfigError(f"`{path}` needs the package '{error.name}'; install it with pip") from error
+            if error.name is None or not (
+                module == error.name or module.startswith(error.name + ".")
+            ):
+                raise ConfigError(
+                    f"`{path}` needs the package '{error.name}'; install it with pip"
+                ) from error
             module, _, head = module.rpartition(".")
             rest = f"{head}.{rest}"
     else:
-        raise ConfigError(f"`{TARGET}` must be the dotted path of something importable; no module holds '{path}'")
+        raise ConfigError(
+            f"`{TARGET}` must be the dotted path of something importable; no module holds '{path}'"
+        )
     for part in rest.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"'{path}': {module} has no '{part}'{nearest(part, dir(found))}")
@@ -106,7 +123,9 @@ def _built(value: Any) -> Any:
 def _recipes_in(value: Any) -> list[Recipe]:
     if isinstance(value, Recipe):
         return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    )
     return [recipe for item in items for recipe in _recipes_in(item)]
 
 
@@ -118,10 +137,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _check_call(target: str, function: Any, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+def _check_call(
+    target: str, function: Any, positional: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> None:
     """A wrong argument name is the user's error, not a traceback from inside the callable."""
     if not callable(function):
-        raise ConfigError(f"`{TARGET}: {target}` must name a callable; it is a {type(function).__name__}")
+        raise ConfigError(
+            f"`{TARGET}: {target}` must name a callable; it is a {type(function).__name__}"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -19,7 +19,9 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     """Imports what is asked for only then: `--help` must not pay for torch."""
     if name not in _WHERE:
-        raise AttributeError(f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}"
+        )
     from importlib import import_module
 
     where, attribute = _WHERE[name]

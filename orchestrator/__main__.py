@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         require_folders(words)
         with TemporaryDirectory() as place, stoppable():
             codes = Codes(Path(place))
-            hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(_job(codes))()
+            hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(
+                _job(codes)
+            )()
             return codes.worst()
     except Stopped as stopped:
         return _say_how_to_go_on(words, stopped.signum)
@@ -159,19 +161,31 @@ def _composition_message(error: Exception, words: Sequence[str], folder: Path) -
         return f"an override is key=value; '{error.override}' cannot be read: {first_line(error)}; quote the value"
     if isinstance(error, YAMLError):
         return f"a configuration file must be YAML; one cannot be read: {one_line(error)}; mend it there"
-    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+    if (
+        isinstance(error, MissingConfigException)
+        and error.options is not None
+        and error.missing_cfg_file
+    ):
         return unknown_choice(error)
-    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith(("+", "~")))]
+    overrides = [
+        word
+        for word in words
+        if not word.startswith("-") and ("=" in word or word.startswith(("+", "~")))
+    ]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         for override in parsed:
             if f"'{override.key_or_group}'" in str(error):
-                return _override_message(error, override, loader, [other for other in parsed if other != override])
+                return _override_message(
+                    error, override, loader, [other for other in parsed if other != override]
+                )
     return one_line(error)
 
 
-def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, others: Sequence[Override]) -> str:
+def _override_message(
+    error: Exception, wrong: Override, loader: ConfigLoader, others: Sequence[Override]
+) -> str:
     name = wrong.key_or_group
     options = loader.get_group_options(name, ObjectType.CONFIG)
     if options and not wrong.is_add():
@@ -191,7 +205,11 @@ def _override_message(error: Exception, wrong: Override, loader: ConfigLoader, o
     if replacement := instead(name):
         return f"{name} is not a setting any more: {replacement}"
     known = sorted({*keys, *loader.list_groups("")})
-    own = f"; to give a class of your own what it takes: +{wrong.input_line}" if _is_of_a_recipe(name, keys) else ""
+    own = (
+        f"; to give a class of your own what it takes: +{wrong.input_line}"
+        if _is_of_a_recipe(name, keys)
+        else ""
+    )
     return f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all keys, --help all groups"
 
 

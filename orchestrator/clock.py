@@ -42,7 +42,9 @@ class PhaseClock:
         self._charged_until = now
 
 
-def orchestration_share(seconds: Mapping[str, float], total: float, compute: Sequence[str] = COMPUTE_PHASES) -> float:
+def orchestration_share(
+    seconds: Mapping[str, float], total: float, compute: Sequence[str] = COMPUTE_PHASES
+) -> float:
     """Fraction of `total` seconds, in [0, 1], that went into none of the `compute` phases.
 
     Raises ValueError when `total` is not above zero.

@@ -48,9 +48,14 @@ def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = 
     from orchestrator import settings  # not for --help
 
     needed = [name for name, about in settings.Settings.model_fields.items() if about.is_required()]
-    if all(name in config and not isinstance(config[name], str) for name in needed) and "experiment" not in config:
+    if (
+        all(name in config and not isinstance(config[name], str) for name in needed)
+        and "experiment" not in config
+    ):
         return settings.load(config)
-    before = VersionBase.instance().version_base  # what Hydra does not put back, and the caller may use Hydra, too
+    before = (
+        VersionBase.instance().version_base
+    )  # what Hydra does not put back, and the caller may use Hydra, too
     places = ",".join(f"'{Path(place).resolve().as_uri()}'" for place in searchpath)
     words = [f"hydra.searchpath=[{places}]"] if searchpath else []
     require_folders(words)
@@ -58,8 +63,13 @@ def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = 
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
             loader = GlobalHydra.instance().config_loader()
             _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, words)  # type: ignore[attr-defined]
-            names = {key: value for key, value in config.items() if _chooses(key, value, repository)}
-            words += [f"{'+' if key == 'experiment' else ''}{key}={_choice(value)}" for key, value in names.items()]
+            names = {
+                key: value for key, value in config.items() if _chooses(key, value, repository)
+            }
+            words += [
+                f"{'+' if key == 'experiment' else ''}{key}={_choice(value)}"
+                for key, value in names.items()
+            ]
             own: dict[str, Any] = {}
             for key, value in config.items():
                 if key not in names:
@@ -86,7 +96,10 @@ def _choice(value: str | list[str]) -> str:
 
 
 def settled(
-    config: DictConfig, words: Sequence[str], own: Mapping[str, Any] | None = None, name: str = CONFIG_NAME
+    config: DictConfig,
+    words: Sequence[str],
+    own: Mapping[str, Any] | None = None,
+    name: str = CONFIG_NAME,
 ) -> dict[str, Any]:
     """Plain data of what Hydra composed from the file `name` and the overrides `words`, and `own` laid over it.
 
@@ -101,7 +114,11 @@ def settled(
         _delete(content, path)
     asked = [*_asked(parsed), *_flat(own or {})]
     study = content.get("study")
-    if isinstance(study, dict) and isinstance(study.get("name"), str) and layered.giver("study", "name") != ASKED:
+    if (
+        isinstance(study, dict)
+        and isinstance(study.get("name"), str)
+        and layered.giver("study", "name") != ASKED
+    ):
         study["name"] = study_name(_base(study["name"], layered, asked), asked)
     found = _resolved(OmegaConf.create(content))
     _fetch_methods(found, [word for word in words if word.startswith("hydra.searchpath=")])
@@ -124,7 +141,11 @@ def require_folders(words: Iterable[str]) -> None:
 
 
 def _sources(
-    loader: ConfigLoader, name: str, words: Sequence[str], parsed: Sequence[Override], own: Mapping[str, Any]
+    loader: ConfigLoader,
+    name: str,
+    words: Sequence[str],
+    parsed: Sequence[Override],
+    own: Mapping[str, Any],
 ) -> list[Source]:
     """In the order in which Hydra merges them; what was asked for last, all of it at once."""
     defaults = loader.compute_defaults_list(name, list(words), RunMode.RUN).defaults
@@ -137,7 +158,9 @@ def _sources(
             found.append(Source(default.config_path, content, default.parent or ""))
     asked: dict[str, Any] = {}
     for override in parsed:
-        chosen = repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        chosen = repository.group_exists(override.key_or_group) and not isinstance(
+            override.value(), dict
+        )
         if not override.is_delete() and not chosen:
             _put(asked, override.key_or_group.split("."), override.value())
     for key, value in own.items():
@@ -146,7 +169,10 @@ def _sources(
 
 
 def _asked(parsed: Iterable[Override]) -> list[tuple[str, str]]:
-    return [(override.key_or_group, "no" if override.is_delete() else _text(override.value())) for override in parsed]
+    return [
+        (override.key_or_group, "no" if override.is_delete() else _text(override.value()))
+        for override in parsed
+    ]
 
 
 def _text(value: Any) -> str:
@@ -163,7 +189,11 @@ def _base(name: str, layered: Layered, asked: Iterable[tuple[str, str]]) -> str:
     """The experiment's own name where its file gives the study none."""
     experiments = [value for key, value in asked if key == "experiment"]
     given = layered.giver("study", "name") != CONFIG_NAME
-    return name if given or not experiments else "-".join(experiments).replace(",", "-").replace("/", "-")
+    return (
+        name
+        if given or not experiments
+        else "-".join(experiments).replace(",", "-").replace("/", "-")
+    )
 
 
 def _flat(own: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -193,7 +223,9 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must have a value; give it as {error.full_key}=...") from error
+        raise ConfigError(
+            f"{error.full_key} must have a value; give it as {error.full_key}=..."
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}; see --cfg job") from error
     assert isinstance(found, dict)
@@ -215,7 +247,9 @@ def _fetch_methods(container: dict[str, Any], searchpath: Sequence[str]) -> None
             one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
         except MissingConfigException as error:
             known = sorted(error.options or ())
-            message = f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
+            message = (
+                f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
+            )
             raise ConfigError(message) from error
         found.append(OmegaConf.to_container(one.method, resolve=True))
     method["among"] = found
@@ -229,8 +263,13 @@ def unknown_choice(error: MissingConfigException) -> str:
 
 
 def one_line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    return (
+        "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        or type(error).__name__
+    )
 
 
 def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )

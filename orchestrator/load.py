@@ -34,7 +34,9 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     document = read_plan(folder)
     skeleton = _built(document, folder) if model is None else model
     gone = tuple(document.get("dropped", ()))
-    expected = {name: tensor for name, tensor in skeleton.state_dict().items() if not inside(name, gone)}
+    expected = {
+        name: tensor for name, tensor in skeleton.state_dict().items() if not inside(name, gone)
+    }
     weights = read_weights(folder / WEIGHTS, expected, REMEDY, _digest(document), smaller=True)
     found = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
     _require_whole(found, document, folder)
@@ -52,7 +54,9 @@ def load_int8(path: str | Path) -> nn.Module:
     digest = read_plan(folder).get("int8")
     if (folder / INT8).exists():
         if not digest:
-            raise DataError(f"{folder / PLAN} must have the sha256 of {INT8}; it has none; {REMEDY}")
+            raise DataError(
+                f"{folder / PLAN} must have the sha256 of {INT8}; it has none; {REMEDY}"
+            )
         check_digest(folder / INT8, sha256_of(folder / INT8), digest, REMEDY)
     return Int8Model(folder / INT8)
 
@@ -61,9 +65,13 @@ def _built(document: Mapping[str, Any], folder: Path) -> nn.Module:
     try:
         found = Recipe.from_json(document.get("model", {})).build()
     except ConfigError as error:
-        raise DataError(f"{folder / PLAN} must name what builds its model: {error}; or give model=...") from error
+        raise DataError(
+            f"{folder / PLAN} must name what builds its model: {error}; or give model=..."
+        ) from error
     if not isinstance(found, nn.Module):
-        raise DataError(f"{folder / PLAN} must name what builds its model; it built {type(found).__name__}")
+        raise DataError(
+            f"{folder / PLAN} must name what builds its model; it built {type(found).__name__}"
+        )
     return found
 
 
@@ -81,7 +89,9 @@ def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) 
     try:
         inputs = Inputs.from_json(document.get("inputs"))
     except DataError as error:
-        raise DataError(f"{folder / PLAN} must describe the inputs of its model: {error}; {REMEDY}") from error
+        raise DataError(
+            f"{folder / PLAN} must describe the inputs of its model: {error}; {REMEDY}"
+        ) from error
     try:
         inputs.call(model)
     except (RuntimeError, ValueError) as error:

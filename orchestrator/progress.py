@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-_TICK_SECONDS = 5.0  # at least this long between two ticks of one phase where each would be a line for ever
+_TICK_SECONDS = (
+    5.0  # at least this long between two ticks of one phase where each would be a line for ever
+)
 _FRONT_LINES = 10
 
 
@@ -64,7 +66,11 @@ class Progress:
         self._phase = f"{name}: {detail}" if detail else name
         self._tick = self._told = ""
         self._ticked_at = float("-inf")
-        self._say(", ".join([f"[{duration(self._now() - self._started)}] {self._phase}", *self._time_left()]))
+        self._say(
+            ", ".join(
+                [f"[{duration(self._now() - self._started)}] {self._phase}", *self._time_left()]
+            )
+        )
 
     def trial(self, row: TrialRow, front: Sequence[TrialRow], done: int, total: int) -> None:
         """A trial came to its end; `front` holds the completed trials none of the others dominates, on validation."""
@@ -74,7 +80,11 @@ class Progress:
     def tick(self, text: str) -> None:
         """Something moved inside the phase; a log has one in five seconds, and none that says the same again."""
         self._tick = text
-        if self._live is None and text != self._told and self._now() - self._ticked_at >= _TICK_SECONDS:
+        if (
+            self._live is None
+            and text != self._told
+            and self._now() - self._ticked_at >= _TICK_SECONDS
+        ):
             self._told, self._ticked_at = text, self._now()
             self._say(f"  {text}")
 
@@ -98,7 +108,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -122,7 +135,11 @@ class Progress:
             parts.append(f"{percent(row.ratios['flops'])} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
-        parts += [duration(row.seconds), f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
+        parts += [
+            duration(row.seconds),
+            f"{self._done}/{self._total} done",
+            f"front of {len(self._front)}",
+        ]
         return ", ".join([*parts, *self._time_left()])
 
     def _time_left(self) -> list[str]:

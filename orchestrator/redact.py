@@ -10,7 +10,8 @@ HIDDEN = "***"
 
 # Names that end so: `access_token`, but not `tokenizer` or `max_tokens`.
 _SECRET_NAME = (
-    r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
+    r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?"
+    r"|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
 )
 # A password may itself hold '@' or ':', so everything up to the last '@' belongs to the login; one for a database may
 # hold '/' too, which in a web address begins the path.
@@ -19,7 +20,9 @@ _LOGIN = re.compile(
     r"|(?P<other_scheme>(?!https?:)\b[a-z][a-z0-9+.-]*://)(?P<other_login>[^\s:/'\"<>]+(?::[^\s'\"<>]*)?)@",
     re.IGNORECASE,
 )
-_QUERY = re.compile(rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE)
+_QUERY = re.compile(
+    rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE
+)
 _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 
 

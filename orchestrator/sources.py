@@ -49,7 +49,9 @@ class Layered:
         for path in self.replaced:
             yield from _missing(_at(config, path), _at(self.tree, path), path)
 
-    def _lay(self, tree: dict[str, Any], content: Mapping[str, Any], number: int, path: Path) -> None:
+    def _lay(
+        self, tree: dict[str, Any], content: Mapping[str, Any], number: int, path: Path
+    ) -> None:
         if self._is_another(tree, content, number):
             _keep(tree, {number, *self._taken_in_by(number)})
             self.replaced.append(path)
@@ -71,7 +73,11 @@ class Layered:
         """Files that this one's defaults list names, directly or not: it builds on them on purpose."""
         parents = {source.name: source.parent for source in self.sources}
         name = self.sources[number].name
-        return {other for other, source in enumerate(self.sources) if name in _ancestors(source.name, parents)}
+        return {
+            other
+            for other, source in enumerate(self.sources)
+            if name in _ancestors(source.name, parents)
+        }
 
 
 def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:

@@ -59,7 +59,11 @@ def kept(path: Path, parse: Callable[[Any], T]) -> T | None:
 
 def tell_damaged(path: Path, error: Exception) -> None:
     """One line on stderr about a file that is now made anew."""
-    print(f"{path} is damaged and is made anew: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(
+        f"{path} is damaged and is made anew: {type(error).__name__}: {error}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -75,7 +79,9 @@ def check_digest(path: Path, found: str, expected: str, remedy: str) -> None:
         raise DataError(f"{path} was changed or damaged: its sha256 is {short}; {remedy}")
 
 
-def check_shapes(path: Path, expected: Mapping[str, Tensor], remedy: str, smaller: bool = False) -> None:
+def check_shapes(
+    path: Path, expected: Mapping[str, Tensor], remedy: str, smaller: bool = False
+) -> None:
     """Errors: DataError unless the header of a safetensors file names these tensors in these shapes, or `smaller` ones.
 
     `expected` may be on the device `meta`. The header alone is read.
@@ -91,10 +97,14 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], remedy: str, smalle
     odd = sorted(set(shapes) ^ set(expected))
     if odd:
         where = "the file" if odd[0] in shapes else "the model"
-        raise DataError(f"the weights of {path} do not fit the model: only {where} has {odd[0]}; {remedy}")
+        raise DataError(
+            f"the weights of {path} do not fit the model: only {where} has {odd[0]}; {remedy}"
+        )
     for name, tensor in expected.items():
         shape, wanted = shapes[name], tuple(tensor.shape)
-        least = len(shape) == len(wanted) and all(0 < a <= b for a, b in zip(shape, wanted, strict=True))
+        least = len(shape) == len(wanted) and all(
+            0 < a <= b for a, b in zip(shape, wanted, strict=True)
+        )
         if shape != wanted and not (smaller and least):
             raise DataError(
                 f"the weights of {path} do not fit the model: size mismatch for {name}: {list(shape)} in the file, "
@@ -103,7 +113,11 @@ def check_shapes(path: Path, expected: Mapping[str, Tensor], remedy: str, smalle
 
 
 def read_weights(
-    path: Path, expected: Mapping[str, Tensor], remedy: str, sha256: str | None, smaller: bool = False
+    path: Path,
+    expected: Mapping[str, Tensor],
+    remedy: str,
+    sha256: str | None,
+    smaller: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of a file that this program wrote, checked as in `check_shapes`; `sha256` None: not known.
 
@@ -118,7 +132,9 @@ def read_weights(
     weights: dict[str, Tensor] = load(content)
     for name, tensor in weights.items():
         if tensor.dtype != expected[name].dtype:
-            raise DataError(f"{path} must hold {expected[name].dtype} for {name}; it has {tensor.dtype}; {remedy}")
+            raise DataError(
+                f"{path} must hold {expected[name].dtype} for {name}; it has {tensor.dtype}; {remedy}"
+            )
     return weights
 
 

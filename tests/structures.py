@@ -20,7 +20,9 @@ def share(folder: Path) -> None:
     _FOLDER[:] = [folder]
 
 
-def discovered(name: str, inputs: Callable[[], tuple[Any, tuple[Any, ...]]], **options: Any) -> Structure:
+def discovered(
+    name: str, inputs: Callable[[], tuple[Any, tuple[Any, ...]]], **options: Any
+) -> Structure:
     """The structure of the model and the inputs that `inputs` makes; `name` and `options` say which it is.
 
     A test that breaks the rules of discovery, or is about what it takes, calls `discover` itself.
@@ -53,11 +55,15 @@ def _from_others(key: str) -> Structure | None:
     return None
 
 
-def _anew(key: str, inputs: Callable[[], tuple[Any, tuple[Any, ...]]], options: dict[str, Any]) -> Structure:
+def _anew(
+    key: str, inputs: Callable[[], tuple[Any, tuple[Any, ...]]], options: dict[str, Any]
+) -> Structure:
     from lightning_modules.pruning.discovery import discover
 
     model, examples = inputs()
-    structure = discover(model, examples, **{"seconds": 120.0, **options})  # whatever else the machine does
+    structure = discover(
+        model, examples, **{"seconds": 120.0, **options}
+    )  # whatever else the machine does
     for folder in _FOLDER:
         part = folder / f"{key}.{os.getpid()}"
         part.write_bytes(pickle.dumps(structure))

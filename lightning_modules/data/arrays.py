@@ -60,13 +60,17 @@ def fashion_mnist(
 def _idx_split(folder: Path, part: str, size: int, channels: int) -> Split:
     images = _idx(folder / f"{part}-images-idx3-ubyte.gz")
     targets = _idx(folder / f"{part}-labels-idx1-ubyte.gz")
-    return _shaped(torch.from_numpy(images).float() / 255.0, size, channels), torch.from_numpy(targets).long()
+    return _shaped(torch.from_numpy(images).float() / 255.0, size, channels), torch.from_numpy(
+        targets
+    ).long()
 
 
 def _idx(path: Path) -> np.ndarray:
     """An unsigned-byte idx file: 4 bytes of magic (the last: the rank), a big-endian int32 per dimension, the data."""
     if not path.exists():
-        raise DataError(f"data.folder must hold {path.name}; {path} does not exist (Debian: dataset-fashion-mnist)")
+        raise DataError(
+            f"data.folder must hold {path.name}; {path} does not exist (Debian: dataset-fashion-mnist)"
+        )
     raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
     shape = np.frombuffer(raw, ">i4", rank, offset=4)

@@ -37,30 +37,46 @@ class ImageFolder(LightningDataModule):
     ) -> None:
         super().__init__()
         self.folder, self.size, self.resize = Path(folder), size, resize
-        self.batch_size, self.val_fraction, self.workers, self.seed = batch_size, val_fraction, workers, seed
+        self.batch_size, self.val_fraction, self.workers, self.seed = (
+            batch_size,
+            val_fraction,
+            workers,
+            seed,
+        )
         for part in ("train", "val"):
             if not (self.folder / part).is_dir():
                 raise DataError(
                     f"data.folder must hold train/<class>/ and val/<class>/; {self.folder / part} is not a folder"
                 )
-        self.classes = sorted(entry.name for entry in (self.folder / "train").iterdir() if entry.is_dir())
+        self.classes = sorted(
+            entry.name for entry in (self.folder / "train").iterdir() if entry.is_dir()
+        )
         held_out = sorted(entry.name for entry in (self.folder / "val").iterdir() if entry.is_dir())
         if self.classes != held_out:
             odd = sorted(set(self.classes) ^ set(held_out))
-            raise DataError(f"train/ and val/ of {self.folder} must have the same classes; only one has {odd[:5]}")
+            raise DataError(
+                f"train/ and val/ of {self.folder} must have the same classes; only one has {odd[:5]}"
+            )
         self.num_classes = len(self.classes)
         self.parts: dict[str, Subset | datasets.ImageFolder] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
+        finish = [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, DEVIATION),
+        ]
         still = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.size), *finish])
         moving = v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), *finish])
         augmented = datasets.ImageFolder(self.folder / "train", moving)
         plain = datasets.ImageFolder(self.folder / "train", still)
         train, val = train_test_split(
-            np.arange(len(plain)), test_size=self.val_fraction, random_state=self.seed, stratify=plain.targets
+            np.arange(len(plain)),
+            test_size=self.val_fraction,
+            random_state=self.seed,
+            stratify=plain.targets,
         )
         self.parts = {
             "train": Subset(augmented, train.tolist()),

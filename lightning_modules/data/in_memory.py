@@ -30,7 +30,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         n = len(self.inputs)
-        order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
+        order = (
+            torch.arange(n)
+            if self.generator is None
+            else torch.randperm(n, generator=self.generator)
+        )
         for index in order.split(self.batch_size)[: len(self)]:
             yield [self.inputs[index], self.targets[index], index]
 
@@ -42,14 +46,24 @@ class InMemory(LightningDataModule):
     """
 
     def __init__(
-        self, read: Callable[[], tuple[Split, Split]], *, batch_size: int, val_fraction: float, seed: int
+        self,
+        read: Callable[[], tuple[Split, Split]],
+        *,
+        batch_size: int,
+        val_fraction: float,
+        seed: int,
     ) -> None:
         super().__init__()
         if not 0.0 < val_fraction < 1.0:
             raise ConfigError(f"data.val_fraction must lie between 0 and 1; got {val_fraction}")
         if batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1; got {batch_size}")
-        self.read, self.batch_size, self.val_fraction, self.seed = read, batch_size, val_fraction, seed
+        self.read, self.batch_size, self.val_fraction, self.seed = (
+            read,
+            batch_size,
+            val_fraction,
+            seed,
+        )
         self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -57,11 +71,21 @@ class InMemory(LightningDataModule):
             return
         (inputs, targets), test = self.read()
         train, val = train_test_split(
-            torch.arange(len(targets)).numpy(), test_size=self.val_fraction, random_state=self.seed, stratify=targets
+            torch.arange(len(targets)).numpy(),
+            test_size=self.val_fraction,
+            random_state=self.seed,
+            stratify=targets,
         )
         over = [d for d in range(inputs.dim()) if d != 1]
-        mean, deviation = inputs[train].mean(over, keepdim=True), inputs[train].std(over, keepdim=True).clamp_min(1e-6)
-        raw = {"train": (inputs[train], targets[train]), "val": (inputs[val], targets[val]), "test": test}
+        mean, deviation = (
+            inputs[train].mean(over, keepdim=True),
+            inputs[train].std(over, keepdim=True).clamp_min(1e-6),
+        )
+        raw = {
+            "train": (inputs[train], targets[train]),
+            "val": (inputs[val], targets[val]),
+            "test": test,
+        }
         self.splits = {name: ((x - mean) / deviation, y) for name, (x, y) in raw.items()}
 
     def sample_index(self, batch: list[Tensor]) -> Tensor:

@@ -23,11 +23,15 @@ def torchvision(
 
     known = models.list_models(module=models)
     if name not in known:
-        raise ConfigError(f"model.name must be a torchvision classifier; got '{name}'{nearest(name, known)}")
+        raise ConfigError(
+            f"model.name must be a torchvision classifier; got '{name}'{nearest(name, known)}"
+        )
     if weights is not None:
         choices = [entry.name for entry in models.get_model_weights(name)]
         if weights not in choices:
-            raise ConfigError(f"model.weights for {name} must be null or one of {choices}; got '{weights}'")
+            raise ConfigError(
+                f"model.weights for {name} must be null or one of {choices}; got '{weights}'"
+            )
         model = models.get_model(name, weights=weights, progress=progress, **options)
         return with_classes(model, num_classes)
     if "init_weights" in inspect.signature(models.get_model_builder(name)).parameters or name in (
@@ -43,17 +47,23 @@ def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) 
     try:
         import timm as library
     except ImportError as error:
-        raise ConfigError("model=timm needs timm; install it with pip install 'pruning-orchestrator[timm]'") from error
+        raise ConfigError(
+            "model=timm needs timm; install it with pip install 'pruning-orchestrator[timm]'"
+        ) from error
     known = library.list_models()
     if name.split(".")[0] not in known:
         raise ConfigError(f"model.name must be a timm model; got '{name}'{nearest(name, known)}")
-    model: nn.Module = library.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
+    model: nn.Module = library.create_model(
+        name, pretrained=pretrained, num_classes=num_classes, **options
+    )
     return model
 
 
 def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
     """The same model with its last linear layer of `num_classes` outputs; untouched when it has them already."""
-    name, last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    name, last = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ][-1]
     if last.out_features != num_classes:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Linear(last.in_features, num_classes))

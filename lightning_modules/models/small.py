@@ -27,7 +27,9 @@ class _Block(nn.Module):
 class SmallResNet(nn.Module):
     """Three stages of `blocks` residual blocks, `width`, 2 x and 4 x `width` channels; input (N, in_channels, H, W)."""
 
-    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 16, blocks: int = 1) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, width: int = 16, blocks: int = 1
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

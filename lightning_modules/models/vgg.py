@@ -21,7 +21,11 @@ class SmallVGG(nn.Module):
         for stage, depth in enumerate(STAGES):
             wide = width * min(8, 2**stage)
             for _ in range(depth):
-                layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, wide, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(wide),
+                    nn.ReLU(),
+                ]
                 channels = wide
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

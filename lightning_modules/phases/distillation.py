@@ -54,7 +54,9 @@ def distilled(task: LightningModule, how: Distillation | None) -> Iterator[None]
     step, network = task.training_step, task.model
     calls: list[tuple[Inputs, Any]] = []
 
-    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def called(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> None:
         calls.append((Inputs(args, kwargs), outputs))
 
     def training_step(batch: Any, *rest: Any, **more: Any) -> Any:
@@ -83,7 +85,9 @@ Index = Callable[[Any], Tensor | None]
 
 
 @torch.no_grad()
-def dense_outputs(task: LightningModule, batches: Iterable[Any], index: Index, device: torch.device) -> Any:
+def dense_outputs(
+    task: LightningModule, batches: Iterable[Any], index: Index, device: torch.device
+) -> Any:
     """The dense model's outputs on every training sample, in the order of their index: a tree of tensors (n, ...).
 
     None where samples are not the same twice, where an output has no batch in front, or where they would be too many.
@@ -98,7 +102,9 @@ def dense_outputs(task: LightningModule, batches: Iterable[Any], index: Index, d
             return None
         outputs = inputs_of(task, moved).call(model)
         leaves = pytree.tree_leaves(outputs)
-        size += sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
+        size += sum(
+            leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor)
+        )
         if size > MOST_CACHED or not all(_batched(leaf, len(place)) for leaf in leaves):
             return None
         parts.append(outputs)
@@ -171,11 +177,21 @@ class AttentionTransfer:
         finally:
             for handle in handles:
                 handle.remove()
-        apart = [(self._maps[name] - wanted[name]).square().sum(1).mean() for name in wanted if name in self._maps]
-        return 0.5 * self.weight * torch.stack(apart).sum() if apart else torch.zeros((), device=inputs.device)
+        apart = [
+            (self._maps[name] - wanted[name]).square().sum(1).mean()
+            for name in wanted
+            if name in self._maps
+        ]
+        return (
+            0.5 * self.weight * torch.stack(apart).sum()
+            if apart
+            else torch.zeros((), device=inputs.device)
+        )
 
 
-def _tap(model: nn.Module, modules: Sequence[str], maps: dict[str, Tensor]) -> list[RemovableHandle]:
+def _tap(
+    model: nn.Module, modules: Sequence[str], maps: dict[str, Tensor]
+) -> list[RemovableHandle]:
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or output.dim() < 3:

@@ -64,10 +64,16 @@ class Optimization:
             return torch.optim.lr_scheduler.LambdaLR(optimizer, self._curve(whole, whole - steps))
         kind = locate(self.scheduler.target)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
-            raise ConfigError(f"a scheduler must be one of torch.optim.lr_scheduler's; got {self.scheduler.target}")
+            raise ConfigError(
+                f"a scheduler must be one of torch.optim.lr_scheduler's; got {self.scheduler.target}"
+            )
         if issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError("a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another")
-        missing = set(TOTALS) & set(inspect.signature(kind).parameters) - set(self.scheduler.arguments)
+            raise ConfigError(
+                "a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another"
+            )
+        missing = set(TOTALS) & set(inspect.signature(kind).parameters) - set(
+            self.scheduler.arguments
+        )
         if "epochs" in self.scheduler.arguments:
             missing = set()
         found = self.scheduler.build(optimizer, **dict.fromkeys(missing, whole))
@@ -133,7 +139,9 @@ def fit(
     return watch.rounds if validated else rounds
 
 
-def evaluate(task: LightningModule, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
+def evaluate(
+    task: LightningModule, batches: Iterable[Any], device: torch.device
+) -> dict[str, float]:
     """Metrics of the task over all batches, by name."""
     with _quiet():
         return dict(Trainer(**_plain(device)).validate(task, batches, verbose=False)[0])
@@ -153,10 +161,16 @@ class _Rounds(Callback):
     def __init__(self, round_steps: int, on_round: OnRound | None) -> None:
         self.round_steps, self.on_round, self.rounds = round_steps, on_round, 0
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
         # one look per round, not per step: reading the loss waits for an accelerator
-        if trainer.global_step % self.round_steps == 0 and not math.isfinite(float(outputs["loss"])):
-            raise DivergedError(f"the training loss became {float(outputs['loss'])} at step {trainer.global_step}")
+        if trainer.global_step % self.round_steps == 0 and not math.isfinite(
+            float(outputs["loss"])
+        ):
+            raise DivergedError(
+                f"the training loss became {float(outputs['loss'])} at step {trainer.global_step}"
+            )
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         self.rounds += 1
@@ -168,7 +182,11 @@ class _Rounds(Callback):
 def _plain(device: torch.device) -> dict[str, Any]:
     """A Trainer that writes nothing and prints nothing: records and progress are the orchestrator's."""
     return {
-        "accelerator": "cpu" if device.type == "cpu" else "gpu" if device.type == "cuda" else device.type,
+        "accelerator": "cpu"
+        if device.type == "cpu"
+        else "gpu"
+        if device.type == "cuda"
+        else device.type,
         "devices": 1 if device.index is None else [device.index],
         "logger": False,
         "enable_checkpointing": False,
@@ -187,7 +205,9 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*(does not have many workers|isinstance\(treespec).*")
+        warnings.filterwarnings(
+            "ignore", message=r".*(does not have many workers|isinstance\(treespec).*"
+        )
         try:
             yield
         finally:

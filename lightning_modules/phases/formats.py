@@ -21,7 +21,9 @@ def channels_last_fault(model: nn.Module, device: torch.device) -> str:
     """
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64") or _wide():
         return ""
-    safe = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (1, 1)}
+    safe = {
+        id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (1, 1)
+    }
     for name, parameter in model.named_parameters():
         if parameter.dim() == 4 and parameter.shape[2:] == (1, 1) and id(parameter) not in safe:
             return (

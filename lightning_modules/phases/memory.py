@@ -27,7 +27,9 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether the error, or one that it was raised from, says that memory could not be had."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RuntimeError) and any(message in str(error).lower() for message in _MESSAGES):
+    if isinstance(error, RuntimeError) and any(
+        message in str(error).lower() for message in _MESSAGES
+    ):
         return True
     return error.__cause__ is not None and out_of_memory(error.__cause__)
 
@@ -59,15 +61,22 @@ class Parts:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             leaves, tree = pytree.tree_flatten(batch)
-            size = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0)
+            size = next(
+                (len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0
+            )
             if size < self.parts:
                 raise ConfigError(
                     f"a batch of {size} cannot be cut into {self.parts} parts to save memory; take a larger "
                     "data.batch_size, or study.on_out_of_memory=fail"
                 )
-            cut = [leaf.tensor_split(self.parts) if _batched(leaf, size) else None for leaf in leaves]
+            cut = [
+                leaf.tensor_split(self.parts) if _batched(leaf, size) else None for leaf in leaves
+            ]
             for place in range(self.parts):
-                parts = [leaf if pieces is None else pieces[place] for leaf, pieces in zip(leaves, cut, strict=True)]
+                parts = [
+                    leaf if pieces is None else pieces[place]
+                    for leaf, pieces in zip(leaves, cut, strict=True)
+                ]
                 yield pytree.tree_unflatten(parts, tree)
 
 

@@ -80,7 +80,9 @@ class Copies:
     """The data by index, then copy after copy: index k n + i mixes sample i with another one of copy k's choice."""
 
     def __init__(self, data: Data, outputs: Tensor, seed: int) -> None:
-        inputs, targets, places = zip(*((b[0], b[1], b[2]) for b in data.ordered_batches()), strict=True)
+        inputs, targets, places = zip(
+            *((b[0], b[1], b[2]) for b in data.ordered_batches()), strict=True
+        )
         _require_floats(inputs[0])
         order = torch.cat(places).argsort()
         self.inputs = torch.cat(inputs)[order]
@@ -138,7 +140,10 @@ class FreshMixtures:
             kept = torch.rand(n, generator=self.generator)
             kept[torch.rand(n, generator=self.generator) >= self.share] = 1.0
             other = torch.randperm(n, generator=self.generator)
-            yield [*_mixed(inputs, shares_of(targets, self.classes), torch.arange(n), other, kept), *rest]
+            yield [
+                *_mixed(inputs, shares_of(targets, self.classes), torch.arange(n), other, kept),
+                *rest,
+            ]
 
 
 def index_of(batch: Any) -> Tensor | None:
@@ -164,7 +169,9 @@ def _require_floats(inputs: Any) -> None:
         )
 
 
-def _mixed(inputs: Tensor, targets: Tensor, one: Tensor, other: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+def _mixed(
+    inputs: Tensor, targets: Tensor, one: Tensor, other: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
     def between(values: Tensor) -> Tensor:
         along = share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
         return torch.lerp(values[other], values[one], along)

@@ -24,7 +24,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def require_packages() -> None:
     """Errors: ConfigError that says what to install."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"int8 needs {', '.join(missing)}; pip install 'pruning-orchestrator[int8]'")
+        raise ConfigError(
+            f"int8 needs {', '.join(missing)}; pip install 'pruning-orchestrator[int8]'"
+        )
 
 
 class Int8Model(nn.Module):
@@ -40,13 +42,17 @@ class Int8Model(nn.Module):
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # the runtime raises its own kinds
             raise DataError(f"{path} must be a model for ONNX Runtime: {_first(error)}") from error
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self._session.run(None, {self._input: x.detach().cpu().numpy()})[0]).to(x.device)
+        return torch.from_numpy(
+            self._session.run(None, {self._input: x.detach().cpu().numpy()})[0]
+        ).to(x.device)
 
 
 def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> Int8Model:
@@ -61,7 +67,9 @@ def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> Int8Mod
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        whole, ready, done = (os.path.join(folder, name) for name in ("float.onnx", "ready.onnx", "int8.onnx"))
+        whole, ready, done = (
+            os.path.join(folder, name) for name in ("float.onnx", "ready.onnx", "int8.onnx")
+        )
         _export(model, inputs[0][:1], whole)
         quant_pre_process(whole, ready)
         quantize_static(
@@ -82,7 +90,9 @@ def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> Int8Mod
 
 def _export(model: nn.Module, example: Tensor, path: str) -> None:
     model.eval()
-    pair = torch.cat([example, example]).to(next(model.parameters()).device)  # a batch of one would be fixed
+    pair = torch.cat([example, example]).to(
+        next(model.parameters()).device
+    )  # a batch of one would be fixed
     try:
         torch.onnx.export(
             model,
@@ -104,7 +114,9 @@ def _export(model: nn.Module, example: Tensor, path: str) -> None:
 def _only_tensor(inputs: Inputs) -> Tensor:
     if len(inputs.args) == 1 and not inputs.kwargs and isinstance(inputs.args[0], Tensor):
         return inputs.args[0]
-    raise ConfigError("method.int8 quantises networks that take one tensor; this one takes more: method.int8=[false]")
+    raise ConfigError(
+        "method.int8 quantises networks that take one tensor; this one takes more: method.int8=[false]"
+    )
 
 
 def _reader(batches: Iterable[Tensor]) -> Any:
@@ -135,4 +147,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[
+        :200
+    ]

@@ -13,12 +13,21 @@ from lightning_modules.pruning.inputs import Inputs
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Inputs], count: int, device: torch.device) -> None:
+def recalibrate(
+    model: nn.Module, batches: Iterable[Inputs], count: int, device: torch.device
+) -> None:
     """Running mean and variance become the plain average over `count` batches; nothing else of the model changes."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
     if not norms or count == 0:
         return
-    momenta, modes = [norm.momentum for norm in norms], {module: module.training for module in model.modules()}
+    momenta, modes = (
+        [norm.momentum for norm in norms],
+        {module: module.training for module in model.modules()},
+    )
     model.to(device).eval()
     for norm in norms:
         norm.reset_running_stats()

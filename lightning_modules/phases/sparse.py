@@ -22,7 +22,9 @@ class Sparse(Callback):
     dense ones; validation sees the masked ones; afterwards the model holds the dense ones.
     """
 
-    def __init__(self, masks: Masks, regrowth: Regrowth | None = None, soft: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, masks: Masks, regrowth: Regrowth | None = None, soft: bool = False, seed: int = 0
+    ) -> None:
         self.masks, self.regrowth = masks, regrowth
         self.soft = soft or (regrowth is not None and regrowth.dense)
         self._generator = torch.Generator().manual_seed(seed)
@@ -30,15 +32,21 @@ class Sparse(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._parameters = dict(module.model.named_parameters())  # type: ignore[operator,union-attr]
-        self.masks.update({name: mask.to(self._parameters[name].device) for name, mask in self.masks.items()})
+        self.masks.update(
+            {name: mask.to(self._parameters[name].device) for name, mask in self.masks.items()}
+        )
         self._kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
         self._remembers = True
         self._hold()
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, index: int
+    ) -> None:
         self._cover()
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
+    ) -> None:
         self._uncover()
         step = trainer.global_step + 1
         # a step late: validation, at round numbers, sees norms that have met the new mask
@@ -64,7 +72,9 @@ class Sparse(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._uncover()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
         self._uncover()
 
     @torch.no_grad()
@@ -74,7 +84,9 @@ class Sparse(Callback):
             parameter = self._parameters[name]
             if parameter.grad is not None:
                 kept, weight = self._kept[name], parameter.detach()
-                mask.copy_(self.regrowth(weight, mask, parameter.grad, kept, progress, self._generator))
+                mask.copy_(
+                    self.regrowth(weight, mask, parameter.grad, kept, progress, self._generator)
+                )
         self._hold()
         self._remembers = True
 

@@ -38,7 +38,9 @@ class Watched(Callback):
     def __init__(self, check: Check) -> None:
         self.check = check
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, index: int
+    ) -> None:
         self.check()
 
     def on_validation_batch_start(

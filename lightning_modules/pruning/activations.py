@@ -31,7 +31,9 @@ class ActivationPruning:
     def __post_init__(self) -> None:
         most = {"threshold": float("inf"), "topk": 1.0}
         if not 0.0 <= self.level <= most.get(self.kind, -1.0):
-            raise PlanError(f"activation pruning is a threshold >= 0 or a topk share in [0, 1]; got {self}")
+            raise PlanError(
+                f"activation pruning is a threshold >= 0 or a topk share in [0, 1]; got {self}"
+            )
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.pruned(inputs[0]), *inputs[1:])
@@ -44,11 +46,15 @@ class ActivationPruning:
         flat = size.flatten(1)
         kept = max(1, round(self.level * flat.shape[1]))
         places = flat.topk(kept, dim=1, sorted=False).indices
-        return x * torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(x.shape)
+        return x * torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(
+            x.shape
+        )
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Prune from now on; the handles undo it."""
-        return [module.register_forward_pre_hook(self) for module, _ in _owners(model, self.tensors)]
+        return [
+            module.register_forward_pre_hook(self) for module, _ in _owners(model, self.tensors)
+        ]
 
 
 @contextmanager
@@ -82,7 +88,9 @@ def activation_densities(
 
     model.to(device).eval()
     # a forward hook sees the inputs as the pre-hooks have left them
-    handles = [module.register_forward_hook(counter(name)) for module, name in _owners(model, tensors)]
+    handles = [
+        module.register_forward_hook(counter(name)) for module, name in _owners(model, tensors)
+    ]
     try:
         for batch in batches:
             batch.to(device).call(model)

@@ -39,7 +39,9 @@ class SlimAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         widths = (self.head_dim, self.head_dim, self.head_dim_v)
-        parts = self._project(query, key, value, fused, [self.num_heads * width for width in widths])
+        parts = self._project(
+            query, key, value, fused, [self.num_heads * width for width in widths]
+        )
         q, k, v = (self._heads(x, width) for x, width in zip(parts, widths, strict=True))
         mask = _merge(attn_mask, key_padding_mask, q, k)
         dropout = self.dropout if self.training else 0.0
@@ -60,14 +62,20 @@ class SlimAttention(nn.MultiheadAttention):
             return out[0], weights
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor, fused: bool, rows: list[int]) -> tuple[Tensor, ...]:
+    def _project(
+        self, query: Tensor, key: Tensor, value: Tensor, fused: bool, rows: list[int]
+    ) -> tuple[Tensor, ...]:
         if self.in_proj_weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif fused:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).split_with_sizes(rows, -1)
+            return F.linear(query, self.in_proj_weight, self.in_proj_bias).split_with_sizes(
+                rows, -1
+            )
         else:
             weights = self.in_proj_weight.split_with_sizes(rows)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split_with_sizes(rows)
+        biases = (
+            (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split_with_sizes(rows)
+        )
         inputs = (query, key, value)
         return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 
@@ -87,9 +95,16 @@ def slim(attention: nn.MultiheadAttention, units: AttentionUnit = "head") -> Non
     query = attention.in_proj_weight if packed else attention.q_proj_weight
     values = attention.out_proj.weight.shape[1]
     rows = (query.shape[0] - values) // 2 if packed else query.shape[0]
-    wide, wide_v, scale = attention.head_dim, getattr(attention, "head_dim_v", attention.head_dim), _scale(attention)
+    wide, wide_v, scale = (
+        attention.head_dim,
+        getattr(attention, "head_dim_v", attention.head_dim),
+        _scale(attention),
+    )
     if units == "head_dim":
-        attention.head_dim, wide_v = parts(rows, attention.num_heads), parts(values, attention.num_heads)
+        attention.head_dim, wide_v = (
+            parts(rows, attention.num_heads),
+            parts(values, attention.num_heads),
+        )
     else:
         attention.num_heads = parts(rows, wide)
         parts(values, wide_v)
@@ -124,7 +139,9 @@ def _loosen(attention: nn.MultiheadAttention, head_dim_v: int, scale: float) -> 
 
 
 def _scale(attention: nn.MultiheadAttention) -> float:
-    return attention.scale if isinstance(attention, SlimAttention) else float(attention.head_dim**-0.5)
+    return (
+        attention.scale if isinstance(attention, SlimAttention) else float(attention.head_dim**-0.5)
+    )
 
 
 def head_count(module: nn.Module) -> tuple[int, frozenset[int]] | None:
@@ -137,7 +154,11 @@ def head_count(module: nn.Module) -> tuple[int, frozenset[int]] | None:
         widths = {module.head_dim, getattr(module, "head_dim_v", module.head_dim)}
         return (module.num_heads, frozenset(widths)) if plain else None
     heads, width = getattr(module, "num_heads", None), getattr(module, "head_dim", None)
-    if isinstance(heads, int) and isinstance(width, int) and isinstance(getattr(module, "qkv", None), nn.Linear):
+    if (
+        isinstance(heads, int)
+        and isinstance(width, int)
+        and isinstance(getattr(module, "qkv", None), nn.Linear)
+    ):
         return heads, frozenset({width})
     return None
 

@@ -12,7 +12,20 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 ATOMIC = frozenset(
-    (int, float, bool, str, type(None), complex, bytes, torch.dtype, torch.device, torch.Size, types.FunctionType, type)
+    (
+        int,
+        float,
+        bool,
+        str,
+        type(None),
+        complex,
+        bytes,
+        torch.dtype,
+        torch.device,
+        torch.Size,
+        types.FunctionType,
+        type,
+    )
 )
 
 

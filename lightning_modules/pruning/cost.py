@@ -51,7 +51,9 @@ class Features:
     def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
         """Shape (..., n_features), each in [0, 1]; the last one is the constant 1."""
         shares = self._sum.terms(counts).astype(float) / self._dense
-        found: npt.NDArray[np.float64] = np.concatenate([shares, np.ones((*shares.shape[:-1], 1))], axis=-1)
+        found: npt.NDArray[np.float64] = np.concatenate(
+            [shares, np.ones((*shares.shape[:-1], 1))], axis=-1
+        )
         return found
 
 
@@ -64,7 +66,9 @@ class _Sum:
         rows: list[npt.NDArray[np.int64]] = []
         terms: dict[tuple[int, ...], int] = {}
         for product in products:
-            key = tuple(sorted(_intern(f, starts, structure.sizes, forms, rows) for f in product.factors))
+            key = tuple(
+                sorted(_intern(f, starts, structure.sizes, forms, rows) for f in product.factors)
+            )
             terms[key] = terms.get(key, 0) + product.constant
         self._fixed = terms.pop((), 0)
         width = max((len(key) for key in terms), default=0)
@@ -73,7 +77,8 @@ class _Sum:
         one[-1] = 1
         forms_matrix = np.array([*rows, one], dtype=np.int64)
         dense = self._fixed + sum(
-            c * math.prod(int(rows[i][:-1] @ structure.sizes + rows[i][-1]) for i in key) for key, c in terms.items()
+            c * math.prod(int(rows[i][:-1] @ structure.sizes + rows[i][-1]) for i in key)
+            for key, c in terms.items()
         )
         dtype: Any = np.int64 if dense < 2**62 else object
         self._slopes: Matrix = forms_matrix[:, :-1].T.astype(dtype)
@@ -115,6 +120,8 @@ def _intern(
 
 def prunable_macs_fraction(structure: Structure) -> float:
     """Share of the dense MACs in nodes with at least one prunable factor, in [0, 1]."""
-    totals = [(p.constant * math.prod(len(f) for f in p.factors), bool(p.factors)) for p in structure.macs]
+    totals = [
+        (p.constant * math.prod(len(f) for f in p.factors), bool(p.factors)) for p in structure.macs
+    ]
     dense = sum(total for total, _ in totals)
     return sum(total for total, prunable in totals if prunable) / dense if dense else 0.0

@@ -38,7 +38,9 @@ def _scaled(x: Tensor, scale: int) -> Tensor:
 def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     found: set[str] = set()
     for path in sorted(calls, key=lambda path: -path.count(".")):
-        if not any(inside(inner, [path]) for inner in found) and _hands_on(model.get_submodule(path), calls[path]):
+        if not any(inside(inner, [path]) for inner in found) and _hands_on(
+            model.get_submodule(path), calls[path]
+        ):
             found.add(path)
     return [path for path in calls if path in found]
 
@@ -90,7 +92,10 @@ def _hands_on(module: nn.Module, x: Tensor) -> bool:
 def _names(model: nn.Module) -> dict[int, list[str]]:
     """All names of each parameter and buffer."""
     names: dict[int, list[str]] = {}
-    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for named in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in named:
             names.setdefault(id(tensor), []).append(name)
     return names

@@ -31,7 +31,11 @@ class Inputs:
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the tree, in a fixed order."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return [
+            leaf
+            for leaf in pytree.tree_leaves((self.args, dict(self.kwargs)))
+            if isinstance(leaf, Tensor)
+        ]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same tree with every tensor changed."""
@@ -73,7 +77,9 @@ class Inputs:
         try:
             return cls(tuple(_made(data["args"])), _made(data["kwargs"]))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise DataError(f"a model's inputs must be described by shapes and types; {error!r}") from error
+            raise DataError(
+                f"a model's inputs must be described by shapes and types; {error!r}"
+            ) from error
 
 
 def as_inputs(example: Inputs | Tensor | tuple[Any, ...]) -> Inputs:
@@ -102,7 +108,11 @@ def _made(value: Any) -> Any:
     if isinstance(value, list):
         return [_made(item) for item in value]
     if isinstance(value, Mapping):
-        return _zeros(value) if "shape" in value else {key: _made(item) for key, item in value["mapping"].items()}
+        return (
+            _zeros(value)
+            if "shape" in value
+            else {key: _made(item) for key, item in value["mapping"].items()}
+        )
     if not isinstance(value, _SCALARS):
         raise TypeError(f"{type(value).__name__} is no plain value")
     return value
@@ -110,7 +120,11 @@ def _made(value: Any) -> Any:
 
 def _zeros(described: Mapping[str, Any]) -> Tensor:
     shape, dtype = described["shape"], getattr(torch, described["dtype"])
-    if not isinstance(dtype, torch.dtype) or any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
+    if (
+        not isinstance(dtype, torch.dtype)
+        or any(size < 0 for size in shape)
+        or math.prod(shape) > LARGEST
+    ):
         raise ValueError(f"{dict(described)} is no input of a model")
     return torch.zeros(shape, dtype=dtype)
 

@@ -16,7 +16,9 @@ State = Mapping[str, Mapping[str, Any]]
 """Per parameter (its first name in the model): the optimizer's entries, e.g. {"step": ..., "exp_avg": ...}."""
 
 
-def slice_state(state: State, model: nn.Module, structure: Structure, keep: Keep) -> dict[str, dict[str, Any]]:
+def slice_state(
+    state: State, model: nn.Module, structure: Structure, keep: Keep
+) -> dict[str, dict[str, Any]]:
     """What the optimizer of `remove(model, structure, keep)` goes on with; `model` is the one before the cut.
 
     Entries of their parameter's shape are cut like it, numbers and one-element tensors stay; tensors are copies.
@@ -27,7 +29,10 @@ def slice_state(state: State, model: nn.Module, structure: Structure, keep: Keep
     parameters = dict(model.named_parameters())
     _known(state, parameters)
     return {
-        name: {key: _cut(name, key, value, parameters[name], cuts[name]) for key, value in entries.items()}
+        name: {
+            key: _cut(name, key, value, parameters[name], cuts[name])
+            for key, value in entries.items()
+        }
         for name, entries in state.items()
         if name in cuts
     }
@@ -35,7 +40,11 @@ def slice_state(state: State, model: nn.Module, structure: Structure, keep: Keep
 
 def by_name(optimizer: Optimizer, model: nn.Module) -> dict[str, dict[str, Any]]:
     """The state of every parameter of `model` that `optimizer` has stepped; the tensors are those of the optimizer."""
-    return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if optimizer.state.get(p)}
+    return {
+        name: dict(optimizer.state[p])
+        for name, p in model.named_parameters()
+        if optimizer.state.get(p)
+    }
 
 
 def load_by_name(optimizer: Optimizer, model: nn.Module, state: State) -> None:
@@ -50,7 +59,8 @@ def load_by_name(optimizer: Optimizer, model: nn.Module, state: State) -> None:
         for key, value in entries.items():
             _check(name, key, value, parameters[name])
         optimizer.state[parameters[name]] = {
-            key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in entries.items()
         }
 
 

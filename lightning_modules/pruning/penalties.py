@@ -19,12 +19,16 @@ from lightning_modules.pruning.structure import Keep, Structure
 class Penalty(Protocol):
     """A scalar to be added to the loss; `structure` is that of `model`, `keep` what the plan will leave."""
 
-    def __call__(self, model: nn.Module, structure: Structure, keep: Keep, progress: float) -> Tensor: ...
+    def __call__(
+        self, model: nn.Module, structure: Structure, keep: Keep, progress: float
+    ) -> Tensor: ...
 
 
 def _positive(weight: float) -> None:
     if not weight > 0.0:
-        raise ConfigError(f"phases.sparsify.penalty.weight must be above 0 (1e-4 is usual); got {weight}")
+        raise ConfigError(
+            f"phases.sparsify.penalty.weight must be above 0 (1e-4 is usual); got {weight}"
+        )
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class GroupLasso:
     def __post_init__(self) -> None:
         _positive(self.weight)
 
-    def __call__(self, model: nn.Module, structure: Structure, keep: Keep, progress: float) -> Tensor:
+    def __call__(
+        self, model: nn.Module, structure: Structure, keep: Keep, progress: float
+    ) -> Tensor:
         squares, elements = _squares(model, structure)
         return self.weight * (elements.sqrt() * (squares + 1e-12).sqrt()).sum()
 
@@ -50,7 +56,9 @@ class NormScale:
     def __post_init__(self) -> None:
         _positive(self.weight)
 
-    def __call__(self, model: nn.Module, structure: Structure, keep: Keep, progress: float) -> Tensor:
+    def __call__(
+        self, model: nn.Module, structure: Structure, keep: Keep, progress: float
+    ) -> Tensor:
         sizes = []
         for name, scale in norm_scales(model).items():
             if (row := structure.table.get((name, 0))) is not None:
@@ -71,7 +79,9 @@ class Growing:
     def __post_init__(self) -> None:
         _positive(self.weight)
 
-    def __call__(self, model: nn.Module, structure: Structure, keep: Keep, progress: float) -> Tensor:
+    def __call__(
+        self, model: nn.Module, structure: Structure, keep: Keep, progress: float
+    ) -> Tensor:
         squares, _ = _squares(model, structure)
         doomed = torch.from_numpy(~keep).to(squares)
         return 0.5 * self.weight * progress * (doomed * squares).sum()
@@ -83,9 +93,13 @@ def _squares(model: nn.Module, structure: Structure) -> tuple[Tensor, Tensor]:
     Errors: ConfigError where no unit has any.
     """
     tensors = dict(model.named_parameters())
-    axes = dict.fromkeys((m.tensor, m.dim) for group in structure.groups for m in producing(group, tensors))
+    axes = dict.fromkeys(
+        (m.tensor, m.dim) for group in structure.groups for m in producing(group, tensors)
+    )
     if not axes:
-        raise ConfigError("a penalty on units needs units with weights that produce them; see job=inspect for why not")
+        raise ConfigError(
+            "a penalty on units needs units with weights that produce them; see job=inspect for why not"
+        )
     like = tensors[next(iter(axes))[0]]
     squares = torch.zeros(structure.n_units, dtype=like.dtype, device=like.device)
     elements = np.zeros(structure.n_units)

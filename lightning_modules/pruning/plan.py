@@ -48,9 +48,13 @@ class Timing:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise PlanError(f"plan.schedule must be one of {sorted(SCHEDULES)}; got '{self.schedule}'")
+            raise PlanError(
+                f"plan.schedule must be one of {sorted(SCHEDULES)}; got '{self.schedule}'"
+            )
         if self.steps < 1 or self.rounds < 1:
-            raise PlanError(f"plan.steps and plan.rounds must be at least 1; got {self.steps} and {self.rounds}")
+            raise PlanError(
+                f"plan.steps and plan.rounds must be at least 1; got {self.steps} and {self.rounds}"
+            )
         if self.round_steps is not None and self.round_steps < 1:
             raise PlanError(f"plan.round_steps must be at least 1; got {self.round_steps}")
         if self.accumulate < 1:
@@ -58,9 +62,13 @@ class Timing:
         if self.mixed is not None and self.mixed < 0:
             raise PlanError(f"plan.mixed must be at least 0; got {self.mixed}")
         if self.distillation is not None and not 0.0 <= self.distillation <= 1.0:
-            raise PlanError(f"plan.distillation must be a weight in [0, 1]; got {self.distillation:g}")
+            raise PlanError(
+                f"plan.distillation must be a weight in [0, 1]; got {self.distillation:g}"
+            )
         if not 0.0 <= self.start < self.end <= 1.0:
-            raise PlanError(f"a plan prunes between 0 <= start < end <= 1; got {self.start:g} and {self.end:g}")
+            raise PlanError(
+                f"a plan prunes between 0 <= start < end <= 1; got {self.start:g} and {self.end:g}"
+            )
 
     @property
     def total(self) -> int:
@@ -70,7 +78,10 @@ class Timing:
     def moments(self) -> list[int]:
         """Rounds of finetuning before each pruning step; at least one round is left after the last; shape (steps,)."""
         width = (self.end - self.start) / self.steps
-        found = [math.floor(self.total * (self.start + width * step) + 1e-9) for step in range(self.steps)]
+        found = [
+            math.floor(self.total * (self.start + width * step) + 1e-9)
+            for step in range(self.steps)
+        ]
         return [min(moment, self.total - 1) for moment in found]
 
 

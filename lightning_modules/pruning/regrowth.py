@@ -27,7 +27,13 @@ class Regrowth(Protocol):
     def dense(self) -> bool: ...
 
     def __call__(
-        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        gradient: Tensor,
+        kept: int,
+        progress: float,
+        generator: Generator,
     ) -> Tensor: ...
 
 
@@ -59,7 +65,9 @@ class _Exchange:
         flat, kept = mask.flatten().clone(), mask.flatten()
         size = weight.detach().abs().flatten().masked_fill(~kept, math.inf)
         dropped = torch.argsort(size, stable=True)[:moved]
-        wanted = growth.flatten().masked_fill(kept, -math.inf)  # what is dropped now does not come back now
+        wanted = growth.flatten().masked_fill(
+            kept, -math.inf
+        )  # what is dropped now does not come back now
         grown = torch.argsort(wanted, descending=True, stable=True)[:moved]
         flat[dropped] = False
         flat[grown] = True
@@ -71,7 +79,13 @@ class RigL(_Exchange):
     """Grow where the dense gradient is largest (Evci et al. 2020, algorithm 1)."""
 
     def __call__(
-        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        gradient: Tensor,
+        kept: int,
+        progress: float,
+        generator: Generator,
     ) -> Tensor:
         return self._exchanged(weight, mask, gradient.abs(), progress)
 
@@ -81,7 +95,13 @@ class RandomRegrowth(_Exchange):
     """Grow at random: sparse evolutionary training (Mocanu et al. 2018, algorithm 1)."""
 
     def __call__(
-        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        gradient: Tensor,
+        kept: int,
+        progress: float,
+        generator: Generator,
     ) -> Tensor:
         growth = torch.rand(weight.shape, generator=generator).to(weight.device)
         return self._exchanged(weight, mask, growth, progress)
@@ -109,10 +129,18 @@ class Surgery:
             )
 
     def __call__(
-        self, weight: Tensor, mask: Tensor, gradient: Tensor, kept: int, progress: float, generator: Generator
+        self,
+        weight: Tensor,
+        mask: Tensor,
+        gradient: Tensor,
+        kept: int,
+        progress: float,
+        generator: Generator,
     ) -> Tensor:
         if float(torch.rand((), generator=generator)) >= 1.0 - progress / self.end:
             return mask
         size = weight.detach().abs()
         threshold = size.flatten().kthvalue(min(mask.numel(), mask.numel() - kept + 1)).values
-        return (mask & (size >= (1.0 - self.margin) * threshold)) | (size >= (1.0 + self.margin) * threshold)
+        return (mask & (size >= (1.0 - self.margin) * threshold)) | (
+            size >= (1.0 + self.margin) * threshold
+        )

@@ -24,7 +24,10 @@ def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     """
     named = _named(model)
     with torch.no_grad():
-        tensors = {name: select(named[name], cuts) for name, cuts in _selections(named, structure, keep).items()}
+        tensors = {
+            name: select(named[name], cuts)
+            for name, cuts in _selections(named, structure, keep).items()
+        }
     return _rebuild(model, named, tensors, blocks_dropped(structure, keep), structure.attention)
 
 
@@ -44,10 +47,15 @@ def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tens
     """
     named = _named(model)
     with torch.no_grad():
-        return {name: select(named[name], cuts) for name, cuts in _selections(named, structure, keep).items()}
+        return {
+            name: select(named[name], cuts)
+            for name, cuts in _selections(named, structure, keep).items()
+        }
 
 
-def selections(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
+def selections(
+    model: nn.Module, structure: Structure, keep: Keep
+) -> dict[str, list[tuple[int, Tensor]]]:
     """What stays of every parameter and buffer, by name: (dimension, indices kept), [] for those that stay whole.
 
     Errors: as in `remove`.
@@ -74,12 +82,16 @@ def state_shapes(model: nn.Module, structure: Structure, keep: Keep) -> dict[str
     return found
 
 
-def _selections(tensors: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, list[tuple[int, Tensor]]]:
+def _selections(
+    tensors: dict[str, Tensor], structure: Structure, keep: Keep
+) -> dict[str, list[tuple[int, Tensor]]]:
     _validate(structure, keep)
     gone = blocks_dropped(structure, keep)
     firsts = {id(tensor): name for name, tensor in reversed(tensors.items())}
     cuts: dict[str, list[tuple[int, Tensor]]] = {
-        name: [] for name, tensor in tensors.items() if firsts[id(tensor)] == name and not inside(name, gone)
+        name: []
+        for name, tensor in tensors.items()
+        if firsts[id(tensor)] == name and not inside(name, gone)
     }
     known: dict[int, Tensor | None] = {}
     for (name, dim), row in structure.table.items():
@@ -117,7 +129,10 @@ def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
 
 
 def rebuild(
-    model: nn.Module, tensors: Mapping[str, Tensor], dropped: Sequence[str] = (), attention: AttentionUnit = "head"
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    dropped: Sequence[str] = (),
+    attention: AttentionUnit = "head",
 ) -> nn.Module:
     """A copy of the modules of `model` around `tensors`, which may have other sizes; attributes are mended.
 
@@ -196,4 +211,6 @@ def _validate(structure: Structure, keep: Keep) -> None:
     short = structure.counts(keep) < structure.least
     empty = [group.name for group, wanting in zip(structure.groups, short, strict=True) if wanting]
     if empty:
-        raise PlanError(f"every group keeps at least one unit; {empty[:5]} would be empty; lower their thresholds")
+        raise PlanError(
+            f"every group keeps at least one unit; {empty[:5]} would be empty; lower their thresholds"
+        )

@@ -22,7 +22,16 @@ Counts = npt.NDArray[np.int64]
 Axis = tuple[str, int]
 """(name of a parameter or buffer, dimension)."""
 Kind = Literal[
-    "channel", "head", "head_dim", "conv_group", "neuron", "recurrent", "block", "weight", "weight_block", "pattern"
+    "channel",
+    "head",
+    "head_dim",
+    "conv_group",
+    "neuron",
+    "recurrent",
+    "block",
+    "weight",
+    "weight_block",
+    "pattern",
 ]
 """What a unit is; the last three are of single weights (see weights.py), `block` is a whole residual block."""
 
@@ -112,7 +121,9 @@ class Structure:
     @property
     def least(self) -> Counts:
         """Units that a plan has to leave of each group; shape (n_groups,). A block or a pattern may go altogether."""
-        return np.array([int(group.kind not in ("block", "pattern")) for group in self.groups], dtype=np.int64)
+        return np.array(
+            [int(group.kind not in ("block", "pattern")) for group in self.groups], dtype=np.int64
+        )
 
     @property
     def attention(self) -> AttentionUnit:
@@ -136,11 +147,18 @@ class Structure:
         gone = dropped(self, keep)
         known = {id(row): row for row in self.table.values()}
         shorter = {key: row[(row < 0) | keep[row]] for key, row in known.items()}
-        rows = {axis: shorter[id(row)] for axis, row in self.table.items() if not inside(axis[0], gone)}
+        rows = {
+            axis: shorter[id(row)] for axis, row in self.table.items() if not inside(axis[0], gone)
+        }
         if not gone:
             return replace(self, table=rows)
-        left = (tuple(m for m in group.members if not inside(m.tensor, gone)) for group in self.groups)
-        groups = tuple(replace(group, members=members) for group, members in zip(self.groups, left, strict=True))
+        left = (
+            tuple(m for m in group.members if not inside(m.tensor, gone)) for group in self.groups
+        )
+        groups = tuple(
+            replace(group, members=members)
+            for group, members in zip(self.groups, left, strict=True)
+        )
         return replace(self, table=rows, groups=groups)
 
 
@@ -154,7 +172,9 @@ def some_of(structure: Structure, kept: Counts) -> Keep:
 
 def dropped(structure: Structure, keep: Keep) -> tuple[str, ...]:
     """Paths of the modules that `keep` replaces by the identity."""
-    return tuple(group.name for group in structure.groups if group.kind == "block" and not keep[group.start])
+    return tuple(
+        group.name for group in structure.groups if group.kind == "block" and not keep[group.start]
+    )
 
 
 def inside(name: str, paths: Iterable[str]) -> bool:

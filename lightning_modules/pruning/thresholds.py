@@ -73,7 +73,9 @@ def _at_least(living: Sequence[Scores], threshold: float, rule: Rule) -> Counts:
     if threshold <= 0.0 or not any(len(part) for part in living):
         return np.array([len(part) for part in living], dtype=np.int64)
     sizes = np.abs(np.concatenate(living))
-    scale = {"absolute": 1.0, "mean": float(np.mean(sizes)), "median": float(np.median(sizes))}[rule]
+    scale = {"absolute": 1.0, "mean": float(np.mean(sizes)), "median": float(np.median(sizes))}[
+        rule
+    ]
     return np.array([np.sum(part >= threshold * scale) for part in living], dtype=np.int64)
 
 
@@ -117,7 +119,11 @@ def normalised(structure: Structure, scores: Scores, alive: Keep) -> Scores:
     """
     out = scores.copy()
     for group in structure.groups:
-        mean = float(np.abs(scores[group.units][alive[group.units]]).mean()) if alive[group.units].any() else 0.0
+        mean = (
+            float(np.abs(scores[group.units][alive[group.units]]).mean())
+            if alive[group.units].any()
+            else 0.0
+        )
         if mean > 0.0:
             out[group.units] = scores[group.units] / mean
     return out

@@ -39,7 +39,9 @@ class Weight:
     def __post_init__(self) -> None:
         first, second = self.shape
         if min(self.shape) < 1 or (self.kind == "pattern" and first >= second):
-            raise PlanError(f"a pattern keeps n of m with 1 <= n < m, a block is at least 1 x 1; got {first}, {second}")
+            raise PlanError(
+                f"a pattern keeps n of m with 1 <= n < m, a block is at least 1 x 1; got {first}, {second}"
+            )
 
 
 def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: Weight) -> Structure:
@@ -65,11 +67,17 @@ def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: We
         products += _products(name, total, ids, how)
         params += _products(name, weight.numel(), ids, how)
         start += size
-    rest_macs = sum(_size(product, keep) for product in structure.macs) - sum(macs[group.name] for group in groups)
-    rest = sum(p.numel() for p in parameters.values()) - sum(parameters[group.name].numel() for group in groups)
+    rest_macs = sum(_size(product, keep) for product in structure.macs) - sum(
+        macs[group.name] for group in groups
+    )
+    rest = sum(p.numel() for p in parameters.values()) - sum(
+        parameters[group.name].numel() for group in groups
+    )
     products.append(Product("rest", rest_macs, ()))
     params.append(Product("rest", rest, ()))
-    return Structure(tuple(groups), {}, tuple(products), tuple(params), tuple(skipped), len(macs), len(groups))
+    return Structure(
+        tuple(groups), {}, tuple(products), tuple(params), tuple(skipped), len(macs), len(groups)
+    )
 
 
 def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) -> list[Product]:
@@ -104,7 +112,10 @@ def _block_ids(weight: Tensor, how: Weight) -> Tensor:
     """The block of every weight, counted row by row; shape of the weight, int64."""
     rows, columns = weight.shape[0], weight[0].numel()
     across = -(-columns // how.shape[1])
-    row, column = torch.arange(rows)[:, None] // how.shape[0], torch.arange(columns)[None, :] // how.shape[1]
+    row, column = (
+        torch.arange(rows)[:, None] // how.shape[0],
+        torch.arange(columns)[None, :] // how.shape[1],
+    )
     return (row * across + column).reshape(weight.shape)
 
 
@@ -184,7 +195,9 @@ def effective_macs(structure: Structure, keep: Keep, density: Mapping[str, float
     `density` maps parameters to fractions in [0, 1]; what it does not name, products of two activations too, counts
     in full.
     """
-    return round(sum(_size(product, keep) * density.get(product.tensor, 1.0) for product in structure.macs))
+    return round(
+        sum(_size(product, keep) * density.get(product.tensor, 1.0) for product in structure.macs)
+    )
 
 
 def densities(model: nn.Module, names: Iterable[str]) -> dict[str, float]:

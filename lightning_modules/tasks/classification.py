@@ -18,7 +18,11 @@ from lightning_modules.tasks.metrics import Direction
 class Classification(LightningModule):
     """Cross-entropy on logits (N, num_classes) and targets (N,); metrics are fractions in [0, 1], the loss in nats."""
 
-    directions: ClassVar[dict[str, Direction]] = {"accuracy": "maximize", "f1": "maximize", "loss": "minimize"}
+    directions: ClassVar[dict[str, Direction]] = {
+        "accuracy": "maximize",
+        "f1": "maximize",
+        "loss": "minimize",
+    }
     scale: ClassVar[dict[str, float]] = {"accuracy": 1.0, "f1": 1.0, "loss": 1.0}
     references: ClassVar[dict[str, float]] = {"accuracy": 0.5, "f1": 0.5}
     classifies = True
@@ -37,10 +41,18 @@ class Classification(LightningModule):
 
     def check(self, outputs: Any, batch: Any) -> None:
         """Errors: ConfigError for outputs that are not one logit per class."""
-        fits = isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] == self.num_classes
+        fits = (
+            isinstance(outputs, Tensor)
+            and outputs.dim() == 2
+            and outputs.shape[1] == self.num_classes
+        )
         if fits:
             return
-        shape = f"(batch, {', '.join(map(str, outputs.shape[1:]))})" if isinstance(outputs, Tensor) else "no tensor"
+        shape = (
+            f"(batch, {', '.join(map(str, outputs.shape[1:]))})"
+            if isinstance(outputs, Tensor)
+            else "no tensor"
+        )
         raise ConfigError(
             f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; see num_classes"
         )

@@ -56,7 +56,9 @@ def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
     """
     offered = {"num_classes": getattr(data, "num_classes", None), "data": data}
     accepted = inspect.signature(locate(recipe.target)).parameters
-    task = recipe.build(model=model, **{name: value for name, value in offered.items() if name in accepted})
+    task = recipe.build(
+        model=model, **{name: value for name, value in offered.items() if name in accepted}
+    )
     if not isinstance(task, LightningModule) or getattr(task, "model", None) is not model:
         raise ConfigError(
             f"a task must be a LightningModule that keeps the network it is given as `self.model`; {recipe.target} "
@@ -85,7 +87,9 @@ def inputs_of(task: LightningModule, batch: Any) -> Inputs:
     raise ConfigError(f"{type(task).__name__}.validation_step must call `self.model`; it does not")
 
 
-def inputs_from(task: LightningModule, batches: Iterable[Any], device: torch.device) -> Iterator[Inputs]:
+def inputs_from(
+    task: LightningModule, batches: Iterable[Any], device: torch.device
+) -> Iterator[Inputs]:
     """What the network is called with on each of the batches, on the device."""
     return (inputs_of(task, to_device(task, batch, device)) for batch in batches)
 
@@ -130,7 +134,9 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
             outputs = inputs.call(task.model.eval())  # type: ignore[union-attr, operator]
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
-        raise ConfigError(f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}"
+        ) from error
     if callable(check := getattr(task, "check", None)):
         check(outputs, batch)
     try:

@@ -21,7 +21,9 @@ def softened_kl(outputs: Tensor, dense: Tensor, temperature: float = 1.0, dim: i
     """
     soft = F.log_softmax(outputs / temperature, dim).movedim(dim, -1).flatten(0, -2)
     wanted = F.log_softmax(dense / temperature, dim).movedim(dim, -1).flatten(0, -2)
-    return temperature * temperature * F.kl_div(soft, wanted, reduction="batchmean", log_target=True)
+    return (
+        temperature * temperature * F.kl_div(soft, wanted, reduction="batchmean", log_target=True)
+    )
 
 
 def squared_error(outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:

@@ -53,7 +53,11 @@ def _complete(settings: Settings) -> Outputs | None:
     """A study that has all that is asked for, shown. Where its method leaves `depth` open, either will do."""
     for depth in (settings.depth, not settings.depth):
         if (before := finished_before(settings.with_depth(depth))) is not None:
-            more = "more trials: study.n_trials=..." if settings.study.budget is None else "more time: study.budget=..."
+            more = (
+                "more trials: study.n_trials=..."
+                if settings.study.budget is None
+                else "more time: study.budget=..."
+            )
             more = "every combination was tried" if before.summary.get("exhausted") else more
             before.show(f"this study is complete; {more}")
             record_end(tracker_of(settings), before)
@@ -64,7 +68,11 @@ def _complete(settings: Settings) -> Outputs | None:
 def _offered(task: Recipe) -> dict[str, Any]:
     """What a task is built with, as far as its constructor asks for it."""
     accepted = signature(locate(task.target)).parameters
-    return {name: None for name in ("model", "num_classes", "data") if name == "model" or name in accepted}
+    return {
+        name: None
+        for name in ("model", "num_classes", "data")
+        if name == "model" or name in accepted
+    }
 
 
 def _recipes(settings: Settings) -> Iterator[tuple[Recipe, dict[str, Any]]]:

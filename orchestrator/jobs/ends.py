@@ -13,7 +13,9 @@ from orchestrator.tracking.spooled import Spooled, spooled
 
 def tracker_of(settings: Settings) -> Tracker:
     """The tracker of the configuration, its records kept in the study's folder until they are sent."""
-    return spooled(settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json())
+    return spooled(
+        settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json()
+    )
 
 
 def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:

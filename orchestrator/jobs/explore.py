@@ -126,7 +126,9 @@ def explore(
         paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
         run_trials(trials, n_trials, on_trial, *paced)
     parts.leases.require_lead()
-    record_ended(parts.tracker, settings, problem, study)  # by helpers who began before this process looked
+    record_ended(
+        parts.tracker, settings, problem, study
+    )  # by helpers who began before this process looked
     study.set_user_attr(OVER, True)
     parts.exchange.fetch()
     nothing_left = exhausted(study, trials.distributions)
@@ -134,7 +136,12 @@ def explore(
 
 
 def _enqueue(
-    ready: Ready, parts: Parts, progress: Progress, begin: float, now: Callable[[], float], confirming: float
+    ready: Ready,
+    parts: Parts,
+    progress: Progress,
+    begin: float,
+    now: Callable[[], float],
+    confirming: float,
 ) -> Pacing | None:
     """What is known before any trial: plans of another study, the chain, the user's own plans; the pace of all."""
     problem, study = ready.problem, parts.study
@@ -142,10 +149,14 @@ def _enqueue(
     space, evaluator, ways = ready.space, ready.evaluator, ready.terrains
     chain = settings.search.chain
     if taken := take_over(study, space, ways[0], evaluator):
-        progress.phase("warm start", f"{taken} finished plans of study {settings.search.warm_start}")
+        progress.phase(
+            "warm start", f"{taken} finished plans of study {settings.search.warm_start}"
+        )
     pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
     if copies := mixed_copies(problem, study, pacing):
-        progress.phase("mixing", f"{copies} copies of the training data with samples mixed by pairs")
+        progress.phase(
+            "mixing", f"{copies} copies of the training data with samples mixed by pairs"
+        )
     evaluator.mixed = copies
     targets = chain.ratios(settings.objectives.largest_ratio) if pacing is None else pacing.targets
     evaluator.pace = evaluator.pace if pacing is None else pacing.pace
@@ -164,8 +175,14 @@ def _ended(study: Study) -> list[FrozenTrial]:
 def _chain_steps(ready: Ready, targets: Sequence[float]) -> list[float]:
     """Optimizer steps of the chain's plans, as many as the space gives them."""
     terrain = ready.terrains[0]
-    timings = [ready.space.propose(terrain, ready.space.chain(terrain, target)).timing for target in targets]
-    return [float(timing.total * ready.problem.settings.phases.finetune.round_steps) for timing in timings]
+    timings = [
+        ready.space.propose(terrain, ready.space.chain(terrain, target)).timing
+        for target in targets
+    ]
+    return [
+        float(timing.total * ready.problem.settings.phases.finetune.round_steps)
+        for timing in timings
+    ]
 
 
 def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
@@ -187,17 +204,26 @@ def _seconds_left(problem: Problem, trials: Sequence[FrozenTrial], n_trials: int
     A round of finetuning is priced at the mean FLOPs ratio of the chain's range.
     """
     confirm, chain = problem.settings.phases.confirm, problem.settings.search.chain
-    trained = [trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_rounds")]
+    trained = [
+        trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_rounds")
+    ]
     if not trained:
         return 0.0
-    rounds = np.array([trial.user_attrs[MEASURED]["trained_rounds"] for trial in trained], dtype=float)
-    ratios = np.array([trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float)
+    rounds = np.array(
+        [trial.user_attrs[MEASURED]["trained_rounds"] for trial in trained], dtype=float
+    )
+    ratios = np.array(
+        [trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float
+    )
     prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / rounds
     slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
     confirmed = confirm.max_models * len(confirm.seeds) * confirm.rounds
     # a ladder is finetuned as long as the front, and some of its models are confirmed
-    per_ladder = confirm.max_models * rounds.mean() + confirm.max_baseline_models * len(confirm.seeds) * confirm.rounds
+    per_ladder = (
+        confirm.max_models * rounds.mean()
+        + confirm.max_baseline_models * len(confirm.seeds) * confirm.rounds
+    )
     left = max(0, n_trials - len(trials)) * rounds.mean()
     return float(per_unit * (left + confirmed + len(confirm.baselines) * per_ladder))

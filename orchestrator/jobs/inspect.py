@@ -19,7 +19,12 @@ from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
 from orchestrator.search.lab.dense import build_model, example_of
 from orchestrator.search.lab.expected import expected_seconds
-from orchestrator.search.lab.prepare import check_prunable, device_of, find_latency_model, find_structure
+from orchestrator.search.lab.prepare import (
+    check_prunable,
+    device_of,
+    find_latency_model,
+    find_structure,
+)
 from orchestrator.search.parts import check_parts
 from orchestrator.search.samplers import combinations, sampler
 from orchestrator.search.space.outline import on_weights, outline
@@ -87,7 +92,9 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
 
 def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
     """The weight tensors of the first stage that prunes single weights."""
-    return next((found for stage in method.stages() if (found := on_weights(structure, model, stage))), None)
+    return next(
+        (found for stage in method.stages() if (found := on_weights(structure, model, stage))), None
+    )
 
 
 def _print(settings: Settings, found: Inspection) -> None:
@@ -95,10 +102,13 @@ def _print(settings: Settings, found: Inspection) -> None:
 
     if settings.method.choices()[0].granularity == "unit":
         groups = Table(
-            title=f"{settings.model_name()}: groups of units that live and die together", title_justify="left"
+            title=f"{settings.model_name()}: groups of units that live and die together",
+            title_justify="left",
         )
         for header in ("group", "units", "kind", "layers", "masked = removed"):
-            groups.add_column(header, justify="right" if header in ("units", "layers") else "left", no_wrap=True)
+            groups.add_column(
+                header, justify="right" if header in ("units", "layers") else "left", no_wrap=True
+            )
         for group in found.structure.groups:
             layers = {member.tensor.rpartition(".")[0] for member in group.members}
             exact = "yes" if group.mask_exact else "no"
@@ -106,10 +116,13 @@ def _print(settings: Settings, found: Inspection) -> None:
         show(groups)
     if found.weights is not None:
         tensors = Table(
-            title=f"{settings.model_name()}: tensors in which weights are set to zero", title_justify="left"
+            title=f"{settings.model_name()}: tensors in which weights are set to zero",
+            title_justify="left",
         )
         for header in ("tensor", "units", "kind"):
-            tensors.add_column(header, justify="right" if header == "units" else "left", no_wrap=True)
+            tensors.add_column(
+                header, justify="right" if header == "units" else "left", no_wrap=True
+            )
         for group in found.weights.groups:
             tensors.add_row(group.name, str(group.size), group.kind)
         for skipped_tensor in found.weights.skipped:
@@ -117,7 +130,9 @@ def _print(settings: Settings, found: Inspection) -> None:
         show(tensors)
     structure = found.structure
     skipped = Counter(skipped.reason for skipped in structure.skipped)
-    names = {reason: [s.name for s in structure.skipped if s.reason == reason] for reason in skipped}
+    names = {
+        reason: [s.name for s in structure.skipped if s.reason == reason] for reason in skipped
+    }
     show(
         summary_table(
             "what the search works on",
@@ -133,7 +148,11 @@ def _print(settings: Settings, found: Inspection) -> None:
                 ),
                 *((f"skipped: {reason}", ", ".join(names[reason])) for reason in skipped),
                 ("search dimensions", f"{found.dimensions}, {settings.study.n_trials} trials"),
-                *([] if found.combinations is None else [("combinations", str(found.combinations))]),
+                *(
+                    []
+                    if found.combinations is None
+                    else [("combinations", str(found.combinations))]
+                ),
                 ("expected duration", duration(found.total_seconds)),
                 *((f"  {name}", duration(seconds)) for name, seconds in found.seconds.items()),
             ],

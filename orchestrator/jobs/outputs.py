@@ -53,7 +53,10 @@ class Outputs:
 
     def files(self) -> list[Path]:
         """The tables, the picture and the summary."""
-        return [self.folder / name for name in (CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY)]
+        return [
+            self.folder / name
+            for name in (CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY)
+        ]
 
     def write(self, settings: Settings) -> None:
         """All files of the contract; the summary last: where it stands, the others are whole."""
@@ -81,13 +84,34 @@ class Outputs:
         """The front beside its baselines, then where things are and where the time went."""
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
-        show(front_table(self.front, self.baselines, quality=objectives.quality, dense=self.dense, further=further))
+        show(
+            front_table(
+                self.front,
+                self.baselines,
+                quality=objectives.quality,
+                dense=self.dense,
+                further=further,
+            )
+        )
         lines = [
-            ("trials", ", ".join(f"{count} {state}" for state, count in self.summary["states"].items())),
+            (
+                "trials",
+                ", ".join(f"{count} {state}" for state, count in self.summary["states"].items()),
+            ),
             ("rungs", in_words(self.rungs())),
-            ("hypervolume", f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)"),
-            *([("left out", _left_out(self.summary))] if self.summary.get("baselines_left_out") else []),
-            *(("failed", f"{name}: {reason}") for name, reason in self.summary.get("failed", {}).items()),
+            (
+                "hypervolume",
+                f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)",
+            ),
+            *(
+                [("left out", _left_out(self.summary))]
+                if self.summary.get("baselines_left_out")
+                else []
+            ),
+            *(
+                ("failed", f"{name}: {reason}")
+                for name, reason in self.summary.get("failed", {}).items()
+            ),
             ("time", duration(self.summary["seconds"])),
             *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),
             (
@@ -97,7 +121,10 @@ class Outputs:
             ("tracking", f"{percent(self.summary['tracking_share'])} of the time"),
             ("tables", ", ".join(str(self.folder / name) for name in (FRONT, BASELINES, TRIALS))),
             ("picture", str(self.folder / PICTURE)),
-            ("models", f"{self.folder / 'models'}/<trial>; orchestrator.load_pruned(path) gives the nn.Module"),
+            (
+                "models",
+                f"{self.folder / 'models'}/<trial>; orchestrator.load_pruned(path) gives the nn.Module",
+            ),
         ]
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 
@@ -113,7 +140,10 @@ def finished_before(settings: Settings) -> Outputs | None:
     None when there is work: also where a model was deleted, a file is damaged, or a confirmation failed.
     """
     folder = settings.study.folder
-    summary = kept(folder / SUMMARY, lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])})
+    summary = kept(
+        folder / SUMMARY,
+        lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])},
+    )
     if summary is None:
         return None
     paced = settings.study.budget

@@ -7,7 +7,17 @@ from typing import Any
 
 from orchestrator.search.lab.problem import Problem
 from orchestrator.search.studies.queue import own_trials
-from orchestrator.search.studies.trial import KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, TRACE, FrozenTrial, Study
+from orchestrator.search.studies.trial import (
+    KIND,
+    MEASURED,
+    REASON,
+    RUNGS,
+    SECONDS,
+    STATE,
+    TRACE,
+    FrozenTrial,
+    Study,
+)
 from orchestrator.settings import Settings
 from orchestrator.tracking import Point, Tracker
 
@@ -18,14 +28,20 @@ def columns(settings: Settings) -> dict[str, str]:
         "model": settings.model_name(),
         "data": settings.data.target.rpartition(".")[2],
         "method": settings.method.name,
-        "criterion": ", ".join(method.scoring().target.rpartition(".")[2] for method in settings.method.choices()),
+        "criterion": ", ".join(
+            method.scoring().target.rpartition(".")[2] for method in settings.method.choices()
+        ),
         "seed": str(settings.seed),
     }
 
 
 def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
     """Open the record before anything expensive: a server that cannot be reached is known at once."""
-    tracker.open_study(settings.study.name, {**columns(settings), "study_id": study.user_attrs["id"]}, settings.plain())
+    tracker.open_study(
+        settings.study.name,
+        {**columns(settings), "study_id": study.user_attrs["id"]},
+        settings.plain(),
+    )
 
 
 def record_ended(tracker: Tracker, settings: Settings, problem: Problem, study: Study) -> None:
@@ -35,13 +51,17 @@ def record_ended(tracker: Tracker, settings: Settings, problem: Problem, study: 
             record_trial(tracker, settings, problem, trial)
 
 
-def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial) -> None:
+def record_trial(
+    tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial
+) -> None:
     """One ended trial: parameters, costs, quality, curves by round, plan and per-group table."""
     known = trial.user_attrs
     measured = known.get(MEASURED, {})
     quality = settings.objectives.quality
     rungs = known.get(RUNGS, ())
-    metrics: dict[str, float] = {f"val_{name}": value for name, value in measured.get("metrics", {}).items()}
+    metrics: dict[str, float] = {
+        f"val_{name}": value for name, value in measured.get("metrics", {}).items()
+    }
     metrics |= {name: float(value) for name, value in measured.get("costs", {}).items()}
     metrics |= {f"{name}_ratio": value for name, value in measured.get("ratios", {}).items()}
     if rungs:
@@ -54,7 +74,11 @@ def record_trial(tracker: Tracker, settings: Settings, problem: Problem, trial: 
         params={**trial.params, **same, "parent": "dense" if parent is None else parent},
         tags={**same, "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
         metrics={**metrics, "seconds": known[SECONDS], "rung": float(rungs[-1][0] if rungs else 0)},
-        curves=[Point(f"finetune/{name}", round, value) for round, _, found in rungs for name, value in found.items()],
+        curves=[
+            Point(f"finetune/{name}", round, value)
+            for round, _, found in rungs
+            for name, value in found.items()
+        ],
         artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
         at=None if trial.datetime_complete is None else trial.datetime_complete.timestamp(),
     )
@@ -64,7 +88,9 @@ def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[s
     found = {"traceback.txt": trace} if trace else {}
     if measured:
         stages = measured["plan"]["stages"]
-        thresholds = {name: level for stage in stages for name, level in stage["thresholds"].items()}
+        thresholds = {
+            name: level for stage in stages for name, level in stage["thresholds"].items()
+        }
         table = [
             {
                 "group": group.name,
@@ -75,5 +101,8 @@ def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[s
             }
             for group in problem.structure.groups
         ]
-        found |= {"plan.json": json.dumps(measured["plan"], indent=1), "groups.json": json.dumps(table, indent=1)}
+        found |= {
+            "plan.json": json.dumps(measured["plan"], indent=1),
+            "groups.json": json.dumps(table, indent=1),
+        }
     return found

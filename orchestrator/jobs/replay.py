@@ -59,7 +59,11 @@ class Step:
         """Identical or how far away, in words."""
         if self.identical:
             return "identical" if not self.otherwise else f"identical, although {self.otherwise}"
-        far = "the weights are not at hand to compare" if self.difference is None else f"by up to {self.difference:.3g}"
+        far = (
+            "the weights are not at hand to compare"
+            if self.difference is None
+            else f"by up to {self.difference:.3g}"
+        )
         far = "other units were kept" if self.difference == math.inf else far
         return ", ".join(part for part in (f"different: {far}", self.otherwise) if part)
 
@@ -118,7 +122,11 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
             problem = _as_made(problem, link.made_with)
             working = _again(problem, link, working)
             name = f"trial {link.trial}"
-            steps.append(_compared(name, problem, working.model, link.weights, link.made_with, _had(at, link)))
+            steps.append(
+                _compared(
+                    name, problem, working.model, link.weights, link.made_with, _had(at, link)
+                )
+            )
         model = working.model
         if (confirmation := document.get("confirmation")) is not None:
             progress.phase("confirmation", f"seed {confirmation['seed']}")
@@ -163,14 +171,23 @@ def _again(problem: Problem, link: Link, working: Working) -> Working:
     try:
         plan = Plan.from_json(link.plan)
         settings = MethodSettings.model_validate(plan.stages[0].method)
-        kept = np.array([link.kept[group.name] for group in problem.structure.groups], dtype=np.int64)
+        kept = np.array(
+            [link.kept[group.name] for group in problem.structure.groups], dtype=np.int64
+        )
     except (ValueError, KeyError, IndexError, PlanError) as error:
-        raise DataError(f"the plan of trial {link.trial} does not fit this model: {error!r}") from error
-    require_own(targets(plan.stages[0].method) - targets(problem.settings.method.plain()), f"trial {link.trial}")
+        raise DataError(
+            f"the plan of trial {link.trial} does not fit this model: {error!r}"
+        ) from error
+    require_own(
+        targets(plan.stages[0].method) - targets(problem.settings.method.plain()),
+        f"trial {link.trial}",
+    )
     method = prepare_method(problem, settings)
     ended = run_plan(problem, method, plan, working, kept, link.density, lambda *_: None)
     if ended.reason:
-        raise DataError(f"trial {link.trial} came to its end and must again; now it did not: {ended.reason}")
+        raise DataError(
+            f"trial {link.trial} came to its end and must again; now it did not: {ended.reason}"
+        )
     return ended.working
 
 
@@ -179,7 +196,9 @@ def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str,
     model = begun(problem, tensors(working.model), working.alive, sparse).model
     level, steps = link.plan["activation"], how.get("round_steps")
     parts = how.get("accumulate", link.plan["timing"].get("accumulate", 1))
-    candidate = Candidate("replay", model, working.alive, None, sparse, level, round_steps=steps, accumulate=parts)
+    candidate = Candidate(
+        "replay", model, working.alive, None, sparse, level, round_steps=steps, accumulate=parts
+    )
     return finetuned(problem, candidate, how["seed"], how["rounds"], how["lr_factor"])
 
 
@@ -197,7 +216,11 @@ def _compared(
 ) -> Step:
     now = made_with(problem.device, problem.memory_format)
     was = {"memory_format": "contiguous", **made}
-    changed = [f"{key} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
+    changed = [
+        f"{key} was {was.get(key)}, now {value}"
+        for key, value in now.items()
+        if was.get(key) != value
+    ]
     step = Step(name, weights_digest(model) == digest, otherwise="; ".join(changed))
     if step.identical:
         return replace(step, difference=0.0)
@@ -208,13 +231,21 @@ def _difference(mine: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> floa
     """The largest absolute one; infinite where the shapes are not the same."""
     if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in other.items()}:
         return math.inf
-    return max(float((mine[n].double() - t.double()).abs().max()) for n, t in other.items() if t.numel())
+    return max(
+        float((mine[n].double() - t.double()).abs().max()) for n, t in other.items() if t.numel()
+    )
 
 
 def _had(folder: Path, link: Link) -> dict[str, Tensor] | None:
     """The weights that a link had, where its study is still there."""
-    places = (folder, folder.parent / str(link.trial), folder.parent.parent / "trials" / str(link.trial))
-    return next((found for place in places if (found := _weights(place, link.weights)) is not None), None)
+    places = (
+        folder,
+        folder.parent / str(link.trial),
+        folder.parent.parent / "trials" / str(link.trial),
+    )
+    return next(
+        (found for place in places if (found := _weights(place, link.weights)) is not None), None
+    )
 
 
 def _weights(folder: Path, digest: str) -> dict[str, Tensor] | None:

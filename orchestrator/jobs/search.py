@@ -55,7 +55,9 @@ def search(settings: Settings) -> Outputs:
                 problem = prepare(settings, data, progress)
                 outputs = _search(problem, parts, progress, begin)
             except BaseException as error:
-                parts.tracker.close_study({}, [], "failed" if isinstance(error, Exception) else "interrupted")
+                parts.tracker.close_study(
+                    {}, [], "failed" if isinstance(error, Exception) else "interrupted"
+                )
                 raise
         parts.tracker.close_study(*end_of(outputs))
     outputs.show("done")
@@ -70,7 +72,9 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
     found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
     how = settings.phases.confirm
     if explored.nothing_left:
-        progress.phase("search", f"every combination of the space was tried, {len(found)} trials in all")
+        progress.phase(
+            "search", f"every combination of the space was tried, {len(found)} trials in all"
+        )
     _require_completed(found)
     chosen = candidates(found, problem.goals, how.tolerance * problem.scale, how.max_models)
     ratios = [row.ratios.get("flops", 1.0) for row in chosen]
@@ -91,10 +95,14 @@ def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) ->
         "budget": None if settings.study.budget is None else settings.study.budget.text,
         "baselines_left_out": sorted(left_out),
         "failed": failed | broken,
-        "rungs": [asdict(row) for row in rung_rows(own_trials(parts.study), problem.goals, problem.axis)],
+        "rungs": [
+            asdict(row) for row in rung_rows(own_trials(parts.study), problem.goals, problem.axis)
+        ],
         **_shares(progress, parts.tracker, begin),
     }
-    outputs = Outputs(settings.study.folder, settings.objectives, found, members, baselines, dense, summary)
+    outputs = Outputs(
+        settings.study.folder, settings.objectives, found, members, baselines, dense, summary
+    )
     outputs.write(settings)
     return outputs
 
@@ -136,4 +144,6 @@ def _require_completed(found: list[TrialRow]) -> None:
         return
     reasons = [row.reason for row in found if row.reason]
     most = max(set(reasons), key=reasons.count) if reasons else "none gave a reason"
-    raise UserError(f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} times)")
+    raise UserError(
+        f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} times)"
+    )

@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 _FRONT = "#0072B2"
 _DENSE = "#000000"
 _TRIAL = "#7F7F7F"
-_BASELINES = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
-_BELOW_SPAN = 0.35  # of the confirmed models' span of quality, left below them for trials and baselines
+_BASELINES = (
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+)
+_BELOW_SPAN = (
+    0.35  # of the confirmed models' span of quality, left below them for trials and baselines
+)
 
 
 def pareto(
@@ -45,14 +53,20 @@ def pareto(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
-    trials = [row if row.quality is None else replace(row, quality=sign * row.quality) for row in trials]
+    trials = [
+        row if row.quality is None else replace(row, quality=sign * row.quality) for row in trials
+    ]
     front = [replace(row, test_mean=sign * row.test_mean) for row in front]
     baselines = [replace(row, test_mean=sign * row.test_mean) for row in baselines]
     dense = None if dense is None else replace(dense, test_mean=sign * dense.test_mean)
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    measured = [row for row in trials if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio]
+    measured = [
+        row
+        for row in trials
+        if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio
+    ]
     floor, top = _quality_limits(measured, front, baselines, dense)
     _draw_trials(axes, measured, floor)
     _draw_baselines(axes, baselines, floor)
@@ -82,7 +96,9 @@ def _quality_limits(
     confirmed = [*front, *([dense] if dense else [])]
     low = [row.test_mean - row.test_std for row in confirmed]
     high = [row.test_mean + row.test_std for row in confirmed]
-    everything = [row.quality for row in trials if row.quality is not None] + [row.test_mean for row in baselines]
+    everything = [row.quality for row in trials if row.quality is not None] + [
+        row.test_mean for row in baselines
+    ]
     if not confirmed:
         low, high = everything or [0.0], everything or [1.0]
     span = max(max(high) - min(low), 0.02 * abs(max(high)), 1e-6)
@@ -95,7 +111,10 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
     shown = [row for row in trials if row.quality is not None and row.quality >= floor]
     finished = [row for row in shown if row.state == "completed"]
     stopped = [row for row in shown if row.state != "completed"]
-    for rows, face, label in ((finished, _TRIAL, "trials, completed"), (stopped, "none", "trials, stopped early")):
+    for rows, face, label in (
+        (finished, _TRIAL, "trials, completed"),
+        (stopped, "none", "trials, stopped early"),
+    ):
         if rows:
             axes.scatter(
                 [row.cost_ratio or math.nan for row in rows],
@@ -108,14 +127,20 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
                 label=f"{label} (validation)",
                 zorder=2,
             )
-    below = [row.cost_ratio or math.nan for row in trials if row.quality is not None and row.quality < floor]
+    below = [
+        row.cost_ratio or math.nan
+        for row in trials
+        if row.quality is not None and row.quality < floor
+    ]
     _draw_below(axes, below, _TRIAL)
 
 
 def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float) -> None:
     for index, name in enumerate(dict.fromkeys(row.origin for row in baselines)):
         colour, marker = _BASELINES[index % len(_BASELINES)]
-        rows = sorted((row for row in baselines if row.origin == name), key=lambda row: row.cost_ratio)
+        rows = sorted(
+            (row for row in baselines if row.origin == name), key=lambda row: row.cost_ratio
+        )
         axes.errorbar(
             [row.cost_ratio for row in rows],
             [row.test_mean for row in rows],
@@ -139,7 +164,13 @@ def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
     if flops_ratios:
         edge = axes.get_xaxis_transform()  # x in data, y in parts of the axis
         axes.scatter(
-            flops_ratios, [0.015] * len(flops_ratios), marker="v", s=22, color=colour, transform=edge, zorder=4
+            flops_ratios,
+            [0.015] * len(flops_ratios),
+            marker="v",
+            s=22,
+            color=colour,
+            transform=edge,
+            zorder=4,
         )
 
 
@@ -167,11 +198,21 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     if len({row.method for row in rows}) > 1:
         for turn, row in enumerate(rows):  # above and below in turn: neighbours stand close
             place, offset = (row.cost_ratio, row.test_mean), (0, 9 if turn % 2 else -16)
-            axes.annotate(row.method, place, offset, textcoords="offset points", ha="center", fontsize=8, color=_FRONT)
+            axes.annotate(
+                row.method,
+                place,
+                offset,
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=_FRONT,
+            )
 
 
 def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
-    axes.axhline(dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1)
+    axes.axhline(
+        dense.test_mean, color=_DENSE, linewidth=0.9, linestyle=(0, (6, 3)), alpha=0.7, zorder=1
+    )
     axes.errorbar(
         [dense.cost_ratio],
         [dense.test_mean],
@@ -187,14 +228,25 @@ def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
 
 
 def _dress(
-    axes: Axes, ratios: Sequence[float], quality: str, title: str, dense: ConfirmedRow | None, axis: str
+    axes: Axes,
+    ratios: Sequence[float],
+    quality: str,
+    title: str,
+    dense: ConfirmedRow | None,
+    axis: str,
 ) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min([*ratios, 0.5])
-    ticks = [t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0) if t >= lowest / 2]
+    ticks = [
+        t
+        for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+        if t >= lowest / 2
+    ]
     axes.set_xscale("log")
-    axes.set_xlim(lowest / 1.25, max(1.15, 1.05 * max([*ratios, 1.0])))  # a measured cost may be above the dense one
+    axes.set_xlim(
+        lowest / 1.25, max(1.15, 1.05 * max([*ratios, 1.0]))
+    )  # a measured cost may be above the dense one
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= lowest / 1.25]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -217,7 +269,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Under the axes, where it covers no point; the front first, the trials last."""
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(
-        range(len(labels)), key=lambda i: (not labels[i].startswith("front"), labels[i].startswith("trials"))
+        range(len(labels)),
+        key=lambda i: (not labels[i].startswith("front"), labels[i].startswith("trials")),
     )
     if order:
         figure.legend(

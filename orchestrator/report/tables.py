@@ -41,7 +41,9 @@ def front_table(
 
     names = list(dict.fromkeys(row.origin for row in baselines))
     matched = {(row.origin, row.trial): row for row in baselines}
-    table = Table(title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left")
+    table = Table(
+        title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left"
+    )
     axis = next((row.axis for row in front), "flops")
     methods = len({row.method for row in front}) > 1
     columns = _columns(axis, further)
@@ -90,7 +92,9 @@ def show(table: Table, stream: TextIO | None = None) -> None:
         console.print(table)
     else:
         table.box = box.MARKDOWN
-        console = Console(file=io.StringIO(), highlight=False, color_system=None, width=_PLAIN_WIDTH)
+        console = Console(
+            file=io.StringIO(), highlight=False, color_system=None, width=_PLAIN_WIDTH
+        )
         with console.capture() as captured:
             console.print(table)
         target.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
@@ -100,7 +104,9 @@ def show(table: Table, stream: TextIO | None = None) -> None:
 def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[ConfirmedRow], str]]:
     """Header to cell: the axis and what is left along it, the rest of what is optimised, and what else one asks for."""
     found: dict[str, Callable[[ConfirmedRow], str]] = {
-        axis_words(axis): lambda row: count(row.cost) if axis in AXES else cost_words(axis, row.cost),
+        axis_words(axis): lambda row: (
+            count(row.cost) if axis in AXES else cost_words(axis, row.cost)
+        ),
         "left": lambda row: percent(row.cost_ratio),
     }
     if axis not in AXES:
@@ -110,12 +116,16 @@ def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[Confirmed
     elif axis != "params":
         found["params"] = lambda row: percent(row.ratios["params"])
     if axis != "latency_ms":
-        found["ms"] = lambda row: f"{row.costs['latency_ms']:.2f}" if "latency_ms" in row.costs else ""
+        found["ms"] = lambda row: (
+            f"{row.costs['latency_ms']:.2f}" if "latency_ms" in row.costs else ""
+        )
     for name in further:
         if name in COSTS and name not in ("params", "latency_ms"):
             found[axis_words(name)] = lambda row, name=name: cost_words(name, row.costs[name])  # type: ignore[misc]
         elif name not in COSTS:
-            found[name] = lambda row, name=name: f"{row.metrics[name]:.4f}" if name in row.metrics else ""  # type: ignore[misc]
+            found[name] = lambda row, name=name: (
+                f"{row.metrics[name]:.4f}" if name in row.metrics else ""
+            )  # type: ignore[misc]
     return found
 
 

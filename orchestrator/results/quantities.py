@@ -7,7 +7,9 @@ from orchestrator.costs import AXES, COSTS
 
 def flops(count: float) -> str:
     """Three digits and a unit: 2_610_000_000 -> '2.61 GFLOPs'."""
-    return _scaled(count, ((1e12, " TFLOPs"), (1e9, " GFLOPs"), (1e6, " MFLOPs"), (1e3, " kFLOPs")), " FLOPs")
+    return _scaled(
+        count, ((1e12, " TFLOPs"), (1e9, " GFLOPs"), (1e6, " MFLOPs"), (1e3, " kFLOPs")), " FLOPs"
+    )
 
 
 def count(number: float) -> str:
@@ -38,7 +40,11 @@ def mean_and_spread(mean: float, std: float) -> str:
 def _scaled(number: float, units: tuple[tuple[float, str], ...], unit: str) -> str:
     for size, name in units:
         if number >= size:
-            return f"{number / size:.3g}{name}" if number < 999.5 * size else f"{number / size:.0f}{name}"
+            return (
+                f"{number / size:.3g}{name}"
+                if number < 999.5 * size
+                else f"{number / size:.0f}{name}"
+            )
     return f"{number:.0f}{unit}"
 
 

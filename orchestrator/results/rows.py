@@ -121,7 +121,9 @@ def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> Non
     writer.writerow([*names, *(column for column, _, _ in spread)])
     for row in rows:
         plain_cells = [_cell(getattr(row, name)) for name in names]
-        writer.writerow([*plain_cells, *(_cell(getattr(row, part).get(cost)) for _, part, cost in spread)])
+        writer.writerow(
+            [*plain_cells, *(_cell(getattr(row, part).get(cost)) for _, part, cost in spread)]
+        )
     write_atomic(path, text.getvalue())
 
 
@@ -146,12 +148,18 @@ def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
 def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
     """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
     names = _plain_columns(row_type)
-    known = {name: (part, cost) for cost in COSTS for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True)}
+    known = {
+        name: (part, cost)
+        for cost in COSTS
+        for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True)
+    }
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
         header = next(reader, [])
         more = header[len(names) :]
-        if header[: len(names)] != names or any(name not in known for name in more if _has_costs(row_type)):
+        if header[: len(names)] != names or any(
+            name not in known for name in more if _has_costs(row_type)
+        ):
             raise DataError(
                 f"{path} must have the columns {names}; it has {header}; it was written by another version "
                 "or changed by hand: move it away and run the job again"
@@ -160,16 +168,27 @@ def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
         for cells in reader:
             where = f"{path} line {reader.line_num}"
             if len(cells) != len(header):
-                raise DataError(f"{where} must have {len(header)} cells; it has {len(cells)}; mend or remove it")
-            rows.append(_row(row_type, names, [(name, *known[name]) for name in more], cells, where))
+                raise DataError(
+                    f"{where} must have {len(header)} cells; it has {len(cells)}; mend or remove it"
+                )
+            rows.append(
+                _row(row_type, names, [(name, *known[name]) for name in more], cells, where)
+            )
     return rows
 
 
 def _row(
-    row_type: type[Row], names: list[str], spread: list[tuple[str, str, str]], cells: list[str], where: str
+    row_type: type[Row],
+    names: list[str],
+    spread: list[tuple[str, str, str]],
+    cells: list[str],
+    where: str,
 ) -> Row:
     hints = get_type_hints(row_type)
-    values = {n: _value(cell, hints[n], where, n) for n, cell in zip(names, cells[: len(names)], strict=True)}
+    values = {
+        n: _value(cell, hints[n], where, n)
+        for n, cell in zip(names, cells[: len(names)], strict=True)
+    }
     for (column, part, cost), cell in zip(spread, cells[len(names) :], strict=True):
         values.setdefault(part, {})
         if cell:
@@ -183,7 +202,9 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) >= 1e4 else repr(value)  # counts read as counts
+        return (
+            str(int(value)) if value.is_integer() and abs(value) >= 1e4 else repr(value)
+        )  # counts read as counts
     return str(value)
 
 
@@ -196,4 +217,6 @@ def _value(cell: str, hint: Any, where: str, column: str) -> Any:
     try:
         return read(cell)
     except ValueError as error:
-        raise DataError(f"{where}: {column} must be {name}; got '{cell}'; mend or remove the line") from error
+        raise DataError(
+            f"{where}: {column} must be {name}; got '{cell}'; mend or remove the line"
+        ) from error

@@ -29,7 +29,9 @@ def costs_before(
         return costs_of(problem.prices, Costed(kept, known))
     with problem.timed("evaluation"):
         model = pruned(problem.model, problem.structure, kept).to(problem.device)
-        return costs_of(problem.prices, Costed(kept, known, shaped=model), _cheap_and_bounded(problem.settings))
+        return costs_of(
+            problem.prices, Costed(kept, known, shaped=model), _cheap_and_bounded(problem.settings)
+        )
 
 
 def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
@@ -59,7 +61,9 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
     if single:
         kept = prices.structure.sizes
     by_counts = all(method.granularity == "unit" and method.then is None for method in methods)
-    density: Mapping[str, float] | None = {} if by_counts and settings.method.activation is None else None
+    density: Mapping[str, float] | None = (
+        {} if by_counts and settings.method.activation is None else None
+    )
     if any(settings.method.int8) or not _bounded_shapes(settings.objectives):
         return costs_of(prices, Costed(kept, density))
     shaped = pruned(model, prices.structure, kept).to(prices.example.device)

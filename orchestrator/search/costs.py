@@ -72,7 +72,10 @@ def _size_mb(prices: Prices, costed: Costed) -> float | None:
     model = costed.shaped if costed.trained is None else costed.trained
     if model is None:
         return None
-    return sum(float(tensor.numel() * tensor.element_size()) for tensor in model.state_dict().values()) / MEGA
+    return (
+        sum(float(tensor.numel() * tensor.element_size()) for tensor in model.state_dict().values())
+        / MEGA
+    )
 
 
 def _latency_ms(prices: Prices, costed: Costed) -> float | None:
@@ -98,7 +101,9 @@ MEASURED = ("latency_ms",)
 """Costs that take time to know: asked for only where they count."""
 
 
-def costs_of(prices: Prices, costed: Costed, names: Iterable[str] = tuple(FORMULAS)) -> dict[str, float]:
+def costs_of(
+    prices: Prices, costed: Costed, names: Iterable[str] = tuple(FORMULAS)
+) -> dict[str, float]:
     """The costs of these names that are known, in the order of the table."""
     wanted = set(names)
     values = {name: formula(prices, costed) for name, formula in FORMULAS.items() if name in wanted}

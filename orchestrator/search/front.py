@@ -28,12 +28,16 @@ def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool
     quality, costs = points[:, 0], points[:, 1:]
     cheaper = (costs[:, None, :] <= costs[None, :, :]).all(2)
     clearly_better = quality[:, None] > quality[None, :] + tolerance
-    same = (points[:, None, :] == points[None, :, :]).all(2) & np.tri(len(points), k=-1, dtype=np.bool_).T
+    same = (points[:, None, :] == points[None, :, :]).all(2) & np.tri(
+        len(points), k=-1, dtype=np.bool_
+    ).T
     beaten: npt.NDArray[np.bool_] = ((cheaper & clearly_better) | same).any(0)
     return ~beaten
 
 
-def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], reference: float, least: float) -> float:
+def hypervolume(
+    quality: Sequence[float], flops_ratio: Sequence[float], reference: float, least: float
+) -> float:
     """Area between the front and the reference quality over log FLOPs, from the dense cost down to `least`; in [0, 1].
 
     The axis is log(ratio) / log(least), clipped to [0, 1], so that a model at `least` of the dense FLOPs with quality
@@ -44,7 +48,11 @@ def hypervolume(quality: Sequence[float], flops_ratio: Sequence[float], referenc
         for q, r in zip(quality, flops_ratio, strict=True)
         if q > reference
     ]
-    return float(moocore.hypervolume(np.array(points), ref=np.array([-reference, 1.0]))) if points else 0.0
+    return (
+        float(moocore.hypervolume(np.array(points), ref=np.array([-reference, 1.0])))
+        if points
+        else 0.0
+    )
 
 
 def volume(points: Points, reference: npt.NDArray[np.float64]) -> float:
@@ -59,7 +67,9 @@ def volume(points: Points, reference: npt.NDArray[np.float64]) -> float:
     return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
 
 
-def spread_out(costs: Sequence[float], most: int, losses: Sequence[float] | None = None) -> list[int]:
+def spread_out(
+    costs: Sequence[float], most: int, losses: Sequence[float] | None = None
+) -> list[int]:
     """Indices of at most `most` values, spread over the log of the cost, cheapest first.
 
     The axis is cut into `most` stretches of equal length; each non-empty one gives its lowest loss (without losses the
@@ -70,8 +80,14 @@ def spread_out(costs: Sequence[float], most: int, losses: Sequence[float] | None
     logs = np.log(np.asarray(costs, dtype=float))
     place = (logs - logs.min()) / max(float(np.ptp(logs)), 1e-12)
     cut = np.minimum((place * most).astype(int), most - 1).tolist()
-    rank = np.abs(place - np.round(place * (most - 1)) / max(1, most - 1)) if losses is None else np.asarray(losses)
+    rank = (
+        np.abs(place - np.round(place * (most - 1)) / max(1, most - 1))
+        if losses is None
+        else np.asarray(losses)
+    )
     by_rank = np.argsort(rank, kind="stable").tolist()
-    best = {cut[i]: i for i in reversed(by_rank)}  # of a stretch the last written, the lowest rank, stays
+    best = {
+        cut[i]: i for i in reversed(by_rank)
+    }  # of a stretch the last written, the lowest rank, stays
     rest = [i for i in by_rank if i not in best.values()]
     return sorted([*best.values(), *rest[: most - len(best)]], key=lambda i: costs[i])

@@ -53,7 +53,9 @@ class Goals:
     @property
     def directions(self) -> list[Direction]:
         """As Optuna wants them, in the order of `names`."""
-        metrics: list[Direction] = ["maximize" if sign > 0 else "minimize" for sign in self.signs.values()]
+        metrics: list[Direction] = [
+            "maximize" if sign > 0 else "minimize" for sign in self.signs.values()
+        ]
         costs: list[Direction] = ["minimize"] * len(self.costs)
         return metrics + costs
 
@@ -69,11 +71,19 @@ class Goals:
 
     def excesses(self, values: Mapping[str, float]) -> dict[str, float]:
         """How far each bounded value that is known lies outside; 0 or less within."""
-        return {name: bound.excess(values[name]) for name, bound in self.bounds.items() if name in values}
+        return {
+            name: bound.excess(values[name])
+            for name, bound in self.bounds.items()
+            if name in values
+        }
 
     def broken(self, values: Mapping[str, float]) -> str:
         """Why these values are not to be had, all reasons in one; "" where they keep every bound."""
-        reasons = [bound.broken(name, values[name]) for name, bound in self.bounds.items() if name in values]
+        reasons = [
+            bound.broken(name, values[name])
+            for name, bound in self.bounds.items()
+            if name in values
+        ]
         return "; ".join(reason for reason in reasons if reason)
 
 
@@ -81,7 +91,10 @@ def goals_of(settings: Settings) -> Goals:
     """Errors: ConfigError for a metric or bound that neither the task nor the costs have, with the nearest names."""
     objectives = settings.objectives
     directions = task_directions(settings)
-    for key, names in {"quality": [objectives.quality], "metrics": list(objectives.metrics)}.items():
+    for key, names in {
+        "quality": [objectives.quality],
+        "metrics": list(objectives.metrics),
+    }.items():
         for name in names:
             if name not in directions:
                 raise ConfigError(
@@ -96,7 +109,8 @@ def goals_of(settings: Settings) -> Goals:
                 f"metrics of the task {list(directions)}; got '{name}'{nearest(name, known)}"
             )
     signs = {
-        name: 1.0 if directions[name] == "maximize" else -1.0 for name in (objectives.quality, *objectives.metrics)
+        name: 1.0 if directions[name] == "maximize" else -1.0
+        for name in (objectives.quality, *objectives.metrics)
     }
     _require_float_model(settings)
     return Goals(objectives.quality, signs, objectives.costs, objectives.bounds)
@@ -129,7 +143,9 @@ class Reference:
     dense: Mapping[str, float]
     clip: float | None
 
-    def volume(self, metrics: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]) -> float:
+    def volume(
+        self, metrics: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]
+    ) -> float:
         """Of these models: the area over log FLOPs, or the normalised volume of other and of more objectives."""
         goals = self.goals
         if self.clip is not None:
@@ -145,13 +161,19 @@ class Reference:
         """As it is stored: values of metrics, ratios of costs to the dense model's."""
         metrics = {self.goals.quality: self.quality, **self.metrics}
         clip = {} if self.clip is None else {"least_ratio": self.clip}
-        return {**metrics, **{f"{name}_ratio": ratio for name, ratio in self.ratios.items()}, **clip}
+        return {
+            **metrics,
+            **{f"{name}_ratio": ratio for name, ratio in self.ratios.items()},
+            **clip,
+        }
 
     def _corner(self) -> list[float]:
         return self.goals.point({self.goals.quality: self.quality, **self.metrics}, self.ratios)
 
 
-def reference_of(settings: Settings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]) -> Reference:
+def reference_of(
+    settings: Settings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]
+) -> Reference:
     """`dense` are the dense model's validation metrics, `costs` its costs.
 
     What is not configured follows from the task, and where that does not say, from these values.

@@ -59,7 +59,9 @@ def make_ready(problem: Problem, space: Any, models: Path, progress: Progress) -
         if space.needs_profile:
             groups = len(method.stages[0].pruner.structure.groups)
             progress.phase("sensitivity", f"{way.name}: {groups} groups, each alone")
-            sensitivity = profile(problem, method, lambda done, of: progress.tick(f"{done} of {of} groups"))
+            sensitivity = profile(
+                problem, method, lambda done, of: progress.tick(f"{done} of {of} groups")
+            )
         terrains[way.name] = method.terrain(problem, sensitivity)
     choices = Choices(space, problem.settings.method, terrains)
     return Ready(problem, choices, tuple(terrains.values()), Evaluator(problem, methods, models))

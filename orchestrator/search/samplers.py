@@ -14,7 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
@@ -38,12 +43,18 @@ def sampler(recipe: Recipe, seed: int, distributions: Distributions) -> BaseSamp
                           "sampler=brute_force with space.levels")  # fmt: skip
     accepts = inspect.signature(locate(recipe.target)).parameters
     extra = {"seed": seed, "search_space": dict(distributions)}
-    given = {name: value for name, value in extra.items() if name in accepts and name not in recipe.arguments}
+    given = {
+        name: value
+        for name, value in extra.items()
+        if name in accepts and name not in recipe.arguments
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         built = recipe.build(**given)
     if not isinstance(built, BaseSampler):
-        raise ConfigError(f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}")
+        raise ConfigError(
+            f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}"
+        )
     return built
 
 
@@ -55,7 +66,9 @@ def check_sampler(recipe: Recipe, directions: Sequence[Direction]) -> None:
         "c": CategoricalDistribution(("x", "y")),
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.RandomSampler(0))
+    study = optuna.create_study(
+        directions=list(directions), sampler=optuna.samplers.RandomSampler(0)
+    )
     for number in range(2):
         built = sampler(recipe, number, space)
         try:
@@ -71,7 +84,11 @@ def check_sampler(recipe: Recipe, directions: Sequence[Direction]) -> None:
 
 def continuous(distributions: Distributions) -> list[str]:
     """Names of the dimensions with values without number."""
-    return [name for name, d in distributions.items() if isinstance(d, FloatDistribution) and d.step is None]
+    return [
+        name
+        for name, d in distributions.items()
+        if isinstance(d, FloatDistribution) and d.step is None
+    ]
 
 
 def values_of(distribution: BaseDistribution) -> list[Any]:
@@ -83,7 +100,10 @@ def values_of(distribution: BaseDistribution) -> list[Any]:
     assert isinstance(distribution, FloatDistribution)
     assert distribution.step is not None
     count = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [min(distribution.low + place * distribution.step, distribution.high) for place in range(count)]
+    return [
+        min(distribution.low + place * distribution.step, distribution.high)
+        for place in range(count)
+    ]
 
 
 def combinations(distributions: Distributions) -> int | None:
@@ -139,7 +159,9 @@ class BruteForce(BaseSampler):
             )
         self._space, self._seed = dict(search_space), seed
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return self._space
 
     def sample_relative(
@@ -148,19 +170,29 @@ class BruteForce(BaseSampler):
         values = [values_of(distribution) for distribution in search_space.values()]
         shape = [len(options) for options in values]
         whole = math.prod(shape)
-        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        others = [
+            other for other in study.get_trials(deepcopy=False) if other.number != trial.number
+        ]
         tried = {_index(place, shape) for place in places(others, search_space)}
         draw = random.Random(self._seed)
         chosen = _nth_untried(draw.randrange(max(1, whole - len(tried))), sorted(tried))
         if chosen >= whole:  # all are: only another worker's trial can be left to wait for
             chosen = draw.randrange(whole)
         place = _place_of(chosen, shape)
-        return {name: options[i] for name, options, i in zip(search_space, values, place, strict=True)}
+        return {
+            name: options[i] for name, options, i in zip(search_space, values, place, strict=True)
+        }
 
     def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
-        return values_of(param_distribution)[0]  # of a dimension the space does not have: never in a study
+        return values_of(param_distribution)[
+            0
+        ]  # of a dimension the space does not have: never in a study
 
 
 def _index(place: Sequence[int], shape: Sequence[int]) -> int:
@@ -222,7 +254,9 @@ def hub(
     try:
         found: BaseSampler = classes[name](**given)
     except TypeError as error:
-        raise ConfigError(f"sampler.arguments must be those of {path}; {error}; it takes {list(accepts)}") from error
+        raise ConfigError(
+            f"sampler.arguments must be those of {path}; {error}; it takes {list(accepts)}"
+        ) from error
     return found
 
 
@@ -255,10 +289,14 @@ def _downloaded(package: str) -> ModuleType:
             "sampler=hub needs optunahub: pip install 'pruning-orchestrator[hub]'; or name a local folder of packages: "
             "sampler.registry=FOLDER"
         ) from error
-    if (before := sys.modules.get(f"optunahub_registry.package.{package.replace('/', '.')}")) is not None:
+    if (
+        before := sys.modules.get(f"optunahub_registry.package.{package.replace('/', '.')}")
+    ) is not None:
         return before
     try:
         found: ModuleType = optunahub.load_module(package)
     except Exception as error:  # git, the network, the package's own imports
-        raise ConfigError(f"sampler.package '{package}' cannot be loaded; {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"sampler.package '{package}' cannot be loaded; {type(error).__name__}: {error}"
+        ) from error
     return found

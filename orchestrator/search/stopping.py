@@ -140,7 +140,9 @@ def places(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
     `points` has shape (n, 2), both columns to be small; equal points have the same place.
     """
-    ranks = np.asarray(moocore.pareto_rank(points), dtype=np.int64)  # ranks, not an order: point i has rank ranks[i]
+    ranks = np.asarray(
+        moocore.pareto_rank(points), dtype=np.int64
+    )  # ranks, not an order: point i has rank ranks[i]
     corner = points.max(0)
     volumes = np.zeros(len(points))
     for rank in np.unique(ranks):
@@ -176,6 +178,10 @@ def _check(keep: float, min_peers: int, max_drop: float, least_completed: float)
     if not 0.0 < keep <= 1.0:
         raise ConfigError(f"stopping.keep must be a share in (0, 1]; got {keep}")
     if not 0.0 <= least_completed <= 1.0:
-        raise ConfigError(f"stopping.least_completed must be a share in [0, 1]; got {least_completed}")
+        raise ConfigError(
+            f"stopping.least_completed must be a share in [0, 1]; got {least_completed}"
+        )
     if min_peers < 1 or max_drop <= 0.0:
-        raise ConfigError(f"stopping needs min_peers >= 1 and max_drop > 0; got {min_peers} and {max_drop}")
+        raise ConfigError(
+            f"stopping needs min_peers >= 1 and max_drop > 0; got {min_peers} and {max_drop}"
+        )

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
@@ -15,7 +22,12 @@ from orchestrator.settings.deleted import instead
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
-from orchestrator.settings.phases import FinetuneSettings, GuardSettings, OptimizerSettings, PhaseSettings
+from orchestrator.settings.phases import (
+    FinetuneSettings,
+    GuardSettings,
+    OptimizerSettings,
+    PhaseSettings,
+)
 
 __all__ = [
     "ActivationSettings",
@@ -45,7 +57,9 @@ class StudySettings(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     n_trials: Positive
-    budget: Annotated[Budget | None, BeforeValidator(lambda value: value if value is None else parse(value))] = None
+    budget: Annotated[
+        Budget | None, BeforeValidator(lambda value: value if value is None else parse(value))
+    ] = None
     out: Path = Path("runs")
     baselines: Path = Path("baselines")
     storage: str | None = None
@@ -83,7 +97,9 @@ class ChainSettings(Part):
     @model_validator(mode="after")
     def _falls(self) -> ChainSettings:
         if self.smallest >= self.largest:
-            raise ValueError(f"chain.smallest must be below chain.largest; got {self.smallest} and {self.largest}")
+            raise ValueError(
+                f"chain.smallest must be below chain.largest; got {self.smallest} and {self.largest}"
+            )
         return self
 
     def ratios(self, budget: float | None) -> list[float]:
@@ -148,16 +164,22 @@ class Settings(Part):
     @model_validator(mode="after")
     def _fits(self) -> Settings:
         single = all(method.granularity != "unit" for method in self.method.choices())
-        if single and ("flops" in self.objectives.costs or self.objectives.axis != "effective_flops"):
+        if single and (
+            "flops" in self.objectives.costs or self.objectives.axis != "effective_flops"
+        ):
             raise ValueError(
                 f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as they are; take "
                 "objectives=quality_effective_flops, with other costs beside it as in "
                 "objectives.costs=[effective_flops,latency_ms]"
             )
         if single and self.phases.sparsify is not None:
-            raise ValueError(f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none")
+            raise ValueError(
+                f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none"
+            )
         if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
-            raise ValueError("phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to")
+            raise ValueError(
+                "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to"
+            )
         if self.study.budget is not None and self.workers > 1:
             raise ValueError(
                 f"a budget in time or epochs paces one process; study.budget={self.study.budget.text} with "
@@ -176,7 +198,10 @@ class Settings(Part):
             phases[phase]["optimizer"] = how.optimizer.to_json()
             phases[phase]["scheduler"] = None if how.scheduler is None else how.scheduler.to_json()
         sparsify = self.phases.sparsify
-        phases["sparsify"] = sparsify and {"penalty": sparsify.penalty.to_json(), "rounds": sparsify.rounds}
+        phases["sparsify"] = sparsify and {
+            "penalty": sparsify.penalty.to_json(),
+            "rounds": sparsify.rounds,
+        }
         rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
         return {**recipes, "method": self.method.plain(), "phases": phases, **rest}
 
@@ -186,7 +211,12 @@ class Settings(Part):
         method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
         if not self._depth_is_open:
             return bool(self.method.depth or method.depth)
-        return budget is not None and budget.measure == "seconds" and chain.targets > 0 and chain.depth > 0.0
+        return (
+            budget is not None
+            and budget.measure == "seconds"
+            and chain.targets > 0
+            and chain.depth > 0.0
+        )
 
     def with_depth(self, depth: bool) -> Settings:
         """With whole blocks pruned or not where the method leaves that open."""

@@ -36,11 +36,15 @@ def parse(value: Any) -> Budget:
     if isinstance(value, Budget):
         return value
     if re.fullmatch(r"\s*\d+\s*trials\s*", str(value)):
-        raise ValueError(f"is a time or epochs; for a number of trials take study.n_trials; got {value!r}")
+        raise ValueError(
+            f"is a time or epochs; for a number of trials take study.n_trials; got {value!r}"
+        )
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|epochs)\s*", str(value))
     number = 0.0 if match is None else float(match[1])
     if match is None or not 0.0 < number < math.inf:
-        raise ValueError(f"must be a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got {value!r}")
+        raise ValueError(
+            f"must be a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got {value!r}"
+        )
     unit, text = match[2], f"{match[1]}{match[2]}"
     if unit == "epochs":
         return Budget(number, "epochs", text)

@@ -24,7 +24,9 @@ class ActivationSettings(Part):
     def _ordered(self) -> ActivationSettings:
         low, high = self.levels
         if low > high or (self.kind == "topk" and not 0.0 < low <= high <= 1.0):
-            raise ValueError(f"levels must be [least, most], within (0, 1] for topk; got {list(self.levels)}")
+            raise ValueError(
+                f"levels must be [least, most], within (0, 1] for topk; got {list(self.levels)}"
+            )
         return self
 
 
@@ -73,37 +75,66 @@ class MethodSettings(Part):
                 "combine" in arguments,
                 f"criterion.combine is not a setting any more: {INSTEAD['method.criterion.combine']}",
             ),
-            ((self.criterion is None) == (not self.among), "a method has a criterion or, to choose, a list `among`"),
+            (
+                (self.criterion is None) == (not self.among),
+                "a method has a criterion or, to choose, a list `among`",
+            ),
             (
                 len(kinds) > 1,
                 "methods to choose among prune the same thing: granularity, shape, attention, depth, then",
             ),
-            (len({m.name for m in self.among}) < len(self.among), "methods to choose among need names of their own"),
+            (
+                len({m.name for m in self.among}) < len(self.among),
+                "methods to choose among need names of their own",
+            ),
             (any(m.among for m in self.among), "a method to choose among is not itself a choice"),
             (
                 any(m.activation is not None or any(m.int8) for m in self.among),
                 "`activation` and `int8` belong to the method that chooses, not to those it chooses among",
             ),
-            (single != (self.shape is None), "`shape` is for granularity block (rows, columns) and pattern (N, M)"),
+            (
+                single != (self.shape is None),
+                "`shape` is for granularity block (rows, columns) and pattern (N, M)",
+            ),
             (
                 self.granularity == "pattern" and (self.rule, self.scope) != ("quantile", "local"),
                 "N:M has no threshold, so no rule and no scope: leave them out and take space=patterns",
             ),
             (self.granularity == "pattern" and self.soft, "N:M is hard; leave `soft` out"),
             (
-                self.granularity == "pattern" and self.shape is not None and self.shape[0] >= self.shape[1],
+                self.granularity == "pattern"
+                and self.shape is not None
+                and self.shape[0] >= self.shape[1],
                 f"a pattern keeps N of M with N < M; got {self.shape}",
             ),
-            (not units and self.round_to > 1, "`round_to` rounds units; single weights have no width"),
-            (not units and (self.depth or self.attention != "head"), "`depth` and `attention` are for units"),
-            (units and self.regrowth is not None, "`regrowth` moves single weights; for units take `soft`"),
+            (
+                not units and self.round_to > 1,
+                "`round_to` rounds units; single weights have no width",
+            ),
+            (
+                not units and (self.depth or self.attention != "head"),
+                "`depth` and `attention` are for units",
+            ),
+            (
+                units and self.regrowth is not None,
+                "`regrowth` moves single weights; for units take `soft`",
+            ),
             (
                 self.regrowth is not None and self.granularity != "weight",
                 "`regrowth` moves single weights: granularity weight",
             ),
-            (then is not None and not units, "`then` follows the removal of units: granularity unit"),
-            (then is not None and then.granularity == "unit", "`then` prunes single weights: weight, block or pattern"),
-            (not self.int8 or len(set(self.int8)) < len(self.int8), "`int8` lists false, true or both, once each"),
+            (
+                then is not None and not units,
+                "`then` follows the removal of units: granularity unit",
+            ),
+            (
+                then is not None and then.granularity == "unit",
+                "`then` prunes single weights: weight, block or pattern",
+            ),
+            (
+                not self.int8 or len(set(self.int8)) < len(self.int8),
+                "`int8` lists false, true or both, once each",
+            ),
         ]
 
     def choices(self) -> tuple[MethodSettings, ...]:

@@ -39,7 +39,9 @@ class Bound(Part):
         if self.least is None and self.most is None:
             raise ValueError("a bound needs `least`, `most` or both, as in {most: 3.0}")
         if self.least is not None and self.most is not None and self.least > self.most:
-            raise ValueError(f"a bound's least must not be above its most; got {self.least:g} and {self.most:g}")
+            raise ValueError(
+                f"a bound's least must not be above its most; got {self.least:g} and {self.most:g}"
+            )
         return self
 
     def excess(self, value: float) -> float:
@@ -53,9 +55,13 @@ class Bound(Part):
         if self.excess(value) <= 0.0:
             return ""
         if self.most is not None and value > self.most:
-            return f"{name} {digits(value)} is over objectives.bounds.{name}.most {digits(self.most)}"
+            return (
+                f"{name} {digits(value)} is over objectives.bounds.{name}.most {digits(self.most)}"
+            )
         assert self.least is not None
-        return f"{name} {digits(value)} is under objectives.bounds.{name}.least {digits(self.least)}"
+        return (
+            f"{name} {digits(value)} is under objectives.bounds.{name}.least {digits(self.least)}"
+        )
 
 
 class ObjectiveSettings(Part):
@@ -76,7 +82,9 @@ class ObjectiveSettings(Part):
     @field_validator("bounds", "references", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
-        return {} if value is None else value  # YAML says null: Hydra refuses new keys under an empty mapping
+        return (
+            {} if value is None else value
+        )  # YAML says null: Hydra refuses new keys under an empty mapping
 
     @property
     def axis(self) -> str:
@@ -100,14 +108,21 @@ class ObjectiveSettings(Part):
     def largest_ratio(self) -> float | None:
         """The largest ratio to the dense model's along the axis that a plan may have; None where any may be."""
         bounds = [self.bounds.get(ratio_name(cost)) for cost in {"flops", self.axis}]
-        return min((bound.most for bound in bounds if bound and bound.most is not None), default=None)
+        return min(
+            (bound.most for bound in bounds if bound and bound.most is not None), default=None
+        )
 
     @model_validator(mode="after")
     def _distinct(self) -> ObjectiveSettings:
         metrics = (self.quality, *self.metrics)
-        for name, values in {"costs": self.costs, "quality and objectives.metrics": metrics}.items():
+        for name, values in {
+            "costs": self.costs,
+            "quality and objectives.metrics": metrics,
+        }.items():
             if len(set(values)) != len(values):
-                raise ValueError(f"objectives.{name} must differ from one another; got {list(values)}")
+                raise ValueError(
+                    f"objectives.{name} must differ from one another; got {list(values)}"
+                )
         count = len(metrics) + len(self.costs)
         if count > MOST_OBJECTIVES:
             raise ValueError(

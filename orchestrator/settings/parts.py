@@ -15,7 +15,9 @@ def _recipe(value: Any) -> Recipe:
     if isinstance(value, Recipe):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"needs a mapping with `_target_`, the dotted path of a callable; got {value!r}")
+        raise ValueError(
+            f"needs a mapping with `_target_`, the dotted path of a callable; got {value!r}"
+        )
     try:
         return Recipe.from_json(value)
     except ConfigError as error:
@@ -29,4 +31,6 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=False
+    )

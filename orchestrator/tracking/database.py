@@ -30,7 +30,9 @@ def _empty(database: Path) -> bool:
             begin = stream.read(len(_BEGINS))
         if begin in (b"", _BEGINS):
             return begin == b""
-    raise UserError(f"tracking.uri must name an SQLite file; '{database}' is none; choose another name")
+    raise UserError(
+        f"tracking.uri must name an SQLite file; '{database}' is none; choose another name"
+    )
 
 
 def _half_made(database: Path) -> bool:
@@ -40,7 +42,12 @@ def _half_made(database: Path) -> bool:
     """
     with closing(sqlite3.connect(database)) as connection:
         try:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            tables = {
+                name
+                for (name,) in connection.execute(
+                    "select name from sqlite_master where type = 'table'"
+                )
+            }
             if "experiments" in tables:
                 return connection.execute("select 1 from experiments").fetchone() is None
             return not tables
@@ -53,7 +60,9 @@ def _put(database: Path, *, replace: bool) -> None:
 
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}.") as scratch:
         made = Path(scratch) / database.name
-        store = SqlAlchemyStore(f"sqlite:///{made.resolve()}", "./mlruns")  # where MLflow's default experiment goes
+        store = SqlAlchemyStore(
+            f"sqlite:///{made.resolve()}", "./mlruns"
+        )  # where MLflow's default experiment goes
         store.engine.dispose()
         if replace:
             os.replace(made, database)

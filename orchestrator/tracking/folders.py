@@ -39,9 +39,15 @@ class RunFolders:
         with answering(self._uri):
             self._client, experiment = connect(self._uri, self._experiment)
         with exchange(self._uri):
-            found = self._client.search_runs([experiment], f"tags.{_KEY} = '{self._study_id}'", max_results=1)
+            found = self._client.search_runs(
+                [experiment], f"tags.{_KEY} = '{self._study_id}'", max_results=1
+            )
             tags = {_KEY: self._study_id, "study": name, "kind": "plans"}
-            run = found[0] if found else self._client.create_run(experiment, tags=tags, run_name=f"{name} plans")
+            run = (
+                found[0]
+                if found
+                else self._client.create_run(experiment, tags=tags, run_name=f"{name} plans")
+            )
             self._run = run.info.run_id
 
     def put(self, folder: Path, name: str) -> None:
@@ -54,7 +60,9 @@ class RunFolders:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetched.") as scratch:
-            found = self._patiently(lambda: self._client.download_artifacts(self._run, name, scratch))
+            found = self._patiently(
+                lambda: self._client.download_artifacts(self._run, name, scratch)
+            )
             try:
                 os.replace(found, folder)
             except OSError:

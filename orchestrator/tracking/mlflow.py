@@ -17,7 +17,10 @@ from orchestrator.tracking.server import answering, connect, exchange
 _PARENT = "mlflow.parentRunId"
 _KEY = "study_key"
 _NUMBER = "trial_number"
-_STATUS = {**dict.fromkeys(("completed", "infeasible", "stopped", "rejected"), "FINISHED"), "failed": "FAILED"}
+_STATUS = {
+    **dict.fromkeys(("completed", "infeasible", "stopped", "rejected"), "FINISHED"),
+    "failed": "FAILED",
+}
 _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -44,7 +47,9 @@ class MlflowTracker:
         with self._spending(), exchange(self._uri):
             self._study = name
             key = hashlib.sha256(f"{name}\n{tags.get('study_id', '')}".encode()).hexdigest()[:24]
-            found = self._client.search_runs([self._experiment_id], f"tags.{_KEY} = '{key}'", max_results=1)
+            found = self._client.search_runs(
+                [self._experiment_id], f"tags.{_KEY} = '{key}'", max_results=1
+            )
             made = payload(params, {**tags, _KEY: key, "study": name, "kind": "study"})
             if found:
                 self._parent = found[0].info.run_id
@@ -100,7 +105,9 @@ class MlflowTracker:
             self._look_up()  # a run whose creation we gave up waiting for may have come into being since
             recorded = self._client.get_run(self._parent).data.metrics
             made = payload({}, {}, metrics)
-            made.points = [point for point in made.points if recorded.get(point.name) != point.value]
+            made.points = [
+                point for point in made.points if recorded.get(point.name) != point.value
+            ]
             self._send(self._parent, made, at)
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))
@@ -144,7 +151,9 @@ class MlflowTracker:
         token = None
         while True:
             query = f"tags.`{_PARENT}` = '{self._parent}'"
-            page = self._client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
+            page = self._client.search_runs(
+                [self._experiment_id], query, max_results=1000, page_token=token
+            )
             yield from page
             token = page.token
             if not token:

@@ -54,14 +54,18 @@ def payload(
     made.params = _fitted(_flat(redact_tree(params)), PARAM_LENGTH, cut)
     points = [Point(name, 0, value) for name, value in (metrics or {}).items()] + list(curves)
     keys = safe_keys([point.name for point in points])
-    made.points = [Point(keys[p.name], p.step, float(p.value)) for p in points if math.isfinite(p.value)]
+    made.points = [
+        Point(keys[p.name], p.step, float(p.value)) for p in points if math.isfinite(p.value)
+    ]
     made.tags = _fitted({**redact_tree(tags), **_nonfinite(points)}, TAG_LENGTH, cut)
     if cut:
         made.artifacts[CUT_FILE] = json.dumps(cut, indent=1, sort_keys=True)
     return made
 
 
-def batches(made: Payload) -> Iterator[tuple[list[tuple[str, str]], list[tuple[str, str]], list[Point]]]:
+def batches(
+    made: Payload,
+) -> Iterator[tuple[list[tuple[str, str]], list[tuple[str, str]], list[Point]]]:
     """(params, tags, points) of each request, as few as the limits allow; nothing for an empty payload."""
     yield from itertools.zip_longest(
         _chunks(list(made.params.items()), PARAMS_PER_BATCH),
@@ -109,7 +113,13 @@ def _fitted(values: Mapping[str, str], limit: int, cut: dict[str, str]) -> dict[
     fitted = {}
     for key, value in values.items():
         if len(value) > limit:
-            _log.warning("MLflow takes %d characters of '%s', of %d; all are in %s", limit, key, len(value), CUT_FILE)
+            _log.warning(
+                "MLflow takes %d characters of '%s', of %d; all are in %s",
+                limit,
+                key,
+                len(value),
+                CUT_FILE,
+            )
             cut[key] = value
         fitted[keys[key]] = value[:limit]
     return fitted
@@ -119,7 +129,9 @@ def _nonfinite(points: Sequence[Point]) -> dict[str, str]:
     tags: dict[str, list[str]] = {}
     for point in points:
         if not math.isfinite(point.value):
-            tags.setdefault(f"nonfinite.{point.name}", []).append(f"{point.value} at step {point.step}")
+            tags.setdefault(f"nonfinite.{point.name}", []).append(
+                f"{point.value} at step {point.step}"
+            )
     return {name: ", ".join(found[:10]) for name, found in tags.items()}
 
 

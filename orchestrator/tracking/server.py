@@ -21,12 +21,17 @@ _SQLITE = "sqlite:///"
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _REACH_SECONDS = 5.0
 _SERVERS = {"http": 80, "https": 443}
-_OPENING_SECONDS = 10  # of each request before the study is known there: a wrong uri should be known soon
+_OPENING_SECONDS = (
+    10  # of each request before the study is known there: a wrong uri should be known soon
+)
 _SECONDS = 30  # of each request afterwards: slow, but alive
 # MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply alone was lost: a run
 # would then be created twice.
 _ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
-_SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_SILENT = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 
 
@@ -100,7 +105,9 @@ def _reach(uri: str) -> None:
     try:
         port = parts.port or {**_DATABASES, **_SERVERS}.get(parts.scheme.partition("+")[0])
     except ValueError:
-        raise UserError(f"the port in tracking.uri must be a number up to 65535; got '{redact(uri)}'") from None
+        raise UserError(
+            f"the port in tracking.uri must be a number up to 65535; got '{redact(uri)}'"
+        ) from None
     if parts.hostname and port and not (parts.scheme in _SERVERS and get_environ_proxies(uri)):
         socket.create_connection((parts.hostname, port), _REACH_SECONDS).close()
 

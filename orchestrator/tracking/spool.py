@@ -33,7 +33,9 @@ class Spool:
         try:
             return self.read(path) if path.exists() else {}
         except ValueError as error:
-            raise UserError(f"'{path}' must be JSON as it was written; it is not ({error}); delete it") from error
+            raise UserError(
+                f"'{path}' must be JSON as it was written; it is not ({error}); delete it"
+            ) from error
 
     def remember(self, study: Mapping[str, object]) -> None:
         self._write(_STUDY, study)

@@ -192,7 +192,9 @@ class Spooled:
         try:
             record = self._spool.read(path)
         except ValueError:
-            self._tell(f"a record was damaged and is left out, it is kept as '{self._spool.set_aside(path)}'")
+            self._tell(
+                f"a record was damaged and is left out, it is kept as '{self._spool.set_aside(path)}'"
+            )
             return 0
         try:
             self._deliver(record)
@@ -236,12 +238,16 @@ class Spooled:
         self._opened = False
         if not self._lost:
             where = self._spool.folder
-            self._tell(f"{reason}; the study goes on, its records wait in '{where}' and are sent later")
+            self._tell(
+                f"{reason}; the study goes on, its records wait in '{where}' and are sent later"
+            )
         self._lost = True
 
     def _say_what_waits(self) -> None:
         if waiting := len(self._spool.waiting()):
-            self._tell(f"records that wait in '{self._spool.folder}': {waiting}; the same command sends them")
+            self._tell(
+                f"records that wait in '{self._spool.folder}': {waiting}; the same command sends them"
+            )
 
     def _tell(self, line: str) -> None:
         self._say(redact(line))

@@ -16,7 +16,9 @@ def exchange_of(settings: Settings, study: Study) -> Exchange:
         return Exchange(study, models)
     uri, experiment = (settings.tracking.arguments.get(name) for name in ("uri", "experiment"))
     if not isinstance(uri, str) or not isinstance(experiment, str):
-        raise ConfigError("study.results=mlflow keeps plans where the study is tracked; take tracking=mlflow")
+        raise ConfigError(
+            "study.results=mlflow keeps plans where the study is tracked; take tracking=mlflow"
+        )
     store = RunFolders(uri, experiment, study.user_attrs["id"], settings.study.storage_patience)
     store.open(settings.study.name)
     return Exchange(study, models, store)

@@ -57,7 +57,9 @@ def begun(study: Study, leases: Leases, progress: Progress) -> bool:
         progress.phase("work", "waiting for the search to train or read its dense model")
     while DENSE not in study.user_attrs:
         if not leases.led():
-            raise ConfigError(f"study '{study.study_name}' has no search that leads it; start one: job=search")
+            raise ConfigError(
+                f"study '{study.study_name}' has no search that leads it; start one: job=search"
+            )
         time.sleep(LOOK_SECONDS)
     if study.user_attrs.get(OVER):
         progress.phase("work", f"study '{study.study_name}' is complete: nothing to help with")

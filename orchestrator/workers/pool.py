@@ -52,7 +52,10 @@ class Workers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._end()
 
@@ -94,7 +97,9 @@ class Workers:
         self._in_a_row += 1
         code = process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        progress.phase("workers", f"worker {place} ended with {how} and is replaced; see {self._log(place)}")
+        progress.phase(
+            "workers", f"worker {place} ended with {how} and is replaced; see {self._log(place)}"
+        )
         # as it was seen last: another worker may have put the trial back by now
         if (number := self._trial.pop(process.pid, None)) is not None:
             self._deaths[number] += 1
@@ -109,7 +114,9 @@ class Workers:
     def _begin(self, place: int) -> None:
         context = multiprocessing.get_context("spawn")
         given = (share_of(self._settings, place), str(self._log(place)), os.getpid())
-        process = context.Process(target=run_worker, args=given, name=f"worker {place}")  # a daemon may load no data
+        process = context.Process(
+            target=run_worker, args=given, name=f"worker {place}"
+        )  # a daemon may load no data
         with beginning_processes():
             process.start()
             self._processes[place] = process
@@ -128,11 +135,17 @@ def share_of(settings: Settings, place: int) -> Settings:
 
 
 def _in_words(trials: list[FrozenTrial]) -> str:
-    rungs = [f"{trial.number} (round {len(trial.user_attrs.get(RUNGS, ())) + 1})" for trial in trials]
+    rungs = [
+        f"{trial.number} (round {len(trial.user_attrs.get(RUNGS, ())) + 1})" for trial in trials
+    ]
     return f"running: {', '.join(rungs)}" if rungs else "no worker runs a trial"
 
 
 def _last_words(log: Path) -> str:
     """What a worker said last."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = (
+        [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if log.exists()
+        else []
+    )
     return lines[-1] if lines else ""

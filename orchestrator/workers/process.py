@@ -27,7 +27,9 @@ def run_worker(settings: Settings, log: str, parent: int) -> None:
     for standard in (1, 2):
         os.dup2(stream, standard)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from orchestrator.workers.helping import help_alone  # takes seconds, in which a signal ends the process
+    from orchestrator.workers.helping import (
+        help_alone,
+    )  # takes seconds, in which a signal ends the process
 
     try:
         with stoppable([signal.SIGTERM]):

@@ -99,7 +99,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x[:, 0])
         n, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(x).reshape(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        )
         mixed = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(-1) @ v
         x = x + self.proj(mixed.transpose(1, 2).reshape(n, tokens, -1))
         return self.head(torch.relu(x).mean(1))
@@ -110,7 +112,11 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn, self.hidden, self.head = nn.LSTM(8, 6, 2, batch_first=True), nn.Linear(6, 8), nn.Linear(8, 10)
+        self.rnn, self.hidden, self.head = (
+            nn.LSTM(8, 6, 2, batch_first=True),
+            nn.Linear(6, 8),
+            nn.Linear(8, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.hidden(self.rnn(x[:, 0])[0][:, -1])))
@@ -118,7 +124,11 @@ class Recurrent(nn.Module):
 
 def _frozen() -> nn.Module:
     model = Plain()
-    for parameter in [*model.first.parameters(), *model.second.parameters(), *model.norm.parameters()]:
+    for parameter in [
+        *model.first.parameters(),
+        *model.second.parameters(),
+        *model.norm.parameters(),
+    ]:
         parameter.requires_grad_(False)
     return model
 
@@ -137,7 +147,10 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "frozen": _frozen,
 }
 
-OPTIONS: dict[str, dict[str, Any]] = {"blocks": {"depth": True}, "head_dim": {"attention": "head_dim"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "blocks": {"depth": True},
+    "head_dim": {"attention": "head_dim"},
+}
 """How to discover a model, where it is not the default."""
 
 
@@ -162,7 +175,9 @@ def _made(name: str) -> nn.Module:
 
 def structure_of(name: str) -> Structure:
     return discovered(
-        f"coupled {name}", lambda: (make(name).float(), (torch.zeros(1, 1, 8, 8),)), **OPTIONS.get(name, {})
+        f"coupled {name}",
+        lambda: (make(name).float(), (torch.zeros(1, 1, 8, 8),)),
+        **OPTIONS.get(name, {}),
     )
 
 
@@ -202,7 +217,12 @@ def within_groups(structure: Structure) -> npt.NDArray[np.intp]:
 
 
 def half(structure: Structure) -> Keep:
-    return choose(structure, np.random.default_rng(1).random(structure.n_units), structure.full(), structure.sizes // 2)
+    return choose(
+        structure,
+        np.random.default_rng(1).random(structure.n_units),
+        structure.full(),
+        structure.sizes // 2,
+    )
 
 
 def kill(case: Case, place: int = 1) -> None:
@@ -211,4 +231,6 @@ def kill(case: Case, place: int = 1) -> None:
     for group in case.structure.groups:
         for member in group.members:
             row = torch.from_numpy(case.structure.table[member.tensor, member.dim])
-            state[member.tensor].index_fill_(member.dim, torch.nonzero(row == group.start + place)[:, 0], 0.0)
+            state[member.tensor].index_fill_(
+                member.dim, torch.nonzero(row == group.start + place)[:, 0], 0.0
+            )

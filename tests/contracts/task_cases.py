@@ -69,7 +69,9 @@ class RegressionNet(nn.Module):
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.layers = nn.Sequential(
+            nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        )
         self.head = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +130,11 @@ class TokenTask(LightningModule):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.accuracy, self.mean_loss = model, MulticlassAccuracy(2, average="micro"), MeanMetric()
+        self.model, self.accuracy, self.mean_loss = (
+            model,
+            MulticlassAccuracy(2, average="micro"),
+            MeanMetric(),
+        )
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
         return self.model(batch["ids"], attention_mask=batch["mask"])
@@ -183,7 +189,11 @@ class TwoHeadTask(LightningModule):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.kind, self.even = model, MulticlassAccuracy(4, average="micro"), BinaryAccuracy()
+        self.model, self.kind, self.even = (
+            model,
+            MulticlassAccuracy(4, average="micro"),
+            BinaryAccuracy(),
+        )
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         outputs = self.model(batch["image"])

@@ -38,7 +38,9 @@ def test_what_is_not_known_yet_is_left_out(tmp_path: Path) -> None:
     problem = problem_of(tmp_path, "made_up={}")
     counts = costs_of(problem.prices, Costed(problem.structure.sizes))
     assert set(counts) == {"flops", "effective_flops", "params"}
-    assert "effective_flops" not in costs_of(problem.prices, Costed(problem.structure.sizes, density=None))
+    assert "effective_flops" not in costs_of(
+        problem.prices, Costed(problem.structure.sizes, density=None)
+    )
 
 
 def test_names_of_ratios_lead_back_to_their_costs() -> None:

@@ -28,11 +28,20 @@ def criterion_of(recipe: Mapping[str, Any]) -> Any:
 def recipes(*granularities: str) -> dict[str, dict[str, Any]]:
     """Criteria of the YAMLs, each once, by the shortest name; those that choose among other methods have none."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"), key=lambda p: (len(p.stem), p)):
+    for path in sorted(
+        (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"),
+        key=lambda p: (len(p.stem), p),
+    ):
         data = yaml.safe_load(path.read_text())
-        data = data.get("method", data)  # a YAML that sets more than the method has it one level down
+        data = data.get(
+            "method", data
+        )  # a YAML that sets more than the method has it one level down
         fits = not data.get("among") and data.get("granularity", "unit") in granularities
-        if fits and data.get("criterion") and criterion_of(data["criterion"]) not in map(criterion_of, found.values()):
+        if (
+            fits
+            and data.get("criterion")
+            and criterion_of(data["criterion"]) not in map(criterion_of, found.values())
+        ):
             found[path.stem] = data["criterion"]
     return dict(sorted(found.items()))
 
@@ -77,7 +86,11 @@ FEW = ["blocks", "recurrent", "residual"]
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    return [(name, coupling) for name in names for coupling in (FEW if name in SAME_WAY_AS else sorted(MAKERS))]
+    return [
+        (name, coupling)
+        for name in names
+        for coupling in (FEW if name in SAME_WAY_AS else sorted(MAKERS))
+    ]
 
 
 def build(method: str) -> Any:
@@ -91,10 +104,15 @@ def weigh(weighing: str) -> Any:
 def calibration(seed: int = 0, count: int = 3, dtype: torch.dtype = torch.float64) -> Calibration:
     generator = torch.Generator().manual_seed(5)
     batches = [
-        [torch.randn(6, 1, 8, 8, generator=generator).to(dtype), torch.randint(10, (6,), generator=generator)]
+        [
+            torch.randn(6, 1, 8, 8, generator=generator).to(dtype),
+            torch.randint(10, (6,), generator=generator),
+        ]
         for _ in range(count)
     ]
-    return Calibration(batches, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), seed)
+    return Calibration(
+        batches, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), seed
+    )
 
 
 def names_of(case: Case) -> list[str]:
@@ -198,7 +216,10 @@ def scores_are_the_same_twice_and_leave_the_model_alone(this: Scored) -> None:
 
 
 def weights_are_the_same_twice_and_leave_the_model_alone(this: Weighed) -> None:
-    case, before = this.case(), np.concatenate([value.flatten().numpy() for value in this.scores.values()])
+    case, before = (
+        this.case(),
+        np.concatenate([value.flatten().numpy() for value in this.scores.values()]),
+    )
     assert_untouched(case, lambda: this.flat(case, calibration()), before)
 
 
@@ -212,21 +233,33 @@ def assert_untouched(case: Case, score: Callable[[], np.ndarray], before: np.nda
     tensors = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    switches = (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled)
+    switches = (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+    )
     torch.randn(3)
     random = torch.get_rng_state()
     with torch.no_grad():
         after = score()
     assert torch.equal(torch.get_rng_state(), random)
     assert (before == after).all()
-    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, values[name])]
+    changed = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, values[name])
+    ]
     assert not changed
-    assert {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()} == tensors
+    assert {
+        name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()
+    } == tensors
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert torch.equal(kept.grad, torch.ones_like(kept))
     assert all(parameter.grad is None for parameter in model.parameters() if parameter is not kept)
-    now = (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled)
+    now = (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.backends.cudnn.enabled,
+    )
     assert now == switches
 
 
@@ -245,7 +278,9 @@ def weights_do_not_depend_on_the_order_of_batches(this: Weighed) -> None:
 
 
 def all_batches_count_where_data_counts(this: Scored) -> None:
-    other = replace(calibration(), batches=[*calibration().batches[:2], calibration(count=4).batches[3]])
+    other = replace(
+        calibration(), batches=[*calibration().batches[:2], calibration(count=4).batches[3]]
+    )
     assert (this.scores == this.by(this.case(), other)).all() == (this.kind in DATA_FREE)
 
 
@@ -299,7 +334,9 @@ def a_pruned_model_is_scored_in_dense_ids(this: Scored) -> None:
     assert np.isfinite(scores).all()
     assert not scores[~keep].any()
     # a unit left alone in its group has no distance to others, and what went with a block has no members
-    several = [group for group in case.structure.groups if group.members and keep[group.units].sum() > 1]
+    several = [
+        group for group in case.structure.groups if group.members and keep[group.units].sum() > 1
+    ]
     assert [group.name for group in several if not scores[group.units].any()] == []
 
 
@@ -310,7 +347,11 @@ def weights_are_one_finite_number_each(this: Weighed) -> None:
     assert list(found) == this.tensors
     for name, score in found.items():
         weight = case.model.get_parameter(name)
-        assert (score.shape, score.dtype, score.device) == (weight.shape, torch.float32, weight.device), name
+        assert (score.shape, score.dtype, score.device) == (
+            weight.shape,
+            torch.float32,
+            weight.device,
+        ), name
         assert score.isfinite().all(), name
         assert not score.requires_grad, name
 

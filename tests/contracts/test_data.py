@@ -50,12 +50,16 @@ def test_a_batch_in_parts_is_the_batch(name: str) -> None:
     set_up(data)
     batch = next(iter(data.val_dataloader()))
     parts = list(in_parts([batch], 2))
-    assert [inputs_of(task, part).batch for part in parts] == [inputs_of(task, batch).batch // 2] * 2
+    assert [inputs_of(task, part).batch for part in parts] == [
+        inputs_of(task, batch).batch // 2
+    ] * 2
     joined = [torch.cat(pair) for pair in zip(*(tensors(part) for part in parts), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(joined, tensors(batch), strict=True))
     assert {type(part) for part in parts} == {type(batch)}
 
 
 def test_data_without_its_loaders_is_told_all_that_is_missing() -> None:
-    with pytest.raises(ConfigError, match=r"object has no setup, train_batches, ordered_batches, val_dataloader"):
+    with pytest.raises(
+        ConfigError, match=r"object has no setup, train_batches, ordered_batches, val_dataloader"
+    ):
         check_data(object())

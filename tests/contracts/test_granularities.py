@@ -36,7 +36,11 @@ BLOCKS = [(4, 4), (3, 5), (1, 8), (100, 100)]
 WEIGHT, BLOCK, PATTERN = Weight(), Weight("block", (3, 5)), Weight("pattern", (2, 4))
 # Couplings that differ most meet each kind of unit; every other coupling and every other shape is met once.
 PAIRS = [
-    *[(name, how) for name in ("residual", "grouped", "encoder", "recurrent") for how in (WEIGHT, BLOCK, PATTERN)],
+    *[
+        (name, how)
+        for name in ("residual", "grouped", "encoder", "recurrent")
+        for how in (WEIGHT, BLOCK, PATTERN)
+    ],
     *[(name, WEIGHT) for name in ("plain", "depthwise", "dense", "attention")],
     *[("plain", Weight("block", shape)) for shape in BLOCKS if shape != BLOCK.shape],
     *[("plain", Weight("pattern", shape)) for shape in PATTERNS if shape != PATTERN.shape],
@@ -84,11 +88,18 @@ def pruned(model: nn.Module, weights: Structure, how: Weight, kept: Counts) -> t
 
 def some(weights: Structure, seed: int) -> Counts:
     rng = np.random.default_rng(seed)
-    return np.array([rng.integers(least, size + 1) for least, size in zip(weights.least, weights.sizes, strict=True)])
+    return np.array(
+        [
+            rng.integers(least, size + 1)
+            for least, size in zip(weights.least, weights.sizes, strict=True)
+        ]
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), PAIRS, ids=[f"{name}-{how.kind}{how.shape[0]}x{how.shape[1]}" for name, how in PAIRS]
+    ("name", "how"),
+    PAIRS,
+    ids=[f"{name}-{how.kind}{how.shape[0]}x{how.shape[1]}" for name, how in PAIRS],
 )
 def test_single_weights_keep_the_contract_of_units(name: str, how: Weight) -> None:
     of_kind = {
@@ -111,17 +122,27 @@ def every_tensor_with_macs_is_a_group_or_skipped_for_a_reason(name: str, how: We
     weights, model = weights_of(name, how), model_of(name)
     parameters = dict(model.named_parameters())
     named = set(macs_by_tensor(structure_of(name), structure_of(name).full()))
-    groups, skipped = {group.name for group in weights.groups}, {skipped.name for skipped in weights.skipped}
+    groups, skipped = (
+        {group.name for group in weights.groups},
+        {skipped.name for skipped in weights.skipped},
+    )
     assert groups | skipped == named
     assert not groups & skipped
     assert (weights.layers, weights.prunable_layers) == (len(named), len(groups))
-    assert {tensor for tensor in parameters if parameters[tensor].dim() > 1} == named  # no bias, no norm
+    assert {
+        tensor for tensor in parameters if parameters[tensor].dim() > 1
+    } == named  # no bias, no norm
     if how.kind != "pattern":
         assert not skipped
     for each in weights.skipped:
         assert parameters[each.name].shape[1] % how.shape[1]
-        assert each.reason == f"its {parameters[each.name].shape[1]} inputs are no multiple of {how.shape[1]}"
-    assert [group.start for group in weights.groups] == [0, *np.cumsum(weights.sizes)][: len(groups)]
+        assert (
+            each.reason
+            == f"its {parameters[each.name].shape[1]} inputs are no multiple of {how.shape[1]}"
+        )
+    assert [group.start for group in weights.groups] == [0, *np.cumsum(weights.sizes)][
+        : len(groups)
+    ]
     assert not weights.table
 
 
@@ -129,7 +150,9 @@ def costs_of_the_whole_are_those_of_the_dense_model(name: str, how: Weight) -> N
     weights, structure, model = weights_of(name, how), structure_of(name), model_of(name)
     dense = Cost(structure).macs(structure.sizes)
     assert Cost(weights).macs(weights.sizes) == dense
-    assert Cost(weights).params(weights.sizes) == sum(parameter.numel() for parameter in model.parameters())
+    assert Cost(weights).params(weights.sizes) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     names = [group.name for group in weights.groups]
     assert densities(model, names) == dict.fromkeys(names, 1.0)
     assert effective_macs(structure, structure.full(), densities(model, names)) == dense
@@ -151,7 +174,9 @@ def _costs_of_a_plan(name: str, how: Weight, seed: int) -> None:
         numel = parameters[group.name].numel()
         if how.kind == "block":  # blocks at the edge are smaller than the mean
             off = abs(found[group.name] - count / group.size)
-            assert off <= how.shape[0] * how.shape[1] * min(count, group.size - count) / numel + 1e-9, (
+            assert (
+                off <= how.shape[0] * how.shape[1] * min(count, group.size - count) / numel + 1e-9
+            ), (
                 seed,
                 group.name,
             )
@@ -160,9 +185,13 @@ def _costs_of_a_plan(name: str, how: Weight, seed: int) -> None:
         slack_macs += group.size + off * macs[group.name]
         slack_params += group.size + off * numel
     effective = effective_macs(structure, structure.full(), found)
-    assert abs(Cost(weights).macs(kept) - effective) <= (slack_macs if how.kind != "weight" else 1.0), seed
+    assert abs(Cost(weights).macs(kept) - effective) <= (
+        slack_macs if how.kind != "weight" else 1.0
+    ), seed
     nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters.values())
-    assert abs(Cost(weights).params(kept) - nonzero) <= (slack_params if how.kind != "weight" else 0), seed
+    assert abs(Cost(weights).params(kept) - nonzero) <= (
+        slack_params if how.kind != "weight" else 0
+    ), seed
 
 
 def single_weights_are_as_sparse_as_the_plan_says(name: str, how: Weight) -> None:
@@ -174,9 +203,16 @@ def single_weights_are_as_sparse_as_the_plan_says(name: str, how: Weight) -> Non
             weight = dict(model.named_parameters())[group.name]
             assert int(torch.count_nonzero(weight)) == count, (seed, group.name)
             if count < group.size:
-                gone, left = before[group.name][~masks[group.name]], before[group.name][masks[group.name]]
+                gone, left = (
+                    before[group.name][~masks[group.name]],
+                    before[group.name][masks[group.name]],
+                )
                 assert gone.max() <= left.min(), (seed, group.name)
-        cut = {group.name for group, count in zip(weights.groups, kept, strict=True) if count < group.size}
+        cut = {
+            group.name
+            for group, count in zip(weights.groups, kept, strict=True)
+            if count < group.size
+        }
         assert set(masks) == cut, seed
 
 
@@ -195,12 +231,18 @@ def blocks_are_zero_or_whole_at_the_edge_too(name: str, how: Weight) -> None:
         ]
         assert len(blocks) == group.size
         here = [bool((matrix[block] != 0).all()) for block in blocks]
-        assert all(bool((matrix[block] == 0).all()) != kept for block, kept in zip(blocks, here, strict=True))
+        assert all(
+            bool((matrix[block] == 0).all()) != kept
+            for block, kept in zip(blocks, here, strict=True)
+        )
         assert sum(here) == count
         means = [float(was[block].double().mean()) for block in blocks]
         assert shares(before[group.name], how) == pytest.approx(means)
         gone = [mean for mean, kept in zip(means, here, strict=True) if not kept]
-        assert not gone or max(gone) <= min(mean for mean, kept in zip(means, here, strict=True) if kept) + 1e-9
+        assert (
+            not gone
+            or max(gone) <= min(mean for mean, kept in zip(means, here, strict=True) if kept) + 1e-9
+        )
 
 
 @pytest.mark.parametrize("shape", PATTERNS, ids=str)
@@ -222,7 +264,9 @@ def patterns_keep_the_best_n_of_every_m_inputs(name: str, how: Weight) -> None:
             here = weight[:, start : start + m] != 0
             assert (here.sum(1) == n).all()
             best = was[:, start : start + m].sort(1, descending=True).values
-            torch.testing.assert_close(weight[:, start : start + m].abs().sum(1), best[:, :n].sum(1))
+            torch.testing.assert_close(
+                weight[:, start : start + m].abs().sum(1), best[:, :n].sum(1)
+            )
 
 
 def test_a_pattern_that_is_kept_is_dense_and_others_are_not_touched() -> None:
@@ -231,7 +275,9 @@ def test_a_pattern_that_is_kept_is_dense_and_others_are_not_touched() -> None:
     kept = np.arange(len(weights.groups)) % 2
     _, masks = pruned(model, weights, how, kept)
     found = densities(model, [group.name for group in weights.groups])
-    expected = {group.name: 1.0 if count else 0.5 for group, count in zip(weights.groups, kept, strict=True)}
+    expected = {
+        group.name: 1.0 if count else 0.5 for group, count in zip(weights.groups, kept, strict=True)
+    }
     assert found == expected
     assert set(masks) == {name for name, share in expected.items() if share < 1.0}
 
@@ -252,10 +298,14 @@ def _masks_only_shrink(name: str, how: Weight, schedule: str) -> None:
         apply(model, masks)
         assert (weights.counts(keep) == kept).all(), schedule
         assert set(before) <= set(masks), schedule
-        assert all((mask <= before[name]).all() for name, mask in masks.items() if name in before), schedule
+        assert all(
+            (mask <= before[name]).all() for name, mask in masks.items() if name in before
+        ), schedule
         before = masks
     assert (weights.counts(keep) == final).all(), schedule
-    assert all(torch.equal(mask, masks[name]) for name, mask in zeros_of(model, masks).items()), schedule
+    assert all(torch.equal(mask, masks[name]) for name, mask in zeros_of(model, masks).items()), (
+        schedule
+    )
 
 
 def after_units_are_removed_the_weights_of_what_is_left_count(name: str, how: Weight) -> None:
@@ -266,11 +316,15 @@ def after_units_are_removed_the_weights_of_what_is_left_count(name: str, how: We
     weights = weight_structure(structure, alive, model, how)
     macs = Cost(structure).macs(structure.counts(alive))
     assert Cost(weights).macs(weights.sizes) == macs
-    assert Cost(weights).params(weights.sizes) == sum(parameter.numel() for parameter in model.parameters())
+    assert Cost(weights).params(weights.sizes) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     assert effective_macs(structure, alive, {}) == macs
     kept = some(weights, 3)
     pruned(model, weights, how, kept)
     model(torch.zeros(2, 1, 8, 8))
     if how.kind != "block":
-        found = effective_macs(structure, alive, densities(model, [group.name for group in weights.groups]))
+        found = effective_macs(
+            structure, alive, densities(model, [group.name for group in weights.groups])
+        )
         assert abs(found - Cost(weights).macs(kept)) <= 1 + len(weights.groups)

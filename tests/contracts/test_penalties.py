@@ -47,9 +47,15 @@ class Two(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.norm, self.head = nn.Conv2d(1, 3, (1, 2)), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
+        self.hidden, self.norm, self.head = (
+            nn.Conv2d(1, 3, (1, 2)),
+            nn.BatchNorm2d(3),
+            nn.Conv2d(3, 2, 1),
+        )
         with torch.no_grad():
-            self.hidden.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 12.0]]).reshape(3, 1, 1, 2))
+            self.hidden.weight.copy_(
+                torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 12.0]]).reshape(3, 1, 1, 2)
+            )
             self.norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +69,9 @@ def two() -> tuple[nn.Module, Structure]:
     return model, structure
 
 
-def value(penalty: Penalty, model: nn.Module, structure: Structure, keep: Keep, progress: float = 1.0) -> float:
+def value(
+    penalty: Penalty, model: nn.Module, structure: Structure, keep: Keep, progress: float = 1.0
+) -> float:
     return float(penalty(model, structure, keep, progress).detach())
 
 
@@ -74,9 +82,13 @@ def test_all_penalties_have_a_configuration() -> None:
 def test_closed_forms() -> None:
     model, structure = two()
     everything, first = structure.full(), np.array([True, False, False])
-    assert value(GroupLasso(0.1), model, structure, everything) == pytest.approx(0.1 * 2**0.5 * (5 + 2 + 13))
+    assert value(GroupLasso(0.1), model, structure, everything) == pytest.approx(
+        0.1 * 2**0.5 * (5 + 2 + 13)
+    )
     assert value(NormScale(0.1), model, structure, everything) == pytest.approx(0.1 * (1 + 2 + 0.5))
-    assert value(Growing(0.1), model, structure, first, 0.5) == pytest.approx(0.5 * 0.1 * 0.5 * (4 + 169))
+    assert value(Growing(0.1), model, structure, first, 0.5) == pytest.approx(
+        0.5 * 0.1 * 0.5 * (4 + 169)
+    )
     assert value(Growing(0.1), model, structure, first, 1.0) == pytest.approx(0.5 * 0.1 * (4 + 169))
     assert value(Growing(0.1), model, structure, everything) == 0.0
 
@@ -86,7 +98,9 @@ def test_closed_forms() -> None:
 def test_a_penalty_is_a_scalar_whose_gradient_shrinks_weights(kind: str, name: str) -> None:
     penalty, model, structure = PENALTIES[kind], make(name), structure_of(name)
     if isinstance(penalty, NormScale) and name in NO_NORMS:
-        with pytest.raises(ConfigError, match="NormScale needs norm layers with scales over prunable units"):
+        with pytest.raises(
+            ConfigError, match="NormScale needs norm layers with scales over prunable units"
+        ):
             penalty(model, structure, half(structure), 0.5)
         return
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -95,9 +109,15 @@ def test_a_penalty_is_a_scalar_whose_gradient_shrinks_weights(kind: str, name: s
     assert float(found.detach()) > 0.0
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(found, list(parameters.values()), allow_unused=True)
-    moved = {key: g for key, g in zip(parameters, gradients, strict=True) if g is not None and bool((g != 0).any())}
+    moved = {
+        key: g
+        for key, g in zip(parameters, gradients, strict=True)
+        if g is not None and bool((g != 0).any())
+    }
     assert moved
-    assert all(bool((gradient * parameters[key] >= 0).all()) for key, gradient in moved.items())  # towards zero
+    assert all(
+        bool((gradient * parameters[key] >= 0).all()) for key, gradient in moved.items()
+    )  # towards zero
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -112,14 +132,20 @@ def test_a_penalty_on_rounds_is_the_sum_over_groups_of_what_makes_them(name: str
         for group in structure.groups:
             for member in group.members:
                 axis = (member.tensor, member.dim)
-                if member.role == "in" or axis in seen or parameters.get(member.tensor, torch.zeros(1)).dim() < 2:
+                if (
+                    member.role == "in"
+                    or axis in seen
+                    or parameters.get(member.tensor, torch.zeros(1)).dim() < 2
+                ):
                     continue
                 seen.add(axis)
                 places = torch.from_numpy(np.flatnonzero(structure.table[axis] == unit))
                 part = parameters[member.tensor].detach().index_select(member.dim, places)
                 square, number = square + float(part.square().sum()), number + part.numel()
         expected += (number * square) ** 0.5
-    assert value(GroupLasso(1.0), model, structure, structure.full()) == pytest.approx(expected, rel=1e-6)
+    assert value(GroupLasso(1.0), model, structure, structure.full()) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", PENALTIES)
@@ -146,7 +172,9 @@ def test_no_gradient_of_a_dead_unit_is_a_number_less() -> None:
     with torch.no_grad():
         model.get_parameter("hidden.weight")[0] = 0.0
         model.get_parameter("norm.weight")[0] = 0.0
-    total = GroupLasso()(model, structure, structure.full(), 1.0) + NormScale()(model, structure, structure.full(), 1.0)
+    total = GroupLasso()(model, structure, structure.full(), 1.0) + NormScale()(
+        model, structure, structure.full(), 1.0
+    )
     total.backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
@@ -166,7 +194,9 @@ class Bare(nn.Module):
 def test_a_model_with_nothing_to_penalise_is_refused(kind: str) -> None:
     model = Bare()
     structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    with pytest.raises(ConfigError, match=r"needs (units with weights that produce them|norm layers)"):
+    with pytest.raises(
+        ConfigError, match=r"needs (units with weights that produce them|norm layers)"
+    ):
         PENALTIES[kind](model, structure, structure.full(), 0.5)
 
 
@@ -191,17 +221,29 @@ class Gradients(Callback):
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Any
+    ) -> None:
         if not self.found:
             model: nn.Module = module.model  # type: ignore[assignment]
-            self.found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            self.found = {
+                name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+            }
 
 
 def train(model: nn.Module, *callbacks: Callback, steps: int = 20) -> None:
     torch.manual_seed(0)
     how = Optimization(Recipe("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9}), warmup=0.0)
     task = Classification(model, 10)
-    fit(task, DATA.train_batches(0), how, rounds=1, round_steps=steps, device=CPU, callbacks=callbacks)
+    fit(
+        task,
+        DATA.train_batches(0),
+        how,
+        rounds=1,
+        round_steps=steps,
+        device=CPU,
+        callbacks=callbacks,
+    )
 
 
 def small() -> tuple[SmallResNet, Structure]:
@@ -231,18 +273,30 @@ def test_what_is_frozen_is_left_alone_and_said_where_it_is_all() -> None:
     model, structure = small()
     model.conv1.weight.requires_grad_(False)
     before = model.conv1.weight.clone()
-    train(model, Penalised(lambda model, at: GroupLasso(0.01)(model, structure, structure.full(), at)), steps=2)
+    train(
+        model,
+        Penalised(lambda model, at: GroupLasso(0.01)(model, structure, structure.full(), at)),
+        steps=2,
+    )
     assert torch.equal(model.conv1.weight, before)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("fc" in name)
     with pytest.raises(ConfigError, match="all that it looks at are frozen"):
-        train(model, Penalised(lambda model, at: GroupLasso(0.01)(model, structure, structure.full(), at)), steps=2)
+        train(
+            model,
+            Penalised(lambda model, at: GroupLasso(0.01)(model, structure, structure.full(), at)),
+            steps=2,
+        )
 
 
 def trained(penalty: Penalty | None, keep: Keep | None = None) -> tuple[SmallResNet, Structure]:
     model, structure = small()
     chosen = structure.full() if keep is None else keep
-    callbacks = [] if penalty is None else [Penalised(lambda model, at: penalty(model, structure, chosen, at))]
+    callbacks = (
+        []
+        if penalty is None
+        else [Penalised(lambda model, at: penalty(model, structure, chosen, at))]
+    )
     train(model, *callbacks)
     return model, structure
 

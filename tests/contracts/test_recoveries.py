@@ -41,7 +41,9 @@ class Rates(Callback):
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: Any, optimizer: torch.optim.Optimizer
+    ) -> None:
         self.found.append(optimizer.param_groups[0]["lr"])
 
 
@@ -49,7 +51,15 @@ def rates(how: Optimization, units: int = 2, steps: int = 6) -> list[float]:
     """As `fit` trains with them."""
     found = Rates()
     task = Classification(small(), 10)
-    fit(task, DATA.train_batches(0), how, units=units, round_steps=steps, device=CPU, callbacks=[found])
+    fit(
+        task,
+        DATA.train_batches(0),
+        how,
+        units=units,
+        round_steps=steps,
+        device=CPU,
+        callbacks=[found],
+    )
     assert len(found.found) == units * steps
     return found.found
 
@@ -94,16 +104,33 @@ def test_numbers_that_are_given_are_kept() -> None:
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (Recipe(TORCH + "ReduceLROnPlateau", {}), "without a metric; ReduceLROnPlateau needs one: take another"),
+        (
+            Recipe(TORCH + "ReduceLROnPlateau", {}),
+            "without a metric; ReduceLROnPlateau needs one: take another",
+        ),
         (Recipe("torch.optim.SGD", {}), r"one of torch.optim.lr_scheduler's; got torch.optim.SGD"),
-        (Recipe("torch.nn.functional.relu", {}), r"one of torch.optim.lr_scheduler's; got torch.nn.functional.relu"),
-        (Recipe(TORCH + "ExponentialLR", {}), r"ExponentialLR: missing a required argument: 'gamma'"),
-        (Recipe(TORCH + "StepLR", {"step_size": 3, "gama": 0.1}), "StepLR: got an unexpected .*'gama'"),
+        (
+            Recipe("torch.nn.functional.relu", {}),
+            r"one of torch.optim.lr_scheduler's; got torch.nn.functional.relu",
+        ),
+        (
+            Recipe(TORCH + "ExponentialLR", {}),
+            r"ExponentialLR: missing a required argument: 'gamma'",
+        ),
+        (
+            Recipe(TORCH + "StepLR", {"step_size": 3, "gama": 0.1}),
+            "StepLR: got an unexpected .*'gama'",
+        ),
         (Recipe(TORCH + "StepLRR", {}), "has no 'StepLRR'; nearest: "),
-        (Recipe(TORCH + "OneCycleLR", {"max_lr": 0.5, "pct_start": 2.0}), "OneCycleLR: .*pct_start"),
+        (
+            Recipe(TORCH + "OneCycleLR", {"max_lr": 0.5, "pct_start": 2.0}),
+            "OneCycleLR: .*pct_start",
+        ),
     ],
 )
-def test_what_is_no_scheduler_is_refused_before_anything_is_trained(scheduler: Recipe, message: str) -> None:
+def test_what_is_no_scheduler_is_refused_before_anything_is_trained(
+    scheduler: Recipe, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Optimization(SGD, scheduler=scheduler).check()
 
@@ -136,11 +163,21 @@ class Fixed:
         return iter(self.batches)
 
 
-def carry(model: nn.Module, carried: Carried, batches: list[Any], recipe: Recipe, units: int = 2) -> None:
+def carry(
+    model: nn.Module, carried: Carried, batches: list[Any], recipe: Recipe, units: int = 2
+) -> None:
     """Train at a constant rate."""
     how = Optimization(recipe, scheduler=Recipe(TORCH + "ConstantLR", {"factor": 1.0}))
     task = Classification(model, 10)
-    fit(task, Fixed(batches), how, units=units, round_steps=len(batches) // units, device=CPU, callbacks=[carried])
+    fit(
+        task,
+        Fixed(batches),
+        how,
+        units=units,
+        round_steps=len(batches) // units,
+        device=CPU,
+        callbacks=[carried],
+    )
 
 
 def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Any]) -> None:
@@ -193,7 +230,9 @@ def test_after_a_cut_the_state_of_what_stays_goes_on(recipe: Recipe) -> None:
             for dim in range(value.dim()):  # by hand, from the table
                 row = structure.table.get((name, dim))
                 if row is not None:
-                    value = value.index_select(dim, torch.from_numpy(np.flatnonzero((row < 0) | keep[row])))
+                    value = value.index_select(
+                        dim, torch.from_numpy(np.flatnonzero((row < 0) | keep[row]))
+                    )
             entries[key] = value
         after.state[new] = entries
     by_hand(cut, after, batches[4:])

@@ -37,7 +37,9 @@ def generator(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def drawn(shape: tuple[int, ...], seed: int, share: float, dense: bool) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(
+    shape: tuple[int, ...], seed: int, share: float, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (pruned ones zero, unless `dense`), their mask and a gradient."""
     torch.manual_seed(seed)
     mask = torch.rand(shape) < share
@@ -55,7 +57,9 @@ def test_a_move_is_a_new_mask_from_untouched_tensors(name: str, shape: tuple[int
     rule = RULES[name]
     weight, mask, gradient = drawn(shape, 1, 0.5, rule.dense)
     before = [tensor.clone() for tensor in (weight, mask, gradient)]
-    first, second = (rule(weight, mask, gradient, int(mask.sum()), 0.1, generator()) for _ in range(2))
+    first, second = (
+        rule(weight, mask, gradient, int(mask.sum()), 0.1, generator()) for _ in range(2)
+    )
     assert (first.shape, first.dtype) == (mask.shape, torch.bool)
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(before, (weight, mask, gradient), strict=True))
@@ -66,7 +70,9 @@ def test_the_mask_rests_after_the_end(name: str) -> None:
     rule = RULES[name]
     weight, mask, gradient = drawn((6, 5), 2, 0.5, rule.dense)
     for progress in (0.7501, 0.9, 1.0):
-        assert torch.equal(rule(weight, mask, gradient, int(mask.sum()), progress, generator()), mask)
+        assert torch.equal(
+            rule(weight, mask, gradient, int(mask.sum()), progress, generator()), mask
+        )
 
 
 @exchanging
@@ -86,7 +92,9 @@ def test_exchanges_keep_the_count_and_what_was_dropped_stays_away(
     wanted = round(0.15 * (1 + math.cos(math.pi * min(1.0, progress / 0.75))) * kept)
     assert int((mask & ~moved).sum()) == min(wanted, mask.numel() - kept)
     dropped, stayed = weight[mask & ~moved].abs(), weight[mask & moved].abs()
-    assert not len(dropped) or not len(stayed) or dropped.max() <= stayed.min()  # the smallest of what was kept go
+    assert (
+        not len(dropped) or not len(stayed) or dropped.max() <= stayed.min()
+    )  # the smallest of what was kept go
     assert (weight[moved & ~mask] == 0).all()  # only from among the pruned, so what comes is zero
 
 
@@ -105,8 +113,13 @@ def test_rigl_drops_the_smallest_and_grows_the_largest_gradients() -> None:
 
 def test_random_regrowth_follows_its_seed_and_reaches_every_pruned_weight() -> None:
     weight, mask, gradient = drawn((6, 5), 3, 0.5, dense=False)
-    moves = [RandomRegrowth()(weight, mask, gradient, int(mask.sum()), 0.0, generator(seed)) for seed in range(60)]
-    assert torch.equal(moves[0], RandomRegrowth()(weight, mask, -gradient, int(mask.sum()), 0.0, generator(0)))
+    moves = [
+        RandomRegrowth()(weight, mask, gradient, int(mask.sum()), 0.0, generator(seed))
+        for seed in range(60)
+    ]
+    assert torch.equal(
+        moves[0], RandomRegrowth()(weight, mask, -gradient, int(mask.sum()), 0.0, generator(0))
+    )
     assert torch.stack(moves).any(0)[~mask].all()
 
 
@@ -126,7 +139,9 @@ def test_surgery_without_a_margin_keeps_the_largest_the_plan_asks_for(seed: int,
     weight, mask, gradient = drawn((6, 5), seed, 0.5, dense=True)
     moved = Surgery(margin=0.0)(weight, mask, gradient, kept, 0.0, generator())
     assert int(moved.sum()) == max(1, kept)
-    assert weight.abs()[moved].min() >= weight.abs()[~moved].max() if int(moved.sum()) < 30 else True
+    assert (
+        weight.abs()[moved].min() >= weight.abs()[~moved].max() if int(moved.sum()) < 30 else True
+    )
 
 
 def test_surgery_does_not_drift_from_the_plan_however_often_it_moves() -> None:
@@ -144,9 +159,15 @@ def test_surgery_does_not_drift_from_the_plan_however_often_it_moves() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RigL(every=0), r"every >= 1, 0 < fraction <= 1 and 0 < end <= 1; got 0, 0.3 and 0.75"),
+        (
+            lambda: RigL(every=0),
+            r"every >= 1, 0 < fraction <= 1 and 0 < end <= 1; got 0, 0.3 and 0.75",
+        ),
         (lambda: RandomRegrowth(fraction=1.5), r"got 4, 1.5 and 0.75"),
-        (lambda: Surgery(margin=1.0), r"every >= 1, 0 <= margin < 1 and 0 < end <= 1; got 4, 1.0 and 0.75"),
+        (
+            lambda: Surgery(margin=1.0),
+            r"every >= 1, 0 <= margin < 1 and 0 < end <= 1; got 4, 1.0 and 0.75",
+        ),
         (lambda: Surgery(end=0.0), r"got 4, 0.1 and 0.0"),
     ],
 )

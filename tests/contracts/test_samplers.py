@@ -41,10 +41,14 @@ from tests.structures import small_resnet
 
 SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
 # A proposal of a Gaussian process takes a second; how a study resumes is the same code for all.
-RESUMED = [pytest.param(path, marks=pytest.mark.slow) if path.stem == "gp" else path for path in SAMPLERS]
+RESUMED = [
+    pytest.param(path, marks=pytest.mark.slow) if path.stem == "gp" else path for path in SAMPLERS
+]
 CRITERION = {"_target_": "lightning_modules.pruning.criteria.Magnitude"}
 METHOD = MethodSettings.model_validate({"name": "l2", "criterion": CRITERION})
-GOALS = Goals("accuracy", {"accuracy": 1.0, "loss": -1.0}, ("flops",), {"accuracy": Bound(least=0.8)})
+GOALS = Goals(
+    "accuracy", {"accuracy": 1.0, "loss": -1.0}, ("flops",), {"accuracy": Bound(least=0.8)}
+)
 TWO: list[Direction] = ["maximize", "minimize"]
 
 
@@ -90,7 +94,10 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
     if plain.get("seed") == "${seed}":
         plain["seed"] = 5
     if "registry" in plain:
-        plain |= {"package": "samplers/halves", "registry": str(write_package(tmp_path / "registry"))}
+        plain |= {
+            "package": "samplers/halves",
+            "registry": str(write_package(tmp_path / "registry")),
+        }
     if "n_startup_trials" in plain:
         plain["n_startup_trials"] = 4 if slow_to_fit(plain["_target_"]) else 7
     if "population_size" in plain:
@@ -106,18 +113,27 @@ def space_for(recipe: Recipe) -> Choices:
 
 
 def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
-    kept = np.array([round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in terrain().structure.groups])
+    kept = np.array(
+        [
+            round(g.size * (1 - proposal.cuts[0].thresholds[g.name]))
+            for g in terrain().structure.groups
+        ]
+    )
     macs = terrain().macs(kept)
     ratio = macs / terrain().dense_macs
     metrics = {"accuracy": 0.95 - 0.3 * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) ** 2}
     report(1, ratio, metrics)
-    return Measurement("completed", None, {"flops": 2.0 * macs}, {"flops": ratio}, {}, rungs=((1, metrics),))
+    return Measurement(
+        "completed", None, {"flops": 2.0 * macs}, {"flops": ratio}, {}, rungs=((1, metrics),)
+    )
 
 
 def open_on(storage: optuna.storages.BaseStorage) -> Study:
     """The study on this storage, new or as it was left: nothing of the sampler is in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(study_name="s", storage=storage, directions=GOALS.directions, load_if_exists=True)
+    return optuna.create_study(
+        study_name="s", storage=storage, directions=GOALS.directions, load_if_exists=True
+    )
 
 
 def fresh() -> Study:
@@ -151,16 +167,23 @@ def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: 
     for params in found:
         assert set(params) == set(distributions)
         for name, value in params.items():
-            assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (name, value)
+            assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (
+                name,
+                value,
+            )
     assert {trial.user_attrs[STATE] for trial in study.get_trials()} <= {"completed", "infeasible"}
-    assert len({str(params) for params in found}) >= n_trials - 1  # two proposals may meet, all alike they may not
+    assert (
+        len({str(params) for params in found}) >= n_trials - 1
+    )  # two proposals may meet, all alike they may not
 
 
 def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(recipe: Recipe) -> None:
     n_trials = 5 if slow_to_fit(recipe.target) else 10
     found = [run(fresh(), recipe, n_trials) for _ in range(2)]
     assert found[0] == found[1]
-    reseeded = Recipe(recipe.target, {**recipe.arguments, **({"seed": 6} if "seed" in recipe.arguments else {})})
+    reseeded = Recipe(
+        recipe.target, {**recipe.arguments, **({"seed": 6} if "seed" in recipe.arguments else {})}
+    )
     assert run(fresh(), reseeded, n_trials, seed=6)[2:] != found[0][2:]
 
 
@@ -184,10 +207,19 @@ def test_bounds_reach_the_sampler_as_constraints() -> None:
 
 
 def test_of_a_trial_that_was_stopped_the_sampler_learns_the_costs_alone() -> None:
-    goals = Goals("accuracy", {"accuracy": 1.0}, ("flops",), {"accuracy": Bound(least=0.99), "flops": Bound(most=1.0)})
+    goals = Goals(
+        "accuracy",
+        {"accuracy": 1.0},
+        ("flops",),
+        {"accuracy": Bound(least=0.99), "flops": Bound(most=1.0)},
+    )
 
     def stopped(proposal: Proposal, number: int, report: Report) -> Measurement:
-        return replace(pretend(proposal, number, report), state="stopped" if number else "rejected", reason="why")
+        return replace(
+            pretend(proposal, number, report),
+            state="stopped" if number else "rejected",
+            reason="why",
+        )
 
     study = optuna.create_study(directions=goals.directions)
     rules = Rules(goals, 0.95, Never(), Recipe("optuna.samplers.RandomSampler"), 0)
@@ -198,7 +230,9 @@ def test_of_a_trial_that_was_stopped_the_sampler_learns_the_costs_alone() -> Non
 
 
 def test_samplers_of_one_objective_are_refused_with_what_optuna_says() -> None:
-    with pytest.raises(ConfigError, match=r"must take 2 objectives; it says: .*multi-objective.*sampler=tpe"):
+    with pytest.raises(
+        ConfigError, match=r"must take 2 objectives; it says: .*multi-objective.*sampler=tpe"
+    ):
         check_sampler(Recipe("optuna.samplers.CmaEsSampler"), TWO)
 
 
@@ -251,7 +285,11 @@ def test_an_interrupted_combination_is_tried_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         ran(study, space, breaks, rules, 100)
     exhaust(study, space)
-    ended = [str(trial.params) for trial in study.get_trials() if trial.user_attrs[STATE] != "interrupted"]
+    ended = [
+        str(trial.params)
+        for trial in study.get_trials()
+        if trial.user_attrs[STATE] != "interrupted"
+    ]
     assert sorted(ended) == sorted(set(ended))
     assert len(ended) == 4
 
@@ -266,8 +304,12 @@ def test_continuous_dimensions_are_named() -> None:
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 7])
 def test_levels_hold_both_ends_and_as_many_values_as_asked_for(levels: int) -> None:
-    free = Choices(Allocation(needs_profile=False), METHOD, {"l2": terrain()}).distributions(terrain())
-    cut = Choices(Allocation(needs_profile=False, levels=levels), METHOD, {"l2": terrain()}).distributions(terrain())
+    free = Choices(Allocation(needs_profile=False), METHOD, {"l2": terrain()}).distributions(
+        terrain()
+    )
+    cut = Choices(
+        Allocation(needs_profile=False, levels=levels), METHOD, {"l2": terrain()}
+    ).distributions(terrain())
     assert continuous(cut) == []
     for name in continuous(free):
         values = values_of(cut[name])
@@ -283,11 +325,15 @@ def test_rungs_of_the_chain_move_to_the_nearest_level() -> None:
         distributions = choices.distributions(terrain())
         for target in (0.7, 0.3, 0.1):
             for name, value in choices.chain(terrain(), target).items():
-                assert any(value == pytest.approx(other) for other in values_of(distributions[name])), name
+                assert any(
+                    value == pytest.approx(other) for other in values_of(distributions[name])
+                ), name
 
 
 def test_one_level_is_no_choice() -> None:
-    with pytest.raises(ConfigError, match=r"space.levels must be null \(continuous\) or at least 2; got 1"):
+    with pytest.raises(
+        ConfigError, match=r"space.levels must be null \(continuous\) or at least 2; got 1"
+    ):
         Uniform(levels=1)
 
 
@@ -312,11 +358,16 @@ def test_what_is_wrong_with_a_package_is_said(tmp_path: Path) -> None:
         hub("samplers/halves", 0, {}, name="Halve", registry=registry)
     with pytest.raises(ConfigError, match=r"unexpected keyword argument 'fctor'; it takes"):
         hub("samplers/halves", 0, {}, registry=registry, arguments={"fctor": 1})
-    with pytest.raises(ConfigError, match=r"must be importable; ModuleNotFoundError: No module named 'no_such'"):
+    with pytest.raises(
+        ConfigError, match=r"must be importable; ModuleNotFoundError: No module named 'no_such'"
+    ):
         hub("samplers/halves", 0, {}, registry=write_package(tmp_path / "b", "import no_such"))
 
 
 def test_without_the_extra_the_hub_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optunahub", None)
-    with pytest.raises(ConfigError, match=r"pip install 'pruning-orchestrator\[hub\]'; or .* sampler.registry=FOLDER"):
+    with pytest.raises(
+        ConfigError,
+        match=r"pip install 'pruning-orchestrator\[hub\]'; or .* sampler.registry=FOLDER",
+    ):
         hub("samplers/auto_sampler", 0, {})

@@ -24,7 +24,9 @@ def test_each_begins_at_zero_and_ends_at_one() -> None:
 
 @settings(max_examples=400)
 @given(name=st.sampled_from(RISING), a=st.floats(0, 1), b=st.floats(0, 1))
-def test_rising_ones_never_fall_and_stay_in_the_unit_interval(name: str, a: float, b: float) -> None:
+def test_rising_ones_never_fall_and_stay_in_the_unit_interval(
+    name: str, a: float, b: float
+) -> None:
     low, high = SCHEDULES[name](min(a, b)), SCHEDULES[name](max(a, b))
     assert -1e-12 <= low <= high + 1e-12 <= 1.0 + 2e-12
 
@@ -57,14 +59,26 @@ def test_known_values() -> None:
     )
 
 
-@given(before=st.integers(0, 300), data=st.data(), steps=st.integers(1, 12), name=st.sampled_from(sorted(SCHEDULES)))
-def test_counts_follow_the_schedule_to_the_unit(before: int, data: st.DataObject, steps: int, name: str) -> None:
+@given(
+    before=st.integers(0, 300),
+    data=st.data(),
+    steps=st.integers(1, 12),
+    name=st.sampled_from(sorted(SCHEDULES)),
+)
+def test_counts_follow_the_schedule_to_the_unit(
+    before: int, data: st.DataObject, steps: int, name: str
+) -> None:
     final = data.draw(st.integers(0, before))
-    path = [int(at_step(np.array([before]), np.array([final]), name, step, steps)[0]) for step in range(1, steps + 1)]
+    path = [
+        int(at_step(np.array([before]), np.array([final]), name, step, steps)[0])
+        for step in range(1, steps + 1)
+    ]
     assert path[-1] == final
     for step, kept in enumerate(path, 1):
         wanted = before - int(np.rint((before - final) * SCHEDULES[name](step / steps)))
-        assert kept == max(wanted, min(final, 1))  # a group that keeps a unit in the end keeps one on the way
+        assert kept == max(
+            wanted, min(final, 1)
+        )  # a group that keeps a unit in the end keeps one on the way
     if name not in RETURNING:
         assert path == sorted(path, reverse=True)
 

@@ -38,7 +38,15 @@ def terrain_of(structure: Structure) -> Terrain:
     scores = np.random.default_rng(0).gamma(9.0, size=structure.n_units)
     loss = np.linspace(0.05, 1.0, len(structure.groups))[:, None]
     dense = cost.macs(structure.sizes)
-    return Terrain(structure, cost.macs, dense, "quantile", scores, Sensitivity((0.5,), loss), max_flops_ratio=0.9)
+    return Terrain(
+        structure,
+        cost.macs,
+        dense,
+        "quantile",
+        scores,
+        Sensitivity((0.5,), loss),
+        max_flops_ratio=0.9,
+    )
 
 
 def weights(*way: Any) -> Structure:
@@ -54,12 +62,15 @@ def terrain_named(name: str) -> Terrain:
         "weights": lambda: terrain_of(weights()),
         "patterns": lambda: terrain_of(weights("pattern", (1, 4))),
         "global": lambda: replace(
-            terrain_named("units"), pools=[list(range(len(terrain_named("units").structure.groups)))]
+            terrain_named("units"),
+            pools=[list(range(len(terrain_named("units").structure.groups)))],
         ),
         "shallow": lambda: replace(terrain_named("blocks"), depth=0.8),
         "rounded": lambda: replace(terrain_named("units"), round_to=4),
         "hybrid": lambda: replace(terrain_named("units"), then=terrain_named("weights")),
-        "hybrid of patterns": lambda: replace(terrain_named("units"), then=terrain_named("patterns")),
+        "hybrid of patterns": lambda: replace(
+            terrain_named("units"), then=terrain_named("patterns")
+        ),
     }
     return makers[name]()
 
@@ -74,7 +85,9 @@ def kept(terrain: Terrain, proposal: Any) -> Any:
     """Units of each group by the first cut."""
     cut, full = proposal.cuts[0], terrain.structure.full()
     pools = terrain.pools if cut.pooled else None
-    return terrain.round(counts(terrain.structure, terrain.scores, full, cut.thresholds, cut.rule, pools))
+    return terrain.round(
+        counts(terrain.structure, terrain.scores, full, cut.thresholds, cut.rule, pools)
+    )
 
 
 def ratio(terrain: Terrain, proposal: Any) -> float:
@@ -82,7 +95,11 @@ def ratio(terrain: Terrain, proposal: Any) -> float:
     left = terrain.macs(kept(terrain, proposal)) / terrain.dense_macs
     if terrain.then is not None:
         level = next(iter(proposal.cuts[1].thresholds.values()))
-        left *= 1.0 - level if terrain.then.structure.groups[0].kind != "pattern" else 1.0 - 0.75 * level
+        left *= (
+            1.0 - level
+            if terrain.then.structure.groups[0].kind != "pattern"
+            else 1.0 - 0.75 * level
+        )
     return left
 
 
@@ -102,11 +119,18 @@ def every_rung_of_the_chain_lies_within_the_distributions(space: Any, terrain: T
         params = space.chain(terrain, target)
         assert set(params) == set(distributions)
         for name, value in params.items():
-            assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (name, value)
+            assert distributions[name]._contains(distributions[name].to_internal_repr(value)), (
+                name,
+                value,
+            )
 
 
 def the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> None:
-    coarse = terrain.structure.groups[0].kind == "pattern" or terrain.round_to > 1 or terrain.then is not None
+    coarse = (
+        terrain.structure.groups[0].kind == "pattern"
+        or terrain.round_to > 1
+        or terrain.then is not None
+    )
     before = terrain.structure.sizes
     for target in (0.7, 0.4):
         proposal = space.propose(terrain, space.chain(terrain, target))
@@ -121,7 +145,9 @@ def what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain: Ter
     for _ in range(10):
         proposal = space.propose(terrain, study.ask(space.distributions(terrain)).params)
         assert len(proposal.cuts) == (1 if terrain.then is None else 2)
-        assert set(proposal.cuts[0].thresholds) == {group.name for group in terrain.structure.groups}
+        assert set(proposal.cuts[0].thresholds) == {
+            group.name for group in terrain.structure.groups
+        }
         assert (kept(terrain, proposal) >= terrain.structure.least).all()
         assert proposal.timing.total >= 1
 
@@ -146,8 +172,14 @@ def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None
     proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5), names[0]: 0.5})
     found = kept(terrain, proposal)
     assert abs(int(found.sum()) - terrain.structure.n_units / 2) <= len(terrain.structure.groups)
-    worst_kept = [np.sort(terrain.scores[g.units])[-n] for g, n in zip(terrain.structure.groups, found, strict=True)]
-    best_gone = [np.sort(terrain.scores[g.units])[-n - 1] for g, n in zip(terrain.structure.groups, found, strict=True)]
+    worst_kept = [
+        np.sort(terrain.scores[g.units])[-n]
+        for g, n in zip(terrain.structure.groups, found, strict=True)
+    ]
+    best_gone = [
+        np.sort(terrain.scores[g.units])[-n - 1]
+        for g, n in zip(terrain.structure.groups, found, strict=True)
+    ]
     several = found > 1
     assert np.array(worst_kept)[several].min() >= np.array(best_gone).max()
 
@@ -172,20 +204,31 @@ def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
     dropped = {0.7: 1, 0.4: 2, 0.2: 3, 0.06: 4}  # 4 x (1 - target^0.8), the nearest whole number
     for target, expected in dropped.items():
         proposal = space.propose(terrain, space.chain(terrain, target))
-        assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(terrain.blocks[:expected])
+        assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(
+            terrain.blocks[:expected]
+        )
         assert ratio(terrain, proposal) <= target
         whole = replace(terrain, depth=0.0)
         assert space.chain(whole, target)["blocks"] == 0
 
 
 def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
-    structure = discovered("small vit", lambda: (SmallViT(10), (torch.zeros(1, 1, 8, 8),)), depth=True)
+    structure = discovered(
+        "small vit", lambda: (SmallViT(10), (torch.zeros(1, 1, 8, 8),)), depth=True
+    )
     terrain = replace(terrain_of(structure), depth=1.0)
-    none_left = np.concatenate([structure.sizes[: terrain.widths], terrain.without_blocks(len(terrain.blocks))])
+    none_left = np.concatenate(
+        [structure.sizes[: terrain.widths], terrain.without_blocks(len(terrain.blocks))]
+    )
     least = terrain.macs(none_left) / terrain.dense_macs
     assert len(terrain.blocks) == 2
     assert least < 0.05
-    for target in (0.4, 0.2, 0.1, 0.05):  # without a block it would be the same tiny model each time
+    for target in (
+        0.4,
+        0.2,
+        0.1,
+        0.05,
+    ):  # without a block it would be the same tiny model each time
         found = ratio(terrain, Allocation().propose(terrain, Allocation().chain(terrain, target)))
         assert 0.5 * target < found <= target
 
@@ -216,7 +259,10 @@ def test_a_stage_s_offset_moves_all_its_groups() -> None:
             ["conv1", "layer1.0.a", "layer1.1.a", "layer2.0.a", "layer2.1.a"],
             ["conv1", "layer1", "layer1", "layer2", "layer2"],
         ),
-        (["stages.0.a", "stages.0.b", "stages.1.a", "stages.1.b"], ["stages.0", "stages.0", "stages.1", "stages.1"]),
+        (
+            ["stages.0.a", "stages.0.b", "stages.1.a", "stages.1.b"],
+            ["stages.0", "stages.0", "stages.1", "stages.1"],
+        ),
         (["features.0", "features.3", "features.7"], ["features.0", "features.3", "features.7"]),
     ],
 )
@@ -225,7 +271,9 @@ def test_stages_are_what_names_share(groups: list[str], stages: list[str]) -> No
 
 
 def test_spaces_that_do_not_fit_the_method_say_what_to_take() -> None:
-    spaces = {path.stem: Recipe.from_json(yaml.safe_load(path.read_text())).build() for path in SPACES}
+    spaces = {
+        path.stem: Recipe.from_json(yaml.safe_load(path.read_text())).build() for path in SPACES
+    }
     for name, found, remedy in (
         ("per_group", "patterns", "space=patterns"),
         ("patterns", "units", "space=allocation"),

@@ -50,7 +50,9 @@ def test_inputs_come_back_from_their_description_in_shape_and_type(name: str) ->
     network, data, task = parts_of(name)
     inputs = inputs_of(task, next(batches(data))).first()
     again = Inputs.from_json(inputs.to_json())
-    assert [(t.shape, t.dtype) for t in again.tensors()] == [(t.shape, t.dtype) for t in inputs.tensors()]
+    assert [(t.shape, t.dtype) for t in again.tensors()] == [
+        (t.shape, t.dtype) for t in inputs.tensors()
+    ]
     assert set(again.kwargs) == set(inputs.kwargs)
     shapes = [leaf.shape for leaf in pytree.tree_leaves(run(network, inputs))]
     assert [leaf.shape for leaf in pytree.tree_leaves(run(network, again))] == shapes
@@ -82,7 +84,9 @@ def test_distillation_wraps_the_loss_and_leaves_the_task_as_it_was(name: str) ->
     divergence, batch = divergence_of(task), next(batches(data))
     assert divergence is not None
     dense, _, _ = parts_of(name)
-    apart = divergence(run(network, inputs_of(task, batch)), run(dense, inputs_of(task, batch)), 3.0)
+    apart = divergence(
+        run(network, inputs_of(task, batch)), run(dense, inputs_of(task, batch)), 3.0
+    )
     before = set(vars(task))
     network.eval()
     plain = step_loss(task, batch)
@@ -103,7 +107,9 @@ def test_outputs_are_not_kept_of_data_that_does_not_name_its_samples(name: str) 
 def test_kept_outputs_are_those_of_the_dense_model_sample_by_sample(name: str) -> None:
     network, data, task = parts_of(name)
     sizes = [inputs_of(task, batch).batch for batch in data.ordered_batches()]
-    places = list(torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes))
+    places = list(
+        torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes)
+    )
     waiting = iter(places)
     kept = dense_outputs(task, data.ordered_batches(), lambda batch: next(waiting), CPU)
     for batch, place in zip(data.ordered_batches(), places, strict=True):
@@ -124,7 +130,9 @@ class Silent(torch.nn.Module):
 
 
 def test_a_task_that_names_no_metric_is_refused_with_an_example() -> None:
-    with pytest.raises(ConfigError, match=r"directions = \{'accuracy': 'maximize', 'loss': 'minimize'\}"):
+    with pytest.raises(
+        ConfigError, match=r"directions = \{'accuracy': 'maximize', 'loss': 'minimize'\}"
+    ):
         directions_of(Recipe(f"{__name__}.Silent"))
 
 
@@ -132,6 +140,8 @@ def test_a_network_that_does_not_fit_its_data_is_told_with_the_shapes(tmp_path: 
     network, _, task = parts_of("regression")
     with pytest.raises(ConfigError, match=r"the model must take the data's inputs \(4, 3\)"):
         check_outputs(task, (torch.zeros(4, 3), torch.zeros(4)))
-    with pytest.raises(ConfigError, match=r"Regression.validation_step must take the model's outputs"):
+    with pytest.raises(
+        ConfigError, match=r"Regression.validation_step must take the model's outputs"
+    ):
         check_outputs(task, (torch.zeros(4, 8), torch.zeros(5)))
     assert network is task.model

@@ -70,12 +70,18 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 def test_fashion_mnist_reads_idx_files(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for part, count in (("train", 60), ("t10k", 20)):
-        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", generator.integers(0, 256, (count, 28, 28)))
+        write_idx(
+            tmp_path / f"{part}-images-idx3-ubyte.gz", generator.integers(0, 256, (count, 28, 28))
+        )
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", np.arange(count) % 10)
     data = fashion_mnist(str(tmp_path), size=14, val_fraction=0.2, train_images=50)
     data.setup()
     assert next(iter(data.val_dataloader()))[0].shape[1:] == (1, 14, 14)
-    assert {name: len(x) for name, (x, _) in data.splits.items()} == {"train": 40, "val": 10, "test": 20}
+    assert {name: len(x) for name, (x, _) in data.splits.items()} == {
+        "train": 40,
+        "val": 10,
+        "test": 20,
+    }
     with pytest.raises(DataError, match=r"data.folder must hold train-images-idx3-ubyte.gz"):
         fashion_mnist(str(tmp_path / "nowhere")).setup()
 
@@ -87,12 +93,16 @@ def image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), images: 
             (root / part / name).mkdir(parents=True)
             for i in range(images):
                 picture = torch.randint(0, 120, (3, 40, 48), generator=generator) + 100 * place
-                Image.fromarray(picture.to(torch.uint8).permute(1, 2, 0).numpy()).save(root / part / name / f"{i}.png")
+                Image.fromarray(picture.to(torch.uint8).permute(1, 2, 0).numpy()).save(
+                    root / part / name / f"{i}.png"
+                )
     return root
 
 
 def test_image_folders(tmp_path: Path) -> None:
-    data = ImageFolder(str(image_folder(tmp_path)), size=32, resize=36, batch_size=4, val_fraction=0.34, workers=0)
+    data = ImageFolder(
+        str(image_folder(tmp_path)), size=32, resize=36, batch_size=4, val_fraction=0.34, workers=0
+    )
     data.setup()
     assert data.num_classes == 2
     assert next(iter(data.val_dataloader()))[0].shape[1:] == (3, 32, 32)
@@ -102,14 +112,17 @@ def test_image_folders(tmp_path: Path) -> None:
     again = next(iter(data.train_batches(3)))
     assert first[0].shape == (4, 3, 32, 32)
     assert torch.equal(first[1], again[1])
-    assert len(first) == 2  # no index: augmented images are not the same twice, outputs are not to be cached
+    assert (
+        len(first) == 2
+    )  # no index: augmented images are not the same twice, outputs are not to be cached
     train = set(data.parts["train"].indices)  # type: ignore[union-attr]
     assert train.isdisjoint(data.parts["val"].indices)  # type: ignore[union-attr]
 
 
 def test_missing_folders_and_classes_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"data.folder must hold train/<class>/ and val/<class>/; .*nowhere/train is not"
+        DataError,
+        match=r"data.folder must hold train/<class>/ and val/<class>/; .*nowhere/train is not",
     ):
         ImageFolder(str(tmp_path / "nowhere"))
     image_folder(tmp_path, images=1)

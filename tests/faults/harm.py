@@ -44,7 +44,11 @@ def header(size: int, content: bytes = b"{}") -> bytes:
 def with_header(shapes: dict[str, list[int]], data: int = 0) -> bytes:
     """A file that claims these shapes."""
     claimed = {
-        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * int(np.prod(shape, dtype=object))]}
+        name: {
+            "dtype": "F32",
+            "shape": shape,
+            "data_offsets": [0, 4 * int(np.prod(shape, dtype=object))],
+        }
         for name, shape in shapes.items()
     }
     content = json.dumps(claimed).encode()

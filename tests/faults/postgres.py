@@ -24,7 +24,8 @@ def binaries() -> Path | None:
     if (found := shutil.which("initdb")) is not None:
         return Path(found).resolve().parent
     versions = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4].split(".")[0])
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: int(path.parts[4].split(".")[0]),
     )
     return versions[-1].parent if versions else None
 
@@ -42,7 +43,9 @@ class Postgres:
         if os.geteuid() == 0:
             shutil.chown(folder, USER)
             shutil.chown(secret, USER)
-        self._call("initdb", "-U", USER, "-A", "scram-sha-256", "--no-sync", "--pwfile", str(secret))
+        self._call(
+            "initdb", "-U", USER, "-A", "scram-sha-256", "--no-sync", "--pwfile", str(secret)
+        )
         self.start()
 
     def url(self, database: str) -> str:
@@ -57,7 +60,9 @@ class Postgres:
         return f"{address}/{database}"
 
     def start(self) -> None:
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self._folder} -c max_connections=50"
+        options = (
+            f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self._folder} -c max_connections=50"
+        )
         self._call("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
@@ -67,7 +72,9 @@ class Postgres:
     def _call(self, name: str, *words: str) -> None:
         before = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
         command = [*before, str(self._bin / name), "-D", str(self._data), *words]
-        found = subprocess.run(command, cwd=self._folder, stdin=subprocess.DEVNULL, capture_output=name != "pg_ctl")
+        found = subprocess.run(
+            command, cwd=self._folder, stdin=subprocess.DEVNULL, capture_output=name != "pg_ctl"
+        )
         assert found.returncode == 0, (found.stderr or b"").decode() + self._log()
 
     def _log(self) -> str:

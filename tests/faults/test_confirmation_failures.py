@@ -124,7 +124,9 @@ def test_a_confirmation_without_memory_is_made_with_half_the_batch_and_replayed_
     assert read_plan(model)["confirmation"]["accumulate"] == 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert orchestrator.replay(settings_of(tmp_path, *SMALL, "phases.confirm.seeds=[0,1]"), model).identical
+    assert orchestrator.replay(
+        settings_of(tmp_path, *SMALL, "phases.confirm.seeds=[0,1]"), model
+    ).identical
 
 
 @pytest.mark.parametrize("phase", ["train", "finetune"])

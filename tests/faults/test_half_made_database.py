@@ -26,7 +26,9 @@ MlflowTracker(sys.argv[1], "pruning").open_study("one", {"study_id": "1"}, {"see
 
 def opens(database: Path) -> int:
     """Opens a study there; the number of its experiments."""
-    MlflowTracker(f"sqlite:///{database}", "pruning").open_study("two", {"study_id": "2"}, {"seed": 0})
+    MlflowTracker(f"sqlite:///{database}", "pruning").open_study(
+        "two", {"study_id": "2"}, {"seed": 0}
+    )
     with closing(sqlite3.connect(database)) as connection:
         return int(connection.execute("select count(*) from experiments").fetchone()[0])
 
@@ -83,7 +85,9 @@ def test_after_its_maker_was_killed_the_next_one_opens(tmp_path: Path, seconds: 
     """Killed that long after the first sign of the file, at its place or beside it."""
     database = tmp_path / "mlflow.db"
     command = [sys.executable, "-c", OPEN, f"sqlite:///{database}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as maker:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as maker:
         until = time.monotonic() + 120
         while not any(tmp_path.iterdir()) and maker.poll() is None:
             assert time.monotonic() < until

@@ -47,7 +47,12 @@ def test_a_study_killed_at_random_times_ends_as_an_undisturbed_one(
         folder.mkdir(exist_ok=True)
         with run(folder) as process:
             try:
-                assert process.process.wait(draw.uniform(0.1, 1.0) * seconds if kills < SINGLE else None) == 0
+                assert (
+                    process.process.wait(
+                        draw.uniform(0.1, 1.0) * seconds if kills < SINGLE else None
+                    )
+                    == 0
+                )
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.ends()
@@ -65,7 +70,9 @@ def test_workers_that_are_killed_are_replaced_and_their_trials_taken_over(tmp_pa
         assert process.says("search: ")
         while kills < OF_WORKERS:
             victim = draw.choice(wait_for(process.workers, "a worker"))
-            wait_for(lambda pid=victim: working(tmp_path, pid), f"worker {victim} runs a trial or ends")
+            wait_for(
+                lambda pid=victim: working(tmp_path, pid), f"worker {victim} runs a trial or ends"
+            )
             time.sleep(draw.uniform(0.0, 0.3))
             open_now = held(tmp_path, victim)
             if alive(victim) and all(fallen[number] < MOST for number in open_now):
@@ -77,7 +84,9 @@ def test_workers_that_are_killed_are_replaced_and_their_trials_taken_over(tmp_pa
                 break
         assert process.ends() == 0, process.text
         # both may have been killed once more when there was nothing left to do
-        assert max(3, kills - 2) <= process.text.count("ended with signal 9 and is replaced") <= kills
+        assert (
+            max(3, kills - 2) <= process.text.count("ended with signal 9 and is replaced") <= kills
+        )
     check_whole(tmp_path, trials=MANY)
 
 
@@ -91,17 +100,24 @@ def held(folder: Path, pid: int) -> list[int]:
     return [number for number, lease in leases.items() if lease.get("pid") == pid][-1:]
 
 
-def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_command_goes_on(
+    tmp_path: Path,
+) -> None:
     draw = random.Random(2)
     for number in range(OF_PARENTS):
         with run(tmp_path, *LONGEST) as process:
             workers = wait_for(lambda found=process: both(found.workers()), "two workers")
             if number:  # the first one is killed while its workers import
-                wait_for(lambda pids=workers: any(held(tmp_path, pid) for pid in pids), "a worker runs a trial")
+                wait_for(
+                    lambda pids=workers: any(held(tmp_path, pid) for pid in pids),
+                    "a worker runs a trial",
+                )
             time.sleep(draw.uniform(0.0, 2.0))
             process.kill()
             process.process.wait()
-            assert wait_for(lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0)
+            assert wait_for(
+                lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0
+            )
     finished(tmp_path, *LONGEST, seconds=300.0)
     check_whole(tmp_path, trials=2 * MANY)
 

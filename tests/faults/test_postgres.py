@@ -31,10 +31,15 @@ def told(folder: Path, url: str) -> int:
 
 def begun(folder: Path, url: str, process: Run, trials: int) -> None:
     assert process.says("search: "), process.text
-    wait_for(lambda: told(folder, url) >= trials or process.process.poll() is not None, f"{trials} trials")
+    wait_for(
+        lambda: told(folder, url) >= trials or process.process.poll() is not None,
+        f"{trials} trials",
+    )
 
 
-def test_a_study_in_a_database_is_the_one_in_a_journal_also_after_kills(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_study_in_a_database_is_the_one_in_a_journal_also_after_kills(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     draw = random.Random(3)
     kept = {name: tmp_path / name for name in ("journal", "database")}
     for folder in kept.values():
@@ -66,9 +71,16 @@ def test_a_server_that_is_restarted_under_workers(postgres: Postgres, tmp_path: 
     check_whole(tmp_path, url, trials=MANY)
 
 
-def test_a_server_that_stays_away_ends_the_run_and_the_same_command_goes_on(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_server_that_stays_away_ends_the_run_and_the_same_command_goes_on(
+    postgres: Postgres, tmp_path: Path
+) -> None:
     url = postgres.url("away")
-    command = ["workers=2", f"study.n_trials={MANY}", f"study.storage={url}", "study.storage_patience=2"]
+    command = [
+        "workers=2",
+        f"study.n_trials={MANY}",
+        f"study.storage={url}",
+        "study.storage_patience=2",
+    ]
     with run(tmp_path, *command) as process:
         begun(tmp_path, url, process, 2)
         postgres.stop("immediate")
@@ -89,7 +101,16 @@ class Host:
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
         self.folder.mkdir()
-        self._before = ("unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c")
+        self._before = (
+            "unshare",
+            "--uts",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+        )
         self._name = name
 
     def words(self) -> tuple[str, ...]:
@@ -109,7 +130,11 @@ def test_two_hosts_share_a_study_and_each_is_killed_once(
     postgres: Postgres, hosts: tuple[Host, Host], tmp_path: Path
 ) -> None:
     url = postgres.url("hosts")
-    shared = [f"study.storage={url}", f"study.out={tmp_path}/runs", f"study.baselines={tmp_path}/baselines"]
+    shared = [
+        f"study.storage={url}",
+        f"study.out={tmp_path}/runs",
+        f"study.baselines={tmp_path}/baselines",
+    ]
     command = [*shared, f"study.n_trials={MANY}", "study.lease=3", "phases.finetune.round_steps=60"]
     one, two = hosts
     with run(one.folder, *command, before=one.words()) as search:

@@ -47,17 +47,28 @@ def leaks(folder: Path) -> list[tuple[str, str]]:
     found = []
     for path in sorted(folder.rglob("*")):
         content = path.read_bytes() if path.is_file() else b""
-        found += [(str(path), form) for form in FORMS if form.encode() in content or form in path.name]
+        found += [
+            (str(path), form) for form in FORMS if form.encode() in content or form in path.name
+        ]
     return found
 
 
 def test_a_password_is_in_nothing_that_a_run_says_or_leaves_behind(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    postgres: Postgres,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     url = postgres.url("secret")
     storage = f"study.storage={url}"
-    words = [storage, "tracking=mlflow", "tracking.uri=sqlite:///mlflow.db", "workers=2", "study.storage_patience=1"]
+    words = [
+        storage,
+        "tracking=mlflow",
+        "tracking.uri=sqlite:///mlflow.db",
+        "workers=2",
+        "study.storage_patience=1",
+    ]
 
     with run(tmp_path, *words) as process:  # stopped: it repeats its command
         assert process.says("search: "), process.text
@@ -70,21 +81,40 @@ def test_a_password_is_in_nothing_that_a_run_says_or_leaves_behind(
     check_whole(tmp_path, url)
     assert "complete: nothing to help with" in said(tmp_path, 0, storage, "job=work")
 
-    other = url.replace("hunter2", "hunter3")  # a wrong password, a wrong host, another search, no address at all
-    wrong = [other, other.replace("127.0.0.1", "nowhere.invalid"), other.replace(quote("@"), "@"), "hunter3"]
+    other = url.replace(
+        "hunter2", "hunter3"
+    )  # a wrong password, a wrong host, another search, no address at all
+    wrong = [
+        other,
+        other.replace("127.0.0.1", "nowhere.invalid"),
+        other.replace(quote("@"), "@"),
+        "hunter3",
+    ]
     for address in wrong:
         text = refused(capfd, f"study.storage={address}", "study.name=wrong")
         assert "study.storage" in text
         assert told(text.replace("'hunter3'", "")) == []
     assert told(refused(capfd, storage, "method=l1")) == []
-    assert told(refused(capfd, storage, f"tracking.urii=http://me:{quote(PASSWORD, safe='')}@127.0.0.1:1")) == []
+    assert (
+        told(
+            refused(
+                capfd, storage, f"tracking.urii=http://me:{quote(PASSWORD, safe='')}@127.0.0.1:1"
+            )
+        )
+        == []
+    )
 
     tracked = ["tracking=mlflow", "study.name=untracked"]
-    text = refused(capfd, *tracked, f"tracking.uri=http://me:{quote(PASSWORD, safe='')}@127.0.0.1:1")
+    text = refused(
+        capfd, *tracked, f"tracking.uri=http://me:{quote(PASSWORD, safe='')}@127.0.0.1:1"
+    )
     assert "tracking.uri" in text
     assert told(text) == []
     text = said(
-        tmp_path, 2, *tracked, f"tracking.uri=postgresql+psycopg://me:{quote(PASSWORD, safe='')}@127.0.0.1:1/db"
+        tmp_path,
+        2,
+        *tracked,
+        f"tracking.uri=postgresql+psycopg://me:{quote(PASSWORD, safe='')}@127.0.0.1:1/db",
     )
     assert told(text) == []
     assert leaks(tmp_path) == []

@@ -65,7 +65,10 @@ def test_a_study_on_a_read_only_disk_is_refused_in_seconds(
     with mounted(tmp_path / "disk", "size=1m", "ro") as folder:
         begin = time.perf_counter()
         assert main([*TINY, f"study.out={folder}"]) == 2
-        assert f"folder must be writable; '{folder}/tiny' is not (Read-only file system)" in capsys.readouterr().err
+        assert (
+            f"folder must be writable; '{folder}/tiny' is not (Read-only file system)"
+            in capsys.readouterr().err
+        )
         assert main([*TINY, f"study.baselines={folder}"]) == 2
         assert "is not (Read-only file system)" in capsys.readouterr().err
         assert time.perf_counter() - begin < 30.0
@@ -96,10 +99,15 @@ def test_a_signal_leaves_no_worker_and_no_open_trial_behind(
         send(process.process.pid, number)
         assert process.ends(60.0) == code, process.text
         assert not any(map(alive, workers))
-        assert "stopped; what was finished is kept; to go on, give the same command again: python -m" in process.text
+        assert (
+            "stopped; what was finished is kept; to go on, give the same command again: python -m"
+            in process.text
+        )
         assert "Traceback" not in process.text
     assert TrialState.RUNNING not in states(tmp_path)
-    assert "Traceback" not in "".join(path.read_text() for path in tmp_path.glob("runs/tiny/workers/*.log"))
+    assert "Traceback" not in "".join(
+        path.read_text() for path in tmp_path.glob("runs/tiny/workers/*.log")
+    )
     finished(tmp_path, *COMMAND)
     check_whole(tmp_path, trials=MANY)
 

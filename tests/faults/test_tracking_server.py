@@ -51,7 +51,9 @@ def check_all_is_recorded(server: Server) -> None:
     assert server.trials() == [(number, "FINISHED") for number in NUMBERS]
     client = MlflowClient(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
-    children = {run.data.tags["trial_number"]: run for run in runs if "trial_number" in run.data.tags}
+    children = {
+        run.data.tags["trial_number"]: run for run in runs if "trial_number" in run.data.tags
+    }
     (parent,) = [run for run in runs if "trial_number" not in run.data.tags]
     for row in read_csv("runs/digits_small/trials.csv", TrialRow):
         run = children[str(row.number)]
@@ -61,7 +63,9 @@ def check_all_is_recorded(server: Server) -> None:
         assert run.data.metrics["quality"] == pytest.approx(row.quality)
         history = client.get_metric_history(run.info.run_id, "finetune/loss")
         assert [point.step for point in history] == list(range(1, row.rung + 1))
-        assert {"plan.json", "groups.json"} <= {entry.path for entry in client.list_artifacts(run.info.run_id)}
+        assert {"plan.json", "groups.json"} <= {
+            entry.path for entry in client.list_artifacts(run.info.run_id)
+        }
     assert parent.info.status == "FINISHED"
     assert len(client.get_metric_history(parent.info.run_id, "hypervolume")) == 1
     names = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
@@ -112,14 +116,20 @@ def test_a_server_that_stays_away_gets_everything_from_the_same_command_later(
     monkeypatch.setattr(explore, "record_trial", kill_and_record)
     assert main(command) == 0
     captured = capsys.readouterr()
-    assert "records that wait in 'runs/digits_small/spool': 7; the same command sends them" in captured.err
+    assert (
+        "records that wait in 'runs/digits_small/spool': 7; the same command sends them"
+        in captured.err
+    )
     assert "tracking" in captured.out
     assert len(read_csv("runs/digits_small/trials.csv", TrialRow)) == 6
 
     begun = time.perf_counter()
     assert main(command) == 0
     assert time.perf_counter() - begun < 30
-    assert "wait in 'runs/digits_small/spool': 7; the same command sends them" in capsys.readouterr().err
+    assert (
+        "wait in 'runs/digits_small/spool': 7; the same command sends them"
+        in capsys.readouterr().err
+    )
 
     server.start()
     assert main(command) == 0

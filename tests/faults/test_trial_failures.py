@@ -26,7 +26,14 @@ from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.studies.results import rows
 from orchestrator.search.studies.trial import RUNGS, TRACE
 from orchestrator.search.trials import evaluate
-from orchestrator.search.trials.failures import HALVED, Deadline, check_failures, most_common, reason_of, sparing_memory
+from orchestrator.search.trials.failures import (
+    HALVED,
+    Deadline,
+    check_failures,
+    most_common,
+    reason_of,
+    sparing_memory,
+)
 from orchestrator.settings.budget import parse_time
 from orchestrator.tracking.none import NoTracker
 from tests.search.problems import Bench, bench, settings_of, silent
@@ -49,7 +56,9 @@ class Spent:
         self.held: list[weakref.ref[Tensor]] = []
 
     def __call__(self, proposal: Proposal, number: int = 0, report: Report = silent) -> Measurement:
-        assert not any(held() is not None for held in self.held), "the first attempt's tensors are still there"
+        assert not any(held() is not None for held in self.held), (
+            "the first attempt's tensors are still there"
+        )
         self.tried.append(proposal.timing.accumulate)
         if len(self.tried) <= self.times:
             large = torch.zeros(1000)
@@ -96,7 +105,10 @@ def test_other_errors_and_those_who_do_not_want_it_are_not_retried() -> None:
     ("error", "reason"),
     [
         (MemoryError(), "out of memory: MemoryError"),
-        (DivergedError("the training loss became nan at step 4"), "DivergedError: the training loss became nan"),
+        (
+            DivergedError("the training loss became nan at step 4"),
+            "DivergedError: the training loss became nan",
+        ),
         (PlanError("a plan must remove something"), "a plan must remove something"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
         (TrialTimeoutError("timeout: ..."), "timeout: ..."),
@@ -118,14 +130,23 @@ def test_a_trial_is_over_after_its_time() -> None:
 
 
 def test_a_timeout_is_a_time(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trial_timeout: must be a time: 90s, 20min, 1.5h or 2d; got '3epochs'"):
-        settings(tmp_path, study={"name": "s", "n_trials": 1, "out": str(tmp_path), "trial_timeout": "3epochs"})
-    found = settings(tmp_path, study={"name": "s", "n_trials": 1, "out": str(tmp_path), "trial_timeout": "90 s"})
+    with pytest.raises(
+        ConfigError, match=r"trial_timeout: must be a time: 90s, 20min, 1.5h or 2d; got '3epochs'"
+    ):
+        settings(
+            tmp_path,
+            study={"name": "s", "n_trials": 1, "out": str(tmp_path), "trial_timeout": "3epochs"},
+        )
+    found = settings(
+        tmp_path, study={"name": "s", "n_trials": 1, "out": str(tmp_path), "trial_timeout": "90 s"}
+    )
     assert found.plain()["study"]["trial_timeout"] == "90s"
     assert "study" not in found.identity()
 
 
-def test_the_rungs_of_a_first_attempt_do_not_stand_beside_those_of_the_second(tmp_path: Path) -> None:
+def test_the_rungs_of_a_first_attempt_do_not_stand_beside_those_of_the_second(
+    tmp_path: Path,
+) -> None:
     study, spent = start(tmp_path), Spent(1)
 
     def attempts(proposal: Proposal, number: int, report: Report) -> Measurement:
@@ -196,10 +217,14 @@ def test_few_failures_a_half_and_a_share_of_one_stop_nothing(tmp_path: Path) -> 
         study = start(tmp_path / name)
         run(study, n_trials, failing(*failed), rules)
         states = [row.state for row in rows(study, GOALS)]
-        assert states == ["failed" if number in failed else "completed" for number in range(n_trials)]
+        assert states == [
+            "failed" if number in failed else "completed" for number in range(n_trials)
+        ]
 
 
-def test_plans_that_remove_nothing_or_empty_a_group_are_rejected_and_stop_nothing(tmp_path: Path) -> None:
+def test_plans_that_remove_nothing_or_empty_a_group_are_rejected_and_stop_nothing(
+    tmp_path: Path,
+) -> None:
     study = start(tmp_path)
     run(study, 6, failing(0, 1, 2, 3, 4, error=PlanError), HALF)
     found = rows(study, GOALS)
@@ -216,7 +241,10 @@ def test_trials_that_were_rejected_or_stopped_did_not_fail() -> None:
 
 
 def test_reasons_that_differ_in_numbers_are_the_same() -> None:
-    nan = [f"DivergedError: the training loss became {value} at step {step}" for value, step in ((1e9, 3), (2.5e8, 70))]
+    nan = [
+        f"DivergedError: the training loss became {value} at step {step}"
+        for value, step in ((1e9, 3), (2.5e8, 70))
+    ]
     assert most_common(["a bug", nan[0], "another", nan[1]]) == (2, nan[1])
 
 
@@ -256,7 +284,13 @@ def test_a_plan_that_needed_halves_is_confirmed_in_halves(
     full = here.problem.structure.full()
     for accumulate, expected in ((1, [64] * 6), (2, [32] * 12)):
         seen.clear()
-        finetuned(here.problem, Candidate("x", here.problem.model, full, None, accumulate=accumulate), 0, 1, 0.5)
+        finetuned(
+            here.problem,
+            Candidate("x", here.problem.model, full, None, accumulate=accumulate),
+            0,
+            1,
+            0.5,
+        )
         assert seen == expected
 
 
@@ -310,8 +344,20 @@ def test_a_study_survives_a_trial_without_memory_and_one_with_a_bug(
     assert main(STUDY) == 0
 
     found = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
-    assert [row.state for row in found] == ["completed", "completed", "failed", "completed", "completed"]
-    assert [row.reason for row in found] == ["", HALVED, "ZeroDivisionError: a bug in the task", "", ""]
+    assert [row.state for row in found] == [
+        "completed",
+        "completed",
+        "failed",
+        "completed",
+        "completed",
+    ]
+    assert [row.reason for row in found] == [
+        "",
+        HALVED,
+        "ZeroDivisionError: a bug in the task",
+        "",
+        "",
+    ]
     assert told[1]["tags"]["reason"] == HALVED
     assert "in step\n" in told[2]["artifacts"]["traceback.txt"]
     assert "traceback.txt" not in told[1]["artifacts"]

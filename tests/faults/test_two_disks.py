@@ -56,7 +56,11 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_plans_travel_as_artifacts(server: Server, tmp_path: Path) -> None:
-    place = [f"study.storage=sqlite:///{tmp_path / 'study.db'}", "study.results=mlflow", f"tracking.uri={server.uri}"]
+    place = [
+        f"study.storage=sqlite:///{tmp_path / 'study.db'}",
+        "study.results=mlflow",
+        f"tracking.uri={server.uri}",
+    ]
     searching = begun(tmp_path / "a", *place)
     assert searching.stderr is not None
     before = []
@@ -69,7 +73,11 @@ def test_plans_travel_as_artifacts(server: Server, tmp_path: Path) -> None:
     _, helped = helping.communicate(timeout=120)
     assert searching.returncode == 0, "".join(before) + rest
     assert helping.returncode == 0, helped
-    theirs = [line.split()[1] for line in helped.splitlines() if line.startswith("trial ") and "completed" in line]
+    theirs = [
+        line.split()[1]
+        for line in helped.splitlines()
+        if line.startswith("trial ") and "completed" in line
+    ]
     assert theirs, helped
     here, there = (tmp_path / name / "runs" / "digits_small" for name in ("a", "b"))
     for number in theirs:  # made there, fetched by the process that confirms the front

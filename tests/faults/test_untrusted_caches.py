@@ -18,7 +18,9 @@ from tests.faults.harm import DEEP, change
 from tests.search.problems import Bench, settings_of
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"ratios": [0.5], "loss": [[1]]}', '{"a": 1}', DEEP, "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"ratios": [0.5], "loss": [[1]]}', '{"a": 1}', DEEP, "null"]
+)
 def test_a_damaged_cache_is_named_and_made_anew(
     content: str, plan: tuple[Bench, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,13 +38,25 @@ def test_a_damaged_cache_is_named_and_made_anew(
 
 
 def test_a_damaged_latency_model_is_fitted_anew(
-    plan: tuple[Bench, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    plan: tuple[Bench, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.search.lab.latency_model.latency_ms", lambda model, example: 1.0)
+    monkeypatch.setattr(
+        "orchestrator.search.lab.latency_model.latency_ms", lambda model, example: 1.0
+    )
     problem = plan[0].problem
 
     def made() -> Any:
-        return latency_model(problem.model, problem.structure, torch.zeros(1, 1, 8, 8), tmp_path, "m", lambda *_: None)
+        return latency_model(
+            problem.model,
+            problem.structure,
+            torch.zeros(1, 1, 8, 8),
+            tmp_path,
+            "m",
+            lambda *_: None,
+        )
 
     first = made()
     (path,) = tmp_path.glob("latency-*.json")
@@ -52,7 +66,10 @@ def test_a_damaged_latency_model_is_fitted_anew(
 
 
 def test_a_file_does_not_ask_for_a_million_threads(
-    plan: tuple[Bench, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan: tuple[Bench, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     problem = plan[0].problem
     settings = settings_of(tmp_path, "threads=auto")
@@ -60,7 +77,9 @@ def test_a_file_does_not_ask_for_a_million_threads(
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
 
     def chosen() -> None:
-        choose_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+        choose_threads(
+            settings, problem.structure, problem.model, problem.data, torch.device("cpu")
+        )
 
     chosen()
     (path,) = (tmp_path / "baselines").glob("threads-*.json")

@@ -128,10 +128,14 @@ def test_other_types_than_the_models_are_refused(plan: tuple[Bench, Path], mine:
 # --- exported models
 
 
-def test_with_a_model_of_ones_own_nothing_that_the_file_names_is_called(mine: Path, tmp_path: Path) -> None:
+def test_with_a_model_of_ones_own_nothing_that_the_file_names_is_called(
+    mine: Path, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     expected = load_pruned(mine)
-    change(mine / "plan.json", lambda d: d.update(model={"_target_": "os.mkdir", "path": str(marker)}))
+    change(
+        mine / "plan.json", lambda d: d.update(model={"_target_": "os.mkdir", "path": str(marker)})
+    )
     skeleton = SmallResNet(10, width=8)
     before = {name: tensor.clone() for name, tensor in skeleton.state_dict().items()}
     found = load_pruned(mine, model=skeleton)
@@ -162,7 +166,9 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }  # fmt: skip
 
 
-def test_a_quantised_model_that_was_changed_is_refused_before_the_runtime_reads_it(mine: Path) -> None:
+def test_a_quantised_model_that_was_changed_is_refused_before_the_runtime_reads_it(
+    mine: Path,
+) -> None:
     (mine / INT8).write_bytes(b"model")
     change(mine / "plan.json", lambda d: d.update(int8=hashlib.sha256(b"model").hexdigest()))
     flip(mine / INT8)
@@ -191,14 +197,24 @@ def test_shapes_that_each_could_be_and_do_not_fit_one_another_are_refused(mine: 
 # --- replay
 
 
-def test_a_replay_builds_no_method_that_nobody_named(plan: tuple[Bench, Path], mine: Path, tmp_path: Path) -> None:
+def test_a_replay_builds_no_method_that_nobody_named(
+    plan: tuple[Bench, Path], mine: Path, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     bomb = {"_target_": "os.mkdir", "path": str(marker)}
-    change(mine / "plan.json", lambda d: d["lineage"]["links"][0]["plan"]["stages"][0]["method"].update(criterion=bomb))
-    with pytest.raises(DataError, match=r"trial 0 names os.mkdir: give the method it was made with"):
+    change(
+        mine / "plan.json",
+        lambda d: d["lineage"]["links"][0]["plan"]["stages"][0]["method"].update(criterion=bomb),
+    )
+    with pytest.raises(
+        DataError, match=r"trial 0 names os.mkdir: give the method it was made with"
+    ):
         orchestrator.replay(plan[0].problem.settings, mine)
     assert not marker.exists()
-    change(mine / "plan.json", lambda d: d["lineage"]["links"][0]["plan"]["stages"][0].update(method={"name": 3}))
+    change(
+        mine / "plan.json",
+        lambda d: d["lineage"]["links"][0]["plan"]["stages"][0].update(method={"name": 3}),
+    )
     with pytest.raises(DataError, match="the plan of trial 0 does not fit this model"):
         orchestrator.replay(plan[0].problem.settings, mine)
 
@@ -207,7 +223,11 @@ def test_a_path_through_our_modules_to_others_is_not_ours() -> None:
     tree = {"a": [{"_target_": "x.y", "b": {"_target_": "z"}}], "c": 1}
     assert targets(tree) == {"x.y", "z"}
     require_own(["lightning_modules.pruning.criteria.magnitude.Magnitude"], "it")
-    for path in ("lightning_modules.pruning.discovery.limits.os.system", "lightning_modules.recipe.locate", "os.mkdir"):
+    for path in (
+        "lightning_modules.pruning.discovery.limits.os.system",
+        "lightning_modules.recipe.locate",
+        "os.mkdir",
+    ):
         with pytest.raises(UserError, match=r"a plan may name|has no"):
             require_own([path], "it")
 
@@ -215,7 +235,9 @@ def test_a_path_through_our_modules_to_others_is_not_ours() -> None:
 # --- plans of the user, and names
 
 
-@pytest.mark.parametrize("content", [DEEP, "[1]", '{"conv1": ' + DEEP + "}", '{"conv1": "0.5"}', "\x00"])
+@pytest.mark.parametrize(
+    "content", [DEEP, "[1]", '{"conv1": ' + DEEP + "}", '{"conv1": "0.5"}', "\x00"]
+)
 def test_a_users_plan_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(content)
     with pytest.raises(ConfigError, match=r"a plan is a JSON file .*/mine.json") as refused:

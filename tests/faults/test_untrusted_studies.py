@@ -21,7 +21,9 @@ def test_a_warm_start_from_outside_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*STUDY, "search.warm_start=../../etc"]) == 2
-    assert "search.warm_start must name another study with finished plans" in capsys.readouterr().err
+    assert (
+        "search.warm_start must name another study with finished plans" in capsys.readouterr().err
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +57,37 @@ def test_a_damaged_plan_is_set_aside_and_its_trial_made_anew(
     assert "it is made anew as trial 3" in said
     assert "2/plan.json must be a plan that this program wrote: trial: " in said
     after = read_csv(again / "trials.csv", TrialRow)
-    assert [row.state for row in after] == ["completed", "damaged", "damaged", "completed", "completed", "completed"]
-    assert [after[3].costs["flops"], after[4].costs["flops"]] == [before[1].costs["flops"], before[2].costs["flops"]]
+    assert [row.state for row in after] == [
+        "completed",
+        "damaged",
+        "damaged",
+        "completed",
+        "completed",
+        "completed",
+    ]
+    assert [after[3].costs["flops"], after[4].costs["flops"]] == [
+        before[1].costs["flops"],
+        before[2].costs["flops"],
+    ]
     assert [row.kind for row in after[3:5]] == [row.kind for row in before[1:]]
     assert not {row.parent for row in after[3:]} & {1, 2}
     assert json.loads((again / "summary.json").read_text())["trials"] == 4
-    assert sorted(path.name for path in (again / "trials").iterdir()) == ["0", "3", "4", "5", "damaged-1", "damaged-2"]
+    assert sorted(path.name for path in (again / "trials").iterdir()) == [
+        "0",
+        "3",
+        "4",
+        "5",
+        "damaged-1",
+        "damaged-2",
+    ]
     assert not {1, 2} & {row.trial for row in read_csv(again / "front.csv", ConfirmedRow)}
     monkeypatch.setattr("orchestrator.jobs.search.prepare", None)
     assert main([*STUDY, "study.n_trials=4"]) == 0  # complete: nothing is done
 
 
-def test_a_damaged_plan_of_another_study_is_left_out(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_plan_of_another_study_is_left_out(
+    again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flip(again / "trials" / "1" / "weights.safetensors")
     second = ["study.name=second", "search.warm_start=digits_small"]
     assert main([*STUDY, *second, "study.n_trials=2"]) == 0
@@ -89,7 +110,9 @@ def test_a_journal_has_no_passwords(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["summary.json", "front.csv", "trials.csv", "baselines.csv"])
-def test_damaged_tables_are_written_anew(name: str, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_tables_are_written_anew(
+    name: str, again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (again / name).write_bytes(b"\xff\x00,{")
     assert main(STUDY) == 0
     assert "is damaged and is made anew" in capsys.readouterr().err
@@ -106,7 +129,9 @@ def test_a_deleted_model_is_exported_anew(again: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("content", [b"noise\n" * 20, b'{"op_code": 0}\n', b"[1]\n", b"\xff\xfe\n"])
-def test_a_damaged_journal_is_named(content: bytes, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_journal_is_named(
+    content: bytes, again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     journal = again / "study.journal"
     journal.write_bytes(content + journal.read_bytes())
     assert main([*STUDY, "study.n_trials=4"]) == 2
@@ -115,7 +140,9 @@ def test_a_damaged_journal_is_named(content: bytes, again: Path, capsys: pytest.
     assert "Traceback" not in said
 
 
-def test_a_journal_cut_in_its_last_line_goes_on(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_cut_in_its_last_line_goes_on(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "orchestrator.search.studies.leases._started", lambda pid: "later"
     )  # than the run that was killed
@@ -126,11 +153,20 @@ def test_a_journal_cut_in_its_last_line_goes_on(again: Path, monkeypatch: pytest
     assert len(read_csv(again / "trials.csv", TrialRow)) == 5
 
 
-def test_a_database_that_is_none_is_named_without_its_password(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_database_that_is_none_is_named_without_its_password(
+    again: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (again / "s.db").write_bytes(b"no database" * 100)
-    for url in (f"sqlite:///{again / 's.db'}", "postgresql://me:hunter2@nowhere.invalid/db", "what://is:hunter2@this"):
+    for url in (
+        f"sqlite:///{again / 's.db'}",
+        "postgresql://me:hunter2@nowhere.invalid/db",
+        "what://is:hunter2@this",
+    ):
         assert main([*STUDY, f"study.storage={url}", "study.name=other"]) == 2
         said = capsys.readouterr().err
-        assert "study.storage must be a database that answers" in said or "study.storage needs a driver" in said
+        assert (
+            "study.storage must be a database that answers" in said
+            or "study.storage needs a driver" in said
+        )
         assert "hunter2" not in said
         assert "Traceback" not in said

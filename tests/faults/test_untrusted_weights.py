@@ -53,17 +53,39 @@ def packed(path: Path) -> None:
 
 
 def large(path: Path) -> None:
-    torch.save({**SmallResNet(10, width=8).state_dict(), "conv1.weight": torch.zeros(1).expand(2**20, 2**20)}, path)
+    torch.save(
+        {
+            **SmallResNet(10, width=8).state_dict(),
+            "conv1.weight": torch.zeros(1).expand(2**20, 2**20),
+        },
+        path,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("a.safetensors", lambda p: p.write_bytes(b""), "whole safetensors file"),
-        ("b.safetensors", lambda p: p.write_bytes(header(2**60)), r"its header has 1152921504606846976 bytes"),
-        ("c.safetensors", lambda p: p.write_bytes(with_header({"conv1.weight": [2**40]})), "whole safetensors file"),
-        ("d.safetensors", lambda p: p.write_bytes(with_header({"other": [2]}, 8)), r"only the model has bn1.bias"),
-        ("e.safetensors", lambda p: save_file({"conv1.weight": torch.zeros(3)}, p), r"only the model has bn1.bias"),
+        (
+            "b.safetensors",
+            lambda p: p.write_bytes(header(2**60)),
+            r"its header has 1152921504606846976 bytes",
+        ),
+        (
+            "c.safetensors",
+            lambda p: p.write_bytes(with_header({"conv1.weight": [2**40]})),
+            "whole safetensors file",
+        ),
+        (
+            "d.safetensors",
+            lambda p: p.write_bytes(with_header({"other": [2]}, 8)),
+            r"only the model has bn1.bias",
+        ),
+        (
+            "e.safetensors",
+            lambda p: save_file({"conv1.weight": torch.zeros(3)}, p),
+            r"only the model has bn1.bias",
+        ),
         ("f.pt", packed, "has compressed entries"),
         ("g.pt", large, "size mismatch for conv1.weight"),
         ("h.pt", lambda p: torch.save([1, 2], p), "must hold a state dict"),
@@ -79,7 +101,9 @@ def test_a_checkpoint_that_is_none_is_refused(
     assert name in str(refused.value)
 
 
-def test_shapes_are_seen_before_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_seen_before_tensors_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(1000)}, path)
     monkeypatch.setattr("orchestrator.stored.load", None)
@@ -98,7 +122,9 @@ def test_shapes_are_seen_before_tensors_are_read(tmp_path: Path, monkeypatch: py
         lambda folder: (folder / "weights.safetensors").unlink(),
         lambda folder: (folder / "dense.json").write_text("{"),
         lambda folder: (folder / "dense.json").write_text(DEEP),
-        lambda folder: change(folder / "dense.json", lambda d: {**d, "validation": {"accuracy": "high"}}),
+        lambda folder: change(
+            folder / "dense.json", lambda d: {**d, "validation": {"accuracy": "high"}}
+        ),
         lambda folder: change(folder / "dense.json", lambda d: [1]),
         lambda folder: flip(folder / "rewind.safetensors"),
     ],

@@ -77,7 +77,10 @@ class Run:
     def says(self, word: str, seconds: float = PATIENCE) -> bool:
         """Waits for a line with `word`; False where the process ends without."""
         with self._new:
-            self._new.wait_for(lambda: not self._reader.is_alive() or any(word in line for line in self.lines), seconds)
+            self._new.wait_for(
+                lambda: not self._reader.is_alive() or any(word in line for line in self.lines),
+                seconds,
+            )
         return any(word in line for line in self.lines)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -186,8 +189,16 @@ def check_whole(folder: Path, url: str | None = None, trials: int = TRIALS) -> N
     """Each trial once and told, nothing open, every file whole, every plan the weights that its lineage names."""
     found = trials_in(folder, url)
     assert [trial.number for trial in found] == list(range(trials))
-    assert {trial.state for trial in found} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
-    failed = {trial.number: trial.user_attrs["reason"] for trial in found if trial.user_attrs["state"] == "failed"}
+    assert {trial.state for trial in found} <= {
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    }
+    failed = {
+        trial.number: trial.user_attrs["reason"]
+        for trial in found
+        if trial.user_attrs["state"] == "failed"
+    }
     assert not failed, failed
     with study_in(folder, url) as study:
         assert study.user_attrs[LEADER] is None
@@ -200,7 +211,10 @@ def check_whole(folder: Path, url: str | None = None, trials: int = TRIALS) -> N
         assert link["trial"] == int(plan.parent.name)
         assert digest_of(plan.parent / "weights.safetensors") == link["weights"]
     for plan in home.glob("models/*/plan.json"):
-        assert digest_of(plan.parent / "weights.safetensors") == json.loads(plan.read_text())["confirmation"]["weights"]
+        assert (
+            digest_of(plan.parent / "weights.safetensors")
+            == json.loads(plan.read_text())["confirmation"]["weights"]
+        )
     assert {path.parent.name for path in home.glob("models/*/plan.json")} == {
         row["trial"] for row in table(home / "front.csv")
     }

@@ -131,7 +131,9 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
     bound = ["objectives.bounds={flops_ratio: {most: 0.0015}}", "space=per_group", "space.high=0.3"]
     tight = ["objectives.bounds={flops_ratio: {most: 0.2}}", "space=per_group", "space.high=0.3"]
     assert main([*SMALL, *bound, "study.budget=4epochs"]) == 2
-    assert main([*SMALL, *tight, "study.budget=4epochs", "study.name=tight"]) == 2  # nothing came through
+    assert (
+        main([*SMALL, *tight, "study.budget=4epochs", "study.name=tight"]) == 2
+    )  # nothing came through
     study = optuna.load_study(
         study_name="tight", storage=JournalStorage(JournalFileBackend("runs/tight/study.journal"))
     )
@@ -172,14 +174,20 @@ def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     assert there == {"dense", "uniform", "random", "global"} - set(left_out)
     shown = " ".join(capsys.readouterr().out.split())
     assert ("would not have ended within" in shown) == bool(left_out)
-    folder = next((RUN / "models").iterdir())  # confirmed with rounds of the length that there was time for
+    folder = next(
+        (RUN / "models").iterdir()
+    )  # confirmed with rounds of the length that there was time for
     assert read_plan(folder)["confirmation"]["round_steps"] >= 16  # never fewer, however late it is
-    assert read_plan(folder)["plan"]["timing"]["mixed"] == 0  # nobody learns the data by heart in four epochs
+    assert (
+        read_plan(folder)["plan"]["timing"]["mixed"] == 0
+    )  # nobody learns the data by heart in four epochs
     assert main([*command, "job=replay", f"job.model={folder}"]) == 0
 
 
 @pytest.mark.slow
-def test_more_time_goes_on_and_too_little_says_what_took_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_time_goes_on_and_too_little_says_what_took_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([*SMALL, "phases.train.epochs=40", "study.budget=1s"]) == 2
     assert "study.budget=1s must leave time for the search" in capsys.readouterr().err
     assert main([*SMALL, "study.budget=10s"]) == 0

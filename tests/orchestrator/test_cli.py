@@ -86,7 +86,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def run(conf: Path, jobs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(
+    conf: Path, jobs: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Run:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -117,12 +119,27 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
             ["+experiment=resnet5"],
             "experiment has no 'resnet5'; nearest: resnet50; available: broken, crooked, hollow, resnet50",
         ),
-        (["experiment=resnet50"], "experiment must be chosen with a plus sign: +experiment=resnet50; available: "),
-        (["model=resnet19"], "model has no 'resnet19'; nearest: resnet18, resnet50; available: resnet18, resnet50"),
-        (["study.n_trails=3"], "the configuration has no 'study.n_trails'; nearest: study.n_trials"),
-        (["+experiment=resnet50", "stduy.n_trials=3", "a.b=1"], "has no 'stduy.n_trials'; nearest: study.n_trials"),
+        (
+            ["experiment=resnet50"],
+            "experiment must be chosen with a plus sign: +experiment=resnet50; available: ",
+        ),
+        (
+            ["model=resnet19"],
+            "model has no 'resnet19'; nearest: resnet18, resnet50; available: resnet18, resnet50",
+        ),
+        (
+            ["study.n_trails=3"],
+            "the configuration has no 'study.n_trails'; nearest: study.n_trials",
+        ),
+        (
+            ["+experiment=resnet50", "stduy.n_trials=3", "a.b=1"],
+            "has no 'stduy.n_trials'; nearest: study.n_trials",
+        ),
         (["modle=resnet18"], "the configuration has no 'modle'; nearest: model"),
-        (["study.n_trials.x=3"], "the configuration has no 'study.n_trials.x'; nearest: study.n_trials"),
+        (
+            ["study.n_trials.x=3"],
+            "the configuration has no 'study.n_trials.x'; nearest: study.n_trials",
+        ),
         (["study.n_trials=[3"], "an override is key=value; 'study.n_trials=[3' cannot be read"),
         (["+experiment"], "an override is key=value; '+experiment' cannot be read"),
         (["+model=resnet18"], "model"),
@@ -130,7 +147,10 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
         (["-m", "+experiment=resnet5,resnet50"], "experiment has no 'resnet5'; nearest: resnet50"),
         (["+experiment=hollow"], "study.out must have a value; give it as study.out=..."),
         (["+experiment=crooked"], "study.name: "),
-        (["+experiment=broken"], "a configuration file must be YAML; one cannot be read: while parsing"),
+        (
+            ["+experiment=broken"],
+            "a configuration file must be YAML; one cannot be read: while parsing",
+        ),
         (["study.n_trials=5"], "five is one too many for http://me:***@h"),
     ],
 )
@@ -155,7 +175,9 @@ def test_a_bug_is_a_traceback_without_the_password_and_exit_code_1(
 
 
 @pytest.mark.parametrize(("trials", "code"), [(7, 130), (8, 143)])
-def test_a_stop_says_how_to_go_on(run: Run, capsys: pytest.CaptureFixture[str], trials: int, code: int) -> None:
+def test_a_stop_says_how_to_go_on(
+    run: Run, capsys: pytest.CaptureFixture[str], trials: int, code: int
+) -> None:
     assert run(f"study.n_trials={trials}", "tracking.uri=http://me:pa55@h") == code
     said = capsys.readouterr().err
     assert "give the same command again: python -m orchestrator" in said
@@ -174,10 +196,14 @@ def test_runs_of_a_multirun_go_in_turn_and_one_mistake_does_not_stop_the_others(
     assert "me:***@h" in Path("runs/multirun.yaml").read_text()
 
 
-def test_the_users_own_configs_are_found(run: Run, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_users_own_configs_are_found(
+    run: Run, jobs: list[dict[str, Any]], tmp_path: Path
+) -> None:
     own = tmp_path / "own" / "experiment"
     own.mkdir(parents=True)
-    (own / "mine.yaml").write_text("# @package _global_\ndefaults: [override /model: resnet18]\nstudy: {name: mine}")
+    (own / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /model: resnet18]\nstudy: {name: mine}"
+    )
     assert run("+experiment=mine", f"hydra.searchpath=[file://{own.parent}]") == 0
     assert (jobs[0]["model"]["name"], jobs[0]["study"]["name"]) == ("resnet18", "mine")
 
@@ -192,8 +218,12 @@ def test_the_users_own_configs_are_among_the_nearest_names(
     assert "experiment has no 'mien'; nearest: mine" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--cfg", "job"], ["--help"], ["study.n_trails=3"], ["+experiment=resnet5"]])
-def test_answers_without_a_job_import_nothing_heavy(conf: Path, tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["--cfg", "job"], ["--help"], ["study.n_trails=3"], ["+experiment=resnet5"]]
+)
+def test_answers_without_a_job_import_nothing_heavy(
+    conf: Path, tmp_path: Path, words: list[str]
+) -> None:
     heavy = "('torch', 'mlflow', 'matplotlib', 'optuna', 'pytorch_lightning', 'rich', 'numpy')"
     code = f"""{HEADLESS}
 try:
@@ -203,16 +233,25 @@ except SystemExit:
 print('loaded:', [name for name in {heavy} if name in sys.modules])
 """
     begun = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     print(f"{' '.join(words)}: {time.perf_counter() - begun:.2f} s")
     assert done.stdout.endswith("loaded: []\n")
     if words == ["--help"]:
-        for part in ("+experiment=resnet50", "model: resnet18, resnet50", "pareto.png", "hydra.searchpath"):
+        for part in (
+            "+experiment=resnet50",
+            "model: resnet18, resnet50",
+            "pareto.png",
+            "hydra.searchpath",
+        ):
             assert part in done.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_runs_the_cleaning_up(conf: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_runs_the_cleaning_up(
+    conf: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     script = f"""{HEADLESS}
 import time
 
@@ -227,7 +266,11 @@ schema.load = lambda config: SimpleNamespace(job=SimpleNamespace(build=build))
 sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -235,7 +278,9 @@ sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
         out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert out == "cleaned up\n"
-    assert err.splitlines()[-1].endswith("give the same command again: python -m orchestrator study.n_trials=4")
+    assert err.splitlines()[-1].endswith(
+        "give the same command again: python -m orchestrator study.n_trials=4"
+    )
     assert "Traceback" not in err
 
 
@@ -249,7 +294,9 @@ def choices() -> list[list[str]]:
     The groups say nothing about one another's keys; an experiment does, and stands alone.
     """
     groups = sorted({path.parent.name for path in conf_folder().glob("*/*.yaml")})
-    plain = [group for group in groups if group not in ("hydra", "defaults", "experiment", "method")]
+    plain = [
+        group for group in groups if group not in ("hydra", "defaults", "experiment", "method")
+    ]
     named = [[f"{group}={name}" for name in files(group)] for group in plain]
     together = [[word for word in words if word] for words in itertools.zip_longest(*named)]
     return [*together, *([f"+experiment={name}"] for name in files("experiment"))]
@@ -259,9 +306,14 @@ def choices() -> list[list[str]]:
 KINDS = ["search", "hybrid_nm", "weight_l1", "group_lasso", "depth"]
 
 
-@pytest.mark.parametrize("words", [*choices(), *([f"method={name}"] for name in KINDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [*choices(), *([f"method={name}"] for name in KINDS)], ids=" ".join
+)
 def test_every_choice_of_the_real_tree_composes_into_valid_settings(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What a choice leaves open (a folder, a model's name) is asked for by its key, and given."""
     monkeypatch.chdir(tmp_path)
@@ -302,7 +354,9 @@ def with_method(name: str, rest: DictConfig) -> dict[Any, Any]:
         group = group.removeprefix("override /")
         config[group] = file_of(group, choice)
     whole = text.startswith("# @package _global_\n")
-    found = OmegaConf.to_container(OmegaConf.merge(config, keys if whole else {"method": keys}), resolve=True)
+    found = OmegaConf.to_container(
+        OmegaConf.merge(config, keys if whole else {"method": keys}), resolve=True
+    )
     assert isinstance(found, dict)
     return found
 
@@ -311,7 +365,10 @@ def test_every_method_of_the_real_tree_is_valid_settings() -> None:
     """As the command line composes it, without the command line, which takes half a second for each."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         rest = hydra.compose("config", ["~method"])
-        composed = {name: hydra.compose("config", [f"method={name}"]) for name in ("hybrid_nm", "group_lasso", "l2")}
+        composed = {
+            name: hydra.compose("config", [f"method={name}"])
+            for name in ("hybrid_nm", "group_lasso", "l2")
+        }
     for name, config in composed.items():
         assert with_method(name, rest) == OmegaConf.to_container(config, resolve=True), name
     wrong = {}

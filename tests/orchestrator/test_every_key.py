@@ -39,7 +39,11 @@ CHANGED: dict[str, Any] = {
     "method.attention": "head_dim",
     "method.depth": True,
     "method.soft": True,
-    "method.then": {"name": "second", "granularity": "weight", "criterion": {"_target_": "nowhere"}},
+    "method.then": {
+        "name": "second",
+        "granularity": "weight",
+        "criterion": {"_target_": "nowhere"},
+    },
     "method.activation": {"kind": "topk", "levels": [0.3, 0.9]},
     "method.regrowth": {"_target_": "lightning_modules.pruning.regrowth.RigL"},
     "method.int8": [True, False],
@@ -58,7 +62,10 @@ CHANGED: dict[str, Any] = {
     "phases.finetune.guard": {"tolerance": 0.001, "action": "stop"},
     "phases.finetune.distillation.mixed": 0,
     "phases.finetune.distillation.features": ["stages.0"],
-    "phases.sparsify": {"penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"}, "rounds": 1},
+    "phases.sparsify": {
+        "penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"},
+        "rounds": 1,
+    },
     "phases.profile.ratios": [0.25, 0.75],
     "phases.confirm.seeds": [3, 4],
     "phases.confirm.baselines": ["random"],
@@ -182,12 +189,26 @@ def seen(folder: Path, words: Mapping[str, Any]) -> Any:
         torch.set_num_threads(1)
     if not hasattr(result, "trials"):
         return type(result).__name__
-    trials = [(r.state, r.kind, r.method, r.quality, r.loss, sorted(r.costs.items()), r.reason) for r in result.trials]
+    trials = [
+        (r.state, r.kind, r.method, r.quality, r.loss, sorted(r.costs.items()), r.reason)
+        for r in result.trials
+    ]
     confirmed = [
-        (row.origin, row.test_mean, row.test_std, row.seeds, [v for k, v in row.costs.items() if k != "latency_ms"])
+        (
+            row.origin,
+            row.test_mean,
+            row.test_std,
+            row.seeds,
+            [v for k, v in row.costs.items() if k != "latency_ms"],
+        )
         for row in [*result.front, *result.baselines, result.dense]
     ]
-    recipe = [settings.study.folder.name, settings.threads, settings.study.out, settings.study.baselines]
+    recipe = [
+        settings.study.folder.name,
+        settings.threads,
+        settings.study.out,
+        settings.study.baselines,
+    ]
     return trials, confirmed, result.summary["hypervolume"], result.summary["reference"], recipe
 
 
@@ -207,10 +228,16 @@ def test_a_key_changes_what_a_search_shows(
     name = json.dumps(circumstances, sort_keys=True)
     if name not in shown:
         shown[name] = seen(tmp_path / "before", circumstances)
-    value = another(key, dict(leaves(orchestrator.load_settings(laid_over(circumstances)).plain())).get(key))
+    value = another(
+        key, dict(leaves(orchestrator.load_settings(laid_over(circumstances)).plain())).get(key)
+    )
     after = seen(tmp_path / "after", {**circumstances, key: value})
     before = shown[name]
-    if isinstance(before, tuple) and isinstance(after, tuple) and key not in ("study.out", "study.baselines"):
+    if (
+        isinstance(before, tuple)
+        and isinstance(after, tuple)
+        and key not in ("study.out", "study.baselines")
+    ):
         before, after = (*before[:-1], before[-1][:2]), (*after[:-1], after[-1][:2])
     assert after != before, f"{key}={value!r} changes nothing"
 

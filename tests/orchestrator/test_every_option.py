@@ -127,7 +127,8 @@ def test_each_family_is_a_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [pytest.param(c, marks=[pytest.mark.family] if c in FAMILIES else []) for c in CHOICES]
+    "choice",
+    [pytest.param(c, marks=[pytest.mark.family] if c in FAMILIES else []) for c in CHOICES],
 )
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
@@ -136,7 +137,10 @@ def test_a_choice_runs_end_to_end(choice: str) -> None:
     # the choices of groups must come before the values laid over them
     values = [word for word in words if "." in word.partition("=")[0]]
     values += [ONE_LADDER] if choice.startswith(NOT_OF_LADDERS) else []
-    assert main(["+experiment=digits_small", *(set(words) - set(values)), *TINY, *tracking, *values]) == 0
+    assert (
+        main(["+experiment=digits_small", *(set(words) - set(values)), *TINY, *tracking, *values])
+        == 0
+    )
     trials = read_csv("runs/tiny/trials.csv", TrialRow)
     assert sum(row.state == "completed" for row in trials) >= (1 if "guard" in choice else 2)
     front = read_csv("runs/tiny/front.csv", ConfirmedRow)
@@ -157,7 +161,16 @@ def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) 
     if (model, method) == ("lstm_rows", "depth"):
         pytest.skip("it has no residual blocks")
     assert (
-        main(["+experiment=digits_small", f"model={model}", "phases=deep", f"method={method}", *TINY, "tracking=none"])
+        main(
+            [
+                "+experiment=digits_small",
+                f"model={model}",
+                "phases=deep",
+                f"method={method}",
+                *TINY,
+                "tracking=none",
+            ]
+        )
         == 0
     )
     for row in read_csv("runs/tiny/front.csv", ConfirmedRow):
@@ -165,10 +178,26 @@ def test_methods_run_on_attention_and_recurrent_models(method: str, model: str) 
 
 
 @pytest.mark.parametrize(
-    "model", [["model=torchvision", "model.name=mobilenet_v3_small"], ["model=timm", "model.name=test_resnet"]]
+    "model",
+    [
+        ["model=torchvision", "model.name=mobilenet_v3_small"],
+        ["model=timm", "model.name=test_resnet"],
+    ],
 )
 def test_models_by_name_run_end_to_end(model: list[str]) -> None:
-    assert main(["+experiment=digits_small", "data=digits_rgb", "phases=deep", *model, *TINY, "tracking=none"]) == 0
+    assert (
+        main(
+            [
+                "+experiment=digits_small",
+                "data=digits_rgb",
+                "phases=deep",
+                *model,
+                *TINY,
+                "tracking=none",
+            ]
+        )
+        == 0
+    )
     for row in read_csv("runs/tiny/front.csv", ConfirmedRow):
         assert orchestrator.load_pruned(row.path)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -183,7 +212,13 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
                 pixels = torch.randint(0, 120, (72, 80, 3), generator=generator) + 100 * place
                 path = tmp_path / "images" / part / name / f"{i}.png"
                 Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
-    small = ["data.size=64", "data.resize=68", "data.batch_size=4", "data.workers=0", "data.val_fraction=0.34"]
+    small = [
+        "data.size=64",
+        "data.resize=68",
+        "data.batch_size=4",
+        "data.workers=0",
+        "data.val_fraction=0.34",
+    ]
     fresh = [
         "model.weights=null",
         "model.num_classes=2",
@@ -195,8 +230,18 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
         "space.rounds=[1,1]",
         "phases.finetune.recalibration_batches=1",
     ]
-    command = ["+experiment=resnet50_imagenet", f"data.folder={tmp_path / 'images'}", *TINY, *small, *fresh, *fast]
-    assert main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.round_steps=2"]) == 0
+    command = [
+        "+experiment=resnet50_imagenet",
+        f"data.folder={tmp_path / 'images'}",
+        *TINY,
+        *small,
+        *fresh,
+        *fast,
+    ]
+    assert (
+        main([*command, "tracking=none", "phases.train.epochs=1", "phases.finetune.round_steps=2"])
+        == 0
+    )
     assert read_csv("runs/tiny/front.csv", ConfirmedRow)
 
 
@@ -221,12 +266,24 @@ def test_a_multirun_makes_a_study_for_each_job() -> None:
 
 @pytest.mark.family
 def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(CONF.parent)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(CONF.parent),
+    ]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nstudy: {name: own, n_trials: 3}\n")
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nstudy: {name: own, n_trials: 3}\n"
+    )
     (tmp_path / "empty").mkdir()
     found = subprocess.run(
         [

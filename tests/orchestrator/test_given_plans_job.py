@@ -35,11 +35,16 @@ def test_they_are_tried_behind_the_chain_and_inherit_like_others() -> None:
     assert {row.state for row in rows} == {"completed"}
     units = read_plan(Path("runs/ours/trials/4"))["lineage"]["links"][-1]["kept"]
     assert (units["conv1"], units["stages.1.0.conv1"], units["stages.2.0.conv1"]) == (4, 8, 8)
-    assert main([*command, "study.n_trials=7"]) == 0  # samplers go on beside them, and they are not tried again
+    assert (
+        main([*command, "study.n_trials=7"]) == 0
+    )  # samplers go on beside them, and they are not tried again
     rows = read_csv("runs/ours/trials.csv", TrialRow)
     assert [row.kind for row in rows[5:]] == ["search", "search"]
     assert Path("runs/ours/trials/4/plan.json").exists()
-    assert main([*command, "study.name=paced", "study.budget=3epochs", "search.chain.most_epochs=1"]) == 0
+    assert (
+        main([*command, "study.name=paced", "study.budget=3epochs", "search.chain.most_epochs=1"])
+        == 0
+    )
 
 
 def test_single_weights_and_other_rules() -> None:
@@ -52,7 +57,10 @@ def test_single_weights_and_other_rules() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv9": 0.5}, "plan.json names unknown groups ['conv9']; nearest: conv1; the model has ['conv1', "),
+        (
+            {"conv9": 0.5},
+            "plan.json names unknown groups ['conv9']; nearest: conv1; the model has ['conv1', ",
+        ),
         ({"conv1": "half"}, "plan.json has 'half' for 'conv1'"),
         ({"conv1": -0.5}, "plan.json has -0.5 for 'conv1'"),
         ([0.5], "plan.json holds [0.5]"),

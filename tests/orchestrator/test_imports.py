@@ -14,7 +14,16 @@ from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.results.rows import ConfirmedRow
 from orchestrator.settings import Settings
 
-HEAVY = ("torchmetrics", "pytorch_lightning", "torchvision", "mlflow", "sklearn", "matplotlib", "optuna", "scipy")
+HEAVY = (
+    "torchmetrics",
+    "pytorch_lightning",
+    "torchvision",
+    "mlflow",
+    "sklearn",
+    "matplotlib",
+    "optuna",
+    "scipy",
+)
 SCRIPT = """
 import sys
 from orchestrator.__main__ import main
@@ -48,7 +57,11 @@ def answer(folder: Path, words: list[str], heavy: tuple[str, ...]) -> tuple[str,
     [
         (["model._target_=nowhere.Net"], "no module holds 'nowhere.Net'", (*HEAVY, "torch")),
         (["data._target_=mine.Date"], "has no 'Date'; nearest: Data", HEAVY),
-        (["model._target_=mine.Net", "+model.hiden=4"], "unexpected keyword argument 'hiden'", HEAVY),
+        (
+            ["model._target_=mine.Net", "+model.hiden=4"],
+            "unexpected keyword argument 'hiden'",
+            HEAVY,
+        ),
         (["data._target_=mine.Data"], "missing a required argument: 'folder'", HEAVY),
         (["task._target_=mine.Net"], "unexpected keyword argument 'model'", HEAVY),
         (["method.criterion._target_=mine.Score"], "mine has no 'Score'", HEAVY),
@@ -120,7 +133,9 @@ def finished(folder: Path, blocks: bool = False) -> Settings:
     }
     (settings.study.folder / "models" / "3").mkdir(parents=True)
     (settings.study.folder / "models" / "3" / "plan.json").write_text("{}")
-    Outputs(settings.study.folder, settings.objectives, [], [front], [], dense, summary).write(settings)
+    Outputs(settings.study.folder, settings.objectives, [], [front], [], dense, summary).write(
+        settings
+    )
     return settings
 
 
@@ -130,7 +145,9 @@ def test_a_study_that_is_complete_is_shown_without_torch(tmp_path: Path) -> None
     assert last == "code 0 []", error
 
 
-def test_a_finished_study_whose_blocks_went_too_is_shown_also_without_its_budget(tmp_path: Path) -> None:
+def test_a_finished_study_whose_blocks_went_too_is_shown_also_without_its_budget(
+    tmp_path: Path,
+) -> None:
     """Whole blocks go by default under a budget in time: a key that the user never gave."""
     settings = finished(tmp_path, blocks=True)
     assert key(settings.with_depth(True)) != key(settings)

@@ -22,7 +22,14 @@ def test_inspect_shows_groups_skips_costs_and_duration_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["+experiment=digits_small", "job=inspect", "threads=1"]) == 0
     shown = capsys.readouterr().out
-    for word in ("stages.1.0.conv1", "dense FLOPs", "prunable", "it is the model's output", "fc", "expected duration"):
+    for word in (
+        "stages.1.0.conv1",
+        "dense FLOPs",
+        "prunable",
+        "it is the model's output",
+        "fc",
+        "expected duration",
+    ):
         assert word in shown
     assert list(tmp_path.iterdir()) == []
 
@@ -34,7 +41,10 @@ def test_inspect_from_python_gives_the_numbers() -> None:
             "model": {"_target_": "lightning_modules.models.SmallResNet", "num_classes": 10},
             "data": {"_target_": "lightning_modules.data.digits"},
             "task": {"_target_": "lightning_modules.tasks.Classification"},
-            "method": {"name": "l2", "criterion": {"_target_": "lightning_modules.pruning.criteria.Magnitude"}},
+            "method": {
+                "name": "l2",
+                "criterion": {"_target_": "lightning_modules.pruning.criteria.Magnitude"},
+            },
             "space": {"_target_": "orchestrator.search.space.Allocation", "offset": 0.0},
             "sampler": {"_target_": "optuna.samplers.RandomSampler"},
             "stopping": {"_target_": "orchestrator.search.stopping.Never"},
@@ -57,7 +67,9 @@ def test_inspect_from_python_gives_the_numbers() -> None:
     assert found.total_seconds > 0.0
 
 
-def test_the_expected_duration_counts_what_a_search_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expected_duration_counts_what_a_search_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each phase at made-up prices, which need no clock: a step 1 s, a call 10 s, a pass over data 100 s."""
     monkeypatch.chdir(tmp_path)
     one = expected.Prices(step=1.0, call=10.0, validation=100.0, test=1000.0)
@@ -70,7 +82,12 @@ def test_the_expected_duration_counts_what_a_search_does(tmp_path: Path, monkeyp
             "phases.finetune.round_steps": 5,
             "phases.finetune.recalibration_batches": 0,
             "phases.profile": {"batches": 1, "recalibration_batches": 2},
-            "phases.confirm": {"rounds": 2, "max_models": 1, "max_baseline_models": 1, "baselines": ["uniform"]},
+            "phases.confirm": {
+                "rounds": 2,
+                "max_models": 1,
+                "max_baseline_models": 1,
+                "baselines": ["uniform"],
+            },
             "search.chain.targets": 2,
             "space": {"steps": [1, 1], "rounds": [2, 2]},
         }

@@ -35,11 +35,14 @@ def needs(plugin: str) -> None:
 @pytest.mark.slow
 @pytest.mark.family
 @pytest.mark.parametrize(
-    ("plugin", "launcher"), [("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "submitit_local")]
+    ("plugin", "launcher"),
+    [("hydra_joblib_launcher", "joblib"), ("hydra_submitit_launcher", "submitit_local")],
 )
 def test_each_run_of_a_sweep_is_a_whole_study(plugin: str, launcher: str, tmp_path: Path) -> None:
     needs(plugin)
-    ended = run(tmp_path, "-m", f"hydra/launcher={launcher}", *TINY, "seed=1,2", "study.name=s${seed}")
+    ended = run(
+        tmp_path, "-m", f"hydra/launcher={launcher}", *TINY, "seed=1,2", "study.name=s${seed}"
+    )
     assert ended.returncode == 0, ended.stderr
     for seed in (1, 2):
         assert (tmp_path / "runs" / f"s{seed}" / "summary.json").exists()
@@ -56,7 +59,9 @@ def test_ray_runs_a_sweep_on_this_machine(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_in_another_process_has_its_exit_code(tmp_path: Path) -> None:
     needs("hydra_joblib_launcher")
-    ended = run(tmp_path, "-m", "hydra/launcher=joblib", *TINY, "study.n_trials=0,1", "study.name=s")
+    ended = run(
+        tmp_path, "-m", "hydra/launcher=joblib", *TINY, "study.n_trials=0,1", "study.name=s"
+    )
     assert ended.returncode == 2
     assert "study.n_trials: Input should be greater than or equal to 1; got 0" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -64,7 +69,11 @@ def test_a_run_in_another_process_has_its_exit_code(tmp_path: Path) -> None:
 
 def test_the_scheduler_is_configured_on_the_command_line(tmp_path: Path) -> None:
     needs("hydra_submitit_launcher")
-    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=600"]
+    words = [
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.timeout_min=600",
+    ]
     ended = run(tmp_path, "--cfg", "hydra", "job=work", "job.name=1", *words)
     assert ended.returncode == 0, ended.stderr
     assert "SlurmLauncher" in ended.stdout

@@ -43,27 +43,39 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -> None:
     from mlflow import MlflowClient
 
-    assert main(["+experiment=digits_small", "method=search", *SMALL, "method.among=[l1,fpgm,random]"]) == 0
+    assert (
+        main(["+experiment=digits_small", "method=search", *SMALL, "method.among=[l1,fpgm,random]"])
+        == 0
+    )
     trials = read_csv("runs/digits_small/trials.csv", TrialRow)
     assert [row.method for row in trials[:3]] == ["l1", "fpgm", "random"]
     front = read_csv("runs/digits_small/front.csv", ConfirmedRow)
     assert all(row.method == trials[row.trial].method != "" for row in front)
     client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
-    tags = {int(r.data.tags["trial_number"]): r.data.tags["method"] for r in runs if "trial_number" in r.data.tags}
+    tags = {
+        int(r.data.tags["trial_number"]): r.data.tags["method"]
+        for r in runs
+        if "trial_number" in r.data.tags
+    }
     assert tags == {row.number: row.method for row in trials}
 
 
 def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
     assert main(["+experiment=digits_small", "method=weight_lamp", *SMALL, "tracking=none"]) == 0
     front = read_csv("runs/digits_small/front.csv", ConfirmedRow)
-    baselines = {(row.origin, row.trial): row for row in read_csv("runs/digits_small/baselines.csv", ConfirmedRow)}
+    baselines = {
+        (row.origin, row.trial): row
+        for row in read_csv("runs/digits_small/baselines.csv", ConfirmedRow)
+    }
     for row in front:
         assert row.axis == "effective_flops"
         assert row.ratios["flops"] == row.ratios["params"] == 1.0
         assert row.ratios["effective_flops"] < 0.8
         model = orchestrator.load_pruned(row.path)
-        zeros = sum(int((p == 0).sum()) for p in model.parameters()) / sum(p.numel() for p in model.parameters())
+        zeros = sum(int((p == 0).sum()) for p in model.parameters()) / sum(
+            p.numel() for p in model.parameters()
+        )
         assert row.sparsity == pytest.approx(zeros)
         assert accuracy(model) > 0.5
         if ("uniform", row.trial) in baselines:
@@ -72,19 +84,29 @@ def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
 
 def test_activations_stay_pruned_in_the_exported_model() -> None:
     levels = "method.activation.levels=[0.2,0.3]"
-    assert main(["+experiment=digits_small", "method=activation_topk", *SMALL, levels, "tracking=none"]) == 0
+    assert (
+        main(
+            ["+experiment=digits_small", "method=activation_topk", *SMALL, levels, "tracking=none"]
+        )
+        == 0
+    )
     row = read_csv("runs/digits_small/front.csv", ConfirmedRow)[0]
     model = orchestrator.load_pruned(row.path)
     seen: list[float] = []
-    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(float((inputs[0] != 0).float().mean())))
+    model.fc.register_forward_hook(
+        lambda module, inputs, output: seen.append(float((inputs[0] != 0).float().mean()))
+    )
     accuracy(model)
     assert max(seen) <= 0.35
     # a ladder prunes no activations, so it is matched by units: by effective FLOPs it would lose three times as many
-    matched = [b for b in read_csv("runs/digits_small/baselines.csv", ConfirmedRow) if b.trial is not None]
+    matched = [
+        b for b in read_csv("runs/digits_small/baselines.csv", ConfirmedRow) if b.trial is not None
+    ]
     front = {found.trial: found for found in read_csv("runs/digits_small/front.csv", ConfirmedRow)}
     assert matched
     assert all(
-        0.7 * front[b.trial].costs["flops"] <= b.costs["flops"] <= front[b.trial].costs["flops"] for b in matched
+        0.7 * front[b.trial].costs["flops"] <= b.costs["flops"] <= front[b.trial].costs["flops"]
+        for b in matched
     )
     assert row.ratios["effective_flops"] < row.ratios["flops"]
 
@@ -92,7 +114,11 @@ def test_activations_stay_pruned_in_the_exported_model() -> None:
 @pytest.mark.slow
 def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
     pytest.importorskip("onnxruntime")
-    few = ["study.n_trials=3", "phases.confirm.max_models=2", "phases.confirm.baselines=[]"]  # an export takes seconds
+    few = [
+        "study.n_trials=3",
+        "phases.confirm.max_models=2",
+        "phases.confirm.baselines=[]",
+    ]  # an export takes seconds
     assert main(["+experiment=digits_small", "method=int8", *SMALL, *few, "tracking=none"]) == 0
     for row in read_csv("runs/digits_small/front.csv", ConfirmedRow):
         small, whole = orchestrator.load_int8(row.path), orchestrator.load_pruned(row.path)
@@ -100,10 +126,14 @@ def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
         assert row.costs["size_mb"] == (Path(row.path) / "model.int8.onnx").stat().st_size / 1e6
     folder = Path(row.path)
     flip(folder / "model.int8.onnx")
-    with pytest.raises(DataError, match=r"model.int8.onnx was changed or damaged: its sha256 is \w{12}..., not"):
+    with pytest.raises(
+        DataError, match=r"model.int8.onnx was changed or damaged: its sha256 is \w{12}..., not"
+    ):
         orchestrator.load_int8(folder)
     (folder / "model.int8.onnx").write_bytes(b"not a model")
-    change(folder / "plan.json", lambda document: document.pop("int8") and None)  # as older plans are
+    change(
+        folder / "plan.json", lambda document: document.pop("int8") and None
+    )  # as older plans are
     with pytest.raises(DataError, match="ONNX Runtime"):
         orchestrator.load_int8(folder)
 
@@ -126,7 +156,11 @@ def test_methods_to_choose_among_may_be_the_user_s_own_and_unknown_ones_are_name
     Path("mine/method/own.yaml").write_text(
         "name: own\ncriterion: {_target_: lightning_modules.pruning.criteria.Random}\n"
     )
-    own = [f"hydra.searchpath=[file://{Path.cwd() / 'mine'}]", "method=search", "method.among=[l1,own]"]
+    own = [
+        f"hydra.searchpath=[file://{Path.cwd() / 'mine'}]",
+        "method=search",
+        "method.among=[l1,own]",
+    ]
     assert main([*own, "job=inspect", "threads=1"]) == 0
     assert main(["method=search", "method.among=[l1,weight_l1]"]) == 2
     assert "prune the same thing" in capsys.readouterr().err

@@ -34,14 +34,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_latency_study_has_the_latency_front(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "tracking=none", "objectives=quality_latency"]) == 0
-    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", ConfirmedRow)
+    trials, front = (
+        read_csv(RUN / "trials.csv", TrialRow),
+        read_csv(RUN / "front.csv", ConfirmedRow),
+    )
     assert {row.axis for row in [*trials, *front]} == {"latency_ms"}
     (dense,) = Path("baselines").glob("latency-dense-*.json")
     whole = json.loads(dense.read_text())["latency_ms"]
     for row in trials:
         assert row.costs["latency_ms"] is not None
         assert row.cost_ratio == pytest.approx(row.costs["latency_ms"] / whole)
-    assert json.loads((RUN / "summary.json").read_text())["reference"] == {"accuracy": 0.5, "latency_ms_ratio": 1.0}
+    assert json.loads((RUN / "summary.json").read_text())["reference"] == {
+        "accuracy": 0.5,
+        "latency_ms_ratio": 1.0,
+    }
     said = capsys.readouterr()
     assert "of the latency" in said.err
     assert "FLOPs left" in said.out
@@ -52,11 +58,21 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
 
     bounds = "objectives.bounds={accuracy: {least: 0.7}, size_mb: {most: 0.06}}"
     objectives = ["objectives.metrics=[loss]", "objectives.costs=[estimated_latency_ms,size_mb]"]
-    assert main([*TINY, *objectives, bounds, "space=uniform", "sampler=nsga2", "study.n_trials=8"]) == 0
+    assert (
+        main([*TINY, *objectives, bounds, "space=uniform", "sampler=nsga2", "study.n_trials=8"])
+        == 0
+    )
     said = capsys.readouterr()
     assert "plans it has not seen" in said.err
-    trials, front = read_csv(RUN / "trials.csv", TrialRow), read_csv(RUN / "front.csv", ConfirmedRow)
-    assert {"completed", "infeasible"} <= {row.state for row in trials} <= {"completed", "infeasible", "rejected"}
+    trials, front = (
+        read_csv(RUN / "trials.csv", TrialRow),
+        read_csv(RUN / "front.csv", ConfirmedRow),
+    )
+    assert (
+        {"completed", "infeasible"}
+        <= {row.state for row in trials}
+        <= {"completed", "infeasible", "rejected"}
+    )
     for row in trials:
         if row.state == "infeasible":
             assert "accuracy" in row.reason
@@ -71,9 +87,16 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
     assert front
     assert not infeasible & {row.trial for row in front}
     assert all(row.costs["size_mb"] <= 0.06 for row in front)
-    assert [row.estimated_latency_ms for row in front] == sorted((r.estimated_latency_ms for r in front), reverse=True)
+    assert [row.estimated_latency_ms for row in front] == sorted(
+        (r.estimated_latency_ms for r in front), reverse=True
+    )
     summary = json.loads((RUN / "summary.json").read_text())
-    assert list(summary["reference"]) == ["accuracy", "loss", "estimated_latency_ms_ratio", "size_mb_ratio"]
+    assert list(summary["reference"]) == [
+        "accuracy",
+        "loss",
+        "estimated_latency_ms_ratio",
+        "size_mb_ratio",
+    ]
     assert summary["hypervolume"] >= 0.0
     assert 0.0 < summary["latency_model_error"] < 0.5
     client = MlflowClient("sqlite:///mlflow.db")
@@ -84,16 +107,36 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
     assert states == sorted(row.state for row in trials)
 
 
-def test_when_no_trial_keeps_the_bounds_the_reason_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "tracking=none", "objectives.bounds={accuracy: {least: 95}}", "study.n_trials=2"]) == 2
+def test_when_no_trial_keeps_the_bounds_the_reason_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        main(
+            [
+                *TINY,
+                "tracking=none",
+                "objectives.bounds={accuracy: {least: 95}}",
+                "study.n_trials=2",
+            ]
+        )
+        == 2
+    )
     assert "none of 2 is: accuracy" in (said := capsys.readouterr().err)
     assert "is under objectives.bounds.accuracy.least 95" in said
 
 
-SMALL_SPACE = ["space=uniform", "space.levels=3", "space.steps=[1,1]", "space.shapes=[one_shot]", "space.rounds=[1,1]"]
+SMALL_SPACE = [
+    "space=uniform",
+    "space.levels=3",
+    "space.steps=[1,1]",
+    "space.shapes=[one_shot]",
+    "space.rounds=[1,1]",
+]
 
 
-def test_brute_force_ends_early_and_a_re_run_knows_that_it_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brute_force_ends_early_and_a_re_run_knows_that_it_is_complete(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     command = [*TINY, "tracking=none", "sampler=brute_force", *SMALL_SPACE, "study.n_trials=50"]
     assert main([*command, "job=inspect"]) == 0
     assert "| combinations" in capsys.readouterr().out
@@ -111,9 +154,18 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     package = tmp_path / "registry" / "samplers" / "mine"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from .inner import Mine\n\n__all__ = ['Mine']\n")
-    (package / "inner.py").write_text("import optuna\n\n\nclass Mine(optuna.samplers.RandomSampler):\n    pass\n")
-    ladders = ["phases.confirm.baselines=[uniform,random,global]", "phases.confirm.max_baseline_models=1"]
-    hub = ["sampler=hub", "sampler.package=samplers/mine", f"sampler.registry={tmp_path / 'registry'}"]
+    (package / "inner.py").write_text(
+        "import optuna\n\n\nclass Mine(optuna.samplers.RandomSampler):\n    pass\n"
+    )
+    ladders = [
+        "phases.confirm.baselines=[uniform,random,global]",
+        "phases.confirm.max_baseline_models=1",
+    ]
+    hub = [
+        "sampler=hub",
+        "sampler.package=samplers/mine",
+        f"sampler.registry={tmp_path / 'registry'}",
+    ]
     assert main([*TINY, "tracking=none", *ladders, *hub]) == 0
     assert len(read_csv(RUN / "baselines.csv", ConfirmedRow)) == 4
 

@@ -57,30 +57,43 @@ def own(tmp_path: Path) -> str:
     return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
 
 
-def test_one_file_says_all_of_an_own_model_data_and_task(composed: list[dict[str, Any]], own: str) -> None:
+def test_one_file_says_all_of_an_own_model_data_and_task(
+    composed: list[dict[str, Any]], own: str
+) -> None:
     assert main(["+experiment=mine", own]) == 0
     assert composed[0]["model"] == {"_target_": "my.Net", "hidden": 24}
     assert composed[0]["data"] == {"_target_": "my.Data", "folder": "here"}
     assert composed[0]["task"] == {"_target_": "my.Task"}
-    assert composed[0]["phases"]["finetune"]["optimizer"] == {"_target_": "torch.optim.AdamW", "lr": 0.001}
+    assert composed[0]["phases"]["finetune"]["optimizer"] == {
+        "_target_": "torch.optim.AdamW",
+        "lr": 0.001,
+    }
     assert composed[0]["phases"]["train"]["optimizer"]["momentum"] == 0.9
 
 
-def test_what_comes_after_another_target_is_said_of_it(composed: list[dict[str, Any]], own: str) -> None:
-    assert main(["+experiment=mine", own, "model.hidden=3", "+model.depth=2", "data.folder=there"]) == 0
+def test_what_comes_after_another_target_is_said_of_it(
+    composed: list[dict[str, Any]], own: str
+) -> None:
+    assert (
+        main(["+experiment=mine", own, "model.hidden=3", "+model.depth=2", "data.folder=there"])
+        == 0
+    )
     assert composed[0]["model"] == {"_target_": "my.Net", "hidden": 3, "depth": 2}
     assert composed[0]["data"] == {"_target_": "my.Data", "folder": "there"}
 
 
 @pytest.mark.parametrize(
-    "words", [["model.width=8", "model._target_=my.Net"], ["model._target_=my.Net", "model.width=8"]]
+    "words",
+    [["model.width=8", "model._target_=my.Net"], ["model._target_=my.Net", "model.width=8"]],
 )
 def test_the_command_line_is_said_at_once(composed: list[dict[str, Any]], words: list[str]) -> None:
     assert main([SMALL, *words]) == 0
     assert composed[0]["model"] == {"_target_": "my.Net", "width": 8}
 
 
-def test_a_key_without_a_value_of_another_class_is_not_asked_for(composed: list[dict[str, Any]]) -> None:
+def test_a_key_without_a_value_of_another_class_is_not_asked_for(
+    composed: list[dict[str, Any]],
+) -> None:
     assert main([SMALL, "model=timm", "model._target_=my.Net"]) == 0
     assert composed[0]["model"] == {"_target_": "my.Net"}
 
@@ -90,7 +103,9 @@ def test_the_same_target_keeps_its_keys(composed: list[dict[str, Any]]) -> None:
     assert composed[0]["model"]["width"] == 16
 
 
-def test_a_file_that_builds_on_another_keeps_what_it_took_in(composed: list[dict[str, Any]], own: str) -> None:
+def test_a_file_that_builds_on_another_keeps_what_it_took_in(
+    composed: list[dict[str, Any]], own: str
+) -> None:
     assert main([SMALL, "data=more_digits", own]) == 0
     assert composed[0]["data"]["_target_"] == "my.digits"
     assert (composed[0]["data"]["size"], composed[0]["data"]["colours"]) == (8, 3)
@@ -98,7 +113,15 @@ def test_a_file_that_builds_on_another_keeps_what_it_took_in(composed: list[dict
 
 @pytest.mark.parametrize(
     "target",
-    ["space", "sampler", "stopping", "tracking", "job", "method.criterion", "phases.train.optimizer"],
+    [
+        "space",
+        "sampler",
+        "stopping",
+        "tracking",
+        "job",
+        "method.criterion",
+        "phases.train.optimizer",
+    ],
 )
 def test_every_recipe_is_replaced_whole(composed: list[dict[str, Any]], target: str) -> None:
     assert main([SMALL, f"{target}._target_=my.own"]) == 0
@@ -113,17 +136,45 @@ def test_every_recipe_is_replaced_whole(composed: list[dict[str, Any]], target: 
     [
         ([SMALL], "digits_small"),
         (["search.lineage=false"], "study-search.lineage_false"),
-        ([SMALL, "method=taylor", "method.scope=global"], "digits_small-method_taylor-method.scope_global"),
-        ([SMALL, "method.scope=global", "method=taylor"], "digits_small-method_taylor-method.scope_global"),
-        ([SMALL, "study.n_trials=3", "study.budget=20min", "workers=2", "threads=1", "device=cpu"], "digits_small"),
         (
-            [SMALL, "job=inspect", "tracking=none", "phases.confirm.rounds=1", "memory_format=contiguous"],
+            [SMALL, "method=taylor", "method.scope=global"],
+            "digits_small-method_taylor-method.scope_global",
+        ),
+        (
+            [SMALL, "method.scope=global", "method=taylor"],
+            "digits_small-method_taylor-method.scope_global",
+        ),
+        (
+            [
+                SMALL,
+                "study.n_trials=3",
+                "study.budget=20min",
+                "workers=2",
+                "threads=1",
+                "device=cpu",
+            ],
+            "digits_small",
+        ),
+        (
+            [
+                SMALL,
+                "job=inspect",
+                "tracking=none",
+                "phases.confirm.rounds=1",
+                "memory_format=contiguous",
+            ],
             "digits_small",
         ),
         ([SMALL, "hydra.run.dir=.", "hydra/job_logging=none"], "digits_small"),
         ([SMALL, "method=taylor", "study.name=mine"], "mine"),
-        ([SMALL, "method=search", "method.among=[l1,taylor]"], "digits_small-method_search-method.among_l1.taylor"),
-        ([SMALL, "~phases.train.optimizer.momentum"], "digits_small-phases.train.optimizer.momentum_no"),
+        (
+            [SMALL, "method=search", "method.among=[l1,taylor]"],
+            "digits_small-method_search-method.among_l1.taylor",
+        ),
+        (
+            [SMALL, "~phases.train.optimizer.momentum"],
+            "digits_small-phases.train.optimizer.momentum_no",
+        ),
         (
             [SMALL, "objectives.bounds={latency_ms: {most: 3.0}}"],
             "digits_small-objectives.bounds_latency_ms.most.3.0",
@@ -137,27 +188,40 @@ def test_a_study_is_called_after_what_was_asked_for(
     assert composed[0]["study"]["name"] == name
 
 
-def test_an_experiment_that_names_no_study_gives_it_its_own_name(composed: list[dict[str, Any]], own: str) -> None:
+def test_an_experiment_that_names_no_study_gives_it_its_own_name(
+    composed: list[dict[str, Any]], own: str
+) -> None:
     assert main(["+experiment=nameless", own]) == 0
     assert composed[0]["study"]["name"] == "nameless"
 
 
-def test_another_main_file_is_asked_for_its_own_keys(composed: list[dict[str, Any]], tmp_path: Path, own: str) -> None:
+def test_another_main_file_is_asked_for_its_own_keys(
+    composed: list[dict[str, Any]], tmp_path: Path, own: str
+) -> None:
     main_file = "defaults: [config, _self_]\nmodel: {_target_: my.Net}\nstudy: {name: theirs}"
     (tmp_path / "conf" / "theirs.yaml").write_text(main_file)
     folder = str(tmp_path / "conf")
-    assert main(["--config-dir", folder, "--config-name", "theirs", "seed=2", "data._target_=my.Data"]) == 0
+    assert (
+        main(["--config-dir", folder, "--config-name", "theirs", "seed=2", "data._target_=my.Data"])
+        == 0
+    )
     assert composed[0]["data"] == {"_target_": "my.Data"}
     assert composed[0]["study"]["name"] == "theirs-seed_2-data._target__my.Data"
 
 
 def test_each_run_of_a_sweep_is_a_study_of_its_own(composed: list[dict[str, Any]]) -> None:
     assert main(["-m", SMALL, "method=l1,l2"]) == 0
-    assert [config["study"]["name"] for config in composed] == ["digits_small-method_l1", "digits_small-method_l2"]
+    assert [config["study"]["name"] for config in composed] == [
+        "digits_small-method_l1",
+        "digits_small-method_l2",
+    ]
 
 
 def test_a_name_is_bounded_without_secrets_and_still_its_own() -> None:
-    asked = [("data.url", "postgresql://me:pa55@h/d"), *((f"model.key_{number}", "x") for number in range(30))]
+    asked = [
+        ("data.url", "postgresql://me:pa55@h/d"),
+        *((f"model.key_{number}", "x") for number in range(30)),
+    ]
     names = {study_name("base", asked), study_name("base", [*asked, ("model.last", "1")])}
     assert len(names) == 2
     for name in names:
@@ -172,7 +236,11 @@ def commands() -> list[list[str]]:
 
     found = []
     for line in (conf_folder().parent / "README.md").read_text().splitlines():
-        if line.startswith("python -m orchestrator") and "job=" not in line and "/home/me" not in line:
+        if (
+            line.startswith("python -m orchestrator")
+            and "job=" not in line
+            and "/home/me" not in line
+        ):
             words = shlex.split(line.partition(" #")[0].replace("$DB", "sqlite:///s.db"))[3:]
             found.append([word for word in words if word != "-m"])
     return found
@@ -194,7 +262,9 @@ def test_no_command_of_the_readme_is_refused_for_the_study_of_another(
 
 
 def test_a_partial_mapping_is_laid_over_the_defaults() -> None:
-    found = orchestrator.load_settings({"method": "taylor", "experiment": "digits_small", "study": {"n_trials": 4}})
+    found = orchestrator.load_settings(
+        {"method": "taylor", "experiment": "digits_small", "study": {"n_trials": 4}}
+    )
     assert (found.method.name, found.study.n_trials) == ("taylor", 4)
     assert found.study.name == "digits_small-method_taylor"
     assert found.model.arguments["width"] == 16
@@ -239,7 +309,10 @@ def test_hydra_is_left_as_it_was() -> None:
     [
         ({"method": "tailor"}, "method has no 'tailor'; nearest: taylor"),
         ({"stduy": {"n_trials": 4}}, "stduy is not a setting; nearest: study"),
-        ({"study": {"n_trails": 4}}, "study.n_trails is not a setting; nearest: study.n_trials|n_trials"),
+        (
+            {"study": {"n_trails": 4}},
+            "study.n_trails is not a setting; nearest: study.n_trials|n_trials",
+        ),
         ({"model": "timm"}, "model.name must have a value"),
     ],
 )
@@ -277,5 +350,8 @@ def test_a_folder_of_configs_that_is_not_there_is_refused(
     composed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([SMALL, "hydra.searchpath=[file:///nowhere/conf]"]) == 2
-    assert "hydra.searchpath must name folders that are there; got 'file:///nowhere/conf'" in capsys.readouterr().err
+    assert (
+        "hydra.searchpath must name folders that are there; got 'file:///nowhere/conf'"
+        in capsys.readouterr().err
+    )
     assert composed == []

@@ -13,11 +13,17 @@ from orchestrator.results.rows import ConfirmedRow, TrialRow
 
 def trial(number: int, state: str, quality: float | None, ratio: float | None) -> TrialRow:
     ratios = {} if ratio is None else {"flops": ratio}
-    return TrialRow(number, state, 1, None, quality, 1.0, None, "", "", costs={"flops": 1.0}, ratios=ratios)
+    return TrialRow(
+        number, state, 1, None, quality, 1.0, None, "", "", costs={"flops": 1.0}, ratios=ratios
+    )
 
 
-def confirmed(origin: str, place: int | None, mean: float, std: float, ratio: float) -> ConfirmedRow:
-    return ConfirmedRow(origin, place, mean, std, 2, costs={"flops": 1e9 * ratio}, ratios={"flops": ratio})
+def confirmed(
+    origin: str, place: int | None, mean: float, std: float, ratio: float
+) -> ConfirmedRow:
+    return ConfirmedRow(
+        origin, place, mean, std, 2, costs={"flops": 1e9 * ratio}, ratios={"flops": ratio}
+    )
 
 
 FRONT = [confirmed("front", n, 0.9 + 0.01 * n, 0.01, n / 10) for n in (1, 3, 7)]
@@ -71,5 +77,14 @@ def test_a_quality_that_is_to_be_small_has_its_good_models_above(
     monkeypatch.setattr(Axes, "set_ylim", noted)
     flipped = [dataclasses.replace(row, test_mean=-row.test_mean) for row in FRONT]
     pareto(tmp_path / "up.png", [], FRONT, [], quality="accuracy", dense=None, title="a study")
-    pareto(tmp_path / "down.png", [], flipped, [], quality="error", dense=None, title="a study", sign=-1.0)
+    pareto(
+        tmp_path / "down.png",
+        [],
+        flipped,
+        [],
+        quality="error",
+        dense=None,
+        title="a study",
+        sign=-1.0,
+    )
     assert limits[0] == pytest.approx(limits[1])

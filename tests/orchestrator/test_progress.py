@@ -10,10 +10,14 @@ from orchestrator.results.quantities import count, duration, flops, percent
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 
 
-def confirmed(origin: str, trial: int | None, mean: float, std: float, flops: float, ratio: float) -> ConfirmedRow:
+def confirmed(
+    origin: str, trial: int | None, mean: float, std: float, flops: float, ratio: float
+) -> ConfirmedRow:
     """A confirmed model; half of the parameters, 1 ms."""
     costs = {"flops": flops, "params": 100.0, "latency_ms": 1.0}
-    return ConfirmedRow(origin, trial, mean, std, 2, costs=costs, ratios={"flops": ratio, "params": 0.5})
+    return ConfirmedRow(
+        origin, trial, mean, std, 2, costs=costs, ratios={"flops": ratio, "params": 0.5}
+    )
 
 
 class Hand:
@@ -27,7 +31,17 @@ class Hand:
 
 
 ROW = TrialRow(
-    3, "stopped", 1, 2, 0.91234, 12.0, 0.3, "sampler", "below the rung", costs={"flops": 10}, ratios={"flops": 0.25}
+    3,
+    "stopped",
+    1,
+    2,
+    0.91234,
+    12.0,
+    0.3,
+    "sampler",
+    "below the rung",
+    costs={"flops": 10},
+    ratios={"flops": 0.25},
 )
 
 
@@ -60,13 +74,31 @@ def test_a_log_does_not_say_the_same_again_and_again() -> None:
             hand.time += 60.0
         progress.phase("next")
         progress.tick("waits")
-    assert stream.getvalue().splitlines() == ["  waits", "  works", "  waits", "[4 min 00 s] next", "  waits"]
+    assert stream.getvalue().splitlines() == [
+        "  waits",
+        "  works",
+        "  waits",
+        "[4 min 00 s] next",
+        "  waits",
+    ]
 
 
 def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
     stream, hand = io.StringIO(), Hand()
     front = [
-        TrialRow(n, "completed", 1, None, 0.5, 1.0, None, "", "", costs={"flops": 1}, ratios={"flops": n / 20})
+        TrialRow(
+            n,
+            "completed",
+            1,
+            None,
+            0.5,
+            1.0,
+            None,
+            "",
+            "",
+            costs={"flops": 1},
+            ratios={"flops": n / 20},
+        )
         for n in range(1, 21)
     ]
     with Progress(stream, terminal=True, now=hand) as progress:
@@ -75,7 +107,15 @@ def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
         progress.phase("search")
         progress.tick("step [3]")
     text = stream.getvalue()
-    for part in ("search", "4/24 trials", "validation front so far", "100.0 %", "5.0 %", "1 min 00 s left", "step [3]"):
+    for part in (
+        "search",
+        "4/24 trials",
+        "validation front so far",
+        "100.0 %",
+        "5.0 %",
+        "1 min 00 s left",
+        "step [3]",
+    ):
         assert part in text
 
 
@@ -96,7 +136,17 @@ def test_tables_show_each_model_beside_its_baselines() -> None:
     show(summary_table("Summary", [("orchestration", percent(0.031))]), stream)
     lines = stream.getvalue().splitlines()
     assert any(
-        all(part in line for part in ("  3 |", "2.61 G", "25.0 %", "0.9000 ± 0.0100", "-0.0500", "0.8800 ± 0.0200"))
+        all(
+            part in line
+            for part in (
+                "  3 |",
+                "2.61 G",
+                "25.0 %",
+                "0.9000 ± 0.0100",
+                "-0.0500",
+                "0.8800 ± 0.0200",
+            )
+        )
         for line in lines
     )
     assert any("dense" in line and "10.4 G" in line for line in lines)

@@ -25,11 +25,20 @@ assert orchestrator.search(3) == ("searched", 3)
 
 
 @pytest.mark.parametrize(
-    "before", ["orchestrator.search", "orchestrator.load_pruned", "from orchestrator.search.goals import goals_of"]
+    "before",
+    [
+        "orchestrator.search",
+        "orchestrator.load_pruned",
+        "from orchestrator.search.goals import goals_of",
+    ],
 )
-def test_search_can_be_called_in_whatever_order_things_are_imported(tmp_path: Path, before: str) -> None:
+def test_search_can_be_called_in_whatever_order_things_are_imported(
+    tmp_path: Path, before: str
+) -> None:
     code = STUB.format(before=before)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

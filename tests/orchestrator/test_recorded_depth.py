@@ -24,9 +24,15 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize(("first", "second"), [("n_trials=2", "budget=12s"), ("budget=12s", "n_trials=30")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("n_trials=2", "budget=12s"), ("budget=12s", "n_trials=30")]
+)
 def test_another_kind_of_budget_is_no_other_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], first: str, second: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: str,
+    second: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, f"study.{first}"]) == 0, capsys.readouterr().err

@@ -49,7 +49,10 @@ def test_a_disk_that_is_full_ends_the_study_cleanly_and_the_same_command_goes_on
         patch.setattr("orchestrator.tracking.spool.write_atomic", full)
         assert main(TINY) == 2
     said = capsys.readouterr().err
-    assert "'runs/digits_small/spool' until they are sent; it cannot be used (No space left on device)" in said
+    assert (
+        "'runs/digits_small/spool' until they are sent; it cannot be used (No space left on device)"
+        in said
+    )
     assert "Traceback" not in said
     assert recorded() == ["0"]
     assert main(TINY) == 0
@@ -57,7 +60,9 @@ def test_a_disk_that_is_full_ends_the_study_cleanly_and_the_same_command_goes_on
     assert [row.number for row in read_csv("runs/digits_small/trials.csv", TrialRow)] == [0, 1, 2]
 
 
-def test_without_tracking_nothing_is_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tracking_nothing_is_spooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "tracking=none", "study.n_trials=1"]) == 0
     assert not Path("runs/digits_small/spool").exists()

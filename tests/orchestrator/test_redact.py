@@ -42,12 +42,18 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_trees_are_redacted_by_value_and_by_key_and_left_as_they_were() -> None:
     tree = {
         "uri": "http://a:b@h",
-        "deep": [("http://a:b@h", 3), {"db_password": "x", "token": "t", "tokenizer": "bpe", "secret": None}],
+        "deep": [
+            ("http://a:b@h", 3),
+            {"db_password": "x", "token": "t", "tokenizer": "bpe", "secret": None},
+        ],
         1: True,
     }
     assert redact_tree(tree) == {
         "uri": "http://a:***@h",
-        "deep": [("http://a:***@h", 3), {"db_password": "***", "token": "***", "tokenizer": "bpe", "secret": None}],
+        "deep": [
+            ("http://a:***@h", 3),
+            {"db_password": "***", "token": "***", "tokenizer": "bpe", "secret": None},
+        ],
         1: True,
     }
     assert tree["uri"] == "http://a:b@h"

@@ -23,7 +23,9 @@ from tests.search.problems import Bench, bench, settings_of, silent
 QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1"]
 GUARD = "phases.finetune.guard={tolerance: 0.05, action: slow_down}"
 REWOUND = ["phases.train.rewind_epoch=1", "phases.finetune.begin=rewound"]
-SPARSIFY = "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},rounds:1}"
+SPARSIFY = (
+    "phases.sparsify={penalty:{_target_:lightning_modules.pruning.penalties.GroupLasso},rounds:1}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def replayed(home: Path, tmp_path: Path, *overrides: str) -> list[str]:
     found = orchestrator.replay(here.problem.settings, last)
     assert found.identical, [step.text() for step in found.steps]
     weights = load_file(last / "weights.safetensors")
-    assert all(torch.equal(value, weights[name]) for name, value in found.model.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in found.model.state_dict().items()
+    )
     return [step.name for step in found.steps]
 
 
@@ -81,7 +85,9 @@ def test_a_chain_of_three_is_replayed_bit_for_bit(home: Path, tmp_path: Path, me
     ],
     ids=" ".join,
 )
-def test_everything_that_can_happen_in_a_trial_is_replayed(home: Path, tmp_path: Path, how: list[str]) -> None:
+def test_everything_that_can_happen_in_a_trial_is_replayed(
+    home: Path, tmp_path: Path, how: list[str]
+) -> None:
     here = bench(home, tmp_path, *QUICK, *how)
     for number, ratio in enumerate((0.6, 0.35, 0.2)):
         here.evaluator(here.propose(ratio), number, silent)
@@ -90,11 +96,15 @@ def test_everything_that_can_happen_in_a_trial_is_replayed(home: Path, tmp_path:
     assert found.identical, [step.text() for step in found.steps]
 
 
-def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(home: Path, tmp_path: Path) -> None:
+def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, *QUICK, "model.blocks=2", "study.budget=1h")
     last = chain(here)
     kept = lineage_in(read_plan(last), last).links[-1].kept
-    assert [kept[group.name] for group in here.problem.structure.groups if group.kind == "block"].count(0) == 3
+    assert [
+        kept[group.name] for group in here.problem.structure.groups if group.kind == "block"
+    ].count(0) == 3
     plain = settings_of(home, *QUICK, "model.blocks=2")
     assert not plain.depth
     assert orchestrator.replay(plain, last).identical
@@ -122,7 +132,10 @@ def test_an_exported_model_and_the_configuration_suffice(
     monkeypatch.chdir(tmp_path)
     assert main(STUDY) == 0
     models = tmp_path / "runs" / "digits_small" / "models"
-    deepest = max(models.iterdir(), key=lambda path: len(json.loads((path / "plan.json").read_text())["ancestors"]))
+    deepest = max(
+        models.iterdir(),
+        key=lambda path: len(json.loads((path / "plan.json").read_text())["ancestors"]),
+    )
     shutil.copytree(deepest, tmp_path / "model")
     digest = hashlib.sha256((deepest / "weights.safetensors").read_bytes()).hexdigest()
     document = json.loads((deepest / "plan.json").read_text())
@@ -144,7 +157,9 @@ def test_an_exported_model_and_the_configuration_suffice(
     assert "seed was 0, now 5" in capsys.readouterr().err
 
 
-def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home: Path, tmp_path: Path) -> None:
+def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, *QUICK, "space.rounds=[1,1]")
     last = chain(here, (0.6, 0.4))
     settings = here.problem.settings
@@ -159,7 +174,10 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home
     steps = orchestrator.replay(settings, last).steps
     assert [step.identical for step in steps] == [True, True, False]
     assert steps[2].difference == pytest.approx(0.5)
-    with pytest.raises(DataError, match=r"differs from 'trial 1' on, different: by up to 0.5, threads was 64, now 1"):
+    with pytest.raises(
+        DataError,
+        match=r"differs from 'trial 1' on, different: by up to 0.5, threads was 64, now 1",
+    ):
         check(settings, str(last))
     document["lineage"]["links"][0]["plan"]["seed"] += 1  # another order of batches
     document["lineage"]["links"][1]["kept"]["conv1"] -= 1
@@ -170,7 +188,10 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(home
     assert steps[2].difference == math.inf
     assert "other units were kept" in steps[2].text()
     shutil.rmtree(last.parent / "0")
-    assert orchestrator.replay(settings, last).steps[1].text() == "different: the weights are not at hand to compare"
+    assert (
+        orchestrator.replay(settings, last).steps[1].text()
+        == "different: the weights are not at hand to compare"
+    )
 
 
 def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path: Path) -> None:
@@ -178,12 +199,17 @@ def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path:
     straight = [*QUICK, "space.rounds=[1,1]", "model=vgg_small", "model.width=2", "data.size=32"]
     last = chain(bench(home, tmp_path, *straight, "memory_format=channels_last"), (0.6, 0.4))
     document = json.loads((last / "plan.json").read_text())
-    assert [link["made_with"]["memory_format"] for link in document["lineage"]["links"]] == ["channels_last"] * 2
+    assert [link["made_with"]["memory_format"] for link in document["lineage"]["links"]] == [
+        "channels_last"
+    ] * 2
     measured = settings_of(home, f"study.out={tmp_path}", *straight)  # auto
     steps = orchestrator.replay(measured, last).steps
     assert [step.text() for step in steps] == ["identical"] * 3
     other = settings_of(home, f"study.out={tmp_path}", *straight, "memory_format=contiguous")
-    assert "memory_format was channels_last, now contiguous" in orchestrator.replay(other, last).steps[1].text()
+    assert (
+        "memory_format was channels_last, now contiguous"
+        in orchestrator.replay(other, last).steps[1].text()
+    )
 
 
 def test_a_replay_leaves_a_memory_format_that_would_corrupt_memory_here(
@@ -199,7 +225,9 @@ def test_a_replay_leaves_a_memory_format_that_would_corrupt_memory_here(
     assert step.text() == "identical, although memory_format was channels_last, now contiguous"
 
 
-def test_other_settings_and_folders_without_a_lineage_are_refused(home: Path, tmp_path: Path) -> None:
+def test_other_settings_and_folders_without_a_lineage_are_refused(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, *QUICK)
     last = chain(here, (0.6,))
     other = settings_of(home, f"study.out={tmp_path}", *QUICK, "phases.finetune.optimizer.lr=0.3")

@@ -28,7 +28,9 @@ def test_what_is_put_by_one_is_got_by_another(tmp_path: Path) -> None:
     folders(tmp_path).get("trials/3", theirs)
     assert sorted(path.name for path in theirs.iterdir()) == ["plan.json", "weights"]
     assert (theirs / "weights").read_bytes() == bytes(1000)
-    assert [path.name for path in theirs.parent.iterdir()] == ["3"]  # nothing half fetched lies about
+    assert [path.name for path in theirs.parent.iterdir()] == [
+        "3"
+    ]  # nothing half fetched lies about
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
@@ -53,5 +55,7 @@ def test_a_server_that_is_away_is_asked_again_and_given_up_after_a_while(tmp_pat
 
     store._patiently(fails)
     assert calls == [0.0, 1.0, 3.0, 7.0]
-    with pytest.raises(UserError, match=r"has not for 60 s \(study.storage_patience\): connection refused"):
+    with pytest.raises(
+        UserError, match=r"has not for 60 s \(study.storage_patience\): connection refused"
+    ):
         store._patiently(fails)

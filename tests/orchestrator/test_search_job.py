@@ -100,18 +100,24 @@ def test_children_keep_units_of_their_parents_only(run: Path) -> None:
     inherited = 0
     for number, document in plans.items():
         parent = document["plan"]["parent"]
-        assert document["ancestors"] == ([] if parent is None else [*plans[parent]["ancestors"], parent])
+        assert document["ancestors"] == (
+            [] if parent is None else [*plans[parent]["ancestors"], parent]
+        )
         if parent is None:
             continue
         inherited += 1
         assert document["macs"] < plans[parent]["macs"]
         for group, runs in document["keep"].items():
             mine = {unit for first, end in runs for unit in range(first, end)}
-            assert mine <= {unit for first, end in plans[parent]["keep"][group] for unit in range(first, end)}, number
+            assert mine <= {
+                unit for first, end in plans[parent]["keep"][group] for unit in range(first, end)
+            }, number
     assert inherited >= 2
 
 
-def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(run: Path, home: Path) -> None:
+def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(
+    run: Path, home: Path
+) -> None:
     row = read_csv(run / "front.csv", ConfirmedRow)[-1]
     code = (
         "import orchestrator, torch, json; from lightning_modules.data import digits; d = digits();"
@@ -119,7 +125,9 @@ def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(run: P
         "b = next(iter(d.test_dataloader()));"
         "print(json.dumps(sum(float((m(x).argmax(1) == y).sum()) for x, y, _ in d.test_dataloader()) / 540))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True
+    )
     document = read_plan(home / row.path)
     measured = document["confirmed"][str(document["confirmed_seed"])]["test"]["accuracy"]
     assert json.loads(found.stdout) == pytest.approx(measured, abs=1e-6)
@@ -134,7 +142,9 @@ def test_a_damaged_model_is_refused(run: Path, tmp_path: Path) -> None:
         orchestrator.load_pruned(tmp_path / "m")
 
 
-def test_the_second_run_trains_nothing_and_shows_the_front(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_trains_nothing_and_shows_the_front(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with inside(home), pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.jobs.search.prepare", None)
         assert main(SMALL) == 0
@@ -180,7 +190,9 @@ def test_more_trials_continue_and_other_settings_are_refused(
     assert "method.name was 'l2', now 'l1'" in capsys.readouterr().err
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(home: Path, run: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(
+    home: Path, run: Path, tmp_path: Path
+) -> None:
     with inside(tmp_path):
         assert main([*SMALL, "tracking=none"]) == 0
     again = tmp_path / "runs" / "digits_small"
@@ -188,19 +200,28 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(home: Path, run: Path,
         assert path.read_bytes() == (again / "trials" / path.parent.name / path.name).read_bytes()
     for name in ("front.csv", "baselines.csv"):
         kind = ConfirmedRow
-        rows = [[{**vars(row), "latency_ms": 0} for row in read_csv(at / name, kind)] for at in (run, again)]
+        rows = [
+            [{**vars(row), "latency_ms": 0} for row in read_csv(at / name, kind)]
+            for at in (run, again)
+        ]
         assert rows[0] == rows[1]
 
 
 def test_the_dense_baseline_is_shared_between_studies(home: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()
+    }
     with inside(home):
         assert main([*SMALL, *BRIEF, "study.name=other", "space=uniform"]) == 0
-    after = {path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()}
+    after = {
+        path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()
+    }
     assert before == after
 
 
-def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_data_is_not_touched_before_confirmation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class TouchedError(Exception):
         pass
 
@@ -209,7 +230,9 @@ def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(InMemory, "test_dataloader", touch)
     with inside(tmp_path):
-        assert main([*SMALL, "study.n_trials=4", "tracking=none"]) == 2  # confirmation is where it ends
+        assert (
+            main([*SMALL, "study.n_trials=4", "tracking=none"]) == 2
+        )  # confirmation is where it ends
     assert len(list((tmp_path / "runs" / "digits_small" / "trials").iterdir())) >= 3
     traces = list((tmp_path / "runs" / "digits_small").glob("confirm/*"))
     assert traces
@@ -218,7 +241,10 @@ def test_test_data_is_not_touched_before_confirmation(tmp_path: Path, monkeypatc
 
 def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path) -> None:
     with inside(tmp_path):
-        assert main([*SMALL, *BRIEF, "search.lineage=false", "study.n_trials=4", "space=per_group"]) == 0
+        assert (
+            main([*SMALL, *BRIEF, "search.lineage=false", "study.n_trials=4", "space=per_group"])
+            == 0
+        )
     trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
     assert {row.parent for row in trials} == {None}
 

@@ -52,7 +52,9 @@ class Server:
             self.trials[number] = given
             self.calls.append(number)
 
-    def close_study(self, metrics: Any, artifacts: Any, end: str = "finished", at: float | None = None) -> None:
+    def close_study(
+        self, metrics: Any, artifacts: Any, end: str = "finished", at: float | None = None
+    ) -> None:
         self._reach()
         self.calls.append(("close", metrics, list(artifacts), end))
 
@@ -72,7 +74,9 @@ class Desk:
         self.said: list[str] = []
 
     def tracker(self, place: object = "here", study_id: str = "1", n_trials: int = 3) -> Spooled:
-        tracker = Spooled(self.server, self.folder, place, say=self.said.append, now=lambda: self.time)
+        tracker = Spooled(
+            self.server, self.folder, place, say=self.said.append, now=lambda: self.time
+        )
         tracker.open_study("s", {"study_id": study_id}, {"n_trials": n_trials})
         return tracker
 
@@ -93,9 +97,21 @@ def log(tracker: Tracker, number: int, **more: Any) -> None:
 def test_with_a_server_that_answers_nothing_waits_and_nothing_is_said(desk: Desk) -> None:
     tracker = desk.tracker()
     curves = [Point("loss", 3, 0.1), Point("loss", 4, math.inf)]
-    log(tracker, 0, params={"a": 1}, metrics={"x": math.nan, "y": 0.1}, curves=curves, artifacts={"p": "{}"}, at=5.0)
+    log(
+        tracker,
+        0,
+        params={"a": 1},
+        metrics={"x": math.nan, "y": 0.1},
+        curves=curves,
+        artifacts={"p": "{}"},
+        at=5.0,
+    )
     tracker.close_study({"front": 2.0}, [])
-    assert desk.server.calls == [("open", "s", {"n_trials": 3}), 0, ("close", {"front": 2.0}, [], "finished")]
+    assert desk.server.calls == [
+        ("open", "s", {"n_trials": 3}),
+        0,
+        ("close", {"front": 2.0}, [], "finished"),
+    ]
     arrived = desk.server.trials[0]
     assert math.isnan(arrived["metrics"].pop("x"))
     assert arrived == {
@@ -117,7 +133,9 @@ def test_a_server_that_was_never_reached_is_an_error_and_leaves_no_trace(desk: D
     assert not desk.folder.exists()
 
 
-def test_a_lost_server_is_said_once_and_gets_everything_in_order_once_it_is_back(desk: Desk) -> None:
+def test_a_lost_server_is_said_once_and_gets_everything_in_order_once_it_is_back(
+    desk: Desk,
+) -> None:
     tracker = desk.tracker()
     log(tracker, 0)
     desk.server.down = True
@@ -158,7 +176,9 @@ def test_a_new_place_has_to_be_reached_and_gets_what_waits(desk: Desk) -> None:
     assert desk.server.numbers() == [0]
 
 
-def test_tries_are_spaced_and_counted_so_that_time_outs_do_not_slow_the_training(desk: Desk) -> None:
+def test_tries_are_spaced_and_counted_so_that_time_outs_do_not_slow_the_training(
+    desk: Desk,
+) -> None:
     tracker = desk.tracker()
     desk.server.down = True
 
@@ -174,7 +194,16 @@ def test_tries_are_spaced_and_counted_so_that_time_outs_do_not_slow_the_training
         return found
 
     at = tries(250.0, 1.0)
-    assert [second - first for first, second in itertools.pairwise(at)][:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [second - first for first, second in itertools.pairwise(at)][:8] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        60,
+        60,
+    ]
     desk.time, spent = 1000.0, tracker.seconds
 
     def time_out() -> None:
@@ -186,7 +215,9 @@ def test_tries_are_spaced_and_counted_so_that_time_outs_do_not_slow_the_training
     assert len(at) in (2, 3)
 
 
-def test_killed_between_sending_and_deleting_a_record_arrives_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_sending_and_deleting_a_record_arrives_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = desk.tracker()
 
     def die(*_: object) -> None:
@@ -225,7 +256,11 @@ def test_the_end_says_what_waits_and_the_next_command_sends_it(desk: Desk, tmp_p
     assert desk.waiting() == 2
     desk.server.down = False
     later.send_waiting()
-    assert desk.server.calls[1:] == [("open", "s", {"n_trials": 3}), 0, ("close", {"front": 1.0}, [kept], "finished")]
+    assert desk.server.calls[1:] == [
+        ("open", "s", {"n_trials": 3}),
+        0,
+        ("close", {"front": 1.0}, [kept], "finished"),
+    ]
     assert any(f"gone and left out: {gone}" in line for line in desk.said)
     before = desk.server.tries
     later.send_waiting()
@@ -265,7 +300,9 @@ def test_an_end_that_was_not_wanted_neither_raises_nor_waits(
     tracker.close_study({}, [], end)
 
 
-def test_after_an_interruption_sending_has_little_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_interruption_sending_has_little_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = desk.tracker()
     desk.server.down = True
     for number in range(20):
@@ -311,9 +348,17 @@ def test_no_secret_is_on_disk(desk: Desk) -> None:
     url = "postgresql://me:pa55word@host/db"
     place = {"uri": "http://me:pa55word@host", "token": "pa55word"}
     tracker = Spooled(desk.server, desk.folder, place, say=desk.said.append)
-    tracker.open_study("s", {"uri": url}, {"study": {"storage": url}, "data": {"api_key": "pa55word"}})
+    tracker.open_study(
+        "s", {"uri": url}, {"study": {"storage": url}, "data": {"api_key": "pa55word"}}
+    )
     desk.server.down = True
-    log(tracker, 0, params={"p": url}, tags={"reason": f"{url} broke"}, artifacts={"traceback.txt": f"at {url}"})
+    log(
+        tracker,
+        0,
+        params={"p": url},
+        tags={"reason": f"{url} broke"},
+        artifacts={"traceback.txt": f"at {url}"},
+    )
     tracker.close_study({}, [])
     written = [path.read_text() for path in desk.folder.iterdir()]
     assert len(written) == 3
@@ -333,7 +378,9 @@ def test_records_of_another_study_of_this_name_are_not_mixed(desk: Desk) -> None
     assert kinds == ["open", "open", 0, "open", 1]
 
 
-def test_a_full_disk_is_an_error_and_what_was_there_stays_whole(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_what_was_there_stays_whole(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = desk.tracker()
     desk.server.down = True
     log(tracker, 0)
@@ -343,7 +390,9 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays_whole(desk: Desk, monk
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(UserError, match=r"cannot be used \(No space left on device\); make room there"):
+        with pytest.raises(
+            UserError, match=r"cannot be used \(No space left on device\); make room there"
+        ):
             log(tracker, 1)
     assert desk.waiting() == 1
     assert all(json.loads(path.read_text()) for path in desk.folder.iterdir())

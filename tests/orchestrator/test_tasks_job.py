@@ -70,5 +70,8 @@ def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
 ) -> None:
     """Without a reference of the task's own the volume counts from half a unit worse than the dense model."""
     monkeypatch.chdir(tmp_path)
-    assert main([*overrides("regression"), *SMALL, "study.n_trials=3", "phases.confirm.baselines=[]"]) == 0
+    assert (
+        main([*overrides("regression"), *SMALL, "study.n_trials=3", "phases.confirm.baselines=[]"])
+        == 0
+    )
     assert "0.0000 of the confirmed front" not in capsys.readouterr().out

@@ -32,11 +32,15 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
         "from orchestrator.tracking.mlflow import MlflowTracker as T\n"
         "T('sqlite:///mlflow.db', 'e').open_study('s', {}, {})"
     )
-    return folder, subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return folder, subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
-def database(new: tuple[Path, subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def database(
+    new: tuple[Path, subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return Path(shutil.copy(new[0] / "mlflow.db", tmp_path_factory.mktemp("store")))
 
 
@@ -77,7 +81,9 @@ def trials_of(database: Path, study: str) -> dict[str, Any]:
 
 
 def test_a_study_of_24_trials(database: Path, tmp_path: Path) -> None:
-    tracker = opened(database, "whole", n_trials=24, tracking={"uri": "postgresql://me:secret@db/x"})
+    tracker = opened(
+        database, "whole", n_trials=24, tracking={"uri": "postgresql://me:secret@db/x"}
+    )
     opening = tracker.seconds
     curves = [Point("finetune/loss", step, 1 / (step + 1)) for step in range(100)]
     for number in range(24):
@@ -156,7 +162,9 @@ def test_a_trial_whose_process_died_while_logging_is_logged_anew(
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
-def test_a_reply_that_was_lost_leaves_no_second_run(database: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_reply_that_was_lost_leaves_no_second_run(
+    database: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     from mlflow.exceptions import MlflowException
 
     name = f"lost-{call}"
@@ -185,7 +193,9 @@ def test_a_run_that_came_into_being_after_it_was_given_up_is_removed(database: P
     tracker = opened(database, "late")
     log(tracker, 0)
     (first,) = trials_of(database, "late").values()
-    tags = {key: first.data.tags[key] for key in ("mlflow.parentRunId", "trial_number", "study", "kind")}
+    tags = {
+        key: first.data.tags[key] for key in ("mlflow.parentRunId", "trial_number", "study", "kind")
+    }
     client_of(database).create_run(first.info.experiment_id, tags=tags)
     by_hand = {"mlflow.parentRunId": tags["mlflow.parentRunId"], "study": "late by hand"}
     client_of(database).create_run(first.info.experiment_id, tags=by_hand)
@@ -206,7 +216,9 @@ def test_the_end_of_a_study_is_recorded_once_and_with_its_own_time(database: Pat
     assert (trial.info.start_time, trial.info.end_time) == (1_699_999_993_000, 1_700_000_000_000)
 
 
-def test_what_the_server_will_never_take_is_told_apart(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_server_will_never_take_is_told_apart(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -253,7 +265,9 @@ def test_keys_stay_apart_and_short() -> None:
 
 
 def test_requests_are_few_and_within_the_limits() -> None:
-    made = payload({str(n): n for n in range(150)}, {"t": "x"}, {}, [Point("c", n, 0.0) for n in range(900)])
+    made = payload(
+        {str(n): n for n in range(150)}, {"t": "x"}, {}, [Point("c", n, 0.0) for n in range(900)]
+    )
     sizes = [(len(params), len(tags), len(points)) for params, tags, points in batches(made)]
     assert sizes == [(100, 1, 800), (50, 0, 100)]
     assert list(batches(payload({}, {}))) == []
@@ -269,31 +283,41 @@ def closed_port() -> int:
 def test_a_server_that_is_not_there_is_said_at_once_without_the_password(scheme: str) -> None:
     begun = time.perf_counter()
     tracker = MlflowTracker(f"{scheme}://me:pa55word@127.0.0.1:{closed_port()}/x", "pruning")
-    with pytest.raises(UserError, match=rf"MLflow at '{scheme}://me:\*\*\*@127.*refused.*tracking.uri") as caught:
+    with pytest.raises(
+        UserError, match=rf"MLflow at '{scheme}://me:\*\*\*@127.*refused.*tracking.uri"
+    ) as caught:
         tracker.open_study("s", {}, {})
     assert "pa55word" not in str(caught.value)
     assert time.perf_counter() - begun < 30
 
 
 def test_a_port_that_is_no_number_is_said() -> None:
-    with pytest.raises(UserError, match=r"port in tracking.uri must be a number .*got 'http://localhost:50x0'"):
+    with pytest.raises(
+        UserError, match=r"port in tracking.uri must be a number .*got 'http://localhost:50x0'"
+    ):
         MlflowTracker("http://localhost:50x0", "pruning").open_study("s", {}, {})
 
 
-def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_study_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_study_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("orchestrator.tracking.server._OPENING_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         begun = time.perf_counter()
         with pytest.raises(UserError, match="timed out"):
-            MlflowTracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "pruning").open_study("s", {}, {})
+            MlflowTracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "pruning").open_study(
+                "s", {}, {}
+            )
     assert time.perf_counter() - begun < 5
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/x", "ftp://x"])
 def test_what_is_no_store_is_said_with_what_would_be(uri: str) -> None:
-    with pytest.raises(UserError, match=r"must be a database or a server; got .*use sqlite:///mlflow\.db"):
+    with pytest.raises(
+        UserError, match=r"must be a database or a server; got .*use sqlite:///mlflow\.db"
+    ):
         MlflowTracker(uri, "pruning").open_study("s", {}, {})
 
 
@@ -313,14 +337,18 @@ def test_a_deleted_experiment_is_said(database: Path) -> None:
         MlflowTracker(f"sqlite:///{database}", "gone").open_study("s", {}, {})
 
 
-def test_a_new_database_says_nothing_on_the_screen(new: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_new_database_says_nothing_on_the_screen(
+    new: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, done = new
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (folder / "mlflow.db").is_file()
     assert not (folder / "mlruns").exists()
 
 
-def test_no_tracker_is_a_tracker_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tracker_is_a_tracker_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tracker: Tracker = NoTracker()
     tracker.open_study("s", {}, {})

@@ -76,7 +76,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_bad_input_is_one_message_and_exit_code_two(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_message_and_exit_code_two(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides, message = CASES[case]
     assert main([*SMALL, *overrides]) == 2
     said = capsys.readouterr().err
@@ -89,7 +91,9 @@ def test_inspect_refuses_what_search_refuses(capsys: pytest.CaptureFixture[str])
     assert "nearest: accuracy" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_does_not_fit_or_runs_code_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_does_not_fit_or_runs_code_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     save_file(SmallResNet(10, width=4).state_dict(), "narrow.safetensors")
     assert main([*SMALL, "phases.train.checkpoint=narrow.safetensors"]) == 2
     assert (
@@ -109,7 +113,10 @@ def test_a_checkpoint_that_does_not_fit_or_runs_code_is_refused(capsys: pytest.C
 def test_a_checkpoint_that_fits_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(5)
     model = SmallResNet(10)
-    torch.save({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, "mine.ckpt")
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}},
+        "mine.ckpt",
+    )
     few = [
         "study.n_trials=1",
         "phases.finetune.round_steps=2",

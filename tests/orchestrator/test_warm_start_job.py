@@ -83,7 +83,9 @@ def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_agai
     assert len(rows) - len(warm) == 3 == summary("second")["trials"]
     assert summary("second")["taken_over"] == len(warm)
     told = stored("second")
-    assert all(trial.state == TrialState.COMPLETE and len(trial.params) > 4 for trial in told[: len(warm)])
+    assert all(
+        trial.state == TrialState.COMPLETE and len(trial.params) > 4 for trial in told[: len(warm)]
+    )
     own = [row for row in rows if row.kind == "search" and row.state == "completed"]
     assert any(row.parent is not None and row.parent < len(warm) for row in own)
     front = read_csv("runs/second/front.csv", ConfirmedRow)
@@ -95,19 +97,38 @@ def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_agai
     # nothing needs the first study any more
     shutil.rmtree("runs/first")
     for row in front:
-        again = [*SECOND, "stopping=never", "job=replay", f"job.model=runs/second/models/{row.trial}"]
+        again = [
+            *SECOND,
+            "stopping=never",
+            "job=replay",
+            f"job.model=runs/second/models/{row.trial}",
+        ]
         assert main(again) == 0
-    descendant = next(row.number for row in own if row.parent is not None and row.parent < len(warm))
+    descendant = next(
+        row.number for row in own if row.parent is not None and row.parent < len(warm)
+    )
     links = read_plan(Path(f"runs/second/trials/{descendant}"))["lineage"]["links"]
     assert [link["trial"] for link in links][-1] == descendant
     shutil.move(f"runs/second/trials/{descendant}", "kept")
     shutil.rmtree("runs/second")
     assert main([*SECOND, "stopping=never", "job=replay", "job.model=kept"]) == 0
-    assert main([*SECOND[:-1], "search.warm_start=null", "stopping=never", "job=replay", "job.model=kept"]) == 0
+    assert (
+        main(
+            [
+                *SECOND[:-1],
+                "search.warm_start=null",
+                "stopping=never",
+                "job=replay",
+                "job.model=kept",
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
-    "other", [["method=l1"], ["space=per_group"], ["space.offset=0.2"], ["objectives=quality_flops_params"]]
+    "other",
+    [["method=l1"], ["space=per_group"], ["space.offset=0.2"], ["objectives=quality_flops_params"]],
 )
 def test_methods_spaces_and_objectives_may_differ(other: list[str]) -> None:
     first = completed("first")
@@ -125,14 +146,24 @@ def test_methods_spaces_and_objectives_may_differ(other: list[str]) -> None:
     else:
         assert all(expressible)
         assert all(len(trial.values) == 3 for trial in told)
-    assert all((Path("runs/second/trials") / str(row.number) / "plan.json").exists() for row in rows[: len(first)])
+    assert all(
+        (Path("runs/second/trials") / str(row.number) / "plan.json").exists()
+        for row in rows[: len(first)]
+    )
 
 
 def test_plans_outside_a_bound_are_parents_and_no_more() -> None:
     first = completed("first")
     bound = sorted(row.ratios["flops"] for row in first)[1] + 0.001
     assert (
-        main([*SECOND, f"objectives.bounds={{flops_ratio: {{most: {bound}}}}}", "study.n_trials=3", "stopping=never"])
+        main(
+            [
+                *SECOND,
+                f"objectives.bounds={{flops_ratio: {{most: {bound}}}}}",
+                "study.n_trials=3",
+                "stopping=never",
+            ]
+        )
         == 0
     )
     rows = trials("second")
@@ -161,7 +192,10 @@ def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     command = [*SECOND, "study.n_trials=3", "stopping=never"]
 
     def weights(name: str) -> dict[str, bytes]:
-        return {p.parent.name: p.read_bytes() for p in Path(f"runs/{name}/trials").glob("*/weights.safetensors")}
+        return {
+            p.parent.name: p.read_bytes()
+            for p in Path(f"runs/{name}/trials").glob("*/weights.safetensors")
+        }
 
     assert main(command) == 0
     whole = weights("second")
@@ -175,7 +209,9 @@ def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
         original = getattr(__import__(module, fromlist=[name]), name)
         calls = iter(range(100))
 
-        def dies(*args: Any, _original: Any = original, _calls: Any = calls, _at: int = at, **more: Any) -> Any:
+        def dies(
+            *args: Any, _original: Any = original, _calls: Any = calls, _at: int = at, **more: Any
+        ) -> Any:
             if next(_calls) == _at:
                 raise KeyboardInterrupt
             return _original(*args, **more)
@@ -188,7 +224,9 @@ def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_budget_does_not_count_what_was_taken_over() -> None:
-    assert main([*SECOND, "study.budget=4epochs", "search.chain.most_epochs=1", "stopping=never"]) == 0
+    assert (
+        main([*SECOND, "study.budget=4epochs", "search.chain.most_epochs=1", "stopping=never"]) == 0
+    )
     own = [row for row in trials("second") if row.kind != "warm"]
     assert len(own) >= 3
     assert all(row.seconds == 0.0 for row in trials("second") if row.kind == "warm")
@@ -200,17 +238,25 @@ def test_a_budget_does_not_count_what_was_taken_over() -> None:
         (["search.warm_start=firts"], "finished plans in runs; got 'firts'; there: first, other"),
         (["search.warm_start=second"], "another study with finished plans in runs; got 'second'"),
         (["seed=1"], "needs the same model, data and training; seed was 0, now 1"),
-        (["model.width=4"], "model.width was 8, now 4. Give the values it had, or search.warm_start=null"),
+        (
+            ["model.width=4"],
+            "model.width was 8, now 4. Give the values it had, or search.warm_start=null",
+        ),
         (["phases.finetune.round_steps=7"], "phases.finetune.round_steps was 6, now 7"),
         (["phases.train.epochs=4"], "phases.train.epochs was 3, now 4"),
         (["model=vgg_small", "~model.width"], "model"),
     ],
 )
 def test_another_model_data_training_or_study_is_refused(
-    overrides: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    overrides: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree("runs/first", "runs/other")
-    monkeypatch.setattr("orchestrator.jobs.search.prepare", None)  # told before anything is paid for
+    monkeypatch.setattr(
+        "orchestrator.jobs.search.prepare", None
+    )  # told before anything is paid for
     capsys.readouterr()
     assert main([*SECOND, *overrides]) == 2
     said = capsys.readouterr().err
@@ -224,7 +270,10 @@ def test_other_dense_weights_are_refused(capsys: pytest.CaptureFixture[str]) -> 
         document["lineage"]["dense"] = "0" * 64
         path.write_text(json.dumps(document))
     assert main([*SECOND, "study.n_trials=2"]) == 2
-    assert "search.warm_start=first begins with other dense weights: 000000000000 there" in capsys.readouterr().err
+    assert (
+        "search.warm_start=first begins with other dense weights: 000000000000 there"
+        in capsys.readouterr().err
+    )
 
 
 def test_trials_in_another_storage_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,10 @@ def test_a_budget_in_time_is_for_one_process(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "workers=2", "study.budget=1min"]) == 2
-    assert "study.budget=1min with workers=2: take workers=1, or a budget in trials" in capsys.readouterr().err
+    assert (
+        "study.budget=1min with workers=2: take workers=1, or a budget in trials"
+        in capsys.readouterr().err
+    )
     assert main([*TINY, "job=work", "study.budget=1min"]) == 2
     assert "study.budget=1min paces one process" in capsys.readouterr().err
 
@@ -85,7 +88,9 @@ def test_a_second_search_is_refused_and_leaves_the_first_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with run(tmp_path, "phases.train.epochs=100000") as first:  # still at its dense model: there are no trials yet
+    with run(
+        tmp_path, "phases.train.epochs=100000"
+    ) as first:  # still at its dense model: there are no trials yet
         assert first.says("dense"), first.text
         with study_in(tmp_path) as study:
             before = wait_for(lambda: study.user_attrs.get(LEADER) and study.user_attrs, "a leader")
@@ -102,7 +107,9 @@ def test_a_second_search_is_refused_and_leaves_the_first_alone(
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
     return optuna.create_study(
-        study_name="s", storage=JournalStorage(Journal(tmp_path / "journal")), directions=["minimize", "minimize"]
+        study_name="s",
+        storage=JournalStorage(Journal(tmp_path / "journal")),
+        directions=["minimize", "minimize"],
     )
 
 
@@ -135,7 +142,9 @@ def test_a_worker_that_cannot_work_stops_the_run_with_its_message(
     assert not team.busy()
 
 
-def test_workers_that_all_die_end_the_run(tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_all_die_end_the_run(
+    tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workers, "run_worker", fake_workers.dies)
     with (
         pytest.raises(UserError, match="10 in a row ended without, the last with signal 9"),
@@ -170,7 +179,10 @@ def test_a_trial_over_which_workers_keep_dying_is_recorded_as_failed(
                 put_back(study, trial.number, "them")
             look(team, lambda process=process: team._processes[0] is not process)
         assert over()
-    assert storage.get_trial(trial._trial_id).user_attrs["reason"] == "5 workers died over it, the last with signal 9"
+    assert (
+        storage.get_trial(trial._trial_id).user_attrs["reason"]
+        == "5 workers died over it, the last with signal 9"
+    )
 
 
 def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
@@ -179,7 +191,13 @@ def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
     monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
     trial = study.ask()
     with watched(tmp_path, study) as team:
-        lease = {**here(), "place": "far", "pid": team._processes[0].pid, "owner": "them", "beat": 1}
+        lease = {
+            **here(),
+            "place": "far",
+            "pid": team._processes[0].pid,
+            "owner": "them",
+            "beat": 1,
+        }
         study._storage.set_trial_user_attr(trial._trial_id, LEASE, lease)
         team.look(Progress())
     assert team._trial == {}
@@ -191,7 +209,10 @@ def test_a_worker_that_ends_early_is_replaced_where_the_search_is_led(
     monkeypatch.setattr(workers, "run_worker", fake_workers.leaves)
     with watched(tmp_path, study, leads=True) as team:
         first = dict(team._processes)
-        look(team, lambda: all(team._processes[place] is not process for place, process in first.items()))
+        look(
+            team,
+            lambda: all(team._processes[place] is not process for place, process in first.items()),
+        )
     with watched(tmp_path, study, leads=False) as team:
         first = dict(team._processes)
         look(team, lambda: not team.busy())
@@ -224,11 +245,15 @@ import pickle, sys
 pickle.load(open('begun', 'rb'))
 print([name for name in ('torch', 'optuna', 'pytorch_lightning', 'mlflow') if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 
-def test_a_worker_without_a_parent_that_does_not_hear_the_first_signal_ends_with_the_second() -> None:
+def test_a_worker_without_a_parent_that_does_not_hear_the_first_signal_ends_with_the_second() -> (
+    None
+):
     code = """
 import threading, time
 from orchestrator.workers import process as worker

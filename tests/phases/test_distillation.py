@@ -60,7 +60,9 @@ def test_maps_apart_in_closed_form() -> None:
         out = model.stages[0](F.relu(model.bn1(model.conv1(batch[0])))).square().sum(1).flatten(1)
         return out / out.norm(dim=1, keepdim=True)
 
-    torch.testing.assert_close(found, 1.5 * (attention(student) - attention(teacher)).square().sum(1).mean())
+    torch.testing.assert_close(
+        found, 1.5 * (attention(student) - attention(teacher)).square().sum(1).mean()
+    )
 
 
 def test_narrower_students_learn_from_maps() -> None:
@@ -68,7 +70,9 @@ def test_narrower_students_learn_from_maps() -> None:
     structure = discover(dense, (batch[0][:1],))
     kept = structure.sizes // 2
     student = remove(
-        dense, structure, choose(structure, np.arange(structure.n_units, dtype=float), structure.full(), kept)
+        dense,
+        structure,
+        choose(structure, np.arange(structure.n_units, dtype=float), structure.full(), kept),
     )
     features = transfer(teacher)
     optimizer, seen = torch.optim.SGD(student.parameters(), lr=0.5), []
@@ -90,7 +94,9 @@ def test_a_task_is_trained_with_what_the_maps_are_apart() -> None:
     teacher, student, batch = small(0).eval(), small(1).eval(), batch_of()
     task, features = Classification(student, 10), transfer(teacher)
     plain = task.training_step(batch, 0)
-    how = Distillation(lambda batch, inputs: inputs.call(teacher), task.divergence, weight=0.0, features=features)
+    how = Distillation(
+        lambda batch, inputs: inputs.call(teacher), task.divergence, weight=0.0, features=features
+    )
     with features.watching(student), distilled(task, how):
         mixed = task.training_step(batch, 0)
         torch.testing.assert_close(mixed, plain + features(Inputs((batch[0],))))
@@ -116,7 +122,11 @@ class Sequence(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.rnn, self.fc = nn.Linear(8, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 10)
+        self.embed, self.rnn, self.fc = (
+            nn.Linear(8, 6),
+            nn.LSTM(6, 5, batch_first=True),
+            nn.Linear(5, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.rnn(self.embed(x[:, 0]))[0][:, -1])
@@ -135,7 +145,10 @@ def test_maps_of_tokens_are_over_the_tokens() -> None:
 def test_what_gives_no_map_is_refused_and_no_hook_is_left(module: str, found: str) -> None:
     teacher, student, batch = Sequence(), Sequence(), batch_of()
     features = transfer(teacher, module)
-    with pytest.raises(ConfigError, match=f"needs maps .*; '{module}' gives {found}"), features.watching(student):
+    with (
+        pytest.raises(ConfigError, match=f"needs maps .*; '{module}' gives {found}"),
+        features.watching(student),
+    ):
         student(batch[0])
     with pytest.raises(ConfigError, match=f"needs maps .*; '{module}' gives {found}"):
         features(Inputs((batch[0],)))
@@ -143,5 +156,7 @@ def test_what_gives_no_map_is_refused_and_no_hook_is_left(module: str, found: st
 
 
 def test_a_module_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"names no modules of the model: \['stages.7'\]; nearest: stages"):
+    with pytest.raises(
+        ConfigError, match=r"names no modules of the model: \['stages.7'\]; nearest: stages"
+    ):
         transfer(small(), "stages.0", "stages.7")

@@ -85,7 +85,9 @@ def test_halves_make_the_steps_that_whole_batches_make() -> None:
     data = digits()
     torch.manual_seed(1)
     dense = Plain()
-    cached = dense_outputs(Classification(dense, 10), data.ordered_batches(), data.sample_index, CPU)
+    cached = dense_outputs(
+        Classification(dense, 10), data.ordered_batches(), data.sample_index, CPU
+    )
     found, seen = [], []
     for accumulate in (1, 2):
         torch.manual_seed(0)
@@ -94,7 +96,9 @@ def test_halves_make_the_steps_that_whole_batches_make() -> None:
         how = Distillation(teacher(dense, cached, data.sample_index), task.divergence)
         units: list[tuple[int, float]] = []
 
-        def on_round(unit: int, metrics: dict[str, float], units: list[tuple[int, float]] = units) -> bool:
+        def on_round(
+            unit: int, metrics: dict[str, float], units: list[tuple[int, float]] = units
+        ) -> bool:
             units.append((unit, metrics["loss"]))
             return True
 

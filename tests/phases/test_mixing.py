@@ -70,10 +70,14 @@ def test_outputs_are_those_of_the_dense_model_on_the_mixtures(model: SmallResNet
     assert made.outputs.shape == (3 * N, 10)
     index = torch.tensor([0, N - 1, N, 2 * N + 5, 3 * N - 1])
     with torch.no_grad():
-        torch.testing.assert_close(made.outputs[index], model(made.batch(index)[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            made.outputs[index], model(made.batch(index)[0]), rtol=1e-4, atol=1e-4
+        )
 
 
-def test_a_copy_is_the_same_whatever_their_number_and_another_by_another_seed(model: SmallResNet) -> None:
+def test_a_copy_is_the_same_whatever_their_number_and_another_by_another_seed(
+    model: SmallResNet,
+) -> None:
     few, more, other = copies_of(model, 1), copies_of(model, 3), copies_of(model, 1, seed=4)
     index = torch.arange(2 * N)
     for one, two in zip(few.batch(index), more.batch(index), strict=True):
@@ -112,7 +116,10 @@ def test_outputs_are_computed_once(model: SmallResNet) -> None:
 
 
 def test_seconds_pay_for_copies(model: SmallResNet) -> None:
-    assert Mixing(Classification(model, 10), DATA, cached(model), CPU, 0, seconds=2.0).affordable(7.0) == 3
+    assert (
+        Mixing(Classification(model, 10), DATA, cached(model), CPU, 0, seconds=2.0).affordable(7.0)
+        == 3
+    )
     assert Mixing(Classification(model, 10), DATA, None, CPU, 0, seconds=2.0).affordable(7.0) == 0
 
 

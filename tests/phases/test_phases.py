@@ -26,7 +26,14 @@ SGD = Optimization(Recipe("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}))
 def trained(units: int, seed: int = 0) -> SmallResNet:
     torch.manual_seed(seed)
     model = SmallResNet(10, width=8)
-    fit(Classification(model, 10), digits().train_batches(seed), SGD, units=units, round_steps=10, device=CPU)
+    fit(
+        Classification(model, 10),
+        digits().train_batches(seed),
+        SGD,
+        units=units,
+        round_steps=10,
+        device=CPU,
+    )
     return model
 
 
@@ -74,7 +81,8 @@ def test_a_stopped_fit_ends_at_once() -> None:
 def test_training_is_reproducible() -> None:
     first, second = trained(1), trained(1)
     assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
@@ -119,7 +127,9 @@ def test_cached_outputs_are_those_of_the_dense_model() -> None:
         kept, inputs = teacher(model, cached, data.sample_index), Inputs((batch[0],))
         torch.testing.assert_close(kept(batch, inputs), model(batch[0]), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(teacher(model, None)(batch, inputs), model(batch[0]))
-    assert all(parameter.requires_grad for parameter in model.parameters())  # plans are cut from it and trained
+    assert all(
+        parameter.requires_grad for parameter in model.parameters()
+    )  # plans are cut from it and trained
     assert dense_outputs(task, [batch], lambda batch: None, CPU) is None
 
 

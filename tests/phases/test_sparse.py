@@ -27,7 +27,9 @@ from lightning_modules.tasks import Classification
 CPU = torch.device("cpu")
 DATA = digits()
 RECIPES = {
-    "nesterov": Recipe("torch.optim.SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "nesterov": Recipe(
+        "torch.optim.SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    ),
     "adam": Recipe("torch.optim.Adam", {"lr": 0.01, "weight_decay": 0.01}),
     "adamw": Recipe("torch.optim.AdamW", {"lr": 0.01, "weight_decay": 0.1}),
     "rmsprop": Recipe("torch.optim.RMSprop", {"lr": 0.001, "momentum": 0.9, "centered": True}),
@@ -86,14 +88,18 @@ class Remembering(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         for group in trainer.optimizers[0].param_groups:
             for parameter in group["params"]:
-                trainer.optimizers[0].state[parameter] = {"momentum_buffer": torch.ones_like(parameter)}
+                trainer.optimizers[0].state[parameter] = {
+                    "momentum_buffer": torch.ones_like(parameter)
+                }
 
 
 def values_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def assert_nothing_is_left(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks) -> None:
+def assert_nothing_is_left(
+    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Masks
+) -> None:
     for name, parameter in model.named_parameters():
         if name in masks:
             assert (parameter[~masks[name]] == 0).all(), name
@@ -103,13 +109,19 @@ def assert_nothing_is_left(model: nn.Module, optimizer: torch.optim.Optimizer, m
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("regrowth", [None, RigL(every=2), RandomRegrowth(every=2)], ids=["fixed", "rigl", "set"])
-def test_pruned_weights_and_their_momenta_are_zero_after_every_step(recipe: str, regrowth: Regrowth | None) -> None:
+@pytest.mark.parametrize(
+    "regrowth", [None, RigL(every=2), RandomRegrowth(every=2)], ids=["fixed", "rigl", "set"]
+)
+def test_pruned_weights_and_their_momenta_are_zero_after_every_step(
+    recipe: str, regrowth: Regrowth | None
+) -> None:
     model = small()
     masks = masks_for(model)
     before = {name: mask.clone() for name, mask in masks.items()}
     first = Watch(lambda model, optimizer, step: assert_nothing_is_left(model, optimizer, masks))
-    train(model, first, Sparse(masks, regrowth), recipe=recipe)  # the first callback looks before Sparse can mend
+    train(
+        model, first, Sparse(masks, regrowth), recipe=recipe
+    )  # the first callback looks before Sparse can mend
     assert first.steps == 12
     values = values_of(model)
     assert all((values[name] == 0).sum() >= (~mask).sum() for name, mask in masks.items())
@@ -139,7 +151,9 @@ def test_what_rigl_grows_begins_at_zero_without_momentum() -> None:
                 grown = masks[name] & ~seen[name]
                 moves.append(int(grown.sum()))
                 buffer = optimizer.state[parameter]["momentum_buffer"][grown]
-                torch.testing.assert_close(buffer, parameter.grad[grown])  # no momentum but of this step
+                torch.testing.assert_close(
+                    buffer, parameter.grad[grown]
+                )  # no momentum but of this step
                 torch.testing.assert_close(parameter[grown], -rates[-1] * 1.9 * buffer)
                 seen[name].copy_(masks[name])
 
@@ -164,8 +178,12 @@ def test_the_exchanged_share_falls_along_the_cosine_to_nothing() -> None:
         seen[name].copy_(masks[name])
 
     kept = int(masks[name].sum())
-    train(model, Sparse(masks, RigL(every=4, fraction=0.4, end=0.6)), Watch(look), rounds=4, steps=10)
-    expected = {step: round(0.2 * (1 + math.cos(math.pi * step / 24)) * kept) for step in range(5, 24, 4)}
+    train(
+        model, Sparse(masks, RigL(every=4, fraction=0.4, end=0.6)), Watch(look), rounds=4, steps=10
+    )
+    expected = {
+        step: round(0.2 * (1 + math.cos(math.pi * step / 24)) * kept) for step in range(5, 24, 4)
+    }
     assert moved == expected
 
 
@@ -183,12 +201,18 @@ def test_random_regrowth_follows_the_seed() -> None:
 
 def test_a_fully_kept_model_is_trained_as_without_masks() -> None:
     plain, hard, soft = small(), small(), small()
-    whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in plain.named_parameters() if p.dim() > 1}
+    whole = {
+        name: torch.ones_like(p, dtype=torch.bool)
+        for name, p in plain.named_parameters()
+        if p.dim() > 1
+    }
     train(plain)
     train(hard, Sparse(dict(whole)))
     train(soft, Sparse(dict(whole), soft=True))
     for model in (hard, soft):
-        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True)
+        )
 
 
 def test_soft_weights_are_trained_under_the_mask_and_validated_behind_it() -> None:
@@ -201,8 +225,12 @@ def test_soft_weights_are_trained_under_the_mask_and_validated_behind_it() -> No
         assert (after[name][~mask] != begin[name][~mask]).float().mean() > 0.9
     hidden = copy.deepcopy(model)
     apply(hidden, masks)
-    assert evaluate(Classification(hidden, 10), DATA.val_dataloader(), CPU) == pytest.approx(metrics[-1])
-    assert evaluate(Classification(model, 10), DATA.val_dataloader(), CPU)["loss"] != pytest.approx(metrics[-1]["loss"])
+    assert evaluate(Classification(hidden, 10), DATA.val_dataloader(), CPU) == pytest.approx(
+        metrics[-1]
+    )
+    assert evaluate(Classification(model, 10), DATA.val_dataloader(), CPU)["loss"] != pytest.approx(
+        metrics[-1]["loss"]
+    )
 
 
 def test_soft_gradients_are_those_of_the_masked_model() -> None:
@@ -248,7 +276,13 @@ class Failing(Callback):
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_validation_batch_end"]
+    "hook",
+    [
+        "on_train_batch_start",
+        "on_before_backward",
+        "on_before_optimizer_step",
+        "on_validation_batch_end",
+    ],
 )
 def test_an_exception_leaves_the_dense_weights_in_place(hook: str) -> None:
     model = small()
@@ -287,20 +321,30 @@ def test_surgery_lets_pruned_weights_come_back_with_what_they_have_learnt() -> N
     assert len(back) > 0
     assert (back != 0).all()
     sizes = [sum(int(mask.sum()) for mask in found.values()) for found in (before, masks)]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)  # the plan's number, up to what lies in the band
+    assert sizes[1] == pytest.approx(
+        sizes[0], rel=0.1
+    )  # the plan's number, up to what lies in the band
 
 
 def test_zeroed_units_are_zero_at_each_validation_and_trained_between() -> None:
     model = small()
     structure = discover(model, (torch.zeros(1, 1, 8, 8),))
-    keep = choose(structure, torch.rand(structure.n_units).double().numpy(), structure.full(), structure.sizes // 2)
+    keep = choose(
+        structure,
+        torch.rand(structure.n_units).double().numpy(),
+        structure.full(),
+        structure.sizes // 2,
+    )
     masked = unit_masks.masked(model, structure, keep)
     doomed = {
-        name: (a != b).detach() for (name, a), b in zip(model.named_parameters(), masked.parameters(), strict=True)
+        name: (a != b).detach()
+        for (name, a), b in zip(model.named_parameters(), masked.parameters(), strict=True)
     }
 
     def sizes() -> float:
-        return sum(float(p.detach()[doomed[name]].abs().sum()) for name, p in model.named_parameters())
+        return sum(
+            float(p.detach()[doomed[name]].abs().sum()) for name, p in model.named_parameters()
+        )
 
     between, validated = [], []
 

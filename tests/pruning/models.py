@@ -250,12 +250,20 @@ class CrossAttention(nn.Module):
 
 def _timm_vit() -> nn.Module:
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=7
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        num_classes=7,
     )
 
 
 def _lraspp() -> nn.Module:
-    return tv.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+    return tv.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4
+    )
 
 
 def mobilenet_short() -> nn.Module:
@@ -342,7 +350,9 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
     return model
 
 
-def plan(structure: Structure, rng: np.random.Generator, groups: range | list[int] | None = None) -> Keep:
+def plan(
+    structure: Structure, rng: np.random.Generator, groups: range | list[int] | None = None
+) -> Keep:
     """Drop at least one unit of each of `groups` (all by default), never all of them."""
     keep = structure.full()
     for index in range(len(structure.groups)) if groups is None else groups:
@@ -360,7 +370,11 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            return [t for t in torch.utils._pytree.tree_leaves(model.eval()(*inputs)) if isinstance(t, Tensor)]
+            return [
+                t
+                for t in torch.utils._pytree.tree_leaves(model.eval()(*inputs))
+                if isinstance(t, Tensor)
+            ]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -50,7 +50,9 @@ def test_topk_keeps_the_share_of_each_sample_to_the_element(
     shape: tuple[int, ...], share: float, seed: int, values: int
 ) -> None:
     torch.manual_seed(seed)
-    x = torch.randn(shape) if values == 0 else torch.randint(-values, values, shape) + 0.5  # with ties, without zeros
+    x = (
+        torch.randn(shape) if values == 0 else torch.randint(-values, values, shape) + 0.5
+    )  # with ties, without zeros
     found, n = topk(share).pruned(x), x[0].numel()
     for before, after in zip(x, found, strict=True):
         stays = after != 0
@@ -86,14 +88,17 @@ def test_gradients_pass_where_activations_do(how: ActivationPruning) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"), [("topk", 1.1), ("topk", -0.1), ("threshold", -1.0), ("largest", 0.5), ("topk", float("nan"))]
+    ("kind", "level"),
+    [("topk", 1.1), ("topk", -0.1), ("threshold", -1.0), ("largest", 0.5), ("topk", float("nan"))],
 )
 def test_nonsense_is_refused(kind: str, level: float) -> None:
     with pytest.raises(PlanError, match="a threshold >= 0 or a topk share in \\[0, 1\\]; got"):
         ActivationPruning(kind, level, ())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", [topk(0.3, "fc.weight"), threshold(0.4, "fc.weight")], ids=["topk", "threshold"])
+@pytest.mark.parametrize(
+    "how", [topk(0.3, "fc.weight"), threshold(0.4, "fc.weight")], ids=["topk", "threshold"]
+)
 def test_a_model_computes_with_pruned_inputs_inside_the_block_only(how: ActivationPruning) -> None:
     model, x = net(), torch.randn(5, 1, 8, 8)
     plain = model(x)
@@ -118,7 +123,9 @@ def test_hooks_are_gone_after_an_exception_too() -> None:
         model(torch.randn(5, 1, 3, 3))
     assert hooks_of(model) == 0
     with pytest.raises(RuntimeError):
-        activation_densities(model, ["conv.weight", "fc.weight"], [Inputs((torch.randn(5, 1, 3, 3),))], CPU)
+        activation_densities(
+            model, ["conv.weight", "fc.weight"], [Inputs((torch.randn(5, 1, 3, 3),))], CPU
+        )
     assert hooks_of(model) == 0
 
 
@@ -134,7 +141,9 @@ def test_densities_are_of_what_the_layer_sees() -> None:
     batches, inputs = [Inputs((x,)) for x in tensors], torch.cat(tensors)
     fed = torch.relu(model.conv(inputs)).flatten(1)
     found = activation_densities(model.train(), names, batches, CPU)
-    assert found == pytest.approx({"conv.weight": 7 / 8, "fc.weight": float((fed != 0).float().mean())})
+    assert found == pytest.approx(
+        {"conv.weight": 7 / 8, "fc.weight": float((fed != 0).float().mean())}
+    )
     assert not model.training
     with attached(model, topk(0.25, "fc.weight")):
         found = activation_densities(model, names, batches, CPU)
@@ -166,14 +175,21 @@ def test_a_shared_weight_is_pruned_and_counted_in_both_its_layers() -> None:
     model, batches = Tied(), [Inputs((torch.zeros(4, 8),))]
     assert activation_densities(model, ["first.weight"], batches, CPU) == {"first.weight": 0.5}
     with attached(model, topk(0.25, "first.weight")):
-        assert activation_densities(model, ["first.weight"], batches, CPU) == {"first.weight": 0.125}
+        assert activation_densities(model, ["first.weight"], batches, CPU) == {
+            "first.weight": 0.125
+        }
 
 
 def test_inside_an_encoder_layer_its_linear_layers_are_pruned_in_evaluation_too() -> None:
     """torch has a fast path that goes round the modules; what attention projects itself is left out."""
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
-    names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    names = [
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    ]
     x = torch.randn(3, 5, 8)
     batches = [Inputs((x,))]
     with torch.no_grad():

@@ -27,7 +27,11 @@ def counted(model: nn.Module, this: Case) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             model.eval()(*(x[:1] for x in this.inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -60,7 +64,9 @@ def test_a_recurrent_layer_costs_its_weights_at_every_step() -> None:
     assert lstm == {"lstm.weight_ih_l0": 5 * 4 * 8 * 6, "lstm.weight_hh_l0": 5 * 4 * 8 * 8}
 
 
-@pytest.mark.parametrize("name", [*SMALL, *MEDIUM, pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*SMALL, *MEDIUM, pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_macs_belong_to_weights_and_only_attention_multiplies_activations(name: str) -> None:
     """The MACs per weight are the positions it is applied to: whole, and equal for all layers at one resolution."""
     this = case(name)
@@ -93,13 +99,17 @@ def test_a_weight_in_a_layout_of_its_own_is_found() -> None:
 def test_isomorphic_groups_agree_in_kind_size_and_axes() -> None:
     structure = case("resnet18").structure
     classes = isomorphic_classes(structure)
-    assert sorted(index for members in classes for index in members) == list(range(len(structure.groups)))
+    assert sorted(index for members in classes for index in members) == list(
+        range(len(structure.groups))
+    )
     names = [[structure.groups[index].name for index in members] for members in classes]
     assert ["layer1.0.conv1", "layer1.1.conv1"] in names
     assert ["layer2.0.conv1"] in names
     assert ["layer2.1.conv1"] in names
     heads = case("vit").structure
-    names = [[heads.groups[index].kind for index in members] for members in isomorphic_classes(heads)]
+    names = [
+        [heads.groups[index].kind for index in members] for members in isomorphic_classes(heads)
+    ]
     assert ["head", "head"] in names
     assert ["neuron", "neuron"] in names
 

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, PlanError
-from lightning_modules.pruning.criteria import Activation, Apoz, Calibration, Correlation, Criterion, Rank
+from lightning_modules.pruning.criteria import (
+    Activation,
+    Apoz,
+    Calibration,
+    Correlation,
+    Criterion,
+    Rank,
+)
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.thresholds import Scores
 
@@ -42,7 +49,9 @@ def test_activation_is_the_mean_over_all_batches_behind_the_relu() -> None:
 
 def test_always_on_scores_one_and_never_on_zero() -> None:
     np.testing.assert_allclose(score(Apoz(), passing(3), ROWS[:2], ROWS[2:]), [1.0, 0.0, 0.5])
-    np.testing.assert_allclose(score(Apoz(tolerance=2.0), passing(3), ROWS[:2], ROWS[2:]), [0.75, 0.0, 0.25])
+    np.testing.assert_allclose(
+        score(Apoz(tolerance=2.0), passing(3), ROWS[:2], ROWS[2:]), [0.75, 0.0, 0.25]
+    )
 
 
 def maps() -> tuple[nn.Sequential, Tensor]:
@@ -75,7 +84,9 @@ SERIES = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
 
 def linear(columns: Tensor) -> tuple[nn.Sequential, Tensor]:
     """Units whose activations are the columns."""
-    model = nn.Sequential(nn.Linear(columns.shape[1], columns.shape[1], bias=False), nn.Linear(columns.shape[1], 2))
+    model = nn.Sequential(
+        nn.Linear(columns.shape[1], columns.shape[1], bias=False), nn.Linear(columns.shape[1], 2)
+    )
     nn.init.eye_(model[0].weight)
     return model, columns
 
@@ -86,8 +97,12 @@ def test_correlation_counts_stronger_units_only() -> None:
     half = 1.0 - 0.5**0.5
     # a + b is the strongest; a and b each correlate with it by 1 / sqrt 2, a tenth of a with a by 1, a constant counts
     # as replaced
-    np.testing.assert_allclose(score(Correlation(), model, x), [half, half, 1.0, 0.0, 0.0], atol=1e-6)
-    np.testing.assert_allclose(score(Correlation(), model, x[:1], x[1:]), [half, half, 1.0, 0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        score(Correlation(), model, x), [half, half, 1.0, 0.0, 0.0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        score(Correlation(), model, x[:1], x[1:]), [half, half, 1.0, 0.0, 0.0], atol=1e-6
+    )
 
 
 def test_opposite_units_are_duplicates_of_which_the_stronger_stays() -> None:
@@ -104,7 +119,9 @@ def test_correlation_over_many_samples_is_that_of_numpy() -> None:
     likeness, strength = np.abs(np.corrcoef(x.T)), x.var(0).numpy()
     stronger = strength[None, :] > strength[:, None]
     expected = 1.0 - np.where(stronger, likeness, 0.0).max(1)
-    np.testing.assert_allclose(score(Correlation(), model, *x.split(100)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        score(Correlation(), model, *x.split(100)), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 class Flat(nn.Module):
@@ -180,7 +197,10 @@ def test_attention_is_seen_behind_the_softmax() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention, self.head = nn.MultiheadAttention(6, 3, batch_first=True), nn.Linear(6, 2)
+            self.attention, self.head = (
+                nn.MultiheadAttention(6, 3, batch_first=True),
+                nn.Linear(6, 2),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.attention(x, x, x, need_weights=False)[0])
@@ -192,7 +212,10 @@ def test_attention_is_seen_behind_the_softmax() -> None:
     found = Activation()(model, structure, Calibration([x], run))[heads.units]
     with torch.no_grad():
         weight, bias = model.attention.in_proj_weight, model.attention.in_proj_bias
-        q, k, v = (part.reshape(2, 5, 3, 2).transpose(1, 2) for part in F.linear(x, weight, bias).chunk(3, -1))
+        q, k, v = (
+            part.reshape(2, 5, 3, 2).transpose(1, 2)
+            for part in F.linear(x, weight, bias).chunk(3, -1)
+        )
         mixed = (q @ k.transpose(-2, -1) / 2**0.5).softmax(-1) @ v
     np.testing.assert_allclose(found, mixed.abs().mean((0, 2, 3)), rtol=1e-5)
 
@@ -237,7 +260,10 @@ def test_a_group_that_is_seen_nowhere_is_named() -> None:
     class Computed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 4))
+            self.first, self.second = (
+                nn.Parameter(torch.randn(4, 3)),
+                nn.Parameter(torch.randn(2, 4)),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(torch.relu(F.linear(x, self.first * 2.0)), self.second * 2.0)
@@ -247,12 +273,18 @@ def test_a_group_that_is_seen_nowhere_is_named() -> None:
     structure = discover(plain, (torch.zeros(1, 3),))
     names = {"0.weight": "first", "2.weight": "second"}
     groups = tuple(
-        replace(g, name="first", members=tuple(replace(m, tensor=names[m.tensor]) for m in g.members))
+        replace(
+            g, name="first", members=tuple(replace(m, tensor=names[m.tensor]) for m in g.members)
+        )
         for g in structure.groups
     )
     table = {(names[name], dim): row for (name, dim), row in structure.table.items()}
     with pytest.raises(PlanError, match="group 'first' passes none that can be seen"):
-        Activation()(model, replace(structure, groups=groups, table=table), Calibration([torch.ones(2, 3)], run))
+        Activation()(
+            model,
+            replace(structure, groups=groups, table=table),
+            Calibration([torch.ones(2, 3)], run),
+        )
 
 
 @pytest.mark.parametrize("criterion", [Activation(), Apoz(), Rank(), Correlation()])

@@ -52,7 +52,9 @@ def mean_output(model: nn.Module, batch: Tensor) -> Tensor:
 DATA = Calibration([torch.from_numpy(x[None]) for x in X], mean_output)
 
 
-def units(criterion: Criterion, model: nn.Module | None = None, calibration: Calibration = DATA) -> Scores:
+def units(
+    criterion: Criterion, model: nn.Module | None = None, calibration: Calibration = DATA
+) -> Scores:
     model = bilinear() if model is None else model
     structure = discover(copy.deepcopy(model).float(), (calibration.batches[0].float(),))
     return criterion(model, structure, calibration)
@@ -74,7 +76,9 @@ def test_taylor_is_the_square_of_the_exact_loss_change_of_a_linear_net() -> None
     changes = V * (X @ W.T)  # per batch and unit: what the unit adds to the loss
     np.testing.assert_allclose(units(Taylor()), (changes**2).mean(0))
     one = replace(DATA, batches=DATA.batches[:1])
-    np.testing.assert_allclose(units(Taylor(), calibration=one), units(Ablation(), calibration=one) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        units(Taylor(), calibration=one), units(Ablation(), calibration=one) ** 2, rtol=1e-9
+    )
 
 
 def test_taylor_per_weight_squares_before_the_mean() -> None:
@@ -126,13 +130,19 @@ def test_grasp_is_weight_times_hessian_times_gradient() -> None:
 
 
 def test_grasp_is_the_gradient_flow_that_goes_with_a_weight() -> None:
-    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False))
+        .double()
+        .eval()
+    )
     x = torch.from_numpy(X)
     calibration = Calibration([x], lambda model, batch: model(batch).square().mean())
 
     def flow() -> float:
         loss = calibration.loss(model, x)
-        return sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters())))
+        return sum(
+            float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters()))
+        )
 
     score = float(Grasp().weights(model, ["0.weight"], calibration)["0.weight"][1, 0])
     whole, share = flow(), 1e-6
@@ -180,7 +190,9 @@ def test_synaptic_flow_is_conserved() -> None:
         net[1].weight.copy_(torch.linspace(1.5, -0.5, 5))
     calibration = Calibration([torch.zeros(3, 2, 6, 6)], mean_output)
     names = ["0.weight", "1.weight", "3.weight", "6.weight"]
-    first, scale, second, last = (flow.numpy() for flow in SynFlow().weights(net, names, calibration).values())
+    first, scale, second, last = (
+        flow.numpy() for flow in SynFlow().weights(net, names, calibration).values()
+    )
     assert [flow.sum() for flow in (first, scale, second, last)] == pytest.approx([1.0] * 4)
     np.testing.assert_allclose(first.sum((1, 2, 3)), second.sum((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(first.sum((1, 2, 3)), scale, rtol=1e-5)
@@ -198,7 +210,9 @@ def test_synaptic_flow_ignores_tokens() -> None:
 
     net = Net()
     flows = [
-        SynFlow().weights(net, ["embed.weight"], Calibration([torch.full((2, 3), token)], mean_output))["embed.weight"]
+        SynFlow().weights(
+            net, ["embed.weight"], Calibration([torch.full((2, 3), token)], mean_output)
+        )["embed.weight"]
         for token in (0, 4)
     ]
     assert torch.equal(*flows)
@@ -229,10 +243,15 @@ def test_weights_out_of_reach_of_the_loss_are_named(criterion: Criterion) -> Non
 
 def test_a_loss_without_gradient_is_refused() -> None:
     with pytest.raises(PlanError, match="this one has no gradient"):
-        units(Taylor(), calibration=replace(DATA, loss=lambda model, batch: model(batch).mean().detach()))
+        units(
+            Taylor(),
+            calibration=replace(DATA, loss=lambda model, batch: model(batch).mean().detach()),
+        )
 
 
-@pytest.mark.parametrize("criterion", [Gradient(), Taylor(), Fisher(), Snip(), Grasp(), Movement(), SynFlow()])
+@pytest.mark.parametrize(
+    "criterion", [Gradient(), Taylor(), Fisher(), Snip(), Grasp(), Movement(), SynFlow()]
+)
 def test_without_batches_there_is_no_score(criterion: WeightCriterion) -> None:
     with pytest.raises(PlanError, match="calibration_batches"):
         criterion.weights(bilinear(), ["0.weight"], replace(DATA, batches=[]))
@@ -252,7 +271,9 @@ def test_flow_that_stops_is_refused() -> None:
 
 def test_flow_needs_the_loss_to_call_the_model() -> None:
     with pytest.raises(PlanError, match="never calls model"):
-        SynFlow().weights(bilinear(), ["0.weight"], replace(DATA, loss=lambda model, batch: batch.sum()))
+        SynFlow().weights(
+            bilinear(), ["0.weight"], replace(DATA, loss=lambda model, batch: batch.sum())
+        )
 
 
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"lr": 0.0}])

@@ -16,7 +16,9 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Structure
 
-BATCHES = [torch.randn(4, 2, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1)]
+BATCHES = [
+    torch.randn(4, 2, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1)
+]
 DATA = Calibration(BATCHES, lambda model, batch: model(batch).square().mean())
 
 
@@ -28,7 +30,9 @@ def mean_loss(model: nn.Module, data: Calibration = DATA) -> float:
 def net(norm: bool = False) -> tuple[nn.Module, Structure]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = nn.Sequential(nn.Linear(2, 5), nn.LayerNorm(5) if norm else nn.ReLU(), nn.Linear(5, 2)).eval()
+        model = nn.Sequential(
+            nn.Linear(2, 5), nn.LayerNorm(5) if norm else nn.ReLU(), nn.Linear(5, 2)
+        ).eval()
     return model.double(), discover(copy.deepcopy(model).float(), (torch.zeros(1, 2),))
 
 
@@ -73,7 +77,9 @@ def test_the_last_unit_of_a_group_is_measured_too() -> None:
     with torch.no_grad():
         for parameter in [*nothing[0].parameters(), *nothing[1].parameters(), nothing[2].weight]:
             parameter.zero_()
-    np.testing.assert_allclose(scores, [0.0, 0.0, mean_loss(nothing) - mean_loss(smaller), 0.0, 0.0])
+    np.testing.assert_allclose(
+        scores, [0.0, 0.0, mean_loss(nothing) - mean_loss(smaller), 0.0, 0.0]
+    )
 
 
 def test_a_slice_of_nothing_is_refused() -> None:
@@ -111,7 +117,9 @@ def test_a_block_is_worth_the_loss_without_it() -> None:
     for group in blocks:
         expected = mean_loss(replaced(model, group.name), data) - mean_loss(model, data)
         assert scores[group.start] == pytest.approx(expected, abs=1e-7)
-    units = np.array([group.kind != "block" for group in structure.groups for _ in range(group.size)])
+    units = np.array(
+        [group.kind != "block" for group in structure.groups for _ in range(group.size)]
+    )
     assert not scores[units].any()
     assert scores[~units].any()
 

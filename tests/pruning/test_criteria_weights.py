@@ -27,7 +27,9 @@ NOTHING = Calibration([], lambda model, batch: torch.zeros(()))
 
 def hidden(rows: list[list[float]]) -> nn.Sequential:
     """One hidden unit per row of weights."""
-    model = nn.Sequential(nn.Linear(len(rows[0]), len(rows), bias=False), nn.ReLU(), nn.Linear(len(rows), 2))
+    model = nn.Sequential(
+        nn.Linear(len(rows[0]), len(rows), bias=False), nn.ReLU(), nn.Linear(len(rows), 2)
+    )
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(rows))
     return model
@@ -147,7 +149,9 @@ def test_of_units_with_the_same_direction_the_strongest_stays() -> None:
 
 
 def test_of_exact_duplicates_one_goes_and_one_stays() -> None:
-    np.testing.assert_allclose(score(Cosine(), hidden([[1.0, 2.0], [1.0, 2.0]])), [1.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(
+        score(Cosine(), hidden([[1.0, 2.0], [1.0, 2.0]])), [1.0, 0.0], atol=1e-12
+    )
 
 
 def test_a_stand_in_must_be_one_in_all_coupled_layers() -> None:

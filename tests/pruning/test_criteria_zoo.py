@@ -35,7 +35,11 @@ ALL: list[Criterion] = [
 
 
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
-    outputs = [out for out in tree_leaves(model(batch)) if isinstance(out, Tensor) and out.is_floating_point()]
+    outputs = [
+        out
+        for out in tree_leaves(model(batch))
+        if isinstance(out, Tensor) and out.is_floating_point()
+    ]
     return torch.stack([out.square().mean() for out in outputs]).sum()
 
 
@@ -48,4 +52,6 @@ def test_every_criterion_scores_every_group(name: str) -> None:
     for criterion in ALL:
         scores = criterion(model, structure, data)
         assert np.isfinite(scores).all(), criterion
-        assert [g.name for g in structure.groups if g.members and not scores[g.units].any()] == [], criterion
+        assert [
+            g.name for g in structure.groups if g.members and not scores[g.units].any()
+        ] == [], criterion

@@ -11,7 +11,17 @@ import pytest
 import timm
 import torch
 import torchvision.models as tv
-from models import ZOO, Case, _timm_vit, apart, mobilenet_short, outputs, plan, randomise, structure_of
+from models import (
+    ZOO,
+    Case,
+    _timm_vit,
+    apart,
+    mobilenet_short,
+    outputs,
+    plan,
+    randomise,
+    structure_of,
+)
 from test_cost import counted
 from torch import Tensor, nn
 
@@ -32,7 +42,10 @@ class Text(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, 16)
-        layers = [nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True) for _ in range(2)]
+        layers = [
+            nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True)
+            for _ in range(2)
+        ]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(16, 3)
 
@@ -61,7 +74,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
     "convnext": (
         lambda: timm.create_model("convnext_atto", num_classes=7, depths=(1, 1, 2, 1)),
         (3, 64, 64),
-        ["stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1", "stages.3.blocks.0"],
+        [
+            "stages.0.blocks.0",
+            "stages.1.blocks.0",
+            "stages.2.blocks.0",
+            "stages.2.blocks.1",
+            "stages.3.blocks.0",
+        ],
     ),
 }
 
@@ -118,13 +137,24 @@ def test_a_block_at_zero_is_a_block_that_is_gone(name: str) -> None:
     this, rng = case(name), np.random.default_rng(0)
     structure, found = this.structure, blocks(this.structure)
     exact = [i for i, group in enumerate(structure.groups) if group.mask_exact and i not in found]
-    for channels, gone in [*(([], [i]) for i in found), ([], found), (exact, found[::2]), (exact, found[1::2])]:
+    for channels, gone in [
+        *(([], [i]) for i in found),
+        ([], found),
+        (exact, found[::2]),
+        (exact, found[1::2]),
+    ]:
         keep = cut(structure, rng, channels, gone)
         small = remove(this.model, structure, keep)
         paths = dropped(structure, keep)
         assert list(paths) == [structure.groups[i].name for i in gone]
         assert all(type(small.get_submodule(path)) is nn.Identity for path in paths)
-        assert apart(outputs(small, this.inputs), outputs(masked(this.model, structure, keep), this.inputs)) < 1e-10
+        assert (
+            apart(
+                outputs(small, this.inputs),
+                outputs(masked(this.model, structure, keep), this.inputs),
+            )
+            < 1e-10
+        )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -144,7 +174,10 @@ def test_costs_without_blocks_are_exact(name: str) -> None:
 def test_channels_and_blocks_go_in_any_order_and_the_rest_trains_and_reloads(name: str) -> None:
     this, rng = case(name), np.random.default_rng(2)
     structure, found = this.structure, blocks(this.structure)
-    channels, gone = plan(structure, rng, list(range(found[0]))), cut(structure, rng, [], found[::2])
+    channels, gone = (
+        plan(structure, rng, list(range(found[0]))),
+        cut(structure, rng, [], found[::2]),
+    )
     once = remove(this.model, structure, channels & gone)
     expected = outputs(once, this.inputs)
     for first in (channels, gone):
@@ -158,13 +191,20 @@ def test_channels_and_blocks_go_in_any_order_and_the_rest_trains_and_reloads(nam
     assert not any(axis[0].startswith(tuple(f"{path}." for path in paths)) for axis in left.table)
     assert {(m.tensor, m.dim) for group in left.groups for m in group.members} == set(left.table)
     zeroed = masked(remove(this.model, structure, gone), left, gone)
-    assert apart(outputs(zeroed, this.inputs), outputs(remove(this.model, structure, gone), this.inputs)) == 0.0
+    assert (
+        apart(
+            outputs(zeroed, this.inputs), outputs(remove(this.model, structure, gone), this.inputs)
+        )
+        == 0.0
+    )
     once.train()(*this.inputs).pow(2).sum().backward()
     torch.optim.SGD(once.parameters(), lr=1e-9).step()
     stored = io.BytesIO()
     torch.save(once.state_dict(), stored)
     stored.seek(0)
-    fresh = rebuild(build(name)[0].double(), torch.load(stored), dropped=dropped(structure, channels & gone))
+    fresh = rebuild(
+        build(name)[0].double(), torch.load(stored), dropped=dropped(structure, channels & gone)
+    )
     assert apart(outputs(fresh, this.inputs), outputs(once, this.inputs)) < 1e-14
 
 

@@ -101,7 +101,10 @@ def test_norm_groups_are_units_and_a_norm_over_all_channels_is_not_mask_exact() 
 
 
 def test_heads_are_units_of_query_key_value_and_output() -> None:
-    for name, layer in (("vit", "encoder.layers.encoder_layer_0.self_attention"), ("timm_vit", "blocks.0.attn.qkv")):
+    for name, layer in (
+        ("vit", "encoder.layers.encoder_layer_0.self_attention"),
+        ("timm_vit", "blocks.0.attn.qkv"),
+    ):
         structure = case(name).structure
         group = next(g for g in structure.groups if g.name == layer)
         heads = 4 if name == "vit" else 3

@@ -39,7 +39,9 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", [*MEDIUM, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@pytest.mark.parametrize(
+    "name", [*MEDIUM, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+)
 def test_every_layer_but_the_output_can_be_pruned(name: str) -> None:
     structure = case(name).structure
     assert structure.source == "export"
@@ -52,7 +54,10 @@ def test_every_layer_but_the_output_can_be_pruned(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_unit_has_the_same_multiplicity_as_its_group_on_every_axis(name: str) -> None:
     structure = case(name).structure
-    rows = [*structure.table.values(), *(f for p in (*structure.macs, *structure.params) for f in p.factors)]
+    rows = [
+        *structure.table.values(),
+        *(f for p in (*structure.macs, *structure.params) for f in p.factors),
+    ]
     for row in rows:
         held = np.bincount(row[row >= 0], minlength=structure.n_units)
         for group in structure.groups:
@@ -91,7 +96,9 @@ def test_the_model_its_flags_and_the_random_state_are_untouched(name: str) -> No
     assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True))
 
 
-def test_a_wrong_rule_is_caught_by_trying_and_only_its_group_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_is_caught_by_trying_and_only_its_group_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A concatenation taken for an addition of its first part ties nothing of the second part."""
 
     def forgetful(trace, node):  # type: ignore[no-untyped-def]
@@ -103,7 +110,9 @@ def test_a_wrong_rule_is_caught_by_trying_and_only_its_group_is_frozen(monkeypat
     why = {s.name: s.reason for s in structure.skipped}
     assert "verification" in why["down1.0"]
     assert "verification" in why["down2.0"]
-    assert {"deep.0", "up2", "mix2.0", "up1", "mix1.0"} <= {group.name for group in structure.groups}
+    assert {"deep.0", "up2", "mix2.0", "up1", "mix1.0"} <= {
+        group.name for group in structure.groups
+    }
     assert ops_pointwise.RULES["max_pool2d"] is ops_pointwise.pool
 
 
@@ -127,7 +136,8 @@ class Slow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "limits", "word"), [(0, {"seconds": 0.5}, "0.5 s"), (20, {"memory_gb": 0.2}, "0.2 GB")]
+    ("megabytes", "limits", "word"),
+    [(0, {"seconds": 0.5}, "0.5 s"), (20, {"memory_gb": 0.2}, "0.2 GB")],
 )
 def test_limits_end_discovery_from_any_thread_and_leave_nothing_behind(
     megabytes: int, limits: dict[str, float], word: str
@@ -173,7 +183,12 @@ def test_waiting_while_others_have_the_processor_is_not_counted() -> None:
 
 def test_waiting_for_ever_is_ended() -> None:
     with pytest.raises(DiscoveryError, match="must end within"):
-        limited(lambda: [time.sleep(0.01) for _ in range(1_000)], seconds=0.05, memory_gb=1.0, period=0.01)
+        limited(
+            lambda: [time.sleep(0.01) for _ in range(1_000)],
+            seconds=0.05,
+            memory_gb=1.0,
+            period=0.01,
+        )
 
 
 def test_an_error_inside_passes_through_the_limits() -> None:

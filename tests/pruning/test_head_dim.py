@@ -27,8 +27,12 @@ def narrow(name: str) -> Structure:
     return structure_of(name, attention="head_dim")
 
 
-@pytest.mark.parametrize(("name", "heads", "width", "per_layer"), [("vit", 4, 8, 2), ("timm_vit", 3, 16, 1)])
-def test_a_unit_is_one_index_of_every_head(name: str, heads: int, width: int, per_layer: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "heads", "width", "per_layer"), [("vit", 4, 8, 2), ("timm_vit", 3, 16, 1)]
+)
+def test_a_unit_is_one_index_of_every_head(
+    name: str, heads: int, width: int, per_layer: int
+) -> None:
     structure = narrow(name)
     groups = [g for g in structure.groups if g.kind == "head_dim"]
     assert [g.size for g in groups] == [width] * 2 * per_layer
@@ -50,7 +54,13 @@ def test_removed_is_masked_and_costs_are_exact(name: str) -> None:
     for groups in [*([i] for i in exact), exact, exact]:
         keep = plan(structure, rng, groups)
         small = remove(this.model, structure, keep)
-        assert apart(outputs(small, this.inputs), outputs(masked(this.model, structure, keep), this.inputs)) < 1e-10
+        assert (
+            apart(
+                outputs(small, this.inputs),
+                outputs(masked(this.model, structure, keep), this.inputs),
+            )
+            < 1e-10
+        )
     for _ in range(5):
         keep = plan(structure, rng)
         small = remove(this.model, structure, keep)
@@ -100,7 +110,11 @@ def test_a_width_that_fits_everywhere_still_has_the_dense_scale() -> None:
 
     model, x = randomise(Plain()).double(), torch.randn(2, 5, 6, dtype=torch.float64)
     structure = discover(model, (x,), attention="head_dim")
-    assert [(g.kind, g.size) for g in structure.groups] == [("neuron", 16), ("head_dim", 4), ("head_dim", 4)]
+    assert [(g.kind, g.size) for g in structure.groups] == [
+        ("neuron", 16),
+        ("head_dim", 4),
+        ("head_dim", 4),
+    ]
     keep = structure.full()
     for group in structure.groups:
         keep[group.start : group.start + group.size // 2] = False
@@ -132,8 +146,14 @@ def test_an_attention_that_scales_by_its_own_width_keeps_it_and_says_so() -> Non
             self.qkv, self.out = nn.Linear(6, 48), nn.Linear(16, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            q, k, v = (
+                self.qkv(x)
+                .reshape(*x.shape[:2], 3, self.num_heads, self.head_dim)
+                .permute(2, 0, 3, 1, 4)
+            )
+            return self.out(
+                nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            )
 
     structure = discover(Attention(), (torch.randn(2, 5, 6),), attention="head_dim")
     assert not structure.groups

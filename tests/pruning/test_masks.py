@@ -37,7 +37,9 @@ def test_masks_on_a_smaller_model_use_the_ids_of_the_dense_one() -> None:
         if not keep[group.units].any():
             keep[group.start + int(np.flatnonzero(parent[group.units])[0])] = True
     zeroed = masked(small, inner, keep)
-    assert apart(outputs(zeroed, this.inputs), outputs(remove(small, inner, keep), this.inputs)) < 1e-8
+    assert (
+        apart(outputs(zeroed, this.inputs), outputs(remove(small, inner, keep), this.inputs)) < 1e-8
+    )
 
 
 def test_zeroing_is_in_place_and_keeping_everything_changes_nothing() -> None:

@@ -69,11 +69,22 @@ def _checker() -> str | None:
     return HEAP_CHECKER
 
 
-@pytest.mark.skipif(_checker() is None, reason=f"{HEAP_CHECKER} is part of glibc >= 2.34, not of this system")
+@pytest.mark.skipif(
+    _checker() is None, reason=f"{HEAP_CHECKER} is part of glibc >= 2.34, not of this system"
+)
 def test_a_chain_down_to_one_channel_keeps_the_heap_whole(tmp_path: Path) -> None:
-    structure = discover(ResNet(Bottleneck, [1, 1, 1, 1], num_classes=4), (torch.zeros(1, 3, 64, 64),), seconds=300.0)
-    (tmp_path / "structure").write_bytes(pickle.dumps(structure))  # not what is watched, and slow under the checker
-    environment = {**os.environ, "LD_PRELOAD": HEAP_CHECKER, "MALLOC_CHECK_": "3", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    structure = discover(
+        ResNet(Bottleneck, [1, 1, 1, 1], num_classes=4), (torch.zeros(1, 3, 64, 64),), seconds=300.0
+    )
+    (tmp_path / "structure").write_bytes(
+        pickle.dumps(structure)
+    )  # not what is watched, and slow under the checker
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": HEAP_CHECKER,
+        "MALLOC_CHECK_": "3",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", CHAIN, str(tmp_path / "structure")],
@@ -84,4 +95,12 @@ def test_a_chain_down_to_one_channel_keeps_the_heap_whole(tmp_path: Path) -> Non
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["24", "7", "6", "5", "3", "2", "1"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "24",
+        "7",
+        "6",
+        "5",
+        "3",
+        "2",
+        "1",
+    ]

@@ -38,7 +38,9 @@ def step(model: nn.Module, optimizer: Optimizer, seed: int, shape: tuple[int, ..
 
 def mlp() -> tuple[nn.Module, Structure, Keep]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+    model = nn.Sequential(
+        nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)
+    ).double()
     structure = discover(model, (torch.randn(1, 5),))
     return model, structure, plan(structure, np.random.default_rng(0))
 
@@ -84,7 +86,9 @@ def test_every_entry_is_cut_by_hand_like_its_parameter(name: str, net: str) -> N
                 for dim in range(value.dim()):
                     row = this.structure.table.get((key, dim))
                     if row is not None:
-                        stays = torch.tensor([unit < 0 or bool(keep[unit]) for unit in row.tolist()])
+                        stays = torch.tensor(
+                            [unit < 0 or bool(keep[unit]) for unit in row.tolist()]
+                        )
                         expected = expected[(slice(None),) * dim + (stays,)]
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected))
     following = MAKE[name](small.parameters())
@@ -104,9 +108,13 @@ def test_a_chain_of_cuts_carries_what_one_cut_carries() -> None:
         alive = group.start + np.flatnonzero(first[group.units])
         both[alive[1:]] = False
     parent, state = remove(model, structure, first), by_name(optimizer, model)
-    chained = slice_state(slice_state(state, model, structure, first), parent, structure.restrict(first), both)
+    chained = slice_state(
+        slice_state(state, model, structure, first), parent, structure.restrict(first), both
+    )
     once = slice_state(state, model, structure, both)
-    assert all(torch.equal(chained[key][e], value) for key in once for e, value in once[key].items())
+    assert all(
+        torch.equal(chained[key][e], value) for key in once for e, value in once[key].items()
+    )
 
 
 def test_carrying_leaves_its_source_alone() -> None:
@@ -121,12 +129,16 @@ def test_carrying_leaves_its_source_alone() -> None:
     other = MAKE["sgd"](twin.parameters())
     load_by_name(other, twin, state)
     step(twin, other, 1, (8, 5))
-    assert all(torch.equal(state[k]["momentum_buffer"], v["momentum_buffer"]) for k, v in before.items())
+    assert all(
+        torch.equal(state[k]["momentum_buffer"], v["momentum_buffer"]) for k, v in before.items()
+    )
 
 
 def test_factored_states_and_strangers_are_refused_by_name() -> None:
     model, structure, keep = mlp()
-    factored: dict[str, dict[str, Any]] = {"2.weight": {"row_var": torch.zeros(9, 1), "step": torch.tensor(1.0)}}
+    factored: dict[str, dict[str, Any]] = {
+        "2.weight": {"row_var": torch.zeros(9, 1), "step": torch.tensor(1.0)}
+    }
     with pytest.raises(PlanError, match=r"'row_var' of 2\.weight has \[9, 1\]"):
         slice_state(factored, model, structure, keep)
     with pytest.raises(PlanError, match=r"lack \['9\.weight'\]"):

@@ -49,7 +49,11 @@ class Net(nn.Module):
     """A linear layer, a recurrent one, a head; input (batch, time, features)."""
 
     def __init__(
-        self, kind: type[nn.RNNBase], read: Callable[[Tensor, Any], Tensor], width: int, **options: Any
+        self,
+        kind: type[nn.RNNBase],
+        read: Callable[[Tensor, Any], Tensor],
+        width: int,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.before = nn.Linear(4, INPUTS)
@@ -64,7 +68,9 @@ class Net(nn.Module):
         if lengths is None:
             out, state = self.rnn(x)
         else:
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, self.rnn.batch_first, enforce_sorted=False)
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths, self.rnn.batch_first, enforce_sorted=False
+            )
             out, state = self.rnn(packed)
             out = nn.utils.rnn.pad_packed_sequence(out, self.rnn.batch_first)[0]
         return self.head(self.read(out.transpose(0, 1) if self.rnn.batch_first else out, state))
@@ -75,17 +81,23 @@ CASES: dict[str, Callable[[], Net]] = {
     "lstm mean, time first": lambda: Net(nn.LSTM, _mean, 8),
     "lstm state, two layers": lambda: Net(nn.LSTM, _state, 8, num_layers=2, batch_first=True),
     "lstm both directions": lambda: Net(nn.LSTM, _mean, 16, bidirectional=True, batch_first=True),
-    "lstm three layers, both directions": lambda: Net(nn.LSTM, _both, 16, num_layers=3, bidirectional=True),
+    "lstm three layers, both directions": lambda: Net(
+        nn.LSTM, _both, 16, num_layers=3, bidirectional=True
+    ),
     "lstm all states": lambda: Net(nn.LSTM, _all_states, 48, bidirectional=True),
     "lstm without bias": lambda: Net(nn.LSTM, _last, 8, bias=False, num_layers=2, batch_first=True),
     "gru last": lambda: Net(nn.GRU, _last, 8),
     "gru state, two layers": lambda: Net(nn.GRU, _state, 8, num_layers=2, batch_first=True),
-    "gru both directions": lambda: Net(nn.GRU, _both, 16, num_layers=2, bidirectional=True, batch_first=True),
+    "gru both directions": lambda: Net(
+        nn.GRU, _both, 16, num_layers=2, bidirectional=True, batch_first=True
+    ),
     "gru without bias": lambda: Net(nn.GRU, _mean, 8, bias=False),
     "tanh": lambda: Net(nn.RNN, _last, 8, num_layers=2),
     "tanh both directions": lambda: Net(nn.RNN, _both, 16, bidirectional=True, batch_first=True),
     "relu": lambda: Net(nn.RNN, _mean, 8, nonlinearity="relu", batch_first=True),
-    "relu, two layers without bias": lambda: Net(nn.RNN, _state, 8, nonlinearity="relu", num_layers=2, bias=False),
+    "relu, two layers without bias": lambda: Net(
+        nn.RNN, _state, 8, nonlinearity="relu", num_layers=2, bias=False
+    ),
 }
 
 
@@ -116,7 +128,12 @@ def test_a_hidden_unit_is_removed_whole(name: str, tmp_path: Path) -> None:
         small = remove(model, structure, keep)
         assert apart(outputs(small, (x,)), outputs(masked(model, structure, keep), (x,))) < 1e-12
         lengths = torch.tensor([3, 5])
-        assert apart(outputs(small, (x, lengths)), outputs(masked(model, structure, keep), (x, lengths))) < 1e-12
+        assert (
+            apart(
+                outputs(small, (x, lengths)), outputs(masked(model, structure, keep), (x, lengths))
+            )
+            < 1e-12
+        )
         inputs, hidden = (int(n) for n in structure.counts(keep))
         assert (small.rnn.input_size, small.rnn.hidden_size) == (inputs, hidden)
         below = [inputs, *[directions * hidden] * (model.rnn.num_layers - 1)]
@@ -133,7 +150,9 @@ def _trains_and_reloads(small: nn.Module, name: str, x: Tensor, folder: Path) ->
     before = {key: p.detach().clone() for key, p in small.named_parameters()}
     small.train()(x).pow(2).sum().backward()
     optimizer.step()
-    assert all(not torch.equal(before[key], p) for key, p in small.rnn.named_parameters(prefix="rnn"))
+    assert all(
+        not torch.equal(before[key], p) for key, p in small.rnn.named_parameters(prefix="rnn")
+    )
     expected = outputs(small, (x,))
     save_file(small.state_dict(), folder / "weights.safetensors")
     again = rebuild(CASES[name]().double(), load_file(folder / "weights.safetensors"))
@@ -189,7 +208,9 @@ def test_a_projected_state_and_a_state_from_outside_keep_their_sizes_and_say_so(
     projected = discover(Given(proj_size=3), (x,))
     assert not projected.groups
     assert "proj_size" in reasons(projected)["rnn"]
-    assert sum(p.constant for p in projected.macs if p.tensor.startswith("rnn")) == 5 * (32 * 6 + 32 * 3 + 3 * 8)
+    assert sum(p.constant for p in projected.macs if p.tensor.startswith("rnn")) == 5 * (
+        32 * 6 + 32 * 3 + 3 * 8
+    )
     given = discover(Given(), (x, torch.randn(1, 1, 8)))
     assert [g.name for g in given.groups] == ["before"]
     assert "initial state" in reasons(given)["rnn"]
@@ -197,7 +218,9 @@ def test_a_projected_state_and_a_state_from_outside_keep_their_sizes_and_say_so(
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_packed_sequence_keeps_the_layer_whole_says_so_and_costs_its_steps(kind: type[nn.RNNBase]) -> None:
+def test_a_packed_sequence_keeps_the_layer_whole_says_so_and_costs_its_steps(
+    kind: type[nn.RNNBase],
+) -> None:
     """`torch.export` refuses it; without `lengths` the same model is taken apart, see above."""
     model = Net(kind, _last, HIDDEN, batch_first=True)
     structure = discover(model, (torch.randn(2, STEPS, 4), torch.tensor([4, 3])))

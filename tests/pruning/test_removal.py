@@ -44,7 +44,9 @@ def test_every_mask_exact_group_alone_removed_equals_masked(name: str) -> None:
         small = outputs(remove(this.model, this.structure, keep), one)
         assert [t.shape for t in small] == [t.shape for t in dense]
         if group.mask_exact:
-            assert apart(small, outputs(masked(this.model, this.structure, keep), one)) < 1e-8, group.name
+            assert apart(small, outputs(masked(this.model, this.structure, keep), one)) < 1e-8, (
+                group.name
+            )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -66,7 +68,9 @@ def test_kept_values_are_bit_identical_with_default_strides(name: str) -> None:
         for dim in range(expected.dim()):
             row = this.structure.table.get((key, dim))
             if row is not None:
-                expected = expected[(slice(None),) * dim + (torch.from_numpy((row < 0) | keep[row]),)]
+                expected = expected[
+                    (slice(None),) * dim + (torch.from_numpy((row < 0) | keep[row]),)
+                ]
         assert torch.equal(tensor, expected)
         assert tensor.stride() == torch.empty(tensor.shape).stride()
 
@@ -123,7 +127,9 @@ def test_the_smaller_model_exports_again(name: str) -> None:
     assert apart(produced, outputs(small, this.inputs)) < 1e-10
 
 
-def test_attention_in_training_and_with_masks_is_that_of_the_dense_module_when_heads_are_masked() -> None:
+def test_attention_in_training_and_with_masks_is_that_of_the_dense_module_when_heads_are_masked() -> (
+    None
+):
     this = case("cross_attention")
     index = next(i for i, g in enumerate(this.structure.groups) if g.kind == "head")
     keep = plan(this.structure, np.random.default_rng(0), [index])
@@ -132,7 +138,11 @@ def test_attention_in_training_and_with_masks_is_that_of_the_dense_module_when_h
     x = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
     padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
-    for options in ({"attn_mask": causal}, {"key_padding_mask": padding}, {"attn_mask": causal, "is_causal": True}):
+    for options in (
+        {"attn_mask": causal},
+        {"key_padding_mask": padding},
+        {"attn_mask": causal, "is_causal": True},
+    ):
         for need_weights in (False, True):
             got = small.train()(x, x, x, need_weights=need_weights, **options)
             expected = dense.train()(x, x, x, need_weights=need_weights, **options)
@@ -143,7 +153,9 @@ def test_attention_in_training_and_with_masks_is_that_of_the_dense_module_when_h
 
 def test_the_fast_path_of_the_encoder_gives_the_same_after_removal() -> None:
     this = case("encoder")
-    small = remove(this.model, this.structure, plan(this.structure, np.random.default_rng(6))).eval()
+    small = remove(
+        this.model, this.structure, plan(this.structure, np.random.default_rng(6))
+    ).eval()
     with torch.no_grad():
         assert torch.backends.mha.get_fastpath_enabled()
         assert torch.allclose(small(*this.inputs), outputs(small, this.inputs)[0])

@@ -18,7 +18,9 @@ from lightning_modules.pruning.thresholds import choose, counts, normalised, qua
 
 def structure(*sizes: int, kinds: tuple[Kind, ...] = ()) -> Structure:
     starts, kinds = np.cumsum([0, *sizes]), kinds or ("channel",) * len(sizes)
-    groups = tuple(Group(f"g{i}", int(starts[i]), n, (), True, kinds[i]) for i, n in enumerate(sizes))
+    groups = tuple(
+        Group(f"g{i}", int(starts[i]), n, (), True, kinds[i]) for i, n in enumerate(sizes)
+    )
     return Structure(groups, {}, (), (), (), 1, 1)
 
 
@@ -31,7 +33,13 @@ SCORES = np.array([1.0, 2.0, 3.0, 6.0])
 
 @pytest.mark.parametrize(
     ("rule", "threshold", "kept"),
-    [("absolute", 2.0, 3), ("mean", 1.0, 2), ("median", 1.0, 2), ("quantile", 0.5, 2), ("quantile", 0.0, 4)],
+    [
+        ("absolute", 2.0, 3),
+        ("mean", 1.0, 2),
+        ("median", 1.0, 2),
+        ("quantile", 0.5, 2),
+        ("quantile", 0.0, 4),
+    ],
 )
 def test_keep_where_score_is_at_least_the_threshold(rule: str, threshold: float, kept: int) -> None:
     model = structure(4)
@@ -52,7 +60,9 @@ def test_emptied_unknown_and_unscored_groups_are_named() -> None:
         counts(model, scores, model.full(), {"g0": 9.0}, "absolute")
     with pytest.raises(PlanError, match=r"threshold 2 \(quantile\) empties 'g1' of 2 units"):
         counts(model, scores, model.full(), {"g1": 2.0}, "quantile")
-    with pytest.raises(PlanError, match=r"unknown groups \['layer5'\]; the model has \['g0', 'g1'\]"):
+    with pytest.raises(
+        PlanError, match=r"unknown groups \['layer5'\]; the model has \['g0', 'g1'\]"
+    ):
         counts(model, scores, model.full(), {"layer5": 0.1}, "mean")
 
 
@@ -60,7 +70,9 @@ def test_emptied_unknown_and_unscored_groups_are_named() -> None:
 def test_a_score_that_is_not_finite_names_its_group_unless_its_unit_is_gone(wrong: float) -> None:
     model, scores = structure(4, 2), np.array([1.0, 2.0, 3.0, 6.0, 1.0, wrong])
     with pytest.raises(PlanError, match="scores must be finite; group 'g1' has 1"):
-        counts(model, scores, model.full(), {"g0": 9.0}, "absolute")  # before anything is said about the plan
+        counts(
+            model, scores, model.full(), {"g0": 9.0}, "absolute"
+        )  # before anything is said about the plan
     alive = np.isfinite(scores)
     assert counts(model, scores, alive, {}, "mean").tolist() == [4, 1]
 
@@ -87,8 +99,12 @@ def test_a_ranking_over_groups_removes_what_was_asked_and_leaves_each_its_best(
     sizes: list[int], threshold: float, seed: int, values: int
 ) -> None:
     model = structure(*sizes)
-    scores = np.random.default_rng(seed).integers(-values, values + 1, model.n_units).astype(float)  # with ties
-    kept = counts(model, scores, model.full(), same(model, threshold), "quantile", [range(len(sizes))])
+    scores = (
+        np.random.default_rng(seed).integers(-values, values + 1, model.n_units).astype(float)
+    )  # with ties
+    kept = counts(
+        model, scores, model.full(), same(model, threshold), "quantile", [range(len(sizes))]
+    )
     wanted = model.n_units - round(threshold * model.n_units)
     assert kept.sum() == max(wanted, len(sizes))
     keep = choose(model, scores, model.full(), kept)
@@ -105,13 +121,19 @@ def test_pools_do_not_touch_one_another(sizes: list[int], threshold: float, seed
     model, rest = structure(3, *sizes), range(1, len(sizes) + 1)
     scores = np.random.default_rng(seed).random(model.n_units)
     alone = structure(*sizes)
-    expected = counts(alone, scores[3:], alone.full(), same(alone, threshold), "quantile", [range(len(sizes))])
-    found = counts(model, scores, model.full(), {**same(model, threshold), "g0": 0.34}, "quantile", [[0], rest])
+    expected = counts(
+        alone, scores[3:], alone.full(), same(alone, threshold), "quantile", [range(len(sizes))]
+    )
+    found = counts(
+        model, scores, model.full(), {**same(model, threshold), "g0": 0.34}, "quantile", [[0], rest]
+    )
     assert found.tolist() == [2, *expected]
 
 
 @pytest.mark.parametrize(("rule", "threshold"), [("mean", 1.0), ("median", 1.0), ("absolute", 3.0)])
-def test_multiples_are_of_the_pool_and_each_group_keeps_its_best(rule: Rule, threshold: float) -> None:
+def test_multiples_are_of_the_pool_and_each_group_keeps_its_best(
+    rule: Rule, threshold: float
+) -> None:
     model = structure(3, 2)
     scores = np.array([4.0, 5.0, 9.0, 1.0, 1.0])  # mean and median 4
     together = counts(model, scores, model.full(), same(model, threshold), rule, [[0, 1]])
@@ -126,7 +148,10 @@ def test_multiples_are_of_the_pool_and_each_group_keeps_its_best(rule: Rule, thr
 @pytest.mark.parametrize("rule", ["mean", "median"])
 def test_a_higher_multiple_never_keeps_more_where_scores_are_negative(rule: Rule) -> None:
     model, scores = structure(5, 1), np.array([-6.0, -2.0, -1.0, 1.0, 2.0, -3.0])
-    kept = [int(counts(model, scores, model.full(), {"g0": level}, rule)[0]) for level in (0.0, 0.1, 0.5, 0.8)]
+    kept = [
+        int(counts(model, scores, model.full(), {"g0": level}, rule)[0])
+        for level in (0.0, 0.1, 0.5, 0.8)
+    ]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] == 5
     assert kept[1] == 2
@@ -134,9 +159,16 @@ def test_a_higher_multiple_never_keeps_more_where_scores_are_negative(rule: Rule
 
 def test_groups_compared_with_one_another_share_one_threshold() -> None:
     model = structure(4, 2, 3)
-    with pytest.raises(PlanError, match=r"'g0' and 1 others have \[0.25, 0.5\]; give them the same"):
+    with pytest.raises(
+        PlanError, match=r"'g0' and 1 others have \[0.25, 0.5\]; give them the same"
+    ):
         counts(model, np.ones(9), model.full(), {"g0": 0.5, "g1": 0.25}, "quantile", [[0, 1], [2]])
-    assert counts(model, np.ones(9), model.full(), {"g0": 0.5, "g1": 0.5}, "quantile", [[0, 1], [2]])[2] == 3
+    assert (
+        counts(model, np.ones(9), model.full(), {"g0": 0.5, "g1": 0.5}, "quantile", [[0, 1], [2]])[
+            2
+        ]
+        == 3
+    )
 
 
 def test_a_block_or_a_pattern_may_go_altogether() -> None:
@@ -145,7 +177,11 @@ def test_a_block_or_a_pattern_may_go_altogether() -> None:
     for kind, rule, score in product(kinds, rules, (-1.0, 0.0, 2.0)):
         model = structure(2, 1, kinds=("channel", kind))
         level = 1.0 if rule == "quantile" else float("inf")
-        scores, full, gone = np.array([1.0, 1.0, score]), model.full(), np.array([True, True, False])
+        scores, full, gone = (
+            np.array([1.0, 1.0, score]),
+            model.full(),
+            np.array([True, True, False]),
+        )
         all_of_it, none_of_it, gone_before = (
             counts(model, scores, alive, {"g1": threshold}, rule).tolist()
             for alive, threshold in ((full, level), (full, 0.0), (gone, level))
@@ -171,7 +207,9 @@ def test_a_dropped_block_is_not_rounded_back() -> None:
     assert rounded(model, np.array([1, 0]), 8).tolist() == [4, 0]
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 99), st.floats(0.1, 100))
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 99), st.floats(0.1, 100)
+)
 def test_normalised_scores_have_the_mean_magnitude_one_and_the_same_order(
     sizes: list[int], seed: int, scale: float
 ) -> None:
@@ -202,7 +240,9 @@ def test_the_highest_scores_stay_and_only_the_living_are_chosen() -> None:
 
 def test_a_plan_survives_json_and_refuses_nonsense() -> None:
     stages = (Stage({"g0": 0.5}, "quantile", {"_target_": "x"}), Stage({"w": 1.5}, "mean", {}))
-    plan = Plan(stages, Timing("cyclic", 3, 2, 0.1, 0.9), activation=0.5, int8=True, parent=3, seed=7)
+    plan = Plan(
+        stages, Timing("cyclic", 3, 2, 0.1, 0.9), activation=0.5, int8=True, parent=3, seed=7
+    )
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     with pytest.raises(PlanError, match="fields of Plan"):
         Plan.from_json({"stages": [], "timing": {}, "colour": 1})

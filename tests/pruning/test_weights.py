@@ -35,7 +35,9 @@ WAYS = [
     Weight("pattern", (2, 4)),
     Weight("pattern", (3, 7)),
 ]
-way = pytest.mark.parametrize("how", WAYS, ids=lambda how: f"{how.kind}{how.shape[0]}x{how.shape[1]}")
+way = pytest.mark.parametrize(
+    "how", WAYS, ids=lambda how: f"{how.kind}{how.shape[0]}x{how.shape[1]}"
+)
 
 
 def weights_of(model: nn.Module, how: Weight) -> tuple[Structure, Structure]:
@@ -58,7 +60,9 @@ def test_a_dropped_block_has_no_weights() -> None:
     weights = weight_structure(structure, alive, smaller, Weight())
     assert not any(group.name.startswith(f"{block.name}.") for group in weights.groups)
     assert Cost(weights).macs(weights.sizes) == Cost(structure).macs(structure.counts(alive))
-    assert Cost(weights).params(weights.sizes) == sum(parameter.numel() for parameter in smaller.parameters())
+    assert Cost(weights).params(weights.sizes) == sum(
+        parameter.numel() for parameter in smaller.parameters()
+    )
 
 
 class Tied(nn.Module):
@@ -100,7 +104,11 @@ class Odd(nn.Module):
         self.register_buffer("fixed", torch.randn(9, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.up(x).mean(2).transpose(1, 2).transpose(1, 2) @ self.fixed).transpose(1, 2) @ self.mix @ self.last
+        return (
+            (self.up(x).mean(2).transpose(1, 2).transpose(1, 2) @ self.fixed).transpose(1, 2)
+            @ self.mix
+            @ self.last
+        )
 
 
 @way
@@ -110,7 +118,10 @@ def test_what_has_no_second_dimension_of_inputs_takes_no_pattern(how: Weight) ->
     assert Cost(weights).macs(weights.sizes) == Cost(structure).macs(structure.sizes)
     reasons = {skipped.name: skipped.reason for skipped in weights.skipped}
     if how.kind == "pattern":
-        assert reasons["up.weight"] == "the inputs of a transposed convolution are not its second dimension"
+        assert (
+            reasons["up.weight"]
+            == "the inputs of a transposed convolution are not its second dimension"
+        )
         assert reasons["last"] == f"its 1 inputs are no multiple of {how.shape[1]}"
     else:
         assert {group.name for group in weights.groups} == {"up.weight", "mix", "last"}
@@ -133,7 +144,10 @@ def test_masks_are_their_own() -> None:
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5))
 @settings(max_examples=50)
 def test_every_weight_is_in_one_block(rows: int, columns: int, high: int, wide: int) -> None:
-    how, weight = Weight("block", (high, wide)), torch.arange(rows * columns).reshape(rows, columns).double()
+    how, weight = (
+        Weight("block", (high, wide)),
+        torch.arange(rows * columns).reshape(rows, columns).double(),
+    )
     numbers = shares(weight, how)
     assert len(numbers) == -(-rows // high) * -(-columns // wide)
     assert numbers[0] == pytest.approx(float(weight[:high, :wide].mean()))

@@ -21,14 +21,22 @@ from orchestrator.search.trials.methods import check_method, prepare_method
 from orchestrator.settings import Settings, load
 
 CONF = Path(__file__).parents[2] / "conf"
-TINY = ["model.width=8", "phases.train.epochs=3", "phases.finetune.round_steps=6", "threads=1", "tracking=none"]
+TINY = [
+    "model.width=8",
+    "phases.train.epochs=3",
+    "phases.finetune.round_steps=6",
+    "threads=1",
+    "tracking=none",
+]
 
 
 def settings_of(folder: Path, *overrides: str) -> Settings:
     """Settings of the default configuration with the small values above, everything under `folder`."""
     places = [f"study.out={folder / 'runs'}", f"study.baselines={folder / 'baselines'}"]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config: Any = OmegaConf.to_container(hydra.compose("config", [*TINY, *places, *overrides]), resolve=True)
+        config: Any = OmegaConf.to_container(
+            hydra.compose("config", [*TINY, *places, *overrides]), resolve=True
+        )
     return load({key: value for key, value in config.items() if key != "hydra"})
 
 
@@ -50,8 +58,12 @@ class Bench:
     def __init__(self, home: Path, *overrides: str) -> None:
         self.problem = problem_of(home, *overrides)
         settings = self.problem.settings
-        self.methods = {way.name: prepare_method(self.problem, way) for way in settings.method.choices()}
-        terrains = {name: method.terrain(self.problem, None) for name, method in self.methods.items()}
+        self.methods = {
+            way.name: prepare_method(self.problem, way) for way in settings.method.choices()
+        }
+        terrains = {
+            name: method.terrain(self.problem, None) for name, method in self.methods.items()
+        }
         space = settings.space.build()
         check_method(settings, space)
         self.space = Choices(space, settings.method, terrains)
@@ -64,7 +76,9 @@ class Bench:
 
     def run(self, proposal: Proposal, number: int = 0) -> tuple[Measurement, nn.Module]:
         measured = self.evaluator(proposal, number, silent)
-        parent = next((found for found in self.evaluator.finished() if found.number == number), None)
+        parent = next(
+            (found for found in self.evaluator.finished() if found.number == number), None
+        )
         return measured, self.evaluator.inherited(parent).model
 
 

@@ -33,8 +33,14 @@ def flat() -> Sensitivity:
 
 
 @settings(max_examples=40)
-@given(target=st.floats(0.03, 0.95), blend=st.floats(0, 1), offsets=st.lists(st.floats(-1, 1), min_size=6, max_size=6))
-def test_the_target_is_met_and_no_group_is_empty(target: float, blend: float, offsets: list[float]) -> None:
+@given(
+    target=st.floats(0.03, 0.95),
+    blend=st.floats(0, 1),
+    offsets=st.lists(st.floats(-1, 1), min_size=6, max_size=6),
+)
+def test_the_target_is_met_and_no_group_is_empty(
+    target: float, blend: float, offsets: list[float]
+) -> None:
     kept = allocate(sizes(), cost().macs, int(target * dense()), flat(), blend, np.array(offsets))
     assert cost().macs(kept) <= target * dense()
     assert (kept >= 1).all()
@@ -45,7 +51,8 @@ def test_equal_sensitivities_share_like_uniform() -> None:
     target = dense() // 3
     assert (
         abs(
-            allocate(sizes(), cost().macs, target, flat(), 1.0) - allocate(sizes(), cost().macs, target, None, 0.0)
+            allocate(sizes(), cost().macs, target, flat(), 1.0)
+            - allocate(sizes(), cost().macs, target, None, 0.0)
         ).max()
         <= 1
     )

@@ -29,7 +29,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
     method = prepare_method(problem, problem.settings.method)
     space = Uniform(steps=(1, 1), shapes=("one_shot",), rounds=(1, 1))
-    params = {"threshold": threshold, "schedule.steps": 1, "schedule.shape": "one_shot", "finetune.rounds": 1}
+    params = {
+        "threshold": threshold,
+        "schedule.steps": 1,
+        "schedule.shape": "one_shot",
+        "finetune.rounds": 1,
+    }
     proposal = space.propose(method.terrain(problem, None), params)
     evaluator = Evaluator(problem, {"l2": method}, folder / "models")
     return evaluator(proposal, 0, lambda *_: None)
@@ -40,13 +45,18 @@ def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
     [
         ("size_mb: {most: 0.02}", r"size_mb 0.0\d+ is over objectives.bounds.size_mb.most 0.02"),
         ("flops: {most: 20000}", "flops .* is over objectives.bounds.flops.most 20000"),
-        ("params_ratio: {most: 0.1}", r"params_ratio 0.\d+ is over objectives.bounds.params_ratio.most 0.1"),
+        (
+            "params_ratio: {most: 0.1}",
+            r"params_ratio 0.\d+ is over objectives.bounds.params_ratio.most 0.1",
+        ),
         ("params: {least: 15000}", "params .* is under objectives.bounds.params.least 15000"),
         ("effective_flops: {most: 20000}", "effective_flops .* is over"),
         ("latency_ms: {least: 0.01, most: 1000}, size_mb: {most: 0.02}", "size_mb"),
     ],
 )
-def test_what_is_known_before_training_rejects(home: Path, tmp_path: Path, bound: str, reason: str) -> None:
+def test_what_is_known_before_training_rejects(
+    home: Path, tmp_path: Path, bound: str, reason: str
+) -> None:
     problem = problem_of(home, f"objectives.bounds={{{bound}}}")
     found = evaluated(problem, 0.3, tmp_path)
     assert found.state == "rejected"
@@ -56,7 +66,9 @@ def test_what_is_known_before_training_rejects(home: Path, tmp_path: Path, bound
 
 
 def test_quality_and_nonzero_weights_are_known_afterwards(home: Path, tmp_path: Path) -> None:
-    problem = problem_of(home, "objectives.bounds={accuracy: {least: 0.999}, nonzero_params: {most: 10}}")
+    problem = problem_of(
+        home, "objectives.bounds={accuracy: {least: 0.999}, nonzero_params: {most: 10}}"
+    )
     found = evaluated(problem, 0.3, tmp_path)
     assert found.state == "completed"
     values = {**found.costs, **found.metrics}
@@ -75,11 +87,15 @@ def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path
         patch.setattr("orchestrator.search.costs.latency_ms", clock)
         found = evaluated(problem, 0.3, tmp_path)
     assert found.state == "completed"
-    assert found.costs["latency_ms"] == calls[0]  # it may not pass a bound before training and fail it afterwards
+    assert (
+        found.costs["latency_ms"] == calls[0]
+    )  # it may not pass a bound before training and fail it afterwards
 
 
 def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) -> None:
-    problem = problem_of(home, "objectives.bounds={size_mb: {most: 9}}", "objectives=quality_estimated_latency")
+    problem = problem_of(
+        home, "objectives.bounds={size_mb: {most: 9}}", "objectives=quality_estimated_latency"
+    )
     found = evaluated(problem, 0.4, tmp_path)
     kept = problem.structure.sizes * 0 + list(found.kept.values())
     before = costs_before(problem, kept, {}, None, False)
@@ -88,7 +104,9 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
     assert "size_mb" not in costs_before(problem, kept, {}, None, True)
     assert "effective_flops" not in costs_before(problem, kept, {}, 0.5, False)
     shaped = Costed(kept, shaped=pruned(problem.model, problem.structure, kept))
-    assert costs_of(problem.prices, shaped, ["size_mb"]) == pytest.approx({"size_mb": found.costs["size_mb"]})
+    assert costs_of(problem.prices, shaped, ["size_mb"]) == pytest.approx(
+        {"size_mb": found.costs["size_mb"]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,14 +117,25 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
             r"objectives.bounds.size_mb.most must be at least 0.000\d+, what the smallest",
         ),
         ("latency_ms: {most: 1e-6}", r"objectives.bounds.latency_ms.most must be at least 0"),
-        ("params: {least: 1e9}", r"objectives.bounds.params.least must be at most .* what the dense model has"),
-        ("estimated_latency_ms: {most: 1e-9}", r"objectives.bounds.estimated_latency_ms.most must be at least"),
+        (
+            "params: {least: 1e9}",
+            r"objectives.bounds.params.least must be at most .* what the dense model has",
+        ),
+        (
+            "estimated_latency_ms: {most: 1e-9}",
+            r"objectives.bounds.estimated_latency_ms.most must be at least",
+        ),
         ("flops: {most: 1}", r"objectives.bounds.flops.most must be at least"),
         ("flops_ratio: {most: 0.001}", r"objectives.bounds.flops_ratio.most must be at least 0.0"),
-        ("params_ratio: {least: 1.5}", r"objectives.bounds.params_ratio.least must be at most 1, what the dense model"),
+        (
+            "params_ratio: {least: 1.5}",
+            r"objectives.bounds.params_ratio.least must be at most 1, what the dense model",
+        ),
     ],
 )
-def test_bounds_that_nothing_keeps_are_refused_before_training(tmp_path: Path, bound: str, message: str) -> None:
+def test_bounds_that_nothing_keeps_are_refused_before_training(
+    tmp_path: Path, bound: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         problem_of(tmp_path, f"objectives.bounds={{{bound}}}")
     assert not list(tmp_path.glob("baselines/*/dense.json"))
@@ -117,7 +146,11 @@ def test_methods_of_single_weights_leave_sizes_as_they_are(home: Path) -> None:
     settings = problem.settings
     whole = problem.dense_costs["size_mb"]
     tight = settings.model_copy(
-        update={"objectives": settings.objectives.model_validate({"bounds": {"size_mb": {"most": 0.9 * whole}}})}
+        update={
+            "objectives": settings.objectives.model_validate(
+                {"bounds": {"size_mb": {"most": 0.9 * whole}}}
+            )
+        }
     )
     with pytest.raises(ConfigError, match=r"size_mb.most must be at least"):
         check_bounds(tight, problem.prices, problem.model)

@@ -9,7 +9,9 @@ from orchestrator.search.samplers import BruteForce
 
 
 def test_a_space_beyond_two_to_the_63_is_sampled_without_repetition() -> None:
-    space: dict[str, BaseDistribution] = {f"x{place}": CategoricalDistribution((1, 2, 3, 4)) for place in range(40)}
+    space: dict[str, BaseDistribution] = {
+        f"x{place}": CategoricalDistribution((1, 2, 3, 4)) for place in range(40)
+    }
     study = optuna.create_study(sampler=BruteForce(space))
     drawn = []
     for value in range(5):
@@ -20,7 +22,10 @@ def test_a_space_beyond_two_to_the_63_is_sampled_without_repetition() -> None:
 
 
 def test_every_combination_of_a_small_space_comes_once() -> None:
-    space: dict[str, BaseDistribution] = {"a": IntDistribution(0, 2), "b": CategoricalDistribution(("x", "y"))}
+    space: dict[str, BaseDistribution] = {
+        "a": IntDistribution(0, 2),
+        "b": CategoricalDistribution(("x", "y")),
+    }
     study = optuna.create_study(sampler=BruteForce(space, seed=3))
     drawn = []
     for value in range(6):

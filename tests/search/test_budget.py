@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.progress import Progress
-from orchestrator.search.pace.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
+from orchestrator.search.pace.budget import (
+    FEWEST,
+    STEPWISE,
+    Pace,
+    Sharing,
+    Speed,
+    Unpaced,
+    fewer_rungs,
+)
 from orchestrator.search.pace.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
 from tests.search.problems import bench, settings_of
@@ -43,10 +51,26 @@ def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) ->
 
 @pytest.mark.parametrize(
     "value",
-    ["", "20", 20, "min", "-1h", "0s", "0.0epochs", "1.5trials", "1h30min", "20 mins", "1e3s", "9" * 400 + "s", True],
+    [
+        "",
+        "20",
+        20,
+        "min",
+        "-1h",
+        "0s",
+        "0.0epochs",
+        "1.5trials",
+        "1h30min",
+        "20 mins",
+        "1e3s",
+        "9" * 400 + "s",
+        True,
+    ],
 )
 def test_anything_else_is_refused_with_examples(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got"):
+    with pytest.raises(
+        ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got"
+    ):
         parse(value)
 
 
@@ -63,7 +87,9 @@ def test_anything_else_is_refused_with_examples(value: Any) -> None:
         (["study.budget=1h", "method=weight_l1"], False),
     ],
 )
-def test_whole_blocks_go_in_a_chain_under_a_budget_in_time(tmp_path: Path, overrides: list[str], depth: bool) -> None:
+def test_whole_blocks_go_in_a_chain_under_a_budget_in_time(
+    tmp_path: Path, overrides: list[str], depth: bool
+) -> None:
     settings = settings_of(tmp_path, *overrides)
     assert settings.depth == settings.identity()["method"]["depth"] == depth
     left_open = "method.depth" not in " ".join(overrides) and "method=weight_l1" not in overrides
@@ -93,19 +119,31 @@ class Machine:
         most: int = 10**9,
         speed: Speed = SPEED,
     ) -> Pace:
-        return Pace(speed, CHAIN, available, Sharing(most), lambda: self.now, lambda: self.rungs, lambda: self.steps)
+        return Pace(
+            speed,
+            CHAIN,
+            available,
+            Sharing(most),
+            lambda: self.now,
+            lambda: self.rungs,
+            lambda: self.steps,
+        )
 
     def run(self, pace: Pace, ratio: float = 0.3, units: int = 2, last: int = 100) -> None:
         while pace.more() and len(self.ran) < last:
             at = self.rungs[0] if self.rungs else ratio
             steps = units * pace(at, units)
-            self.now += self.slower(len(self.ran)) * (steps * pace.speed.step_at(at) + pace.speed.beside_at(at))
+            self.now += self.slower(len(self.ran)) * (
+                steps * pace.speed.step_at(at) + pace.speed.beside_at(at)
+            )
             self.steps += steps
             self.ran.append((at, steps))
             del self.rungs[:1]
 
 
-@pytest.mark.parametrize("slower", [lambda n: 2.0, lambda n: 1.0 + 0.2 * n, lambda n: 3.0 if n == 2 else 1.0])
+@pytest.mark.parametrize(
+    "slower", [lambda n: 2.0, lambda n: 1.0 + 0.2 * n, lambda n: 3.0 if n == 2 else 1.0]
+)
 def test_the_chain_ends_in_time_on_a_slower_machine(slower: Callable[[int], float]) -> None:
     machine = Machine([*CHAIN], slower)
     machine.run(machine.pace(1000.0))
@@ -124,7 +162,10 @@ def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     times = [steps * SPEED.step_at(ratio) + SPEED.beside_at(ratio) for ratio, steps in machine.ran]
     assert max(times) - min(times) <= 10.0
     assert [steps for _, steps in machine.ran] == sorted(steps for _, steps in machine.ran)
-    assert all(abs(steps - found) <= 4 + 0.02 * found for (_, steps), found in zip(machine.ran, expected, strict=True))
+    assert all(
+        abs(steps - found) <= 4 + 0.02 * found
+        for (_, steps), found in zip(machine.ran, expected, strict=True)
+    )
     assert 980.0 <= machine.now <= 1000.0
 
 
@@ -133,7 +174,9 @@ def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     most=st.floats(10.0, 1e4),
     rungs=st.lists(st.floats(0.03, 0.9), min_size=1, max_size=8, unique=True),
 )
-def test_what_full_rungs_leave_goes_to_the_others(left: float, most: float, rungs: list[float]) -> None:
+def test_what_full_rungs_leave_goes_to_the_others(
+    left: float, most: float, rungs: list[float]
+) -> None:
     sharing = Sharing(most)
     steps = [sharing.steps(SPEED, left, rung, rungs) for rung in rungs]
     assert all(0.0 <= found <= most for found in steps)
@@ -234,13 +277,17 @@ def test_there_are_fewer_rungs_where_the_dearest_would_get_too_few_steps() -> No
 
 
 def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
-    here = bench(tmp_path, tmp_path / "runs", "study.budget=1h", "search.chain.targets=5", "model.width=16")
+    here = bench(
+        tmp_path, tmp_path / "runs", "study.budget=1h", "search.chain.targets=5", "model.width=16"
+    )
     ticks = itertools.count()
     study = optuna.create_study(directions=["maximize", "minimize"])
     plans = Plans(here.evaluator, here.space, here.terrain)
     pacing = pacing_of(plans, study, 0.0, Progress(), lambda: float(next(ticks)))
     assert pacing is not None
-    assert pacing.speed.ratios == pytest.approx((1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2)
+    assert pacing.speed.ratios == pytest.approx(
+        (1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2
+    )
 
 
 def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_models() -> None:

@@ -40,7 +40,9 @@ def test_a_study_refuses_a_checkpoint_that_was_replaced_under_its_path(tmp_path:
     words = [*QUICK, f"phases.train.checkpoint={path}"]
     search(settings_of(tmp_path, *words))
     checkpoint(path, 1)
-    with pytest.raises(DataError, match=r"a study prunes one dense network; .* study\.name another value"):
+    with pytest.raises(
+        DataError, match=r"a study prunes one dense network; .* study\.name another value"
+    ):
         search(settings_of(tmp_path, *words, "study.n_trials=3"))
 
 
@@ -84,5 +86,7 @@ def test_a_study_of_an_older_version_is_refused_with_one_message(tmp_path: Path)
     study = search(settings).folder
     journal = study / "study.journal"
     journal.write_text(journal.read_text().replace('"version": 2', '"version": 1'))
-    with pytest.raises(ConfigError, match=r"was made by an older version, .* give study.name another value"):
+    with pytest.raises(
+        ConfigError, match=r"was made by an older version, .* give study.name another value"
+    ):
         search(settings_of(tmp_path, *QUICK, "made_up={}", "study.n_trials=3"))

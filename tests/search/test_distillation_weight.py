@@ -29,7 +29,9 @@ def test_a_range_is_a_dimension_and_the_chain_takes_its_middle(home: Path, tmp_p
     assert (dimension.low, dimension.high) == (0.2, 0.6)  # type: ignore[attr-defined]
     params = searched.space.chain(searched.terrain, 0.5)
     assert params["distillation.weight"] == pytest.approx(0.4)
-    assert searched.space.propose(searched.terrain, params).timing.distillation == pytest.approx(0.4)
+    assert searched.space.propose(searched.terrain, params).timing.distillation == pytest.approx(
+        0.4
+    )
 
 
 def test_equal_ends_fix_it_and_null_leaves_it_to_the_phase(home: Path, tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ def run(study: optuna.Study, exchange: Exchange, n_trials: int) -> None:
 
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(Trials(study, SPACE, terrain(), saves, RULES, leases, exchange), n_trials, lambda trial: None)
+        search(
+            Trials(study, SPACE, terrain(), saves, RULES, leases, exchange),
+            n_trials,
+            lambda trial: None,
+        )
 
 
 def test_what_one_process_has_told_another_fetches(tmp_path: Path) -> None:

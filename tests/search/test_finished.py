@@ -40,14 +40,21 @@ def finished(number: int, macs: int, *kept: int) -> Finished:
     return Finished(number, macs, np.array(kept, dtype=float), np.ones(1, dtype=bool), ())
 
 
-PLANS = [finished(0, 100, 8, 8), finished(1, 60, 6, 6), finished(2, 50, 7, 4), finished(3, 60, 6, 6)]
+PLANS = [
+    finished(0, 100, 8, 8),
+    finished(1, 60, 6, 6),
+    finished(2, 50, 7, 4),
+    finished(3, 60, 6, 6),
+]
 
 
 @pytest.mark.parametrize(
     ("kept", "parent"),
     [((5, 5), 3), ((7, 4), 0), ((7, 3), 2), ((6, 6), 0), ((8, 8), None), ((9, 1), None)],
 )
-def test_the_parent_is_the_cheapest_plan_that_contains_the_child(kept: tuple[int, int], parent: int | None) -> None:
+def test_the_parent_is_the_cheapest_plan_that_contains_the_child(
+    kept: tuple[int, int], parent: int | None
+) -> None:
     found = nearest_parent(PLANS, np.array(kept, dtype=float))
     assert (None if found is None else found.number) == parent
 
@@ -55,9 +62,16 @@ def test_the_parent_is_the_cheapest_plan_that_contains_the_child(kept: tuple[int
 def test_a_parent_has_at_least_the_density_of_its_child() -> None:
     dense = np.array([8.0, 1.0])
     plans = [
-        Finished(n, m, np.array(has), np.ones(1, dtype=bool), ()) for n, m, has in ((0, 9, [8, 0.5]), (1, 5, [8, 0.2]))
+        Finished(n, m, np.array(has), np.ones(1, dtype=bool), ())
+        for n, m, has in ((0, 9, [8, 0.5]), (1, 5, [8, 0.2]))
     ]
-    for wanted, parent in (([8, 0.3], 0), ([8, 0.1], 1), ([8, 0.2], 0), ([4, 0.2], 1), (dense, None)):
+    for wanted, parent in (
+        ([8, 0.3], 0),
+        ([8, 0.1], 1),
+        ([8, 0.2], 0),
+        ([4, 0.2], 1),
+        (dense, None),
+    ):
         found = nearest_parent(plans, np.array(wanted))
         assert (None if found is None else found.number) == parent
 

@@ -35,7 +35,13 @@ def test_three_objectives() -> None:
     assert non_dominated(points).tolist() == [True, False, True]
 
 
-@given(points=arrays(float, st.tuples(st.integers(1, 12), st.integers(2, 4)), elements=st.integers(0, 4).map(float)))
+@given(
+    points=arrays(
+        float,
+        st.tuples(st.integers(1, 12), st.integers(2, 4)),
+        elements=st.integers(0, 4).map(float),
+    )
+)
 def test_whoever_leaves_is_dominated_and_whoever_stays_is_not(points: np.ndarray) -> None:
     losses = points * np.array([-1.0] + [1.0] * (points.shape[1] - 1))
     worse = (losses[:, None] <= losses[None]).all(2) & (losses[:, None] < losses[None]).any(2)
@@ -46,10 +52,14 @@ def test_whoever_leaves_is_dominated_and_whoever_stays_is_not(points: np.ndarray
 
 
 @given(
-    points=arrays(float, st.tuples(st.integers(1, 8), st.just(3)), elements=st.floats(0.0, 1.0, width=16)),
+    points=arrays(
+        float, st.tuples(st.integers(1, 8), st.just(3)), elements=st.floats(0.0, 1.0, width=16)
+    ),
     more=st.lists(st.floats(0.0, 1.0, width=16), min_size=3, max_size=3),
 )
-def test_the_volume_grows_with_points_and_is_that_of_the_front(points: np.ndarray, more: list[float]) -> None:
+def test_the_volume_grows_with_points_and_is_that_of_the_front(
+    points: np.ndarray, more: list[float]
+) -> None:
     corner = np.array([0.25, 0.75, 1.0])
     whole = volume(points, corner)
     assert 0.0 <= whole <= 0.75 * 0.75 + 1e-9

@@ -27,7 +27,19 @@ FOUR = Goals("accuracy", {"accuracy": 1.0, "loss": -1.0}, ("latency_ms", "size_m
 
 def row(number: int, quality: float, **known: Any) -> TrialRow:
     costs = {name: known.pop(name) for name in list(known) if name in COSTS}
-    made = TrialRow(number, "completed", 1, None, quality, 1.0, 0.1, "search", "", axis="latency_ms", costs=costs)
+    made = TrialRow(
+        number,
+        "completed",
+        1,
+        None,
+        quality,
+        1.0,
+        0.1,
+        "search",
+        "",
+        axis="latency_ms",
+        costs=costs,
+    )
     return replace(made, **known)
 
 
@@ -35,7 +47,12 @@ def test_directions_and_points_have_one_order() -> None:
     assert FOUR.names == ["accuracy", "loss", "latency_ms", "size_mb"]
     assert FOUR.directions == ["maximize", "minimize", "minimize", "minimize"]
     metrics = {"accuracy": 0.9, "loss": 0.3}
-    assert FOUR.point(metrics, {"latency_ms": 2.0, "size_mb": 1.0, "flops": 7.0}) == [0.9, 0.3, 2.0, 1.0]
+    assert FOUR.point(metrics, {"latency_ms": 2.0, "size_mb": 1.0, "flops": 7.0}) == [
+        0.9,
+        0.3,
+        2.0,
+        1.0,
+    ]
     falling = Goals("loss", {"loss": -1.0, "f1": 1.0}, ("flops",))
     assert falling.point({"loss": 0.2, "f1": 0.8}, {"flops": 5.0}) == [-0.2, -0.8, 5.0]
     assert falling.directions == ["minimize", "maximize", "minimize"]
@@ -72,7 +89,10 @@ def test_infeasible_trials_are_no_members_and_no_candidates() -> None:
 
 
 def test_candidates_are_spread_along_the_first_cost() -> None:
-    known = [row(n, 0.5 + 0.01 * n, latency_ms=float(n), size_mb=5.0, metrics={"loss": 1.0}) for n in (1, 2, 4, 8)]
+    known = [
+        row(n, 0.5 + 0.01 * n, latency_ms=float(n), size_mb=5.0, metrics={"loss": 1.0})
+        for n in (1, 2, 4, 8)
+    ]
     chosen = candidates(known, FOUR, 0.0, 2)
     assert [member.costs["latency_ms"] for member in chosen] == sorted(
         (m.costs["latency_ms"] for m in chosen), reverse=True
@@ -86,11 +106,18 @@ def test_candidates_are_spread_along_the_first_cost() -> None:
         (Bound(most=3.0), 2.0, -1.0, ""),
         (Bound(most=3.0), 3.0, 0.0, ""),
         (Bound(most=3.0), 3.5, 0.5, "latency_ms 3.5 is over objectives.bounds.latency_ms.most 3"),
-        (Bound(least=0.9), 0.7, pytest.approx(0.2), "latency_ms 0.7 is under objectives.bounds.latency_ms.least 0.9"),
+        (
+            Bound(least=0.9),
+            0.7,
+            pytest.approx(0.2),
+            "latency_ms 0.7 is under objectives.bounds.latency_ms.least 0.9",
+        ),
         (Bound(least=1.0, most=3.0), 2.0, -1.0, ""),
     ],
 )
-def test_a_bound_says_how_far_outside_a_value_is(bound: Bound, value: float, excess: float, reason: str) -> None:
+def test_a_bound_says_how_far_outside_a_value_is(
+    bound: Bound, value: float, excess: float, reason: str
+) -> None:
     assert bound.excess(value) == excess
     assert bound.broken("latency_ms", value) == reason
 
@@ -116,10 +143,19 @@ def test_the_volume_is_that_of_boxes_put_together() -> None:
 
 def reference(**changes: Any) -> Any:
     objectives = ObjectiveSettings(**changes)
-    signs = {name: -1.0 if name == "loss" else 1.0 for name in (objectives.quality, *objectives.metrics)}
+    signs = {
+        name: -1.0 if name == "loss" else 1.0 for name in (objectives.quality, *objectives.metrics)
+    }
     goals = Goals(objectives.quality, signs, objectives.costs)
-    settings: Any = SimpleNamespace(objectives=objectives, task=Recipe("lightning_modules.tasks.Classification"))
-    return reference_of(settings, goals, {"accuracy": 0.95, "loss": 0.2, "f1": 0.9}, {"flops": 100.0, "size_mb": 4.0})
+    settings: Any = SimpleNamespace(
+        objectives=objectives, task=Recipe("lightning_modules.tasks.Classification")
+    )
+    return reference_of(
+        settings,
+        goals,
+        {"accuracy": 0.95, "loss": 0.2, "f1": 0.9},
+        {"flops": 100.0, "size_mb": 4.0},
+    )
 
 
 def test_two_objectives_along_flops_keep_the_area_over_the_log_axis() -> None:
@@ -148,7 +184,9 @@ def test_other_and_more_objectives_count_as_ratios_to_the_dense_model() -> None:
 
 
 def test_references_are_what_was_configured() -> None:
-    found = reference(costs=("flops", "size_mb"), metrics=("loss",), references={"size_mb": 0.5, "loss": 0.8})
+    found = reference(
+        costs=("flops", "size_mb"), metrics=("loss",), references={"size_mb": 0.5, "loss": 0.8}
+    )
     assert found.plain() == {"accuracy": 0.5, "loss": 0.8, "flops_ratio": 1.0, "size_mb_ratio": 0.5}
     at = [{"accuracy": 0.9, "loss": 0.7}], [{"flops": 50.0, "size_mb": 1.0}]
     assert found.volume(*at) == pytest.approx(0.4 * 0.1 * 0.5 * 0.25)
@@ -172,6 +210,8 @@ def test_references_are_what_was_configured() -> None:
         (["objectives.costs=[estimated_latency_ms]", "method=int8"], r"estimated_latency_ms is of models in floating"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_at_once(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_what_cannot_be_meant_is_refused_at_once(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         goals_of(settings_of(tmp_path, *overrides))

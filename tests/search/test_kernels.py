@@ -31,7 +31,9 @@ def threads_as_before() -> Iterator[None]:
 
 def chosen(problem, value: object) -> str:  # type: ignore[no-untyped-def]
     settings = problem.settings.model_copy(update={"threads": value})
-    return choose_threads(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+    return choose_threads(
+        settings, problem.structure, problem.model, problem.data, torch.device("cpu")
+    )
 
 
 def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> None:
@@ -48,7 +50,9 @@ def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> No
     assert torch.get_num_threads() == 2  # what was measured once is not measured again
 
 
-def test_a_number_is_set_before_the_structure_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_is_set_before_the_structure_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     looked_for = prepare.find_structure
 
@@ -75,12 +79,16 @@ def test_anything_else_is_refused_with_the_key(tmp_path: Path) -> None:
         problem_of(tmp_path, "threads=some")
 
 
-def laid_out(problem: Problem, name: str, milliseconds: dict[str, float] | None = None) -> tuple[str, str]:
+def laid_out(
+    problem: Problem, name: str, milliseconds: dict[str, float] | None = None
+) -> tuple[str, str]:
     settings = problem.settings.model_copy(update={"memory_format": name})
     if milliseconds is not None:
         (path,) = settings.study.baselines.glob("memory-format-*.json")
         path.write_text(json.dumps(milliseconds))
-    return choose_memory_format(settings, problem.structure, problem.model, problem.data, torch.device("cpu"))
+    return choose_memory_format(
+        settings, problem.structure, problem.model, problem.data, torch.device("cpu")
+    )
 
 
 STRAIGHT = ("model=vgg_small", "model.width=2", "data.size=32")
@@ -93,7 +101,10 @@ def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_pa
     (path,) = problem.settings.study.baselines.glob("memory-format-*.json")
     assert set(json.loads(path.read_text())) == set(FORMATS)
     name, said = laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 2.0})
-    assert (name, said) == ("channels_last", "channels_last; a step with contiguous: 4.0 ms, channels_last: 2.0 ms")
+    assert (name, said) == (
+        "channels_last",
+        "channels_last; a step with contiguous: 4.0 ms, channels_last: 2.0 ms",
+    )
     assert laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 3.5})[0] == "contiguous"
     assert laid_out(problem, "channels_last") == ("channels_last", "")
     assert laid_out(problem, "contiguous") == ("contiguous", "")
@@ -103,7 +114,9 @@ def test_weights_of_five_dimensions_have_no_channels_last(tmp_path: Path) -> Non
     problem = problem_of(tmp_path, "memory_format=contiguous")
     volumes = replace(problem, model=torch.nn.Conv3d(1, 2, 3))
     assert laid_out(volumes, "auto") == ("contiguous", "")
-    with pytest.raises(ConfigError, match="memory_format=channels_last needs weights of up to 4 dimensions"):
+    with pytest.raises(
+        ConfigError, match="memory_format=channels_last needs weights of up to 4 dimensions"
+    ):
         laid_out(volumes, "channels_last")
     assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
 
@@ -119,7 +132,9 @@ def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) 
                 weights = [p for p in module.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
                 seen.append(all(p.is_contiguous() for p in weights))  # noqa: B023
 
-        replace(problem, memory_format=name).finetune(model, Training(1, 0, round_steps=3, callbacks=[Watch()]))
+        replace(problem, memory_format=name).finetune(
+            model, Training(1, 0, round_steps=3, callbacks=[Watch()])
+        )
         assert seen == [name == "contiguous"] * 3
         assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
         found[name] = problem.validate(model)["loss"]
@@ -137,12 +152,16 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_strided_pointwise_convolutions_are_named_where_channels_last_would_corrupt_memory() -> None:
+def test_strided_pointwise_convolutions_are_named_where_channels_last_would_corrupt_memory() -> (
+    None
+):
     def fault(*layers: torch.nn.Module) -> str:
         return channels_last_fault(torch.nn.Sequential(*layers), CPU)
 
     assert fault(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 4, 1), torch.nn.Linear(4, 2)) == ""
-    assert fault(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 8, 1, stride=2)).startswith("'1' may be a strided 1 x 1")
+    assert fault(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 8, 1, stride=2)).startswith(
+        "'1' may be a strided 1 x 1"
+    )
     assert fault(torch.nn.Conv2d(4, 8, 1, stride=(1, 2)))
     loose = torch.nn.Module()
     loose.kernel = torch.nn.Parameter(torch.ones(4, 4, 1, 1))  # type: ignore[assignment]
@@ -151,7 +170,9 @@ def test_strided_pointwise_convolutions_are_named_where_channels_last_would_corr
 
 
 @pytest.mark.usefixtures("narrow")
-def test_wide_instructions_and_other_processors_are_not_concerned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_instructions_and_other_processors_are_not_concerned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = torch.nn.Conv2d(4, 8, 1, stride=2)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     assert channels_last_fault(model, CPU) == ""
@@ -166,7 +187,10 @@ def test_channels_last_is_not_tried_where_it_would_corrupt_memory(tmp_path: Path
     problem = problem_of(tmp_path)  # a ResNet
     assert problem.memory_format == "contiguous"
     assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
-    with pytest.raises(ConfigError, match=r"memory_format=channels_last cannot be used here: 'stages\.1\.0\.shortcut"):
+    with pytest.raises(
+        ConfigError,
+        match=r"memory_format=channels_last cannot be used here: 'stages\.1\.0\.shortcut",
+    ):
         laid_out(problem, "channels_last")
 
 
@@ -178,5 +202,8 @@ def test_images_that_lie_channels_last_are_refused_there(tmp_path: Path) -> None
         def train_batches(self, seed: int) -> Iterator[list[torch.Tensor]]:
             yield [torch.zeros(4, 8, 8, 3).permute(0, 3, 1, 2), torch.zeros(4)]
 
-    with pytest.raises(ConfigError, match=r"images lie channels last in memory, and .*; give them as \.contiguous\(\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"images lie channels last in memory, and .*; give them as \.contiguous\(\)",
+    ):
         laid_out(replace(problem, data=Photographs()), "auto")

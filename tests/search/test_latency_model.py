@@ -14,7 +14,13 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost, Features
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
-from orchestrator.search.lab.latency_model import dense_latency, fit, latency_model, pruned, random_counts
+from orchestrator.search.lab.latency_model import (
+    dense_latency,
+    fit,
+    latency_model,
+    pruned,
+    random_counts,
+)
 from tests.structures import small_resnet
 
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
@@ -57,12 +63,16 @@ def test_a_latency_that_is_linear_in_the_macs_is_found_exactly() -> None:
     assert (found.coefficients >= 0.0).all()
     unseen = random_counts(shallow(), 5, 9)
     estimated = [found(kept) for kept in unseen]
-    assert estimated == pytest.approx(0.2 + 1e-6 * cost.macs_batch(unseen) + 2e-6 * cost.params_batch(unseen))
+    assert estimated == pytest.approx(
+        0.2 + 1e-6 * cost.macs_batch(unseen) + 2e-6 * cost.params_batch(unseen)
+    )
 
 
 def test_fewer_units_are_never_estimated_slower() -> None:
     counts = random_counts(shallow(), 48, 0)
-    found = fit(Features(shallow()), counts, np.random.default_rng(0).uniform(1.0, 2.0, 48))  # noise alone
+    found = fit(
+        Features(shallow()), counts, np.random.default_rng(0).uniform(1.0, 2.0, 48)
+    )  # noise alone
     for kept in counts[:10]:
         assert found(np.maximum(kept - 1, shallow().least)) <= found(kept) + 1e-12
 
@@ -76,13 +86,17 @@ def test_what_is_measured_has_the_shapes_of_the_plan() -> None:
 
 def test_it_is_fitted_once_tells_its_error_and_takes_microseconds(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = latency_model(MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((done, of)))
+    found = latency_model(
+        MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((done, of))
+    )
     assert seen[-1] == (96, 96)
     assert 0.0 < found.mean_error <= found.worst_error
     assert found.mean_error < 0.5  # a hundredth on an idle core; tests may share theirs
     (path,) = tmp_path.glob("latency-*.json")
     assert json.loads(path.read_text())["held_out_error"]["mean"] == found.mean_error
-    again = latency_model(MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((0, 0)))
+    again = latency_model(
+        MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((0, 0))
+    )
     assert seen[-1] == (96, 96)
     assert again(shallow().sizes) == found(shallow().sizes)
     begin = time.perf_counter()

@@ -18,9 +18,23 @@ from optuna.trial import TrialState
 from lightning_modules.errors import ConfigError, StorageError
 from orchestrator.search.studies import leases as module
 from orchestrator.search.studies.exchange import Exchange
-from orchestrator.search.studies.leases import BEATS, LEADER, LEASE, UNSIGNED_SECONDS, LeaseLostError, Leases, here
+from orchestrator.search.studies.leases import (
+    BEATS,
+    LEADER,
+    LEASE,
+    UNSIGNED_SECONDS,
+    LeaseLostError,
+    Leases,
+    here,
+)
 from orchestrator.search.studies.loop import run_claimed
-from orchestrator.search.studies.queue import claim, put_back, running, take_over, take_over_interrupted
+from orchestrator.search.studies.queue import (
+    claim,
+    put_back,
+    running,
+    take_over,
+    take_over_interrupted,
+)
 from orchestrator.search.studies.storage import Journal
 from orchestrator.search.studies.study import Trials
 from orchestrator.search.studies.trial import FrozenTrial
@@ -103,13 +117,17 @@ def test_the_trial_of_a_dead_process_on_this_machine_is_abandoned_at_once(
     assert take_over_interrupted(study, judge) == 1
 
 
-def test_a_later_process_with_the_number_of_a_dead_one_is_not_taken_for_it(study: optuna.Study) -> None:
+def test_a_later_process_with_the_number_of_a_dead_one_is_not_taken_for_it(
+    study: optuna.Study,
+) -> None:
     trial = running_trial(study, {**elsewhere(), **here(), "started": "1"})
     assert Leases(study, PATIENCE).abandoned(trial)
 
 
 @pytest.mark.parametrize("place", [here()["place"], "far 1"])
-def test_a_living_process_is_left_alone_for_as_long_as_it_beats(study: optuna.Study, place: str) -> None:
+def test_a_living_process_is_left_alone_for_as_long_as_it_beats(
+    study: optuna.Study, place: str
+) -> None:
     clock = Clock()
     judge, trial = Leases(study, PATIENCE, clock), running_trial(study, elsewhere(0, place=place))
     for count in range(1, 50):
@@ -141,7 +159,9 @@ def test_what_a_judge_could_not_see_does_not_count_as_silence(study: optuna.Stud
     assert not judge.led()
 
 
-def test_a_running_trial_that_nobody_signed_is_taken_over_after_a_moment(study: optuna.Study) -> None:
+def test_a_running_trial_that_nobody_signed_is_taken_over_after_a_moment(
+    study: optuna.Study,
+) -> None:
     clock = Clock()
     judge, sleeps = Leases(study, PATIENCE, clock), list[float]()
     running_trial(study, None)
@@ -173,7 +193,9 @@ def test_of_two_that_claim_the_lead_at_once_one_gets_it(tmp_path: Path) -> None:
         (tmp_path / str(turn)).mkdir()
         opened(tmp_path / str(turn))
 
-        def claims(turn: int = turn, both: Any = both, over: Any = over, found: list[str] = found) -> None:
+        def claims(
+            turn: int = turn, both: Any = both, over: Any = over, found: list[str] = found
+        ) -> None:
             study = opened(tmp_path / str(turn))
             mine = Leases(study, PATIENCE)
             both.wait()
@@ -195,7 +217,9 @@ def test_of_two_that_claim_the_lead_at_once_one_gets_it(tmp_path: Path) -> None:
         assert opened(tmp_path / str(turn)).user_attrs[LEADER] is None
 
 
-def test_a_second_leader_on_this_machine_is_refused_at_once_with_process_and_host(study: optuna.Study) -> None:
+def test_a_second_leader_on_this_machine_is_refused_at_once_with_process_and_host(
+    study: optuna.Study,
+) -> None:
     name = f"process {os.getpid()} on {here()['host']}"
     second = Leases(study, PATIENCE)
     with (
@@ -212,9 +236,14 @@ def test_a_leader_elsewhere_is_refused_as_soon_as_it_beats(
     study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.set_user_attr(LEADER, elsewhere())
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: study.set_user_attr(LEADER, elsewhere(2)))
+    monkeypatch.setattr(
+        module.time, "sleep", lambda seconds: study.set_user_attr(LEADER, elsewhere(2))
+    )
     said: list[str] = []
-    with pytest.raises(ConfigError, match=r"process .* on far"), Leases(study, PATIENCE).leading(said.append):
+    with (
+        pytest.raises(ConfigError, match=r"process .* on far"),
+        Leases(study, PATIENCE).leading(said.append),
+    ):
         pass
     assert [line for line in said if "on far; is it still?" in line] == said
     assert len(said) == 1
@@ -267,7 +296,9 @@ def test_a_trial_that_was_taken_over_is_not_taken_back(study: optuna.Study) -> N
         beat(study, trial, 1)
         before = mine._beat
         waits(lambda: mine._beat > before + 4)  # the lead's
-        with pytest.raises(LeaseLostError, match=f"trial {trial.number} was taken over by process .* on far"):
+        with pytest.raises(
+            LeaseLostError, match=f"trial {trial.number} was taken over by process .* on far"
+        ):
             mine.require(trial.number)
     assert study.get_trials()[trial.number].user_attrs[LEASE] == elsewhere(1)
 
@@ -321,10 +352,21 @@ def test_a_lost_lease_leads_to_neither_a_tell_nor_a_put_back(
         monkeypatch.setattr(judge, lambda trial, *_: (lose(trial.number), ("completed", ""))[1])
     taken = claimed(study)
     trials = Trials(
-        study, test_study.SPACE, test_study.terrain(), evaluate, test_study.RULES, mine, Exchange(study, Path())
+        study,
+        test_study.SPACE,
+        test_study.terrain(),
+        evaluate,
+        test_study.RULES,
+        mine,
+        Exchange(study, Path()),
     )
     assert not run_claimed(trials, taken)
     found = study.get_trials()[0]
-    assert found.state == {"waiting": TrialState.WAITING, "them": TrialState.RUNNING, "told": TrialState.COMPLETE}[to]
+    assert (
+        found.state
+        == {"waiting": TrialState.WAITING, "them": TrialState.RUNNING, "told": TrialState.COMPLETE}[
+            to
+        ]
+    )
     assert found.values == ([1.0, 2.0] if to == "told" else None)
     assert (found.user_attrs[LEASE] or {}).get("owner") == (None if to == "waiting" else "them")

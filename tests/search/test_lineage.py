@@ -21,7 +21,11 @@ from orchestrator.search.studies.study import Rules, Trials, open_study
 from orchestrator.search.trials.evaluate import Evaluator
 from tests.search.problems import Bench, bench, silent
 
-QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1", "space.rounds=[1,1]"]
+QUICK = [
+    "phases.finetune.round_steps=2",
+    "phases.finetune.recalibration_batches=1",
+    "space.rounds=[1,1]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +39,23 @@ def some(seed: int) -> list[Finished]:
     found = []
     for number in range(int(rng.integers(1, 30))):
         has = np.concatenate([rng.integers(1, 6, 3), rng.choice([0.25, 0.5, 1.0], 2)])
-        cost = int(has[:3].prod() * has[3:].sum() * 4)  # grows with each of them, as effective MACs do
-        found.append(Finished(number, cost, has, np.ones(1, dtype=bool), (), (), int(rng.integers(1, 4))))
+        cost = int(
+            has[:3].prod() * has[3:].sum() * 4
+        )  # grows with each of them, as effective MACs do
+        found.append(
+            Finished(number, cost, has, np.ones(1, dtype=bool), (), (), int(rng.integers(1, 4)))
+        )
     return found
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_trained_longest(seed: int) -> None:
+def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_trained_longest(
+    seed: int,
+) -> None:
     plans = some(seed)
-    wanted = np.concatenate([np.random.default_rng(seed + 1000).integers(1, 5, 3), [0.25, 0.5]]).astype(float)
+    wanted = np.concatenate(
+        [np.random.default_rng(seed + 1000).integers(1, 5, 3), [0.25, 0.5]]
+    ).astype(float)
     parent = nearest_parent(plans, wanted)
     fits = [plan for plan in plans if (plan.has >= wanted).all() and (plan.has > wanted).any()]
     if parent is None:
@@ -59,7 +71,9 @@ def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_train
 
 
 @pytest.mark.parametrize("method", ["l2", "weight_l1", "hybrid", "activation_topk"])
-def test_a_child_has_only_what_its_parent_has_and_costs_no_more(home: Path, tmp_path: Path, method: str) -> None:
+def test_a_child_has_only_what_its_parent_has_and_costs_no_more(
+    home: Path, tmp_path: Path, method: str
+) -> None:
     here = bench(home, tmp_path, f"method={method}", *QUICK)
     rng = np.random.default_rng(0)
     extra: dict[str, Any] = {"activation__level": 0.3} if method == "activation_topk" else {}
@@ -70,7 +84,9 @@ def test_a_child_has_only_what_its_parent_has_and_costs_no_more(home: Path, tmp_
     for number, plan in found.items():
         document = read_plan(here.evaluator.models / str(number))
         parent = document["plan"]["parent"]
-        assert document["ancestors"] == [link["trial"] for link in document["lineage"]["links"][:-1]]
+        assert document["ancestors"] == [
+            link["trial"] for link in document["lineage"]["links"][:-1]
+        ]
         if parent is None:
             assert document["ancestors"] == []
             continue
@@ -87,7 +103,9 @@ def test_a_child_has_only_what_its_parent_has_and_costs_no_more(home: Path, tmp_
     assert children >= 2
 
 
-def test_a_plan_that_another_process_saved_meanwhile_becomes_a_parent(home: Path, tmp_path: Path) -> None:
+def test_a_plan_that_another_process_saved_meanwhile_becomes_a_parent(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, *QUICK)
     other = Evaluator(here.problem, here.methods, here.evaluator.models)
     assert here.evaluator(here.propose(0.7), 0, silent).parent is None
@@ -103,7 +121,9 @@ class Killed(BaseException):
     pass
 
 
-def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[int, tuple[int | None, bytes]]:
+def studied(
+    here: Bench, n_trials: int, killed_at: int | None = None
+) -> dict[int, tuple[int | None, bytes]]:
     """Parent and weights by trial of a study that is killed between saving a plan and telling Optuna."""
     settings = here.problem.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +132,9 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
     leases = Leases(study, 60.0)
     take_over_interrupted(study, leases)
     remove_orphans(study, here.evaluator.models)
-    rules = Rules(here.problem.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed)
+    rules = Rules(
+        here.problem.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed
+    )
 
     def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
         measured = here.evaluator(proposal, number, report)
@@ -122,12 +144,17 @@ def studied(here: Bench, n_trials: int, killed_at: int | None = None) -> dict[in
 
     with leases.leading():
         search(
-            Trials(study, here.space, here.terrain, evaluate, rules, leases, Exchange(study, Path())),
+            Trials(
+                study, here.space, here.terrain, evaluate, rules, leases, Exchange(study, Path())
+            ),
             n_trials,
             lambda _: None,
         )
     return {
-        int(path.name): (read_plan(path)["plan"]["parent"], (path / "weights.safetensors").read_bytes())
+        int(path.name): (
+            read_plan(path)["plan"]["parent"],
+            (path / "weights.safetensors").read_bytes(),
+        )
         for path in here.evaluator.models.iterdir()
     }
 
@@ -139,7 +166,9 @@ def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
     extra = [*QUICK, "stopping=never", "space=uniform", "space.high=0.8"]
     whole = studied(bench(home, tmp_path / "whole", *extra), 6)
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.search.studies.loop.put_back", lambda *_: None)  # as when the process is gone
+        patch.setattr(
+            "orchestrator.search.studies.loop.put_back", lambda *_: None
+        )  # as when the process is gone
         patch.setattr("orchestrator.search.studies.leases._started", lambda pid: "before")
         with pytest.raises(Killed):
             studied(bench(home, tmp_path / "parts", *extra), 6, killed_at=number)
@@ -161,4 +190,6 @@ def test_what_is_saved_can_be_traced_to_the_dense_model(home: Path, tmp_path: Pa
         weights = load_file(here.evaluator.models / str(number) / "weights.safetensors")
         assert link["units"]["conv1"] == weights["conv1.weight"].shape[0]
         assert link["trained_rounds"] == documents[number]["trained_rounds"]
-    assert documents[0]["lineage"]["dense"] == documents[2]["lineage"]["dense"] != links[0]["weights"]
+    assert (
+        documents[0]["lineage"]["dense"] == documents[2]["lineage"]["dense"] != links[0]["weights"]
+    )

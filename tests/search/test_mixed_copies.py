@@ -62,4 +62,6 @@ def test_a_study_keeps_its_number_when_it_goes_on(home: Path) -> None:
 @pytest.mark.parametrize("how", ["mixed=2", "weight=0.0", None])
 def test_what_is_configured_stands(home: Path, how: str | None) -> None:
     name = "phases.finetune.distillation"
-    assert Case(home, f"{name}=null" if how is None else f"{name}.{how}").copies("1d", (20.0,)) is None
+    assert (
+        Case(home, f"{name}=null" if how is None else f"{name}.{how}").copies("1d", (20.0,)) is None
+    )

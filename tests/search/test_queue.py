@@ -70,12 +70,16 @@ def numbers(claimed: Any, claimers: int) -> Counter[int]:
 
 
 @pytest.mark.parametrize("kind", STORAGES)
-def test_of_several_threads_that_claim_at_once_each_trial_goes_to_one(tmp_path: Path, kind: str) -> None:
+def test_of_several_threads_that_claim_at_once_each_trial_goes_to_one(
+    tmp_path: Path, kind: str
+) -> None:
     study = opened(tmp_path, kind)
     for _ in range(12):
         add_slot(study)
     claimed, begin = SimpleQueue[int | None](), threading.Barrier(4)
-    threads = [threading.Thread(target=claim_all, args=(tmp_path, kind, begin, claimed)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=claim_all, args=(tmp_path, kind, begin, claimed)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     assert numbers(claimed, 4) == Counter(range(12))
@@ -85,13 +89,17 @@ def test_of_several_threads_that_claim_at_once_each_trial_goes_to_one(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STORAGES)
-def test_of_several_processes_that_claim_at_once_each_trial_goes_to_one(tmp_path: Path, kind: str) -> None:
+def test_of_several_processes_that_claim_at_once_each_trial_goes_to_one(
+    tmp_path: Path, kind: str
+) -> None:
     study = opened(tmp_path, kind)
     for _ in range(12):
         add_slot(study)
     context = multiprocessing.get_context("spawn")
     claimed, begin = context.Queue(), context.Barrier(2)
-    processes = [context.Process(target=claim_all, args=(tmp_path, kind, begin, claimed)) for _ in range(2)]
+    processes = [
+        context.Process(target=claim_all, args=(tmp_path, kind, begin, claimed)) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     assert numbers(claimed, 2) == Counter(range(12))
@@ -146,7 +154,9 @@ def test_no_more_slots_than_combinations_are_left(tmp_path: Path) -> None:
     assert slots_left(study, space, 99) == 6
     assert slots_left(study, space, 4) == 4
     for params in ({"a": 1, "b": True}, {"a": 1, "b": True}, {"a": 2, "b": True}):
-        study.add_trial(optuna.trial.create_trial(values=[0.0, 0.0], params=params, distributions=space))
+        study.add_trial(
+            optuna.trial.create_trial(values=[0.0, 0.0], params=params, distributions=space)
+        )
     assert slots_left(study, space, 99) == 4  # the same one twice is one
     add_slot(study)
     add_slot(study)
@@ -197,7 +207,9 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
 
 
 def trials_of(study: optuna.Study) -> Trials:
-    return Trials(study, SPACE, terrain(), pretend, RULES, Leases(study, 60.0), Exchange(study, Path()))
+    return Trials(
+        study, SPACE, terrain(), pretend, RULES, Leases(study, 60.0), Exchange(study, Path())
+    )
 
 
 def run(study: optuna.Study, n_trials: int) -> None:
@@ -213,7 +225,9 @@ def test_helpers_and_the_searching_process_share_a_study(tmp_path: Path, kind: s
     study.set_user_attr(WANTED, 10)
 
     def helps() -> None:
-        help_search(trials_of(opened(tmp_path, kind)), lambda: not over.is_set(), lambda trial: None)
+        help_search(
+            trials_of(opened(tmp_path, kind)), lambda: not over.is_set(), lambda trial: None
+        )
 
     threads = [threading.Thread(target=helps) for _ in range(2)]
 

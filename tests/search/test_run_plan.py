@@ -29,7 +29,9 @@ def ratio_of(problem: Problem, model: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("method", ["weight_l1", "rigl", "set", "surgery", "block"])
-def test_the_sparsity_of_every_tensor_is_the_plan_s(home: Path, tmp_path: Path, method: str) -> None:
+def test_the_sparsity_of_every_tensor_is_the_plan_s(
+    home: Path, tmp_path: Path, method: str
+) -> None:
     here = bench(home, tmp_path, f"method={method}")
     proposal = here.propose(0.2, schedule__steps=2)
     measured, model = here.run(proposal)
@@ -39,16 +41,24 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(home: Path, tmp_path: Path, 
     for name in names:
         # blocks at the edge are smaller; a weight that came back where no gradient goes is still zero
         numel = model.get_parameter(name).numel()
-        slack = {"block": 16.0, "rigl": 4 + 0.001 * numel, "set": 4 + 0.001 * numel}.get(method, 1.0)
+        slack = {"block": 16.0, "rigl": 4 + 0.001 * numel, "set": 4 + 0.001 * numel}.get(
+            method, 1.0
+        )
         assert abs(found[name] - wanted.get(name, 1.0)) * numel <= slack
     assert measured.ratios["flops"] == 1.0
     assert measured.ratios["effective_flops"] == pytest.approx(0.2, abs=0.01)
     full = here.problem.structure.full()
-    assert measured.costs["effective_flops"] == 2 * effective_macs(here.problem.structure, full, found)
+    assert measured.costs["effective_flops"] == 2 * effective_macs(
+        here.problem.structure, full, found
+    )
     child, sparser = here.run(here.propose(0.1), 1)
     assert child.parent == 0
     if method != "block":  # a block may return within its tensor when means change
-        zero = [name for name in names if ((model.get_parameter(name) == 0) & (sparser.get_parameter(name) != 0)).any()]
+        zero = [
+            name
+            for name in names
+            if ((model.get_parameter(name) == 0) & (sparser.get_parameter(name) != 0)).any()
+        ]
         assert zero == [] or method in ("rigl", "set", "surgery")
 
 
@@ -63,12 +73,17 @@ def test_n_of_m_in_every_tensor_that_has_the_pattern(home: Path, tmp_path: Path)
         assert (kept == (4 if name == names[0] else 2)).all()
 
 
-def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(home: Path, tmp_path: Path) -> None:
+def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, "method=hybrid")
     measured, model = here.run(here.propose(0.3, then__sparsity=0.5))
     assert ratio_of(here.problem, model) < 0.8
     document = read_plan(here.evaluator.models / "0")
-    assert [stage["method"]["granularity"] for stage in document["plan"]["stages"]] == ["unit", "weight"]
+    assert [stage["method"]["granularity"] for stage in document["plan"]["stages"]] == [
+        "unit",
+        "weight",
+    ]
     left = sum(model.get_parameter(name).numel() for name in here.problem.weight_names)
     zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in here.problem.weight_names)
     assert zeros / left == pytest.approx(0.5, abs=0.02)
@@ -80,10 +95,16 @@ def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(home: Path
 
 def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_path: Path) -> None:
     """What is chosen anew at the last step has drifted out of sight: the network would not know it."""
-    soft = bench(home, tmp_path / "soft", "method=weight_l1", "method.soft=true", "space.shapes=[one_shot]")
+    soft = bench(
+        home, tmp_path / "soft", "method=weight_l1", "method.soft=true", "space.shapes=[one_shot]"
+    )
     hard = bench(home, tmp_path / "hard", "method=weight_l1", "space.shapes=[one_shot]")
-    found = [here.run(here.propose(0.1, schedule__steps=1, finetune__rounds=2)) for here in (soft, hard)]
-    masks = [[model.get_parameter(name) != 0 for name in soft.problem.weight_names] for _, model in found]
+    found = [
+        here.run(here.propose(0.1, schedule__steps=1, finetune__rounds=2)) for here in (soft, hard)
+    ]
+    masks = [
+        [model.get_parameter(name) != 0 for name in soft.problem.weight_names] for _, model in found
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
     quality = [measured.metrics["accuracy"] for measured, _ in found]
     assert quality[0] > quality[1] - 0.1
@@ -91,7 +112,9 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
 
 @pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
 def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape: str) -> None:
-    here = bench(home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]")
+    here = bench(
+        home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]"
+    )
     proposal = here.propose(0.4)
     measured, model = here.run(proposal)
     assert list(measured.kept.values()) == here.evaluator.wanted(proposal).kept.tolist()
@@ -103,7 +126,10 @@ def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) ->
         here = bench(home, tmp_path / method, f"method={method}")
         before = {name: value.clone() for name, value in here.problem.model.state_dict().items()}
         here.run(here.propose(0.3))
-        assert all(torch.equal(value, before[name]) for name, value in here.problem.model.state_dict().items())
+        assert all(
+            torch.equal(value, before[name])
+            for name, value in here.problem.model.state_dict().items()
+        )
         again = problem_of(home, f"method={method}").model.state_dict()
         assert all(torch.equal(value, before[name]) for name, value in again.items())
 
@@ -117,12 +143,20 @@ def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> 
     assert child.parent == 0
 
 
-def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(home: Path, tmp_path: Path) -> None:
+def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(
+    home: Path, tmp_path: Path
+) -> None:
     isomorphic = ["method.scope=isomorphic", "space=per_group", "model.blocks=3"]
     here = bench(home, tmp_path / "units", "method=depth", *isomorphic)
-    kinds = [{here.problem.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()]
+    kinds = [
+        {here.problem.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()
+    ]
     assert max(len(pool) for pool in here.terrain.pools or ()) >= 2
-    assert all(len(pool) == 1 for pool, kind in zip(here.terrain.pools or (), kinds, strict=True) if "block" in kind)
+    assert all(
+        len(pool) == 1
+        for pool, kind in zip(here.terrain.pools or (), kinds, strict=True)
+        if "block" in kind
+    )
     assert here.run(here.propose(0.5, blocks=1))[0].state == "completed"
     single = bench(home, tmp_path / "weights", "method=weight_l1", *isomorphic)
     for pool in single.terrain.pools or ():
@@ -154,18 +188,28 @@ def test_rewound_and_fresh_weights(home: Path, tmp_path: Path) -> None:
         "phases.finetune.optimizer={_target_: torch.optim.SGD, lr: 1e-12}",
         "phases.finetune.recalibration_batches=1",
     ]
-    here = bench(home, tmp_path / "a", "phases.train.rewind_epoch=1", "phases.finetune.begin=rewound", *frozen)
+    here = bench(
+        home,
+        tmp_path / "a",
+        "phases.train.rewind_epoch=1",
+        "phases.finetune.begin=rewound",
+        *frozen,
+    )
     assert here.problem.rewound is not None
     _, model = here.run(here.propose(0.5))
     keep = here.evaluator.finished()[0].keep
     row = here.problem.structure.table["fc.weight", 1]
     expected = here.problem.rewound.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
     torch.testing.assert_close(model.get_parameter("fc.weight"), expected)
-    assert not torch.allclose(expected, here.problem.model.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])])
+    assert not torch.allclose(
+        expected, here.problem.model.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
+    )
     fresh = bench(home, tmp_path / "b", "phases.finetune.begin=fresh", *frozen)
     weights = [fresh.run(fresh.propose(0.5, schedule__steps=1), number)[1] for number in (0, 1)]
     for parameter in ("fc.weight", "conv1.weight"):
-        assert not torch.allclose(weights[0].get_parameter(parameter), weights[1].get_parameter(parameter))
+        assert not torch.allclose(
+            weights[0].get_parameter(parameter), weights[1].get_parameter(parameter)
+        )
     with pytest.raises(ConfigError, match=r"begin=rewound needs phases.train.rewind_epoch"):
         settings_of(home, "phases.finetune.begin=rewound")
 
@@ -175,7 +219,11 @@ GUARD = "phases.finetune.guard={tolerance: 0.03, action: %s}"
 
 def test_a_guard_stops_steps_back_or_slows_down(home: Path, tmp_path: Path) -> None:
     steps = {"schedule__steps": 3, "schedule__shape": "linear"}
-    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.round_steps=2"]
+    hurt = [
+        "space.steps=[1,3]",
+        "phases.finetune.recalibration_batches=0",
+        "phases.finetune.round_steps=2",
+    ]
     wide = bench(home, tmp_path / "none", *hurt)
     free, _ = wide.run(wide.propose(0.05, **steps))
     assert free.state == "completed"
@@ -212,8 +260,12 @@ def test_momentum_goes_through_a_pruning_step(home: Path, tmp_path: Path) -> Non
 
 
 def test_a_window_of_pruning_begins_late_and_ends_early(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, "space.start=[0.0,0.5]", "space.end=[0.6,1.0]", "space.steps=[1,4]")
-    proposal = here.propose(0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__rounds=1)
+    here = bench(
+        home, tmp_path, "space.start=[0.0,0.5]", "space.end=[0.6,1.0]", "space.steps=[1,4]"
+    )
+    proposal = here.propose(
+        0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__rounds=1
+    )
     measured, _ = here.run(proposal)
     assert proposal.timing.moments() == [1, 1, 2, 2]
     assert measured.trained_rounds == 4
@@ -222,7 +274,9 @@ def test_a_window_of_pruning_begins_late_and_ends_early(home: Path, tmp_path: Pa
 
 def test_methods_take_turns_in_the_chain_and_are_recorded(home: Path, tmp_path: Path) -> None:
     names = ["l1", "random"]
-    first = "{name: l1, criterion: {_target_: lightning_modules.pruning.criteria.Magnitude, p: 1.0}}"
+    first = (
+        "{name: l1, criterion: {_target_: lightning_modules.pruning.criteria.Magnitude, p: 1.0}}"
+    )
     second = "{name: random, criterion: {_target_: lightning_modules.pruning.criteria.Random}}"
     here = bench(home, tmp_path, "method=search", f"method.among=[{first}, {second}]")
     for number, name in enumerate(names):
@@ -251,13 +305,19 @@ def test_combinations_that_cannot_be_are_refused_with_a_remedy(home: Path) -> No
         (["method=nm_2_4", "method.rule=mean"], "no threshold"),
         (["method=nm_2_4", "method.shape=[4,4]"], "N < M"),
         (["method=block", "method.shape=null"], "`shape` is for"),
-        (["method=l2", "method.regrowth={_target_: lightning_modules.pruning.regrowth.RigL}"], "single weights"),
+        (
+            ["method=l2", "method.regrowth={_target_: lightning_modules.pruning.regrowth.RigL}"],
+            "single weights",
+        ),
         (["method=weight_l1", "method.round_to=8"], "no width"),
         (["method=weight_l1", "method.depth=true"], "for units"),
         (["method=l2", "method.int8=[]"], "int8"),
         (["method=weight_l1", "objectives=quality_flops"], "quality_effective_flops"),
         (["method=weight_l1", "objectives.costs=[latency_ms]"], "quality_effective_flops"),
-        (["method=slimming", "method.granularity=weight", "objectives=quality_effective_flops"], "prunes none"),
+        (
+            ["method=slimming", "method.granularity=weight", "objectives=quality_effective_flops"],
+            "prunes none",
+        ),
         (["method=activation_topk", "method.activation.levels=[0.9,0.2]"], "least, most"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -267,7 +327,10 @@ def test_combinations_that_cannot_be_are_refused_with_a_remedy(home: Path) -> No
         (["method=l2", "space=patterns"], "space=allocation"),
         (["method=l2", "space=hybrid"], "take both or neither"),
         (["method=l2", "space.shapes=[cyclic]"], "method.soft=true"),
-        (["method=fpgm", "method.granularity=weight", "objectives=quality_effective_flops"], "scores whole units"),
+        (
+            ["method=fpgm", "method.granularity=weight", "objectives=quality_effective_flops"],
+            "scores whole units",
+        ),
     ):
         found = settings_of(home, *overrides)
         with pytest.raises(ConfigError, match=message):
@@ -284,17 +347,29 @@ def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path)
     assert np.isfinite(method.stages[0].scores).all()
 
 
-def test_a_stopped_trial_is_charged_for_the_finetuning_that_it_got(home: Path, tmp_path: Path) -> None:
+def test_a_stopped_trial_is_charged_for_the_finetuning_that_it_got(
+    home: Path, tmp_path: Path
+) -> None:
     here = bench(home, tmp_path, "space.rounds=[1,4]")
     proposal = here.propose(0.5, schedule__steps=1, finetune__rounds=4)
-    stopped = here.evaluator(proposal, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None)
+    stopped = here.evaluator(
+        proposal, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None
+    )
     assert (stopped.state, stopped.trained_rounds) == ("stopped", 1)
 
 
-def test_finetuning_that_a_guard_threw_away_is_paid_for_and_not_in_the_weights(home: Path, tmp_path: Path) -> None:
-    hurt = ["space.steps=[1,3]", "phases.finetune.recalibration_batches=0", "phases.finetune.round_steps=2"]
+def test_finetuning_that_a_guard_threw_away_is_paid_for_and_not_in_the_weights(
+    home: Path, tmp_path: Path
+) -> None:
+    hurt = [
+        "space.steps=[1,3]",
+        "phases.finetune.recalibration_batches=0",
+        "phases.finetune.round_steps=2",
+    ]
     here = bench(home, tmp_path, GUARD % "slow_down", *hurt)
-    found = here.evaluator(here.propose(0.05, schedule__steps=3, schedule__shape="linear"), 0, silent)
+    found = here.evaluator(
+        here.propose(0.05, schedule__steps=3, schedule__shape="linear"), 0, silent
+    )
     if found.state == "completed":
         document = read_plan(here.evaluator.models / "0")
         assert document["lineage"]["links"][-1]["trained_rounds"] < found.trained_rounds

@@ -20,17 +20,26 @@ ACCURACY = Goals("accuracy", {"accuracy": 1.0}, ("flops",))
 
 def trial(ratio: float, *rungs: tuple[float, float], state: str = "COMPLETE") -> Trial:
     """(loss, accuracy) by rung."""
-    shown = [(place + 1, ratio, {"loss": loss, "accuracy": q}) for place, (loss, q) in enumerate(rungs)]
+    shown = [
+        (place + 1, ratio, {"loss": loss, "accuracy": q}) for place, (loss, q) in enumerate(rungs)
+    ]
     end = {"metrics": shown[-1][2], "ratios": {"flops": ratio}}
     done = optuna.trial.TrialState[state]
     values = [rungs[-1][1], ratio] if state == "COMPLETE" else None
-    return optuna.trial.create_trial(state=done, values=values, user_attrs={RUNGS: shown, MEASURED: end})
+    return optuna.trial.create_trial(
+        state=done, values=values, user_attrs={RUNGS: shown, MEASURED: end}
+    )
 
 
 def test_the_same_order_gives_one_and_the_opposite_order_minus_one() -> None:
     trials = [trial(0.1 * i, (1.0 - 0.1 * i, 0.5 - 0.01 * i), (0.1, 0.1 * i)) for i in range(1, 6)]
     (row,) = rung_rows(trials, ACCURACY)
-    assert (row.rung, row.trials, row.loss, row.quality) == (1, 5, pytest.approx(1.0), pytest.approx(-1.0))
+    assert (row.rung, row.trials, row.loss, row.quality) == (
+        1,
+        5,
+        pytest.approx(1.0),
+        pytest.approx(-1.0),
+    )
     (less,) = rung_rows(trials, Goals("loss", {"loss": -1.0}, ("flops",)))
     assert less.loss == less.quality  # the end is the same for all here
     assert less.loss is None
@@ -56,7 +65,9 @@ def test_values_that_do_not_vary_and_few_trials_give_none() -> None:
     few = [trial(0.1 * i, (0.3 * i, 0.5), (0.1, 0.1 * i)) for i in range(1, 4)]
     assert rung_rows(few, ACCURACY) == [RungRow(1, 3, None, None, None, None)]
     assert rung_rows([], ACCURACY) == []
-    assert rank_correlation(np.arange(5.0), np.arange(5.0), np.arange(5.0)) is None  # nothing is left at equal cost
+    assert (
+        rank_correlation(np.arange(5.0), np.arange(5.0), np.arange(5.0)) is None
+    )  # nothing is left at equal cost
 
 
 def test_only_completed_trials_count_and_only_beyond_the_rung() -> None:
@@ -69,7 +80,11 @@ def test_only_completed_trials_count_and_only_beyond_the_rung() -> None:
 
 def test_rows_in_words_and_as_columns() -> None:
     rows = [RungRow(1, 12, 0.5, 0.25, 0.75, None), RungRow(2, 3, None, None, None, None)]
-    assert columns(rows) == {"rung_1_loss_rank": 0.5, "rung_1_loss_at_cost_rank": 0.25, "rung_1_quality_rank": 0.75}
+    assert columns(rows) == {
+        "rung_1_loss_rank": 0.5,
+        "rung_1_loss_at_cost_rank": 0.25,
+        "rung_1_quality_rank": 0.75,
+    }
     words = in_words(rows)
     assert words.endswith("in the end: rung 1 0.50 (0.25 at equal FLOPs), 12 trials")
     assert in_words(rows[1:]) == "no rung has 4 trials that completed after it: no rank correlation"

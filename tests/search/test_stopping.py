@@ -17,7 +17,16 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.measurement import Measurement, Report
-from orchestrator.search.stopping import Band, Ended, Never, Pareto, Standing, Stopping, places, trend
+from orchestrator.search.stopping import (
+    Band,
+    Ended,
+    Never,
+    Pareto,
+    Standing,
+    Stopping,
+    places,
+    trend,
+)
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
@@ -54,10 +63,14 @@ def test_the_front_within_a_band_goes_on() -> None:
 
 
 def test_losses_count_from_the_trend_so_that_small_models_are_not_behind() -> None:
-    assert RULE(at(9, 0.24, 0.42), PEERS, MANY) is None  # the largest loss of all, for the least FLOPs
+    assert (
+        RULE(at(9, 0.24, 0.42), PEERS, MANY) is None
+    )  # the largest loss of all, for the least FLOPs
     assert RULE(at(9, 0.24, 0.60), PEERS, MANY) is not None
     assert trend(np.log2([0.5, 0.25, 0.125]), np.array([0.1, 0.2, 0.3])) == pytest.approx(-0.1)
-    assert trend(np.log2([0.5, 0.25]), np.array([0.3, 0.2])) == 0.0  # larger models are not allowed for
+    assert (
+        trend(np.log2([0.5, 0.25]), np.array([0.3, 0.2])) == 0.0
+    )  # larger models are not allowed for
     assert trend(np.zeros(3), np.arange(3.0)) == 0.0
 
 
@@ -66,12 +79,20 @@ def test_what_dominates_everything_is_never_stopped(rule: Band | Pareto) -> None
     for seed in range(200):
         rng = np.random.default_rng(seed)
         peers = [
-            at(i, float(2 ** rng.uniform(-2.4, -2.0)), float(rng.choice([rng.uniform(0.1, 2.0), 0.5])))
+            at(
+                i,
+                float(2 ** rng.uniform(-2.4, -2.0)),
+                float(rng.choice([rng.uniform(0.1, 2.0), 0.5])),
+            )
             for i in range(int(rng.integers(1, 40)))
         ]
         least = replace(min(peers, key=lambda peer: peer.flops_ratio), trial=99)
         best = min(peer.loss for peer in peers)
-        for mine in (replace(least, loss=best), replace(least, loss=best - 0.01), replace(least, flops_ratio=0.18)):
+        for mine in (
+            replace(least, loss=best),
+            replace(least, loss=best - 0.01),
+            replace(least, flops_ratio=0.18),
+        ):
             assert rule(replace(mine, loss=min(mine.loss, best)), peers, MANY) is None
 
 
@@ -79,7 +100,10 @@ def test_what_dominates_everything_is_never_stopped(rule: Band | Pareto) -> None
 def test_what_most_others_dominate_is_stopped(rule: Band | Pareto) -> None:
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        peers = [at(i, float(2 ** rng.uniform(-2.4, -2.0)), float(rng.uniform(0.1, 2.0))) for i in range(20)]
+        peers = [
+            at(i, float(2 ** rng.uniform(-2.4, -2.0)), float(rng.uniform(0.1, 2.0)))
+            for i in range(20)
+        ]
         assert rule(at(99, 2**-2.0, 2.0), peers, MANY) is not None
 
 
@@ -99,7 +123,10 @@ def test_nobody_is_stopped_while_few_are_completed_but_the_quality_floor_holds()
     for rule in (RULE, Pareto(min_peers=3)):
         assert rule(at(9, 0.31, 0.9), PEERS, Ended(19, 3)) is not None
         assert rule(at(9, 0.31, 0.9), PEERS, Ended(20, 3)) is None
-        assert rule(at(9, 0.31, 0.9, drop=0.31), PEERS, Ended(20, 3)) == "lost 0.310 of quality, more than 0.3"
+        assert (
+            rule(at(9, 0.31, 0.9, drop=0.31), PEERS, Ended(20, 3))
+            == "lost 0.310 of quality, more than 0.3"
+        )
         assert rule(at(9, 0.31, 0.9), PEERS, Ended()) is None
 
 
@@ -157,7 +184,9 @@ def test_never_never_stops() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"stopping.keep must be a share in \(0, 1\]; got 0"):
         Band(keep=0.0)
-    with pytest.raises(ConfigError, match=r"stopping.least_completed must be a share in \[0, 1\]; got 1.5"):
+    with pytest.raises(
+        ConfigError, match=r"stopping.least_completed must be a share in \[0, 1\]; got 1.5"
+    ):
         Pareto(least_completed=1.5)
     with pytest.raises(ConfigError, match=r"stopping.octaves must be above 0; got 0"):
         Band(octaves=0.0)
@@ -173,7 +202,10 @@ class Made:
 
     def distributions(self, terrain: Any) -> dict[str, Any]:
         unit = optuna.distributions.FloatDistribution(0.0, 1.0)
-        return {"octaves": optuna.distributions.FloatDistribution(-5.0, -0.2), **{f"u{i}": unit for i in range(6)}}
+        return {
+            "octaves": optuna.distributions.FloatDistribution(-5.0, -0.2),
+            **{f"u{i}": unit for i in range(6)},
+        }
 
     def chain(self, terrain: Any, flops_ratio: float) -> dict[str, float]:
         return {"octaves": math.log2(flops_ratio), **{f"u{i}": 0.5 for i in range(6)}}
@@ -204,7 +236,9 @@ def noisy(params: Any, number: int, report: Report) -> Measurement:
             break
         reason = None
     state: Any = "stopped" if reason else "completed"
-    return Measurement(state, None, {"flops": ratio}, {"flops": ratio}, {}, tuple(rungs), reason or "")
+    return Measurement(
+        state, None, {"flops": ratio}, {"flops": ratio}, {}, tuple(rungs), reason or ""
+    )
 
 
 @dataclass
@@ -236,18 +270,28 @@ def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     terrain: Any = None
     enqueue_chain(study, space, [terrain], [0.7, 0.3, 0.1, 0.05])
     rules = Rules(
-        Goals("accuracy", {"accuracy": 1.0}, ("flops",)), 1.0, rule, Recipe("optuna.samplers.RandomSampler"), seed
+        Goals("accuracy", {"accuracy": 1.0}, ("flops",)),
+        1.0,
+        rule,
+        Recipe("optuna.samplers.RandomSampler"),
+        seed,
     )
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(Trials(study, space, terrain, noisy, rules, leases, Exchange(study, Path())), n_trials, lambda _: None)
+        search(
+            Trials(study, space, terrain, noisy, rules, leases, Exchange(study, Path())),
+            n_trials,
+            lambda _: None,
+        )
     spent, points = 0, []
     for trial in study.get_trials(deepcopy=False):
         used = len(trial.user_attrs[RUNGS])
         if spent + used > units:
             break
         spent += used
-        points.append((final_loss(trial.params), trial.params["octaves"], used, trial.values is not None))
+        points.append(
+            (final_loss(trial.params), trial.params["octaves"], used, trial.values is not None)
+        )
     done = np.array([point[:3] for point in points if point[3]])
     front = moocore.is_nondominated(done[:, :2])
     volume = moocore.hypervolume(done[:, :2], ref=[1.5, 0.0])
@@ -266,14 +310,18 @@ def without() -> list[Spent]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [Band(), Pareto()])
-def test_whole_studies_gain_and_no_dominator_is_stopped(rule: Stopping, without: list[Spent]) -> None:
+def test_whole_studies_gain_and_no_dominator_is_stopped(
+    rule: Stopping, without: list[Spent]
+) -> None:
     """At 400 units: 100 trials in full, or twice as many of which the worse are stopped."""
     watched = Watched(rule, [])
     with_rule = [studied(watched, seed, 260, 400) for seed in SEEDS]
     for found in with_rule:
         assert found.completed >= 0.15
     volumes = [np.mean([found.hypervolume for found in group]) for group in (without, with_rule)]
-    assert volumes[1] >= volumes[0]  # spread of a mean of eight: 0.02; with 20 seeds the rules are 0.04 and 0.06 above
+    assert (
+        volumes[1] >= volumes[0]
+    )  # spread of a mean of eight: 0.02; with 20 seeds the rules are 0.04 and 0.06 above
     shares = [np.mean([found.on_front for found in group]) for group in (without, with_rule)]
     assert shares[1] >= shares[0]
     assert len(watched.stopped) >= 100 * len(SEEDS)

@@ -22,7 +22,12 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from lightning_modules.errors import ConfigError, StorageError
-from orchestrator.search.studies.database import FIRST_PAUSE, LONGEST_PAUSE, PatientStorage, database
+from orchestrator.search.studies.database import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    PatientStorage,
+    database,
+)
 from orchestrator.search.studies.storage import Journal, WholeJournalStorage
 from orchestrator.stopped import Stopped, stoppable
 
@@ -35,7 +40,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of four blocks."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder]).returncode
+    ):
         pytest.skip("needs a mount of its own, which only root may make")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -54,7 +62,9 @@ def written(path: Path, logs: list[dict[str, Any]]) -> list[int]:
     return ends
 
 
-def test_a_line_cut_anywhere_is_mended_by_the_next_writer_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+def test_a_line_cut_anywhere_is_mended_by_the_next_writer_and_nothing_acknowledged_is_lost(
+    tmp_path: Path,
+) -> None:
     ends = written(tmp_path / "whole", LOGS[:2])
     whole = (tmp_path / "whole").read_bytes()
     for cut in range(ends[0], ends[1]):
@@ -79,7 +89,9 @@ def test_a_long_line_without_its_end_is_found_from_behind(tmp_path: Path) -> Non
     assert path.read_bytes() == before
 
 
-def test_a_journal_that_cannot_be_flushed_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_that_cannot_be_flushed_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "journal"
     written(path, LOGS[:2])
     before = path.read_bytes()
@@ -89,7 +101,10 @@ def test_a_journal_that_cannot_be_flushed_stays_as_it_was(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match=r"must be writable; '.*' is not \(No space left on device\); .*again"):
+        with pytest.raises(
+            StorageError,
+            match=r"must be writable; '.*' is not \(No space left on device\); .*again",
+        ):
             Journal(path).append_logs(LOGS[2:])
     assert path.read_bytes() == before
     Journal(path).append_logs(LOGS[2:])
@@ -125,7 +140,9 @@ def test_a_journal_that_reaches_the_limit_of_its_disk_stays_as_it_was(tmp_path: 
         except StorageError as error:
             print(error)
     """
-    found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
     assert "(File too large)" in found.stdout
     assert path.read_bytes() == before
 
@@ -139,7 +156,9 @@ def test_the_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
         "    print('held', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGKILL)
@@ -147,7 +166,9 @@ def test_the_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     assert read(path) == LOGS[:2]
 
 
-def test_a_signal_waits_for_a_journal_to_be_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_waits_for_a_journal_to_be_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = WholeJournalStorage(Journal(tmp_path / "journal"))
     study_id = kept.create_new_study([StudyDirection.MINIMIZE], "s")
     apply = kept._replay_result.apply_logs
@@ -200,7 +221,9 @@ class Away:
     def get_all_studies(self) -> list[int]:
         if self.clock.now < self.back:
             said = Exception(f'connection to "{URL}" failed')
-            raise StorageInternalError("An exception is raised during the commit.") from OperationalError("", {}, said)
+            raise StorageInternalError(
+                "An exception is raised during the commit."
+            ) from OperationalError("", {}, said)
         return [1, 2]
 
 
@@ -242,7 +265,9 @@ def test_a_run_that_ends_for_a_database_does_not_wait_for_it_again() -> None:
 def study_and_lock(tmp_path: Path) -> Iterator[tuple[Any, int, sqlite3.Connection]]:
     """A storage on SQLite that waits for nobody, a study's id, and a connection that can lock the database."""
     engine = {"connect_args": {"timeout": 0.01}}
-    inner = optuna.storages.get_storage(optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db", engine_kwargs=engine))
+    inner = optuna.storages.get_storage(
+        optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db", engine_kwargs=engine)
+    )
     study_id = inner.create_new_study([StudyDirection.MINIMIZE], "s")
     locker = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
     yield inner, study_id, locker
@@ -250,7 +275,9 @@ def study_and_lock(tmp_path: Path) -> Iterator[tuple[Any, int, sqlite3.Connectio
     inner.remove_session()
 
 
-def test_a_locked_database_is_waited_for(study_and_lock: tuple[Any, int, sqlite3.Connection]) -> None:
+def test_a_locked_database_is_waited_for(
+    study_and_lock: tuple[Any, int, sqlite3.Connection],
+) -> None:
     inner, study_id, locker = study_and_lock
     trial = inner.create_new_trial(study_id)
     locker.execute("begin exclusive")
@@ -258,7 +285,9 @@ def test_a_locked_database_is_waited_for(study_and_lock: tuple[Any, int, sqlite3
     patient(inner, 60.0, clock).set_trial_user_attr(trial, "a", 1)
     assert clock.pauses == [0.5, 1.0, 2.0]
     locker.execute("begin exclusive")
-    with pytest.raises(StorageError, match=r"study.storage must answer; .* has not for 5 s .*database is locked"):
+    with pytest.raises(
+        StorageError, match=r"study.storage must answer; .* has not for 5 s .*database is locked"
+    ):
         patient(inner, 5.0, Clock()).set_trial_user_attr(trial, "a", 2)
     locker.execute("commit")
     assert inner.get_trial(trial).user_attrs == {"a": 1}
@@ -300,7 +329,10 @@ def test_a_repeated_tell_is_refused_by_the_journal(tmp_path: Path) -> None:
     [
         (URL, "must be a database that answers; 'postgresql"),
         ("nosuch+driver://me:rd-hunter2@host/db", "needs a driver for 'nosuch"),
-        ("postgresql+psycopg://me:p@ss:w/rd-hunter2@host/db", "percent-encode what is no letter or digit"),
+        (
+            "postgresql+psycopg://me:p@ss:w/rd-hunter2@host/db",
+            "percent-encode what is no letter or digit",
+        ),
         ("postgresql+psycopg://me:rd-hunter2@host:w/db", "must be a database that answers"),
         ("sqlite:////nowhere/s.db", "must be a database that answers"),
         ("hunter2", "must be a database that answers"),

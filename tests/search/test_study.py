@@ -56,7 +56,10 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
     recipe = {"_target_": "builtins.dict"}
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
     config: dict[str, Any] = {
-        **{name: recipe for name in ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")},
+        **{
+            name: recipe
+            for name in ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
+        },
         "method": {"name": "l2", "criterion": recipe},
         "objectives": {},
         "phases": {
@@ -74,11 +77,16 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
     """Quality falls smoothly with the FLOPs removed; two rungs."""
     structure, cost = small_resnet(), Cost(small_resnet())
-    kept = np.array([round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in structure.groups])
+    kept = np.array(
+        [round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in structure.groups]
+    )
     ratio = cost.macs(kept) / cost.macs(structure.sizes)
     rungs, stop = [], None
     for rung in (1, 2):
-        metrics = {"accuracy": 0.95 - 0.05 / rung * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) / rung}
+        metrics = {
+            "accuracy": 0.95 - 0.05 / rung * (1 - ratio) ** 4,
+            "loss": 0.1 + (1 - ratio) / rung,
+        }
         rungs.append((rung, metrics))
         stop = report(rung, ratio, metrics)
         if stop:
@@ -102,11 +110,17 @@ def start(tmp_path: Path) -> optuna.Study:
     return study
 
 
-def run(study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RULES) -> list[FrozenTrial]:
+def run(
+    study: optuna.Study, n: int, evaluate: Any = pretend, rules: Rules = RULES
+) -> list[FrozenTrial]:
     seen: list[FrozenTrial] = []
     mine = Leases(study, 60.0)
     with mine.leading():
-        search(Trials(study, SPACE, terrain(), evaluate, rules, mine, Exchange(study, Path())), n, seen.append)
+        search(
+            Trials(study, SPACE, terrain(), evaluate, rules, mine, Exchange(study, Path())),
+            n,
+            seen.append,
+        )
     return seen
 
 
@@ -119,7 +133,9 @@ def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> Non
     assert [row.kind for row in found] == ["chain"] * 3 + ["search"] * 3
     ratios = [row.cost_ratio for row in found[:3]]
     assert ratios == sorted(ratios, reverse=True)
-    assert all(abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True))
+    assert all(
+        abs(ratio - target) < 0.05 for ratio, target in zip(ratios, (0.6, 0.3, 0.1), strict=True)
+    )
 
 
 def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_path: Path) -> None:
@@ -133,7 +149,13 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
     study = start(tmp_path)
     run(study, 5, fails)
     found = rows(study, GOALS)
-    assert [row.state for row in found] == ["completed", "rejected", "failed", "completed", "completed"]
+    assert [row.state for row in found] == [
+        "completed",
+        "rejected",
+        "failed",
+        "completed",
+        "completed",
+    ]
     assert found[1].reason == "a plan must remove at least one unit"
     assert found[2].reason == "RuntimeError: out of luck"
     assert found[1].quality is None
@@ -156,7 +178,9 @@ def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
 
 def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
     def bad(proposal: Proposal, number: int, report: Report) -> Measurement:
-        return replace(pretend(proposal, number, report), rungs=((1, {"accuracy": float("nan"), "loss": 1.0}),))
+        return replace(
+            pretend(proposal, number, report), rungs=((1, {"accuracy": float("nan"), "loss": 1.0}),)
+        )
 
     study = start(tmp_path)
     run(study, 1, bad)
@@ -251,7 +275,9 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
             with pytest.raises(KeyboardInterrupt):
                 run(begun(name), 7, interrupted_at(number))
         again = begun(name)
-        monkeypatch.setattr(leases, "_started", lambda pid, name=name: name)  # another process has this number now
+        monkeypatch.setattr(
+            leases, "_started", lambda pid, name=name: name
+        )  # another process has this number now
         assert take_over_interrupted(again, Leases(again, 60.0)) == int(not signalled)
         run(again, 7)
         assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
@@ -270,7 +296,9 @@ def test_a_study_killed_between_two_parameters_ends_as_an_undisturbed_one(
     for count in (1, 2, len(whole.get_trials()[number].params) - 1):
         suggest = optuna.Trial._suggest
 
-        def dies(self: optuna.Trial, *arguments: Any, count: int = count, suggest: Any = suggest) -> Any:
+        def dies(
+            self: optuna.Trial, *arguments: Any, count: int = count, suggest: Any = suggest
+        ) -> Any:
             if self.number == number and len(self.params) == count:
                 raise KeyboardInterrupt
             return suggest(self, *arguments)
@@ -284,7 +312,9 @@ def test_a_study_killed_between_two_parameters_ends_as_an_undisturbed_one(
         assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
 
 
-def test_plans_of_trials_that_were_not_told_are_removed_and_foreign_ones_refused(tmp_path: Path) -> None:
+def test_plans_of_trials_that_were_not_told_are_removed_and_foreign_ones_refused(
+    tmp_path: Path,
+) -> None:
     study = start(tmp_path)
     run(study, 2)
     for number in (0, 2):
@@ -311,7 +341,9 @@ def test_a_resumed_study_proposes_what_an_undisturbed_one_does(tmp_path: Path) -
     run(start(tmp_path / "parts"), 5)
     resumed = start(tmp_path / "parts")
     run(resumed, 8)
-    assert [trial.params for trial in whole.get_trials()] == [trial.params for trial in resumed.get_trials()]
+    assert [trial.params for trial in whole.get_trials()] == [
+        trial.params for trial in resumed.get_trials()
+    ]
 
 
 def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -328,7 +360,9 @@ def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
     open_study(settings(tmp_path), ["maximize", "minimize"])
     other = settings(tmp_path, method={"name": "l1", "criterion": {"_target_": "builtins.dict"}})
     study = open_study(other, ["maximize", "minimize"])
-    assert study.user_attrs["identity"]["method"]["name"] == "l2"  # another process may lead it, and train
+    assert (
+        study.user_attrs["identity"]["method"]["name"] == "l2"
+    )  # another process may lead it, and train
     bind_study(study, other)
     assert study.user_attrs["identity"]["method"]["name"] == "l1"
 

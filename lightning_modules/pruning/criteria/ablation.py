@@ -36,7 +36,9 @@ class Ablation:
 
     def __post_init__(self) -> None:
         if self.slice < 1:
-            raise ConfigError(f"method.criterion.slice must be at least 1 unit; got {self.slice}; 1 is exact")
+            raise ConfigError(
+                f"method.criterion.slice must be at least 1 unit; got {self.slice}; 1 is exact"
+            )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         norms, alive = Magnitude(2.0)(model, structure, calibration), living(structure)
@@ -50,7 +52,9 @@ class Ablation:
             # never the whole group at once: what is left must be a model
             parts = max(math.ceil(len(units) / self.slice), min(2, len(units)))
             for part in np.array_split(units[np.argsort(norms[units], kind="stable")], parts):
-                scores[part] = (self._without(twin, structure, group, part, calibration) - full) / len(part)
+                scores[part] = (
+                    self._without(twin, structure, group, part, calibration) - full
+                ) / len(part)
         return scores
 
     def _without(
@@ -79,4 +83,8 @@ class Ablation:
 def mean_loss(model: nn.Module, calibration: Calibration) -> float:
     """Mean of the batches' losses in eval mode."""
     with scoring(model, calibration.seed), torch.no_grad():
-        return float(np.mean([float(calibration.loss(model, batch)) for batch in require_batches(calibration)]))
+        return float(
+            np.mean(
+                [float(calibration.loss(model, batch)) for batch in require_batches(calibration)]
+            )
+        )

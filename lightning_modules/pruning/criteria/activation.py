@@ -28,7 +28,9 @@ class Activation:
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return averages(model, structure, calibration, lambda x: (_per_position(x.abs()), _count(x)))
+        return averages(
+            model, structure, calibration, lambda x: (_per_position(x.abs()), _count(x))
+        )
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,23 @@ class Apoz:
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0.0:
-            raise ConfigError(f"method.criterion.tolerance must be at least 0; got {self.tolerance}; 0 suits ReLU")
+            raise ConfigError(
+                f"method.criterion.tolerance must be at least 0; got {self.tolerance}; 0 suits ReLU"
+            )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         def active(x: Tensor) -> tuple[Tensor, int]:
             # a NaN is no zero; it must stay one for the check of the scores to find
-            return _per_position(torch.where(x.isnan(), x, (x.abs() > self.tolerance).to(x.dtype))), _count(x)
+            return _per_position(
+                torch.where(x.isnan(), x, (x.abs() > self.tolerance).to(x.dtype))
+            ), _count(x)
 
         return averages(model, structure, calibration, active)
 
 
-def averages(model: nn.Module, structure: Structure, calibration: Calibration, statistic: Statistic) -> Scores:
+def averages(
+    model: nn.Module, structure: Structure, calibration: Calibration, statistic: Statistic
+) -> Scores:
     """Mean of a statistic per unit over all places where a consumer sees it, then combined; shape (n_units,)."""
     sums: dict[Axis, Scores] = {}
     counts: dict[Axis, Scores] = {}
@@ -69,7 +77,9 @@ def averages(model: nn.Module, structure: Structure, calibration: Calibration, s
     def rows(group: Group) -> list[Scores]:
         seen = [(m.tensor, m.dim) for m in group.members if (m.tensor, m.dim) in sums]
         held = [axis for axis in seen if counts[axis][group.units].any()]
-        return [sums[axis][group.units] / np.maximum(counts[axis][group.units], 1.0) for axis in held]
+        return [
+            sums[axis][group.units] / np.maximum(counts[axis][group.units], 1.0) for axis in held
+        ]
 
     return per_group(structure, rows)
 

@@ -18,7 +18,11 @@ def block_scores(model: nn.Module, structure: Structure, calibration: Calibratio
     Costs one pass over all batches per block that `model` still has. Negative where the loss fell.
     """
     scores = np.zeros(structure.n_units)
-    blocks = [group for group in structure.groups if group.kind == "block" and _is_there(model, group.name)]
+    blocks = [
+        group
+        for group in structure.groups
+        if group.kind == "block" and _is_there(model, group.name)
+    ]
     if not blocks:
         return scores
     full = mean_loss(model, calibration)

@@ -35,7 +35,9 @@ class BnScale:
             for member in group.members:
                 if member.tensor in scales and member.role == "out":
                     row = structure.table[member.tensor, member.dim]
-                    mine = row[(row >= group.start) & (row < group.start + group.size)] - group.start
+                    mine = (
+                        row[(row >= group.start) & (row < group.start + group.size)] - group.start
+                    )
                     total = per_unit(structure, group, member, scales[member.tensor].abs())
                     found.append(total / np.maximum(np.bincount(mine, minlength=group.size), 1))
             return found or [_in_multiples_of_the_mean(norms[group.units])]

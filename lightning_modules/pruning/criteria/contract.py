@@ -31,10 +31,14 @@ class Criterion(Protocol):
     scored in eval mode. Whole blocks (groups without members) get 0: `block_scores` measures those.
     """
 
-    def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores: ...
+    def __call__(
+        self, model: nn.Module, structure: Structure, calibration: Calibration
+    ) -> Scores: ...
 
 
 class WeightCriterion(Protocol):
     """A score per single weight, higher = keep: for each of `names` a float tensor shaped and placed like it."""
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]: ...
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]: ...

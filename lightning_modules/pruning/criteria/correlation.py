@@ -48,7 +48,9 @@ class Correlation:
             if group.members:
                 likeness, variances = zip(*(_correlations(held) for held in seen), strict=True)
                 joined = combined(group, likeness)
-                scores[group.start + seen[0].units] = irreplaceable(joined, np.sum(variances, axis=0))
+                scores[group.start + seen[0].units] = irreplaceable(
+                    joined, np.sum(variances, axis=0)
+                )
         return scores
 
 
@@ -66,7 +68,9 @@ class _Moments:
             flat = part.movedim(1, 0)[places].reshape(len(places), -1).double()
             self.count += flat.shape[1]
             self.values = flat.sum(1).cpu().numpy() + (self.values if len(self.values) else 0.0)
-            self.products = (flat @ flat.T).cpu().numpy() + (self.products if len(self.products) else 0.0)
+            self.products = (flat @ flat.T).cpu().numpy() + (
+                self.products if len(self.products) else 0.0
+            )
 
 
 def _correlations(held: _Moments) -> tuple[Scores, Scores]:

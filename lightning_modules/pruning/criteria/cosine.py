@@ -29,7 +29,9 @@ class Cosine:
             cosines, strength = [], np.zeros(0)
             units = np.zeros(0, dtype=np.intp)
             for member in producing(group, tensors):
-                units, weights = vectors(structure, group, (member.tensor, member.dim), tensors[member.tensor])
+                units, weights = vectors(
+                    structure, group, (member.tensor, member.dim), tensors[member.tensor]
+                )
                 norms = weights.norm(dim=1)
                 nothing = norms == 0.0
                 directions = weights / norms.masked_fill(nothing, 1.0)[:, None]

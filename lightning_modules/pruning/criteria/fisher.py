@@ -31,19 +31,30 @@ class Fisher:
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        values = _saliencies(model, producing_names(structure, dict(model.named_parameters()), dims=1), calibration)
-        return per_group(structure, lambda group: list(layer_sums(structure, group, values).values()))
+        values = _saliencies(
+            model, producing_names(structure, dict(model.named_parameters()), dims=1), calibration
+        )
+        return per_group(
+            structure, lambda group: list(layer_sums(structure, group, values).values())
+        )
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         values = _saliencies(model, names, calibration)
         require_all(values, names)
         return as_scores(model, values)
 
 
-def _saliencies(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+def _saliencies(
+    model: nn.Module, names: Sequence[str], calibration: Calibration
+) -> dict[str, Tensor]:
     wanted, total = named(model, names), dict[str, Tensor]()
     with scoring(model, calibration.seed):
         for found in per_batch(model, wanted, calibration):
             squares = {name: gradient.double().square() for name, gradient in found.items()}
             accumulate(total, squares, 1.0 / len(calibration.batches))
-    return {name: 0.5 * square * wanted[name].detach().double().square() for name, square in total.items()}
+    return {
+        name: 0.5 * square * wanted[name].detach().double().square()
+        for name, square in total.items()
+    }

@@ -28,7 +28,9 @@ class GeometricMedian:
         def distances(group: Group) -> list[Scores]:
             rows = []
             for member in producing(group, tensors):
-                units, weights = vectors(structure, group, (member.tensor, member.dim), tensors[member.tensor])
+                units, weights = vectors(
+                    structure, group, (member.tensor, member.dim), tensors[member.tensor]
+                )
                 row = np.zeros(group.size)
                 row[units] = torch.cdist(weights, weights).sum(1).cpu().numpy()
                 rows.append(row)

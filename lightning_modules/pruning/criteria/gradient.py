@@ -26,7 +26,9 @@ class Gradient:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return of_units(_sizes, model, structure, calibration)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         return of_weights(_sizes, model, names, calibration)
 
 

@@ -21,7 +21,11 @@ def per_batch(
 
 
 def gradients(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], calibration: Calibration, batch: Any, graph: bool = False
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    calibration: Calibration,
+    batch: Any,
+    graph: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients of one batch's loss, with `graph` differentiable; `.grad` of the parameters stays as it is.
 
@@ -33,8 +37,14 @@ def gradients(
             "a criterion made of gradients needs a loss that depends on the model's parameters; this one has no "
             "gradient (no_grad or detach in forward or loss); mend that or take a criterion without gradients"
         )
-    found = torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
-    return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    found = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=graph, allow_unused=True
+    )
+    return {
+        name: gradient
+        for name, gradient in zip(parameters, found, strict=True)
+        if gradient is not None
+    }
 
 
 def mean_gradients(
@@ -58,7 +68,9 @@ def accumulate(total: dict[str, Tensor], values: Mapping[str, Tensor], weight: f
 def require_batches(calibration: Calibration) -> Sequence[Any]:
     """The batches. Errors: PlanError when there are none."""
     if not len(calibration.batches):
-        raise PlanError("this criterion looks at data; it got no batch; set method.calibration_batches to 1 or more")
+        raise PlanError(
+            "this criterion looks at data; it got no batch; set method.calibration_batches to 1 or more"
+        )
     return calibration.batches
 
 

@@ -33,13 +33,17 @@ class Grasp:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return of_units(_flows, model, structure, calibration)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         return of_weights(_flows, model, names, calibration)
 
 
 def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
     wanted = named(model, names)
-    matrices = {name: p for name, p in model.named_parameters() if p.is_floating_point() and p.dim() >= 2}
+    matrices = {
+        name: p for name, p in model.named_parameters() if p.is_floating_point() and p.dim() >= 2
+    }
     with scoring(model, calibration.seed), _TwiceDifferentiable():
         flow = mean_gradients(model, {**matrices, **wanted}, calibration)
         total = {name: torch.zeros_like(flow[name]) for name in names if name in flow}
@@ -53,7 +57,11 @@ class _TwiceDifferentiable(TorchFunctionMode):
     """Stands in for the one common nonlinearity whose second derivative torch does not have."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("hardsigmoid", "hardsigmoid_"):
@@ -71,4 +79,6 @@ def _curvature(
     if not total.requires_grad:
         return {}
     products = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {name: product for name, product in zip(wanted, products, strict=True) if product is not None}
+    return {
+        name: product for name, product in zip(wanted, products, strict=True) if product is not None
+    }

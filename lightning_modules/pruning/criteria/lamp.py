@@ -42,15 +42,23 @@ class Lamp:
             scores[group.units] = share_of_rest(torch.from_numpy(combined(group, rows))).numpy()
         return scores
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        squares = {name: weight.detach().double().square() for name, weight in named(model, names).items()}
-        return as_scores(model, {n: share_of_rest(s.flatten()).reshape(s.shape) for n, s in squares.items()})
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
+        squares = {
+            name: weight.detach().double().square() for name, weight in named(model, names).items()
+        }
+        return as_scores(
+            model, {n: share_of_rest(s.flatten()).reshape(s.shape) for n, s in squares.items()}
+        )
 
 
 def share_of_rest(squares: Tensor) -> Tensor:
     """Each value over the sum of all values at least as large; shape (n,)."""
     ordered, order = squares.sort()
     rest = ordered.flip(0).cumsum(0).flip(0)
-    first_of_equals = torch.searchsorted(ordered, ordered).clamp(max=len(ordered) - 1)  # NaN is beyond the end
+    first_of_equals = torch.searchsorted(ordered, ordered).clamp(
+        max=len(ordered) - 1
+    )  # NaN is beyond the end
     shares = ordered / torch.where(ordered == 0.0, 1.0, rest[first_of_equals])
     return torch.empty_like(shares).scatter_(0, order, shares)

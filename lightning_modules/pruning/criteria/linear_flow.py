@@ -29,7 +29,11 @@ class LinearFlow(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").rstrip("_")  # relu_ is relu in place
@@ -38,7 +42,10 @@ class LinearFlow(TorchFunctionMode):
         if name in _GATES:
             return _gate(args[0] if args else kwargs["input"])
         if name == "softmax":
-            return _share(args[0] if args else kwargs["input"], kwargs.get("dim", args[1] if len(args) > 1 else -1))
+            return _share(
+                args[0] if args else kwargs["input"],
+                kwargs.get("dim", args[1] if len(args) > 1 else -1),
+            )
         if func is F.multi_head_attention_forward:
             with self:
                 return _MULTI_HEAD(*args, **kwargs)
@@ -82,7 +89,11 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, 0.0) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, 0.0)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return _share(scores, -1) @ value
 
 
@@ -101,7 +112,12 @@ def _batch_norm(
 
 
 def _group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any, **__: Any
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: Any,
+    **__: Any,
 ) -> Tensor:
     return input if weight is None else input * _channels(weight, input)
 
@@ -117,7 +133,9 @@ def _instance_norm(
     return input if weight is None else input * _channels(weight, input)
 
 
-def _last_axes_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+def _last_axes_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
     return input if weight is None else input * weight
 
 

@@ -33,7 +33,9 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         if not self.p > 0.0:
-            raise ConfigError(f"method.criterion.p must be above 0 (1, 2 or inf are usual); got {self.p}")
+            raise ConfigError(
+                f"method.criterion.p must be above 0 (1, 2 or inf are usual); got {self.p}"
+            )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         tensors = dict(model.named_parameters())
@@ -42,11 +44,21 @@ class Magnitude:
             largest, rows = self.p == float("inf"), []
             for member in producing(group, tensors):
                 size = tensors[member.tensor].detach().double().abs()
-                row = per_unit(structure, group, member, size if largest else size**self.p, "max" if largest else "sum")
+                row = per_unit(
+                    structure,
+                    group,
+                    member,
+                    size if largest else size**self.p,
+                    "max" if largest else "sum",
+                )
                 rows.append(row if largest else np.power(row, 1.0 / self.p))
             return rows
 
         return per_group(structure, norms)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        return as_scores(model, {name: weight.detach().abs() for name, weight in named(model, names).items()})
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
+        return as_scores(
+            model, {name: weight.detach().abs() for name, weight in named(model, names).items()}
+        )

@@ -37,15 +37,27 @@ def per_group(structure: Structure, rows: Callable[[Group], Sequence[Scores]]) -
 
 def producing(group: Group, tensors: Mapping[str, Tensor], dims: int = 2) -> list[Member]:
     """The members among `tensors` that make the units: weights of at least `dims` dimensions, with 1 biases too."""
-    return [m for m in group.members if m.role == "out" and m.tensor in tensors and tensors[m.tensor].dim() >= dims]
+    return [
+        m
+        for m in group.members
+        if m.role == "out" and m.tensor in tensors and tensors[m.tensor].dim() >= dims
+    ]
 
 
-def producing_names(structure: Structure, tensors: Mapping[str, Tensor], dims: int = 2) -> list[str]:
+def producing_names(
+    structure: Structure, tensors: Mapping[str, Tensor], dims: int = 2
+) -> list[str]:
     """Names of all tensors that `producing` finds in any group, each once."""
-    return list(dict.fromkeys(m.tensor for group in structure.groups for m in producing(group, tensors, dims)))
+    return list(
+        dict.fromkeys(
+            m.tensor for group in structure.groups for m in producing(group, tensors, dims)
+        )
+    )
 
 
-def per_unit(structure: Structure, group: Group, member: Member, values: Tensor, how: str = "sum") -> Scores:
+def per_unit(
+    structure: Structure, group: Group, member: Member, values: Tensor, how: str = "sum"
+) -> Scores:
     """`values`, shaped like the member's tensor, summed over each unit (or its `max`); shape (group.size,).
 
     A packed tensor holds a unit several times (four gates, query, key and value): all its places count.
@@ -56,7 +68,9 @@ def per_unit(structure: Structure, group: Group, member: Member, values: Tensor,
     mine = (row >= group.start) & (row < group.start + group.size)
     result = np.zeros(group.size)
     gather = np.maximum.at if how == "max" else np.add.at
-    with np.errstate(invalid="ignore"):  # what is not a number stays so: the check of the scores names it
+    with np.errstate(
+        invalid="ignore"
+    ):  # what is not a number stays so: the check of the scores names it
         gather(result, row[mine] - group.start, per_position[mine])
     return result
 
@@ -70,16 +84,22 @@ def unit_sums(structure: Structure, values: Mapping[str, Tensor]) -> Scores:
     return per_group(structure, rows)
 
 
-def layer_sums(structure: Structure, group: Group, values: Mapping[str, Tensor]) -> dict[str, Scores]:
+def layer_sums(
+    structure: Structure, group: Group, values: Mapping[str, Tensor]
+) -> dict[str, Scores]:
     """Per layer of the group, by name, the sum over each unit of its weight and bias, or norm scale and shift."""
     rows: dict[str, Scores] = {}
     for member in producing(group, values, dims=1):
         layer = member.tensor.rpartition(".")[0]
-        rows[layer] = rows.get(layer, 0.0) + per_unit(structure, group, member, values[member.tensor])
+        rows[layer] = rows.get(layer, 0.0) + per_unit(
+            structure, group, member, values[member.tensor]
+        )
     return rows
 
 
-def occurrences(row: npt.NDArray[np.int32], group: Group) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def occurrences(
+    row: npt.NDArray[np.int32], group: Group
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Living units of the group (offsets into it), shape (n,), and where each stands in `row`, shape (n, times).
 
     Column k is the k-th occurrence of every unit, so that columns can be compared.
@@ -87,10 +107,14 @@ def occurrences(row: npt.NDArray[np.int32], group: Group) -> tuple[npt.NDArray[n
     places = np.flatnonzero((row >= group.start) & (row < group.start + group.size))
     units = np.unique(row[places])
     order = np.argsort(row[places], kind="stable")
-    return (units - group.start).astype(np.intp), places[order].reshape(len(units), len(places) // max(len(units), 1))
+    return (units - group.start).astype(np.intp), places[order].reshape(
+        len(units), len(places) // max(len(units), 1)
+    )
 
 
-def vectors(structure: Structure, group: Group, axis: Axis, weight: Tensor) -> tuple[npt.NDArray[np.intp], Tensor]:
+def vectors(
+    structure: Structure, group: Group, axis: Axis, weight: Tensor
+) -> tuple[npt.NDArray[np.intp], Tensor]:
     """Living units (offsets into the group) and their weights as rows, shape (n, weights per unit), double."""
     units, places = occurrences(structure.table[axis], group)
     index = torch.from_numpy(places).to(weight.device)
@@ -120,4 +144,7 @@ def named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
 def as_scores(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values per weight in the precision of the weights, at least single."""
     parameters = named(model, values)
-    return {n: v.detach().to(torch.promote_types(parameters[n].dtype, torch.float32)) for n, v in values.items()}
+    return {
+        n: v.detach().to(torch.promote_types(parameters[n].dtype, torch.float32))
+        for n, v in values.items()
+    }

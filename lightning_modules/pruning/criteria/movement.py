@@ -33,17 +33,25 @@ class Movement:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ConfigError(f"method.criterion.steps must be at least 1; got {self.steps}; 4 is usual")
+            raise ConfigError(
+                f"method.criterion.steps must be at least 1; got {self.steps}; 4 is usual"
+            )
         if not self.lr > 0.0:
-            raise ConfigError(f"method.criterion.lr must be above 0; got {self.lr}; take that of finetuning")
+            raise ConfigError(
+                f"method.criterion.lr must be above 0; got {self.lr}; take that of finetuning"
+            )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return of_units(self._movements, model, structure, calibration)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         return of_weights(self._movements, model, names, calibration)
 
-    def _movements(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def _movements(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         named(model, names)
         twin, total = copy.deepcopy(model), dict[str, Tensor]()
         moving = {name: p for name, p in twin.named_parameters() if p.is_floating_point()}
@@ -51,13 +59,18 @@ class Movement:
             sound = True
             for step in range(self.steps):
                 found = mean_gradients(twin, moving, calibration)
-                before, sound = sound, all(bool(gradient.isfinite().all()) for gradient in found.values())
+                before, sound = (
+                    sound,
+                    all(bool(gradient.isfinite().all()) for gradient in found.values()),
+                )
                 if step and before and not sound:
                     raise PlanError(
                         f"gradient descent must stay finite; with method.criterion.lr {self.lr:g} it diverges in step "
                         f"{step + 1} of {self.steps}; lower it"
                     )
-                accumulate(total, {n: -moving[n].double() * found[n] for n in names if n in found}, 1.0)
+                accumulate(
+                    total, {n: -moving[n].double() * found[n] for n in names if n in found}, 1.0
+                )
                 with torch.no_grad():
                     for name, gradient in found.items():
                         moving[name].sub_(self.lr * gradient.to(moving[name].dtype))

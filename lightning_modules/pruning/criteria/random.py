@@ -27,9 +27,13 @@ class Random:
         drawn = np.random.default_rng(calibration.seed).random(structure.n_units)
         return np.where(living(structure), drawn, 0.0)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         scores = {}
         for name, weight in named(model, names).items():
-            drawn = np.random.default_rng([calibration.seed, zlib.crc32(name.encode())]).random(weight.shape)
+            drawn = np.random.default_rng([calibration.seed, zlib.crc32(name.encode())]).random(
+                weight.shape
+            )
             scores[name] = torch.from_numpy(np.asarray(drawn, dtype=np.float32)).to(weight.device)
         return as_scores(model, scores)

@@ -28,9 +28,13 @@ class Rank:
 
     def __post_init__(self) -> None:
         if self.images < 1:
-            raise ConfigError(f"method.criterion.images must be at least 1; got {self.images}; 8 is usual")
+            raise ConfigError(
+                f"method.criterion.images must be at least 1; got {self.images}; 8 is usual"
+            )
         if not 0.0 < self.tolerance < 1.0:
-            raise ConfigError(f"method.criterion.tolerance must lie between 0 and 1; got {self.tolerance}; try 1e-4")
+            raise ConfigError(
+                f"method.criterion.tolerance must lie between 0 and 1; got {self.tolerance}; try 1e-4"
+            )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return averages(model, structure, calibration, self._ranks)
@@ -39,8 +43,14 @@ class Rank:
         if x.dim() < 4 or min(x.shape[-2:]) == 1:
             active = torch.where(x.isnan(), x, (x != 0.0).to(x.dtype)).transpose(0, 1).flatten(1)
             return active.sum(1, dtype=torch.float64), active.shape[1]
-        maps = x[: self.images].transpose(0, 1).flatten(2, -3) if x.dim() > 4 else x[: self.images].transpose(0, 1)
+        maps = (
+            x[: self.images].transpose(0, 1).flatten(2, -3)
+            if x.dim() > 4
+            else x[: self.images].transpose(0, 1)
+        )
         # not a number would make the decomposition fail on some devices; it belongs into the score
         broken = ~maps.isfinite().all(-1).all(-1)
-        ranks = torch.linalg.matrix_rank(maps.nan_to_num(0.0, 0.0, 0.0).float(), rtol=self.tolerance).double()
+        ranks = torch.linalg.matrix_rank(
+            maps.nan_to_num(0.0, 0.0, 0.0).float(), rtol=self.tolerance
+        ).double()
         return ranks.masked_fill(broken, float("nan")).sum(1), maps.shape[1]

@@ -16,7 +16,9 @@ Saliency = Callable[[nn.Module, Sequence[str], Calibration], dict[str, Tensor]]
 """From model, names of parameters and calibration to a value per element of each; what the loss misses is left out."""
 
 
-def of_units(saliency: Saliency, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
+def of_units(
+    saliency: Saliency, model: nn.Module, structure: Structure, calibration: Calibration
+) -> Scores:
     """Sums over each unit's producing weights, joined over coupled layers; shape (n_units,)."""
     names = producing_names(structure, dict(model.named_parameters()))
     return unit_sums(structure, saliency(model, names, calibration))

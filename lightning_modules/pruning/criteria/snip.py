@@ -27,7 +27,9 @@ class Snip:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return of_units(_shares, model, structure, calibration)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         return of_weights(_shares, model, names, calibration)
 
 

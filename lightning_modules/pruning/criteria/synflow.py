@@ -33,7 +33,9 @@ class SynFlow:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         return of_units(_flows, model, structure, calibration)
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         return of_weights(_flows, model, names, calibration)
 
 
@@ -41,14 +43,29 @@ def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> 
     wanted = named(model, names)
     with scoring(model, calibration.seed):
         args, kwargs = tree_map(_ones, inputs_of(model, calibration))
-        state = {name: _size(name, p).requires_grad_(name in wanted) for name, p in model.named_parameters()}
-        state |= {name: b.double() if b.is_floating_point() else b for name, b in model.named_buffers()}
+        state = {
+            name: _size(name, p).requires_grad_(name in wanted)
+            for name, p in model.named_parameters()
+        }
+        state |= {
+            name: b.double() if b.is_floating_point() else b for name, b in model.named_buffers()
+        }
         with LinearFlow():
             outputs = torch.func.functional_call(model, state, args, kwargs)
-        total = _sum([x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()])
+        total = _sum(
+            [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+        )
         sources = [state[name] for name in names]
-        found = torch.autograd.grad(total, sources, allow_unused=True) if total.requires_grad else [None] * len(names)
-    flows = {n: (w.detach() * g).abs() for n, w, g in zip(names, sources, found, strict=True) if g is not None}
+        found = (
+            torch.autograd.grad(total, sources, allow_unused=True)
+            if total.requires_grad
+            else [None] * len(names)
+        )
+    flows = {
+        n: (w.detach() * g).abs()
+        for n, w, g in zip(names, sources, found, strict=True)
+        if g is not None
+    }
     if not any(bool((flow != 0.0).any()) for flow in flows.values()):
         raise PlanError(
             "synaptic flow must reach the output; here it does not (a layer of zeros, or outputs whose sum is fixed "
@@ -71,7 +88,9 @@ def inputs_of(model: nn.Module, calibration: Calibration) -> tuple[tuple[Any, ..
     finally:
         handle.remove()
     if not found:
-        raise PlanError("synaptic flow takes the input's shape from loss(model, batch); this loss never calls model()")
+        raise PlanError(
+            "synaptic flow takes the input's shape from loss(model, batch); this loss never calls model()"
+        )
     return found[0]
 
 

@@ -42,7 +42,9 @@ def observe(model: nn.Module, structure: Structure, calibration: Calibration, si
             with watch:
                 for batch in require_batches(calibration):
                     calibration.loss(model, batch)
-            groups = [g for g in groups if not any((m.tensor, m.dim) in watch.seen for m in g.members)]
+            groups = [
+                g for g in groups if not any((m.tensor, m.dim) in watch.seen for m in g.members)
+            ]
             if not groups:
                 return
     raise PlanError(
@@ -58,7 +60,10 @@ def _only(structure: Structure, groups: Iterable[Group], axes: Iterable[Axis]) -
     for group in groups:
         wanted[group.units] = True
     rows = {axis: structure.table[axis] for axis in axes}
-    return {axis: np.where((row >= 0) & wanted[row], row, -1).astype(np.int32) for axis, row in rows.items()}
+    return {
+        axis: np.where((row >= 0) & wanted[row], row, -1).astype(np.int32)
+        for axis, row in rows.items()
+    }
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -67,7 +72,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     So views (slices, transposes) are recognised, and attention's projections inside composite functions.
     """
 
-    def __init__(self, model: nn.Module, rows: Mapping[Axis, Row], consumed: bool, sink: Sink) -> None:
+    def __init__(
+        self, model: nn.Module, rows: Mapping[Axis, Row], consumed: bool, sink: Sink
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[Axis] = set()
         self._rows, self._consumed, self._sink = rows, consumed, sink
@@ -78,7 +85,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._weights[parameter.untyped_storage().data_ptr()].append((name, parameter))
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
@@ -100,7 +111,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tap(left, -1, -2, right, out, -2)
 
     def _tap(
-        self, weight: Tensor, into: int | None, produced: int, x: Tensor | None, out: Tensor, channel: int
+        self,
+        weight: Tensor,
+        into: int | None,
+        produced: int,
+        x: Tensor | None,
+        out: Tensor,
+        channel: int,
     ) -> None:
         """`into` and `produced` are the weight's axes, `channel` is the axis of the activations that they meet."""
         values = x if self._consumed else out
@@ -123,7 +140,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             offset = view.storage_offset() - parameter.storage_offset()
             if not 0 <= offset < parameter.numel():
                 continue
-            for own, (size, stride) in enumerate(zip(parameter.shape, parameter.stride(), strict=True)):
+            for own, (size, stride) in enumerate(
+                zip(parameter.shape, parameter.stride(), strict=True)
+            ):
                 if size > 1 and stride == view.stride(dim) and (name, own) in self._rows:
                     return name, own, int(offset // stride % size)
         return None

@@ -34,21 +34,36 @@ class Taylor:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         parameters = dict(model.named_parameters())
         wanted = named(model, producing_names(structure, parameters, dims=1))
-        squares: dict[int, dict[str, Scores]] = {index: {} for index in range(len(structure.groups))}
+        squares: dict[int, dict[str, Scores]] = {
+            index: {} for index in range(len(structure.groups))
+        }
         with scoring(model, calibration.seed):
             for found in per_batch(model, wanted, calibration):
-                products = {name: gradient.double() * wanted[name].detach() for name, gradient in found.items()}
+                products = {
+                    name: gradient.double() * wanted[name].detach()
+                    for name, gradient in found.items()
+                }
                 for index, group in enumerate(structure.groups):
                     for layer, change in layer_sums(structure, group, products).items():
                         squares[index][layer] = squares[index].get(layer, 0.0) + np.square(change)
-        count, by_start = len(calibration.batches), {g.start: i for i, g in enumerate(structure.groups)}
-        return per_group(structure, lambda group: [s / count for s in squares[by_start[group.start]].values()])
+        count, by_start = (
+            len(calibration.batches),
+            {g.start: i for i, g in enumerate(structure.groups)},
+        )
+        return per_group(
+            structure, lambda group: [s / count for s in squares[by_start[group.start]].values()]
+        )
 
-    def weights(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
+    def weights(
+        self, model: nn.Module, names: Sequence[str], calibration: Calibration
+    ) -> dict[str, Tensor]:
         wanted, total = named(model, names), dict[str, Tensor]()
         with scoring(model, calibration.seed):
             for found in per_batch(model, wanted, calibration):
-                changes = {name: (gradient.double() * wanted[name]).square() for name, gradient in found.items()}
+                changes = {
+                    name: (gradient.double() * wanted[name]).square()
+                    for name, gradient in found.items()
+                }
                 accumulate(total, changes, 1.0 / len(calibration.batches))
         require_all(total, names)
         return as_scores(model, total)

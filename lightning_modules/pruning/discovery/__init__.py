@@ -41,7 +41,9 @@ def discover(
 def _discover(model: nn.Module, inputs: Inputs, attention: AttentionUnit, depth: bool) -> Structure:
     try:
         trace = trace_model(model, inputs, attention)
-    except Exception as export_error:  # torch.export raises what the model's code and torch's own internals raise.
+    except (
+        Exception
+    ) as export_error:  # torch.export raises what the model's code and torch's own internals raise.
         try:
             trace = dependency_trace(model, inputs)
         except Exception as graph_error:

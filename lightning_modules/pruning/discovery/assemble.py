@@ -12,7 +12,16 @@ from torch import nn
 
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import RawProduct, Trace
-from lightning_modules.pruning.structure import Axis, Group, Kind, Member, Product, Skipped, Structure, inside
+from lightning_modules.pruning.structure import (
+    Axis,
+    Group,
+    Kind,
+    Member,
+    Product,
+    Skipped,
+    Structure,
+    inside,
+)
 
 MARKED: tuple[Kind, ...] = ("head", "head_dim", "conv_group")
 """Kinds that an op gives its units, the first that applies; else it is that of the producing layer."""
@@ -34,7 +43,9 @@ def assemble(trace: Trace) -> Structure:
         clusters.remove(members)
         trace.labels.freeze(np.array(members), "all its channels live and die together")
     reasons = trace.labels.reasons()
-    units = {root: unit for unit, root in enumerate(root for members in clusters for root in members)}
+    units = {
+        root: unit for unit, root in enumerate(root for members in clusters for root in members)
+    }
     table: dict[Axis, Row] = {}
     rows: dict[bytes, Row] = {}
     for axis, ids in roots.items():
@@ -61,7 +72,10 @@ def assemble(trace: Trace) -> Structure:
 def _cluster(trace: Trace, roots: Mapping[Axis, Ids], free: set[int]) -> list[list[int]]:
     """Classes by where they occur and how often; the factors of products count, so that costs stay exact."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    rows = [*roots.values(), *(trace.labels.roots(f) for raw in trace.products for f in raw.factors)]
+    rows = [
+        *roots.values(),
+        *(trace.labels.roots(f) for raw in trace.products for f in raw.factors),
+    ]
     for index, ids in enumerate(rows):
         values, counts = np.unique(ids, return_counts=True)
         for root, count in zip(values.tolist(), counts.tolist(), strict=True):
@@ -88,7 +102,9 @@ def _groups(
     groups, taken = [], Counter[str]()
     for roots in clusters:
         start, index = units[roots[0]], np.array(roots)
-        axis = min(((m.tensor, m.dim) for m in members[start]), key=lambda a: order.get(a, len(order)))
+        axis = min(
+            ((m.tensor, m.dim) for m in members[start]), key=lambda a: order.get(a, len(order))
+        )
         marked = (kind for kind in MARKED if marks[kind][index].any())
         kind = next(marked, trace.producers[axis])
         name = axis[0].rpartition(".")[0] or axis[0]
@@ -102,10 +118,14 @@ def _groups(
 
 def _around(name: str, blocks: Mapping[str, int]) -> list[Row]:
     """One factor, 1 or 0, for the block that this lies in."""
-    return [np.array([unit], dtype=np.int32) for path, unit in blocks.items() if inside(name, [path])]
+    return [
+        np.array([unit], dtype=np.int32) for path, unit in blocks.items() if inside(name, [path])
+    ]
 
 
-def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int], blocks: Mapping[str, int]) -> Product:
+def _product(
+    trace: Trace, raw: RawProduct, units: Mapping[int, int], blocks: Mapping[str, int]
+) -> Product:
     constant, factors = raw.constant, _around(raw.path, blocks)
     for ids in raw.factors:
         row = np.array([units.get(int(r), -1) for r in trace.labels.roots(ids)], dtype=np.int32)
@@ -116,7 +136,9 @@ def _product(trace: Trace, raw: RawProduct, units: Mapping[int, int], blocks: Ma
     return Product(raw.name, constant, tuple(factors), raw.tensor)
 
 
-def _parameters(model: nn.Module, table: Mapping[Axis, Row], blocks: Mapping[str, int]) -> tuple[Product, ...]:
+def _parameters(
+    model: nn.Module, table: Mapping[Axis, Row], blocks: Mapping[str, int]
+) -> tuple[Product, ...]:
     products = []
     for name, parameter in model.named_parameters():
         fixed, factors = 1, _around(name, blocks)

@@ -47,12 +47,17 @@ def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
                 if max(item.idxs) < len(ids) and max(item.root_idxs) < len(root):
                     trace.labels.union(ids[np.asarray(item.idxs)], root[np.asarray(item.root_idxs)])
                 else:
-                    trace.labels.freeze(root, f"torch-pruning ties it to positions that {item.dep.target.name} lacks")
+                    trace.labels.freeze(
+                        root,
+                        f"torch-pruning ties it to positions that {item.dep.target.name} lacks",
+                    )
     _norms(trace, paths)
     _grouped(trace, paths, inner)
     _macs(trace, paths, inputs)
     for module, path in ((m, paths[id(m)]) for m in twin.modules() if isinstance(m, nn.RNNBase)):
-        trace.notes.setdefault(Skipped(path, f"torch-pruning does not follow the recurrent layer {path}"))
+        trace.notes.setdefault(
+            Skipped(path, f"torch-pruning does not follow the recurrent layer {path}")
+        )
         for name in (n for n, p in module.named_parameters() if p.dim() > 1):
             trace.weights.setdefault(trace.names[f"{path}.{name}"])
     return trace
@@ -78,7 +83,9 @@ def _groups(model: nn.Module, inputs: Inputs) -> Iterator[tuple[nn.Module, Any]]
                 yield layer, error
                 continue
             visited.update(
-                id(item.dep.target.module) for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)
+                id(item.dep.target.module)
+                for item in group
+                if graph.is_out_channel_pruning_fn(item.dep.handler)
             )
             yield layer, group
 
@@ -90,7 +97,9 @@ def _weights(trace: Trace, paths: dict[int, str]) -> None:
             transposed = isinstance(module, _ConvTransposeNd)
             trace.weights.setdefault(name)
             out, into = (1, 0) if transposed else (0, 1)
-            trace.producers.setdefault((name, out), "neuron" if isinstance(module, nn.Linear) else "channel")
+            trace.producers.setdefault(
+                (name, out), "neuron" if isinstance(module, nn.Linear) else "channel"
+            )
             trace.consumers.add((name, into))
 
 
@@ -124,7 +133,11 @@ def _norms(trace: Trace, paths: dict[int, str]) -> None:
     for module in trace.model.modules():
         if not isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.PReLU):
             continue
-        names = [n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n, None) is not None]
+        names = [
+            n
+            for n in ("weight", "bias", "running_mean", "running_var")
+            if getattr(module, n, None) is not None
+        ]
         axes = []
         for name in names:
             tensor = getattr(module, name)
@@ -153,7 +166,9 @@ def _grouped(trace: Trace, paths: dict[int, str], inner: dict[str, Ids]) -> None
             if rows.shape[1] > 2:
                 trace.labels.mark(rows, "conv_group")
         elif not module.groups == module.in_channels == module.out_channels:
-            trace.labels.freeze(out, "torch-pruning does not follow the inputs of this grouped convolution")
+            trace.labels.freeze(
+                out, "torch-pruning does not follow the inputs of this grouped convolution"
+            )
 
 
 def _macs(trace: Trace, paths: dict[int, str], inputs: Inputs) -> None:
@@ -186,7 +201,9 @@ def _counter(trace: Trace, path: str) -> Any:
         if getattr(module, "groups", 1) > 1:
             labels[1] = ""
         trace.path = path
-        trace.multiply(path, list(weight.shape[:2]), labels, positions * math.prod(weight.shape[2:]), name)
+        trace.multiply(
+            path, list(weight.shape[:2]), labels, positions * math.prod(weight.shape[2:]), name
+        )
 
     return count
 

@@ -32,7 +32,9 @@ def limited(call: Callable[[], T], seconds: float, memory_gb: float, period: flo
     breach: list[str] = []
     done = threading.Event()
     watchdog = threading.Thread(
-        target=_watch, args=(threading.get_ident(), done, breach, seconds, memory_gb, period), daemon=True
+        target=_watch,
+        args=(threading.get_ident(), done, breach, seconds, memory_gb, period),
+        daemon=True,
     )
     result: list[T] = []
     try:
@@ -48,14 +50,21 @@ def limited(call: Callable[[], T], seconds: float, memory_gb: float, period: flo
 
 
 def _watch(
-    caller: int, done: threading.Event, breach: list[str], seconds: float, memory_gb: float, period: float
+    caller: int,
+    done: threading.Event,
+    breach: list[str],
+    seconds: float,
+    memory_gb: float,
+    period: float,
 ) -> None:
     start, worked, before = time.monotonic(), time.process_time(), _resident_gb()
     while not done.wait(period):
         passed, grown = time.monotonic() - start, _resident_gb() - before
         taken = min(passed, time.process_time() - worked)
         if taken > seconds or passed > IDLE * seconds:
-            breach.append(f"finding the structure must end within {seconds:g} s and took longer; raise `seconds`")
+            breach.append(
+                f"finding the structure must end within {seconds:g} s and took longer; raise `seconds`"
+            )
         elif grown > memory_gb:
             breach.append(
                 f"finding the structure must take at most {memory_gb:g} GB and took {grown:.1f} GB; raise `memory_gb`"

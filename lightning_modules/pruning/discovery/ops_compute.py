@@ -19,7 +19,9 @@ def _name(trace: Trace, weight: Node, node: Node) -> str:
     return trace.owner(node)[0] or node.name
 
 
-def _weight(trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str) -> tuple[Label, Label]:
+def _weight(
+    trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str
+) -> tuple[Label, Label]:
     """Labels of a weight's (output, input) axes, registered as producer and consumer if it is a parameter."""
     dims = trace.dims(weight)
     name = trace.origins.get(weight)
@@ -31,14 +33,18 @@ def _weight(trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str) ->
 
 
 def _bias(trace: Trace, bias: Node | None, out: Label, where: str) -> Label:
-    return out if bias is None or shape(bias) == [1] else trace.join(out, trace.dims(bias)[0], where)
+    return (
+        out if bias is None or shape(bias) == [1] else trace.join(out, trace.dims(bias)[0], where)
+    )
 
 
 def _tie_groups(trace: Trace, left: Label, right: Label, groups: int, where: str) -> Label:
     """Make each convolution group one unit: its inputs, its outputs, all or nothing; returns the output label."""
     if isinstance(left, str) or isinstance(right, str):
         if isinstance(left, str) and not isinstance(right, str):
-            trace.freeze(right, left or f"grouped convolution over an axis of fixed size at {where}")
+            trace.freeze(
+                right, left or f"grouped convolution over an axis of fixed size at {where}"
+            )
         if isinstance(right, str) and not isinstance(left, str):
             trace.freeze(left, right or f"grouped convolution with a fixed weight at {where}")
         return right
@@ -58,7 +64,9 @@ def conv(trace: Trace, node: Node) -> Dims:
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
     if groups == 1:
-        trace.join(into, x[channel], where) if size[1] > 1 else trace.freeze(x[channel], f"one input at {where}")
+        trace.join(into, x[channel], where) if size[1] > 1 else trace.freeze(
+            x[channel], f"one input at {where}"
+        )
     else:
         trace.freeze(into, f"width of one convolution group at {where}")
         out = _tie_groups(trace, x[channel], out, groups, where)
@@ -128,11 +136,18 @@ def addmm(trace: Trace, node: Node) -> Dims:
     assert isinstance(left, Node)
     assert isinstance(right, Node)
     out = _product(trace, node, left, right)
-    return broadcast(trace, [(out, shape(node)), (trace.dims(term), shape(term))], trace.where(node))
+    return broadcast(
+        trace, [(out, shape(node)), (trace.dims(term), shape(term))], trace.where(node)
+    )
 
 
 def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
-    where, a, b, tensor = trace.where(node), trace.dims(left), trace.dims(right), trace.parameter(left, right)
+    where, a, b, tensor = (
+        trace.where(node),
+        trace.dims(left),
+        trace.dims(right),
+        trace.parameter(left, right),
+    )
     if right in trace.tensors and len(b) == 2:
         _weight(trace, right, 1, 0, "neuron")
     if len(b) == 1:

@@ -28,8 +28,16 @@ def broadcast(trace: Trace, values: Sequence[tuple[Dims, list[int]]], where: str
 
 def pointwise(trace: Trace, node: Node) -> Dims:
     """All tensor arguments broadcast; dividing by a pruned channel is not the same as dividing by its zeros."""
-    tensors = [argument for argument in node.all_input_nodes if argument.meta.get("val") is not None]
-    divisor = node.args[1] if op_name(node) in DIVISIONS else node.args[0] if op_name(node) in POLES else None
+    tensors = [
+        argument for argument in node.all_input_nodes if argument.meta.get("val") is not None
+    ]
+    divisor = (
+        node.args[1]
+        if op_name(node) in DIVISIONS
+        else node.args[0]
+        if op_name(node) in POLES
+        else None
+    )
     if isinstance(divisor, Node):
         for label in trace.dims(divisor):
             trace.inexact(label)
@@ -57,9 +65,15 @@ def prelu(trace: Trace, node: Node) -> Dims:
 def channel_norm(trace: Trace, node: Node) -> Dims:
     """Batch and instance norm: scale, shift and statistics sit on axis 1."""
     a, x = bind(node), trace.dims(bind(node)["input"])
-    if isinstance(trace.owner(node)[1], _InstanceNorm) and a["weight"] is None and a["running_mean"] is None:
+    if (
+        isinstance(trace.owner(node)[1], _InstanceNorm)
+        and a["weight"] is None
+        and a["running_mean"] is None
+    ):
         # The module compares its `num_features` with the input, and no tensor says what it should become.
-        trace.freeze(x[1], f"{trace.where(node)} has no weight that shows its size; affine=True gives it one")
+        trace.freeze(
+            x[1], f"{trace.where(node)} has no weight that shows its size; affine=True gives it one"
+        )
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a[name] is not None and shape(a[name]) != [1]:
             x[1] = trace.join(x[1], trace.dims(a[name])[0], trace.where(node))
@@ -181,7 +195,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_FILL.split(), fill),
     **dict.fromkeys(_POOL.split(), pool),
     **dict.fromkeys(_REDUCE.split(), reduction),
-    **dict.fromkeys(("copy_", "fill_", "masked_fill", "masked_fill_", "where", "div", "div_", "mul", "add"), pointwise),
+    **dict.fromkeys(
+        ("copy_", "fill_", "masked_fill", "masked_fill_", "where", "div", "div_", "mul", "add"),
+        pointwise,
+    ),
     **dict.fromkeys(("batch_norm", "instance_norm"), channel_norm),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax"), softmax),

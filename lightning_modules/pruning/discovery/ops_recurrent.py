@@ -34,7 +34,9 @@ def layers(trace: Trace, node: Node) -> list[Dims]:
     trace.freeze(x[int(a["batch_first"])], f"recurred over at {trace.where(node)}")
     units: Ids | None = None
     for first in range(0, len(a["params"]), per_cell):
-        below = x[-1] if units is None or first < directions * per_cell else np.tile(units, directions)
+        below = (
+            x[-1] if units is None or first < directions * per_cell else np.tile(units, directions)
+        )
         units = _cell(trace, node, a["params"][first : first + per_cell], below, units, steps)
     assert units is not None
     for state in states:
@@ -68,7 +70,9 @@ def _whole(trace: Trace, weights: Sequence[Node], path: str) -> str | None:
     return None
 
 
-def _cell(trace: Trace, node: Node, weights: Sequence[Node], below: Label, units: Ids | None, steps: int) -> Ids:
+def _cell(
+    trace: Trace, node: Node, weights: Sequence[Node], below: Label, units: Ids | None, steps: int
+) -> Ids:
     """Tie one layer and direction: rows of every gate, columns from the layer `below` and from its own past."""
     gates, path = GATES[op_name(node).removesuffix("_cell")], trace.owner(node)[0] or node.name
     for slot, weight in enumerate(weights):
@@ -113,9 +117,13 @@ def _keep(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
             trace.weights.setdefault(name)
             trace.producers.setdefault((name, 0), "recurrent")
             steps = math.prod(shape(source)[:-1])
-            trace.multiply(path, [], [], steps * math.prod(shape(argument)), trace.parameter(argument))
+            trace.multiply(
+                path, [], [], steps * math.prod(shape(argument)), trace.parameter(argument)
+            )
     value = node.meta["val"]
-    return [[reason] * part.dim() for part in (value if isinstance(value, list | tuple) else [value])]
+    return [
+        [reason] * part.dim() for part in (value if isinstance(value, list | tuple) else [value])
+    ]
 
 
 RULES: dict[str, Rule] = {

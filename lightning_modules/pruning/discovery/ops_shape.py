@@ -39,7 +39,9 @@ def expand(trace: Trace, node: Node) -> Dims:
     assert isinstance(source, Node)
     x, before, after = trace.dims(source), shape(source), shape(node)
     lead = len(after) - len(before)
-    return ["" if d < lead or before[d - lead] != after[d] else x[d - lead] for d in range(len(after))]
+    return [
+        "" if d < lead or before[d - lead] != after[d] else x[d - lead] for d in range(len(after))
+    ]
 
 
 def expand_as(trace: Trace, node: Node) -> Dims:

@@ -69,7 +69,9 @@ def _flat(label: Label, sizes: list[int], index: int) -> Ids:
     return tile(label, math.prod(sizes[:index]), math.prod(sizes[index + 1 :]))
 
 
-def _split(trace: Trace, node: Node, ids: Ids, sizes: list[int], targets: list[int], out: Dims) -> None:
+def _split(
+    trace: Trace, node: Node, ids: Ids, sizes: list[int], targets: list[int], out: Dims
+) -> None:
     """Lay a run of ids over several axes: one of them carries the units, positions along the others are tied."""
     if len(targets) == 1:
         out[targets[0]] = ids

@@ -70,7 +70,9 @@ class Trace:
         if key not in self.axes:
             self.axes[key] = self.labels.new(size)
             if tensor in self.transient:
-                self.labels.freeze(self.axes[key], f"{tensor} is a buffer that is not saved with the model")
+                self.labels.freeze(
+                    self.axes[key], f"{tensor} is a buffer that is not saved with the model"
+                )
         return self.axes[key]
 
     def dims(self, node: Node) -> Dims:
@@ -106,11 +108,18 @@ class Trace:
             self.labels.mark(label, "inexact")
 
     def multiply(
-        self, name: str, sizes: Sequence[int], labels: Sequence[Label], constant: int = 1, tensor: str = ""
+        self,
+        name: str,
+        sizes: Sequence[int],
+        labels: Sequence[Label],
+        constant: int = 1,
+        tensor: str = "",
     ) -> None:
         """Record a node's MACs: `constant` times the sizes, of which the labelled ones may shrink."""
         factors = [label for label in labels if not isinstance(label, str)]
-        fixed = math.prod(size for size, label in zip(sizes, labels, strict=True) if isinstance(label, str))
+        fixed = math.prod(
+            size for size, label in zip(sizes, labels, strict=True) if isinstance(label, str)
+        )
         self.products.append(RawProduct(name, constant * fixed, tuple(factors), tensor, self.path))
 
     def parameter(self, *nodes: Node) -> str:

@@ -21,7 +21,12 @@ from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shap
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import AttentionUnit, Skipped
 
-RULES: dict[str, Rule] = {**ops_pointwise.RULES, **ops_compute.RULES, **ops_recurrent.RULES, **ops_shape.RULES}
+RULES: dict[str, Rule] = {
+    **ops_pointwise.RULES,
+    **ops_compute.RULES,
+    **ops_recurrent.RULES,
+    **ops_shape.RULES,
+}
 INPUT, OUTPUT = "it is joined with the model's input", "it is the model's output"
 
 
@@ -46,7 +51,9 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     twin = copy.deepcopy(model).eval()
     if attention == "head_dim":
         loosen(twin)
-    trace = Trace(twin, names=canonical_names(twin), transient=_transient(twin), attention=attention)
+    trace = Trace(
+        twin, names=canonical_names(twin), transient=_transient(twin), attention=attention
+    )
     _walk(trace, _export(twin, inputs))
     unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
     if unseen:
@@ -54,7 +61,9 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
         trace.values.clear()
         trace.tensors.clear()
         twin.train()
-        _walk(trace, _export(twin, inputs.twice()))  # batch norm refuses to train on one value per channel
+        _walk(
+            trace, _export(twin, inputs.twice())
+        )  # batch norm refuses to train on one value per channel
         trace.products[:] = products
         trace.trained = True
         twin.eval()
@@ -92,7 +101,9 @@ def _walk(trace: Trace, program: ExportedProgram) -> None:
             if spec.target in trace.names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 trace.tensors[node] = trace.origins[node] = trace.names[spec.target]
             else:
-                reason = INPUT if spec.kind == InputKind.USER_INPUT else "it meets a constant tensor"
+                reason = (
+                    INPUT if spec.kind == InputKind.USER_INPUT else "it meets a constant tensor"
+                )
                 fixed: Dims = ["", *[reason] * (len(shape(node)) - 1)]
                 trace.values[node] = fixed[: len(shape(node))]
         elif node.op == "call_function":
@@ -145,5 +156,7 @@ def _unknown(trace: Trace, node: Node) -> None:
     if touched:
         trace.notes.setdefault(Skipped(trace.owner(node)[0] or node.name, reason))
     parts = value if isinstance(value, tuple | list) else [value]
-    labelled: list[Dims] = [[reason] * part.dim() if isinstance(part, Tensor) else [] for part in parts]
+    labelled: list[Dims] = [
+        [reason] * part.dim() if isinstance(part, Tensor) else [] for part in parts
+    ]
     trace.values[node] = labelled if isinstance(value, tuple | list) else labelled[0]

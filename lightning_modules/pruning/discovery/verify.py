@@ -53,7 +53,9 @@ def _blocks(trace: Trace, trial: _Trial) -> Structure:
         if any(inside(raw.path, [path]) for raw in trace.products):
             trace.blocks[path] = None
     structure = assemble(trace)
-    names = {group.name: index for index, group in enumerate(structure.groups) if group.kind != "block"}
+    names = {
+        group.name: index for index, group in enumerate(structure.groups) if group.kind != "block"
+    }
     found = [index for index, group in enumerate(structure.groups) if group.kind == "block"]
     failures = {i: "a layer has the same name" for i in found if structure.groups[i].name in names}
     failures |= trial.failures(structure, [i for i in found if i not in failures]) if found else {}
@@ -97,9 +99,13 @@ class _Trial:
         if len(groups) == 1:
             return {groups[0]: f"verification: {reason}"}
         middle = len(groups) // 2
-        found = self.failures(structure, groups[:middle]) | self.failures(structure, groups[middle:])
+        found = self.failures(structure, groups[:middle]) | self.failures(
+            structure, groups[middle:]
+        )
         # Each half passes alone: the groups interact, and only keeping the smaller half whole is safe.
-        return found or {index: f"verification, jointly with others: {reason}" for index in groups[middle:]}
+        return found or {
+            index: f"verification, jointly with others: {reason}" for index in groups[middle:]
+        }
 
     def droppable(self) -> list[str]:
         """Modules that hand their input on when all their parameters are zero."""
@@ -144,7 +150,9 @@ class _Trial:
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # What is prunable must not depend on how warnings are set.
+            warnings.simplefilter(
+                "ignore"
+            )  # What is prunable must not depend on how warnings are set.
             torch.manual_seed(0)
             outputs = _tensors(self._inputs.call(model.eval()))
             self._compared = len(outputs)
@@ -197,7 +205,11 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Indices and flags stay as the example has them."""
-    return torch.randn(x.shape, generator=generator).to(x.device, dtype) if x.is_floating_point() else x
+    return (
+        torch.randn(x.shape, generator=generator).to(x.device, dtype)
+        if x.is_floating_point()
+        else x
+    )
 
 
 def _tensors(outputs: object) -> list[Tensor]:

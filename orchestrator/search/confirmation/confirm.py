@@ -70,20 +70,28 @@ class Confirmed:
         return float(np.mean([found[metric] for found in self.validation]))
 
 
-def confirm(problem: Problem, candidate: Candidate, folder: Path, tick: Tick) -> tuple[Confirmed, nn.Module | None]:
+def confirm(
+    problem: Problem, candidate: Candidate, folder: Path, tick: Tick
+) -> tuple[Confirmed, nn.Module | None]:
     """Finetune copies of the candidate, one per seed, and test them; or read them back from `folder`.
 
     The model returned is the seed with the best validation quality, None when nothing had to be trained.
     """
     how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
-    if (stored := confirmed_before(problem, label, folder, candidate.source, candidate.round_steps)) is not None:
+    if (
+        stored := confirmed_before(problem, label, folder, candidate.source, candidate.round_steps)
+    ) is not None:
         return stored, None
     validation, test, models, measured, parts = [], [], [], [], []
     for place, seed in enumerate(how.seeds):
         tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
         copied, taken = _finetuned_in_memory(problem, candidate, seed)
         parts.append(taken)
-        small = problem.quantised(copied, _int8_path(folder, label, seed), level) if candidate.int8 else copied
+        small = (
+            problem.quantised(copied, _int8_path(folder, label, seed), level)
+            if candidate.int8
+            else copied
+        )
         validation.append(problem.validate(small, level))
         test.append(problem.test(small, level))
         models.append(copied.eval())
@@ -108,17 +116,23 @@ def _costs(
         return costs_of(problem.prices, costed)
 
 
-def _finetuned_in_memory(problem: Problem, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:
+def _finetuned_in_memory(
+    problem: Problem, candidate: Candidate, seed: int
+) -> tuple[nn.Module, int]:
     """With batches in as many parts as they came to need; the number."""
     how = problem.settings.phases.confirm
 
     def attempt(parts: int) -> nn.Module:
-        return finetuned(problem, replace(candidate, accumulate=parts), seed, how.rounds, how.lr_factor)
+        return finetuned(
+            problem, replace(candidate, accumulate=parts), seed, how.rounds, how.lr_factor
+        )
 
     return in_smaller_parts(attempt, candidate.accumulate, problem.settings.study.on_out_of_memory)
 
 
-def finetuned(problem: Problem, candidate: Candidate, seed: int, rounds: int, lr_factor: float) -> nn.Module:
+def finetuned(
+    problem: Problem, candidate: Candidate, seed: int, rounds: int, lr_factor: float
+) -> nn.Module:
     """A copy of the candidate's model after the finetuning of one seed, on the training data as it is."""
     copied = copy.deepcopy(candidate.model)
     held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
@@ -141,7 +155,9 @@ def _int8_path(folder: Path, label: str, seed: int) -> Path:
     return folder / f"{label}-{seed}.int8.onnx"
 
 
-def best_int8(problem: Problem, candidate: Candidate, found: Confirmed, folder: Path) -> Path | None:
+def best_int8(
+    problem: Problem, candidate: Candidate, found: Confirmed, folder: Path
+) -> Path | None:
     """The quantised file of the seed that validated best; None where the candidate is not quantised."""
     seed = problem.settings.phases.confirm.seeds[found.best]
     return _int8_path(folder, candidate.label, seed) if candidate.int8 else None
@@ -164,8 +180,12 @@ def confirmed_before(
 
 
 def _parsed(data: Any) -> Confirmed:
-    validation, test = (tuple(_metrics(found) for found in data[name]) for name in ("validation", "test"))
-    found = Confirmed(**{**data, "validation": validation, "test": test, "costs": _metrics(data["costs"])})
+    validation, test = (
+        tuple(_metrics(found) for found in data[name]) for name in ("validation", "test")
+    )
+    found = Confirmed(
+        **{**data, "validation": validation, "test": test, "costs": _metrics(data["costs"])}
+    )
     if not (len(validation) == len(test) and 0 <= found.best < len(test)):
         raise ValueError("it must have the metrics of every seed, and the best of them")
     return found
@@ -179,4 +199,6 @@ def _key(problem: Problem, source: Any, round_steps: int | None) -> str:
     how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer", "scheduler"})
     rest["round_steps"] = round_steps or finetune.round_steps
-    return digest([source, how.seeds, how.rounds, how.lr_factor, rest, finetune.optimizer, finetune.scheduler])
+    return digest(
+        [source, how.seeds, how.rounds, how.lr_factor, rest, finetune.optimizer, finetune.scheduler]
+    )

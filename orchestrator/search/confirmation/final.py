@@ -23,11 +23,24 @@ from orchestrator.progress import Progress
 from orchestrator.redact import redact
 from orchestrator.results.quantities import axis_words
 from orchestrator.results.rows import ConfirmedRow, TrialRow
-from orchestrator.search.confirmation.confirm import Candidate, Confirmed, best_int8, confirm, confirmed_before
+from orchestrator.search.confirmation.confirm import (
+    Candidate,
+    Confirmed,
+    best_int8,
+    confirm,
+    confirmed_before,
+)
 from orchestrator.search.confirmation.ladders import Rung, climb
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.lab.problem import Problem
-from orchestrator.search.plans.finished import INT8, PLAN, finished_weights, keep_from_json, read_plan, save_plan
+from orchestrator.search.plans.finished import (
+    INT8,
+    PLAN,
+    finished_weights,
+    keep_from_json,
+    read_plan,
+    save_plan,
+)
 from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.search.trials.failures import SMALLER, most_common, needed, reason_of
@@ -58,7 +71,9 @@ def confirm_front(
     failed: dict[str, str] = {}
     for row in chosen:
         with _left_out(problem, f"trial-{row.number}", failed, progress):
-            confirmed.append((row, _confirmed(problem, evaluator, row.number, progress, round_steps)))
+            confirmed.append(
+                (row, _confirmed(problem, evaluator, row.number, progress, round_steps))
+            )
     if chosen and not confirmed:
         times, reason = most_common(list(failed.values()))
         raise UserError(
@@ -80,7 +95,14 @@ def confirm_front(
     kept = np.zeros(len(confirmed), dtype=np.bool_)
     kept[within] = non_dominated(points[within], how.tolerance * problem.scale)
     members = [
-        _row(problem, "front", row.number, result, row.method, str(settings.study.folder / "models" / str(row.number)))
+        _row(
+            problem,
+            "front",
+            row.number,
+            result,
+            row.method,
+            str(settings.study.folder / "models" / str(row.number)),
+        )
         for (row, result), keep in zip(confirmed, kept, strict=True)
         if keep
     ]
@@ -88,14 +110,18 @@ def confirm_front(
 
 
 @contextmanager
-def _left_out(problem: Problem, name: str, failed: dict[str, str], progress: Progress) -> Iterator[None]:
+def _left_out(
+    problem: Problem, name: str, failed: dict[str, str], progress: Progress
+) -> Iterator[None]:
     """What fails inside is said and noted, its traceback kept; the rest of the study goes on."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        trace = problem.settings.study.folder / "confirm" / f"{name.replace(' ', '-')}.traceback.txt"
+        trace = (
+            problem.settings.study.folder / "confirm" / f"{name.replace(' ', '-')}.traceback.txt"
+        )
         write_atomic(trace, redact(traceback.format_exc()))
         failed[name] = redact(reason_of(error))
         progress.phase(name, f"left out, it failed: {failed[name]}; see {trace}")
@@ -108,13 +134,21 @@ def _confirmed(
 ) -> Confirmed:
     """One trial's model, confirmed and exported."""
     out = problem.settings.study.folder
-    source, target, folder = evaluator.models / str(number), out / "models" / str(number), out / "confirm"
+    source, target, folder = (
+        evaluator.models / str(number),
+        out / "models" / str(number),
+        out / "confirm",
+    )
     document = read_plan(source)
-    if not (target / PLAN).exists():  # a run killed between the two: what is confirmed again is exported again
+    if not (
+        target / PLAN
+    ).exists():  # a run killed between the two: what is confirmed again is exported again
         (folder / f"trial-{number}.json").unlink(missing_ok=True)
     found = evaluator.read(source)
     weights = finished_weights(source, found, problem.model, problem.structure)
-    model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(problem.device)
+    model = rebuild(problem.model, weights, document["dropped"], problem.structure.attention).to(
+        problem.device
+    )
     candidate = Candidate(
         f"trial-{number}",
         model,
@@ -138,7 +172,9 @@ def run_baselines(
     method: Method,
     front: list[ConfirmedRow],
     progress: Progress,
-    afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: True,
+    afford: Callable[[str, Sequence[Rung], Sequence[Rung]], bool] = lambda name, rungs, confirmed: (
+        True
+    ),
     round_steps: int | None = None,
 ) -> tuple[list[ConfirmedRow], dict[str, str]]:
     """Ladders with a rung at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
@@ -148,14 +184,19 @@ def run_baselines(
     """
     how, folder = problem.settings.phases.confirm, problem.settings.study.folder / "confirm"
     rungs = [_rung(problem, row.trial) for row in front if row.trial is not None]
-    matched = {rungs[i].trial for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)}
+    matched = {
+        rungs[i].trial
+        for i in spread_out([float(row.cost) for row in front], how.max_baseline_models)
+    }
     found: list[ConfirmedRow] = []
     failed: dict[str, str] = {}
     for name in how.baselines:
         if not afford(name, rungs, [rung for rung in rungs if rung.trial in matched]):
             progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
             continue
-        progress.phase(f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed")
+        progress.phase(
+            f"baseline {name}", f"{len(rungs)} rungs at the front's FLOPs, {len(matched)} confirmed"
+        )
         with _left_out(problem, f"baseline {name}", failed, progress):
             found += _ladder(problem, method, name, rungs, matched, folder, progress, round_steps)
     return found, failed
@@ -183,9 +224,16 @@ def _ladder(
 ) -> list[ConfirmedRow]:
     source = [name, [astuple(rung) for rung in rungs], method.settings.plain()]
     wanted = [rung.trial for rung in rungs if rung.trial in matched]
-    before = [confirmed_before(problem, f"{name}-{trial}", folder, source, round_steps) for trial in wanted]
+    before = [
+        confirmed_before(problem, f"{name}-{trial}", folder, source, round_steps)
+        for trial in wanted
+    ]
     if all(before):
-        return [_row(problem, name, trial, row) for trial, row in zip(wanted, before, strict=True) if row]
+        return [
+            _row(problem, name, trial, row)
+            for trial, row in zip(wanted, before, strict=True)
+            if row
+        ]
     found = []
     words = axis_words(problem.axis)
     first = method.stages[0].pruner
@@ -194,7 +242,9 @@ def _ladder(
         progress.tick(f"{name}: rung at {rung.macs / problem.dense_macs:.1%} of the {words}")
         if rung.trial not in matched:
             continue
-        candidate = Candidate(f"{name}-{rung.trial}", model, keep, source, sparse, round_steps=round_steps)
+        candidate = Candidate(
+            f"{name}-{rung.trial}", model, keep, source, sparse, round_steps=round_steps
+        )
         result, _ = confirm(problem, candidate, folder, progress.tick)
         found.append(_row(problem, name, rung.trial, result))
     return found
@@ -204,13 +254,23 @@ def _dense(problem: Problem, progress: Progress, round_steps: int | None) -> Con
     model: nn.Module = copy.deepcopy(problem.model)
     source = [problem.dense_digest]
     candidate = Candidate("dense", model, problem.structure.full(), source, round_steps=round_steps)
-    with needed("finetuning of the dense model, which the front is compared with,", SMALLER.format("finetune")):
-        result, _ = confirm(problem, candidate, problem.settings.study.folder / "confirm", progress.tick)
+    with needed(
+        "finetuning of the dense model, which the front is compared with,",
+        SMALLER.format("finetune"),
+    ):
+        result, _ = confirm(
+            problem, candidate, problem.settings.study.folder / "confirm", progress.tick
+        )
     return _row(problem, "dense", None, result)
 
 
 def _row(
-    problem: Problem, origin: str, trial: int | None, result: Confirmed, method: str = "", path: str = ""
+    problem: Problem,
+    origin: str,
+    trial: int | None,
+    result: Confirmed,
+    method: str = "",
+    path: str = "",
 ) -> ConfirmedRow:
     quality, nonzero = problem.settings.objectives.quality, result.costs["nonzero_params"]
     return ConfirmedRow(
@@ -256,5 +316,9 @@ def _export(
         "weights": weights_digest(model),
         "made_with": made_with(problem.device, problem.memory_format),
     }
-    confirmed = {"confirmed": by_seed, "confirmed_seed": seeds[result.best], "confirmation": confirmation}
+    confirmed = {
+        "confirmed": by_seed,
+        "confirmed_seed": seeds[result.best],
+        "confirmation": confirmation,
+    }
     save_plan(folder, {**document, **confirmed}, model)

@@ -50,7 +50,9 @@ def steps_by_rung(rungs: Sequence[Rung], least: int) -> list[tuple[Rung, int]]:
     return found
 
 
-def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> Iterator[tuple[Rung, nn.Module, Keep]]:
+def climb(
+    problem: Problem, method: Method, name: Name, rungs: list[Rung]
+) -> Iterator[tuple[Rung, nn.Module, Keep]]:
     """The ladder's model and dense units at each rung, large to small, after the steps its match has been finetuned.
 
     A ladder prunes as the method's first stage does; a hybrid method is thus compared with removal alone.
@@ -60,9 +62,13 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
     model, alive = problem.model, structure.full()
     units_alive = problem.structure.full()
     seed = seed_of(problem.settings.seed, 5, PLACES[name])
-    least = 0 if any(group.kind == "pattern" for group in structure.groups) else 1  # whole blocks stay
+    least = (
+        0 if any(group.kind == "pattern" for group in structure.groups) else 1
+    )  # whole blocks stay
     shares = np.random.default_rng(seed).uniform(0.1, 1.0, len(structure.groups))
-    for place, (rung, steps) in enumerate(steps_by_rung(rungs, problem.settings.phases.finetune.round_steps)):
+    for place, (rung, steps) in enumerate(
+        steps_by_rung(rungs, problem.settings.phases.finetune.round_steps)
+    ):
         scores = pruner.scores(model, alive, seed)
         now = structure.counts(alive)
         if name == "global":
@@ -78,12 +84,16 @@ def climb(problem: Problem, method: Method, name: Name, rungs: list[Rung]) -> It
             problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
         masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
         held = [Sparse(masks)] if masks else []
-        training = Training(1, seed_of(seed, place), round_steps=steps, mixed=rung.mixed, callbacks=held)
+        training = Training(
+            1, seed_of(seed, place), round_steps=steps, mixed=rung.mixed, callbacks=held
+        )
         problem.finetune(model, training)
         yield rung, model.eval(), units_alive
 
 
-def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1) -> Counts:
+def global_counts(
+    structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1
+) -> Counts:
     """Units kept per group when all are ranked in one list by multiples of their group's mean score."""
     if not alive.any():
         return structure.counts(alive)
@@ -93,5 +103,8 @@ def global_counts(structure: Structure, scores: Scores, alive: Keep, macs: Macs,
     def counts(level: float) -> Counts:
         return np.array([max(least, int((part >= level).sum())) for part in living], dtype=np.int64)
 
-    least_level, most_level = float(relative[alive].min()) - 1.0, float(np.nextafter(relative[alive].max(), np.inf))
+    least_level, most_level = (
+        float(relative[alive].min()) - 1.0,
+        float(np.nextafter(relative[alive].max(), np.inf)),
+    )
     return counts(lowest_level(counts, macs, target, least_level, most_level))

@@ -160,10 +160,15 @@ def _make(
         metrics = metrics_of(settings, 1.0, settings.phases.train.epochs)
         on_round(settings.phases.train.rewind_epoch or 0, metrics)
     else:
-        with needed("training of the dense model", SMALLER.format("train")), timed("dense training"):
+        with (
+            needed("training of the dense model", SMALLER.format("train")),
+            timed("dense training"),
+        ):
             _train(settings, model, data, device, on_round, memory_format)
         with timed("evaluation"):
-            metrics = evaluate(build_task(settings.task, model, data), data.val_dataloader(), device)
+            metrics = evaluate(
+                build_task(settings.task, model, data), data.val_dataloader(), device
+            )
     if settings.objectives.quality not in metrics:
         raise ConfigError(
             f"the task's validation must log '{settings.objectives.quality}', the quality (objectives.quality); "
@@ -174,13 +179,17 @@ def _make(
         "model": redact_tree(settings.model.to_json()),
         "data": redact_tree(settings.data.to_json()),
         "validation": metrics,
-        "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, REWIND) if (folder / name).exists()},
+        "sha256": {
+            name: sha256_of(folder / name) for name in (WEIGHTS, REWIND) if (folder / name).exists()
+        },
     }
     write_atomic(folder / RECORD, json.dumps(record, indent=1))
     return metrics
 
 
-def _kept(folder: Path, model: nn.Module, settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _kept(
+    folder: Path, model: nn.Module, settings: Settings
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and validation metrics of a baseline, all of its files checked; older records have no digests.
 
     Errors: DataError for a file that is damaged or does not fit the model.
@@ -191,7 +200,9 @@ def _kept(folder: Path, model: nn.Module, settings: Settings) -> tuple[dict[str,
         digests = {name: record.get("sha256", {}).get(name) for name in (WEIGHTS, REWIND)}
         metrics[settings.objectives.quality]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{folder / RECORD} must have the validation metrics of the dense model; {ANEW}") from error
+        raise DataError(
+            f"{folder / RECORD} must have the validation metrics of the dense model; {ANEW}"
+        ) from error
     if (folder / REWIND).exists():
         read_weights(folder / REWIND, model.state_dict(), ANEW, digests[REWIND])
     return read_weights(folder / WEIGHTS, model.state_dict(), ANEW, digests[WEIGHTS]), metrics
@@ -238,18 +249,26 @@ def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
     if path.suffix == ".safetensors":
-        check_shapes(path, model.state_dict(), "take the checkpoint of this model (phases.train.checkpoint)")
+        check_shapes(
+            path, model.state_dict(), "take the checkpoint of this model (phases.train.checkpoint)"
+        )
         whole: dict[str, Tensor] = load_file(path)
         return whole
     mappable = _mappable(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except (RuntimeError, ValueError, EOFError, OSError) as error:
-        raise DataError(f"phases.train.checkpoint must hold tensors only; {path}: {error}") from error
+        raise DataError(
+            f"phases.train.checkpoint must hold tensors only; {path}: {error}"
+        ) from error
     except Exception as error:  # torch's unpickler raises its own kinds for refused content
-        raise DataError(f"{path} holds more than tensors and was refused; save model.state_dict()") from error
+        raise DataError(
+            f"{path} holds more than tensors and was refused; save model.state_dict()"
+        ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise DataError(f"{path} must hold a state dict (name -> tensor); save model.state_dict()")
     return {name.removeprefix("model."): value for name, value in state.items()}
 
@@ -262,9 +281,13 @@ def _mappable(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DataError(f"phases.train.checkpoint must be as torch.save writes it; {path}: {error}") from error
+        raise DataError(
+            f"phases.train.checkpoint must be as torch.save writes it; {path}: {error}"
+        ) from error
     if packed:
-        raise DataError(f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed entries")
+        raise DataError(
+            f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed entries"
+        )
     return True
 
 
@@ -273,4 +296,6 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise DataError(f"the weights of {where} do not fit the model: {' '.join(lines[1:4]).strip()}") from error
+        raise DataError(
+            f"the weights of {where} do not fit the model: {' '.join(lines[1:4]).strip()}"
+        ) from error

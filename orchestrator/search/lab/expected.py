@@ -43,11 +43,18 @@ class Prices:
     def toward(self, other: Prices, share: float) -> Prices:
         """Of a model at `share` of the way to the other one."""
         mine, others = vars(self), vars(other)
-        return Prices(**{name: max(0.0, mine[name] + share * (others[name] - mine[name])) for name in mine})
+        return Prices(
+            **{name: max(0.0, mine[name] + share * (others[name] - mine[name])) for name in mine}
+        )
 
 
 def expected_seconds(
-    settings: Settings, model: nn.Module, data: Any, structure: Structure, device: torch.device, begun: float
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    structure: Structure,
+    device: torch.device,
+    begun: float,
 ) -> dict[str, float]:
     """Seconds by phase of the whole job; `begun` are those until the model's structure is known, as here."""
     dense = prices(settings, model, data, device)
@@ -83,7 +90,13 @@ class _Work:
     @property
     def chosen(self) -> int:
         """How many models are confirmed."""
-        return max(1, min(self.settings.phases.confirm.max_models, round(CHOSEN * self.settings.study.n_trials)))
+        return max(
+            1,
+            min(
+                self.settings.phases.confirm.max_models,
+                round(CHOSEN * self.settings.study.n_trials),
+            ),
+        )
 
     def dense_training(self) -> float:
         epochs, one = self.settings.phases.train.epochs, self.dense
@@ -103,7 +116,10 @@ class _Work:
         rungs = min(self.settings.search.chain.targets, self.settings.study.n_trials)
         calls = min(sum(_ends(getattr(space, "steps", (1, 1)))) / 2, high)
         around = self.finetuning(self.pruned, (low + high) / 2, calls)
-        return rungs * self.finetuning(self.pruned, high) + (self.settings.study.n_trials - rungs) * around
+        return (
+            rungs * self.finetuning(self.pruned, high)
+            + (self.settings.study.n_trials - rungs) * around
+        )
 
     def confirming(self, one: Prices) -> float:
         """One model, finetuned for each seed without a look at validation data between."""
@@ -125,17 +141,27 @@ class _Work:
         """Recalibrated after each pruning step, and validated after each round."""
         how = self.settings.phases.finetune
         recalibration = how.recalibration_batches * one.step / 3.0
-        return rounds * (how.round_steps * one.step + one.validation) + calls * (one.call + recalibration)
+        return rounds * (how.round_steps * one.step + one.validation) + calls * (
+            one.call + recalibration
+        )
 
 
 def _pruned(
-    settings: Settings, model: nn.Module, data: Any, structure: Structure, device: torch.device, dense: Prices
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    structure: Structure,
+    device: torch.device,
+    dense: Prices,
 ) -> Prices:
     """At the mean of the chain's log-uniform FLOPs ratios, between a model of its middle and the dense one."""
     if not structure.groups:
         return dense
     largest, smallest = settings.search.chain.largest, settings.search.chain.smallest
-    middle, mean = math.sqrt(largest * smallest), (largest - smallest) / math.log(largest / smallest)
+    middle, mean = (
+        math.sqrt(largest * smallest),
+        (largest - smallest) / math.log(largest / smallest),
+    )
     cut = cut_anyhow(copy.deepcopy(model), structure, evenly(structure, middle))
     return prices(settings, cut, data, device).toward(dense, (mean - middle) / (1.0 - middle))
 
@@ -164,7 +190,10 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
     some = _Some(data.val_dataloader())
     first = min(evaluated(some.first), evaluated(some.first))
     further = max(0.0, evaluated(some) - first) / max(1, len(some) - 1)
-    val, test = (first + (_count(loader) - 1) * further for loader in (data.val_dataloader(), data.test_dataloader()))
+    val, test = (
+        first + (_count(loader) - 1) * further
+        for loader in (data.val_dataloader(), data.test_dataloader())
+    )
     return Prices(step, max(0.0, one - step), val, test)
 
 

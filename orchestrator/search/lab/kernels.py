@@ -35,7 +35,9 @@ MUCH_FASTER = 0.75
 """Of the time in the usual memory format: a gain that no noise of a busy machine gives or takes."""
 
 
-def choose_threads(settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device) -> str:
+def choose_threads(
+    settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device
+) -> str:
     """For `threads=auto` on the CPU: measure, set torch's threads, and return what was found; else an empty string.
 
     Tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with the
@@ -70,11 +72,15 @@ def choose_memory_format(
     """
     if fault := channels_last_fault(model, device):
         if settings.memory_format == "channels_last":
-            raise ConfigError(f"memory_format=channels_last cannot be used here: {fault}; take memory_format=auto")
+            raise ConfigError(
+                f"memory_format=channels_last cannot be used here: {fault}; take memory_format=auto"
+            )
         _require_rows(data, fault)
     dims = {parameter.dim() for parameter in model.parameters()}
     if settings.memory_format == "channels_last" and 5 in dims:
-        raise ConfigError("memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5")
+        raise ConfigError(
+            "memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5"
+        )
     if settings.memory_format != "auto":
         return settings.memory_format, ""
     if device.type != "cpu" or 4 not in dims or 5 in dims or fault:
@@ -84,10 +90,17 @@ def choose_memory_format(
         tasks = {name: _middle(settings, structure, model, data) for name in FORMATS}
         for name, task in tasks.items():
             task.to(memory_format=FORMATS[name])
-        turns = list(zip(*(_step_times(task, data) for task in tasks.values()), strict=True))  # by turns: load changes
-        return {name: min(times[1:]) for name, times in zip(tasks, zip(*turns, strict=True), strict=True)}
+        turns = list(
+            zip(*(_step_times(task, data) for task in tasks.values()), strict=True)
+        )  # by turns: load changes
+        return {
+            name: min(times[1:])
+            for name, times in zip(tasks, zip(*turns, strict=True), strict=True)
+        }
 
-    milliseconds = _once(_path("memory-format", settings, torch.get_num_threads()), list(FORMATS), measured)
+    milliseconds = _once(
+        _path("memory-format", settings, torch.get_num_threads()), list(FORMATS), measured
+    )
     much = milliseconds["channels_last"] <= MUCH_FASTER * milliseconds["contiguous"]
     name = "channels_last" if much else "contiguous"
     return name, f"{name}; a step with {_words(milliseconds)}"
@@ -95,12 +108,20 @@ def choose_memory_format(
 
 def _require_rows(data: Any, fault: str) -> None:
     """Errors: ConfigError for images that lie channels last: convolutions would keep them so all through the model."""
-    tensors = [leaf for leaf in pytree.tree_leaves(next(iter(data.train_batches(0)))) if isinstance(leaf, Tensor)]
+    tensors = [
+        leaf
+        for leaf in pytree.tree_leaves(next(iter(data.train_batches(0))))
+        if isinstance(leaf, Tensor)
+    ]
     if any(images.dim() == 4 and images.stride(1) < images.stride(3) for images in tensors):
-        raise ConfigError(f"the data's images lie channels last in memory, and {fault}; give them as .contiguous()")
+        raise ConfigError(
+            f"the data's images lie channels last in memory, and {fault}; give them as .contiguous()"
+        )
 
 
-def _middle(settings: Settings, structure: Structure, model: nn.Module, data: Any) -> LightningModule:
+def _middle(
+    settings: Settings, structure: Structure, model: nn.Module, data: Any
+) -> LightningModule:
     """The task with a model of the middle of the chain, ready to train."""
     ratio = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
     cut = copy.deepcopy(model)
@@ -121,7 +142,10 @@ def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
 def _path(kind: str, settings: Settings, *more: object) -> Path:
     where = [platform.node(), platform.machine(), os.cpu_count(), torch.__version__, *more]
     middle = math.sqrt(settings.search.chain.largest * settings.search.chain.smallest)
-    return settings.study.baselines / f"{kind}-{digest([where, settings.model, settings.data, middle])}.json"
+    return (
+        settings.study.baselines
+        / f"{kind}-{digest([where, settings.model, settings.data, middle])}.json"
+    )
 
 
 def _once(path: Path, names: list[str], measure: Any) -> dict[str, float]:

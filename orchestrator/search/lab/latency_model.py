@@ -51,7 +51,9 @@ class LatencyModel:
         return float(self.features(counts) @ self.coefficients)
 
 
-def fit(features: Features, counts: Counts, measured: npt.NDArray[np.float64], held: int = HELD_OUT) -> LatencyModel:
+def fit(
+    features: Features, counts: Counts, measured: npt.NDArray[np.float64], held: int = HELD_OUT
+) -> LatencyModel:
     """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
 
     The last `held` plans tell the error of a model fitted to the others; the model returned is fitted to all.
@@ -59,10 +61,14 @@ def fit(features: Features, counts: Counts, measured: npt.NDArray[np.float64], h
     x = features(counts)
     some = _coefficients(x[:-held], measured[:-held])
     errors = np.abs(x[-held:] @ some / measured[-held:] - 1.0)
-    return LatencyModel(features, _coefficients(x, measured), float(errors.mean()), float(errors.max()))
+    return LatencyModel(
+        features, _coefficients(x, measured), float(errors.mean()), float(errors.max())
+    )
 
 
-def _coefficients(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _coefficients(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     found: npt.NDArray[np.float64] = nnls(x / y[:, None], np.ones(len(y)))[0]
     return found
 
@@ -74,7 +80,9 @@ def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
     """
     generator = np.random.default_rng(seed)
     level = np.exp(generator.uniform(np.log(0.05), 0.0, (n_plans, 1)))
-    shares = np.minimum(1.0, level * np.exp2(generator.uniform(-0.5, 0.5, (n_plans, len(structure.groups)))))
+    shares = np.minimum(
+        1.0, level * np.exp2(generator.uniform(-0.5, 0.5, (n_plans, len(structure.groups))))
+    )
     shares[0] = 1.0
     drawn = np.rint(shares * structure.sizes)
     single = structure.sizes == 1  # a whole block goes or stays
@@ -104,7 +112,10 @@ def latency_model(
     sizes = [[group.name, group.size] for group in structure.groups]
     key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
-    if path is not None and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None:
+    if (
+        path is not None
+        and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None
+    ):
         return stored
     counts = random_counts(structure, PLANS, 0)
     measured = np.full(PLANS, np.inf)
@@ -129,8 +140,12 @@ def latency_model(
 def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel:
     coefficients = np.array(data["coefficients_ms"], dtype=np.float64)
     wanted, errors = features(structure.sizes).shape, data["held_out_error"]
-    if coefficients.shape != wanted or not (np.isfinite(coefficients).all() and (coefficients >= 0.0).all()):
-        raise ValueError(f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}")
+    if coefficients.shape != wanted or not (
+        np.isfinite(coefficients).all() and (coefficients >= 0.0).all()
+    ):
+        raise ValueError(
+            f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}"
+        )
     return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
 
 

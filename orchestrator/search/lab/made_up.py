@@ -38,7 +38,9 @@ class MadeUpProblem(Problem):
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         self._work("recalibrate", count, seed)
 
-    def finetune(self, model: nn.Module, training: Training, on_round: OnRound | None = None) -> int:
+    def finetune(
+        self, model: nn.Module, training: Training, on_round: OnRound | None = None
+    ) -> int:
         """The rounds done. Errors: DivergedError as often as `made_up.failures` says."""
         draw = self._work("finetune", _phases(self.settings), replace(training, callbacks=()))
         if on_round is not None and draw.random() < self._made_up.failures:
@@ -86,14 +88,17 @@ def _fingerprint(model: nn.Module) -> float:
     return float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
 
 
-def metrics_of(settings: Settings, ratio: float, rounds: int, noise: float = 0.0) -> dict[str, float]:
+def metrics_of(
+    settings: Settings, ratio: float, rounds: int, noise: float = 0.0
+) -> dict[str, float]:
     """Every metric of the task, for a model with this ratio of the dense parameters after some rounds of finetuning."""
     from orchestrator.search.goals import task_directions
 
     short = NARROW * (1.0 - np.sqrt(min(1.0, ratio))) + UNTRAINED * 0.5**rounds
     good = float(np.clip(BEST - short + noise, 0.0, 1.0))
     return {
-        name: good if direction == "maximize" else 1.0 - good for name, direction in task_directions(settings).items()
+        name: good if direction == "maximize" else 1.0 - good
+        for name, direction in task_directions(settings).items()
     }
 
 

@@ -11,7 +11,12 @@ from torch import nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.distillation import AttentionTransfer, Distillation, dense_outputs, teacher
+from lightning_modules.phases.distillation import (
+    AttentionTransfer,
+    Distillation,
+    dense_outputs,
+    teacher,
+)
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
@@ -75,16 +80,23 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     prices = Prices(structure, Cost(structure), example, latency)
     check_bounds(settings, prices, model)
     check_plans(settings, structure, model)
-    progress.phase("dense baseline", f"{settings.phases.train.epochs} epochs, or read where it was trained before")
+    progress.phase(
+        "dense baseline",
+        f"{settings.phases.train.epochs} epochs, or read where it was trained before",
+    )
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
         quality = metrics[settings.objectives.quality]
         progress.tick(f"epoch {epoch}: validation {settings.objectives.quality} {quality:.4f}")
         return True
 
-    model, metrics = train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
+    model, metrics = train_dense(
+        settings, model, data, device, progress.timed, on_epoch, memory_format
+    )
     made_up = settings.made_up is not None
-    distillation, mixing = (None, None) if made_up else _teaching(settings, model, data, device, progress)
+    distillation, mixing = (
+        (None, None) if made_up else _teaching(settings, model, data, device, progress)
+    )
     rewound = rewound_model(settings, model)
     costs = dense_costs(settings, model, prices)
     kind = MadeUpProblem if made_up else Problem
@@ -118,14 +130,18 @@ def _teaching(
     task = build_task(settings.task, model, data)
     divergence = divergence_of(task)
     if divergence is None:
-        progress.phase("distillation", f"none: {type(task).__name__} has no divergence between outputs")
+        progress.phase(
+            "distillation", f"none: {type(task).__name__} has no divergence between outputs"
+        )
         return None, None
     begin = time.perf_counter()
     index = partial(sample_index, data)
     with progress.timed("evaluation"):
         cached = dense_outputs(task, data.ordered_batches(), index, device)
     features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
-    distillation = Distillation(teacher(model, cached, index), divergence, how.temperature, how.weight, features)
+    distillation = Distillation(
+        teacher(model, cached, index), divergence, how.temperature, how.weight, features
+    )
     classifies = getattr(task, "classifies", False)
     if how.mixed not in (0, "auto") and not classifies:
         raise ConfigError(
@@ -139,7 +155,12 @@ def _teaching(
 
 
 def find_latency_model(
-    settings: Settings, structure: Structure, model: nn.Module, example: Inputs, progress: Progress, keep: bool = True
+    settings: Settings,
+    structure: Structure,
+    model: nn.Module,
+    example: Inputs,
+    progress: Progress,
+    keep: bool = True,
 ) -> LatencyModel | None:
     """Fitted, or read back, where an estimated latency is optimised or bounded; its error is told."""
     if not settings.objectives.uses("estimated_latency_ms"):
@@ -154,7 +175,10 @@ def find_latency_model(
             _architecture(settings),
             lambda done, of: progress.tick(f"{done} of {of} measurements"),
         )
-    progress.phase("latency", f"plans it has not seen: {found.mean_error:.1%} off, {found.worst_error:.1%} at worst")
+    progress.phase(
+        "latency",
+        f"plans it has not seen: {found.mean_error:.1%} off, {found.worst_error:.1%} at worst",
+    )
     return found
 
 
@@ -183,5 +207,9 @@ def check_prunable(settings: Settings, structure: Structure) -> None:
     """Errors: ConfigError when nothing can be pruned."""
     single = all(method.granularity != "unit" for method in settings.method.choices())
     if not structure.groups and not single:
-        reasons = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5])
-        raise ConfigError(f"the model must have something to prune; every layer is skipped ({reasons})")
+        reasons = "; ".join(
+            f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5]
+        )
+        raise ConfigError(
+            f"the model must have something to prune; every layer is skipped ({reasons})"
+        )

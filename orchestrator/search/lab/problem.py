@@ -132,7 +132,9 @@ class Problem:
             return None
         return ActivationPruning(how.kind, level, tuple(self.weight_names[1:]))
 
-    def density(self, model: nn.Module, sparse: Sequence[str], level: float | None) -> dict[str, float]:
+    def density(
+        self, model: nn.Module, sparse: Sequence[str], level: float | None
+    ) -> dict[str, float]:
         """Share of nonzero weights of each `sparse` tensor, times that of the activations it meets on validation data.
 
         Activations count where the method prunes them; a model without a level then counts with the zeros it has.
@@ -147,14 +149,18 @@ class Problem:
 
     def inputs(self, model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
         """What the task calls `model` with on each batch, on the device; the check is called before each."""
-        return inputs_from(self.task(model).to(self.device), watched(batches, self.check), self.device)
+        return inputs_from(
+            self.task(model).to(self.device), watched(batches, self.check), self.device
+        )
 
     @property
     def axis(self) -> str:
         """The cost along which targets, bands and baselines stand."""
         return self.settings.objectives.axis
 
-    def ratios(self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    def ratios(
+        self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})
+    ) -> dict[str, float]:
         """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by weight tensor."""
         effective = effective_macs(self.structure, some_of(self.structure, kept), density)
         return {
@@ -168,15 +174,23 @@ class Problem:
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):
-            recalibrate(model, self.inputs(model, self.data.train_batches(seed)), count, self.device)
+            recalibrate(
+                model, self.inputs(model, self.data.train_batches(seed)), count, self.device
+            )
 
-    def finetune(self, model: nn.Module, training: Training, on_round: OnRound | None = None) -> int:
+    def finetune(
+        self, model: nn.Module, training: Training, on_round: OnRound | None = None
+    ) -> int:
         """Reproducible from the training's seed on one CPU. Returns the rounds done."""
         round_steps = training.round_steps or self.settings.phases.finetune.round_steps
         task, teaching, batches = self.task(model), self.distillation, None
         if teaching is not None and training.distillation is not None:
             teaching = replace(teaching, weight=training.distillation)
-        if teaching is not None and self.mixing is not None and (copies := self._copies(training.mixed)) > 0:
+        if (
+            teaching is not None
+            and self.mixing is not None
+            and (copies := self._copies(training.mixed)) > 0
+        ):
             batches, teacher = self.mixing(copies, training.seed)
             teaching = replace(teaching, teacher=teacher)
         seed_everything(training.seed)
@@ -197,7 +211,11 @@ class Problem:
 
     @contextmanager
     def _taught(
-        self, model: nn.Module, task: LightningModule, training: Training, teaching: Distillation | None
+        self,
+        model: nn.Module,
+        task: LightningModule,
+        training: Training,
+        teaching: Distillation | None,
     ) -> Iterator[None]:
         """Inside, activations are pruned at the training's level, and the loss is mixed with the teacher's."""
         features = None if self.distillation is None else self.distillation.features
@@ -240,8 +258,12 @@ def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization
     optimizer = how.optimizer
     if lr_factor != 1.0:
         if "lr" not in optimizer.arguments:
-            raise ConfigError("phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it")
-        optimizer = Recipe(optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]})
+            raise ConfigError(
+                "phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it"
+            )
+        optimizer = Recipe(
+            optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]}
+        )
     return Optimization(optimizer, how.warmup, how.clip_norm, how.scheduler)
 
 

@@ -46,8 +46,14 @@ def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) 
 
 def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
     found = Sensitivity(tuple(map(float, data["ratios"])), np.array(data["loss"], dtype=np.float64))
-    if found.loss.shape != (groups, ratios) or len(found.ratios) != ratios or not np.isfinite(found.loss).all():
-        raise ValueError(f"a profile of {groups} groups at {ratios} ratios has another shape, or is not finite")
+    if (
+        found.loss.shape != (groups, ratios)
+        or len(found.ratios) != ratios
+        or not np.isfinite(found.loss).all()
+    ):
+        raise ValueError(
+            f"a profile of {groups} groups at {ratios} ratios has another shape, or is not finite"
+        )
     return found
 
 
@@ -90,8 +96,17 @@ class _Judge:
     def __call__(self, model: nn.Module) -> float:
         """The mean over the batches."""
         pairs = zip(self.inputs, self.dense, strict=True)
-        return float(np.mean([float(self.divergence(run(model, batch), dense, 1.0)) for batch, dense in pairs]))
+        return float(
+            np.mean(
+                [float(self.divergence(run(model, batch), dense, 1.0)) for batch, dense in pairs]
+            )
+        )
 
 
 def _write(path: Path, found: Sensitivity, groups: list[str]) -> None:
-    write_atomic(path, json.dumps({"groups": groups, "ratios": found.ratios, "loss": found.loss.tolist()}, indent=1))
+    write_atomic(
+        path,
+        json.dumps(
+            {"groups": groups, "ratios": found.ratios, "loss": found.loss.tolist()}, indent=1
+        ),
+    )

@@ -89,7 +89,12 @@ class Pace:
         left: Callable[[], Sequence[float]],
         steps_done: Callable[[], float],
     ) -> None:
-        self.speed, self.chain, self.available, self.sharing = speed, tuple(chain), available, sharing
+        self.speed, self.chain, self.available, self.sharing = (
+            speed,
+            tuple(chain),
+            available,
+            sharing,
+        )
         self.clock, self.left, self.steps_done = clock, left, steps_done
         self._took = self._expected = 0.0
         self._open: tuple[float, float, float] | None = None
@@ -113,12 +118,18 @@ class Pace:
             return True
         self._learn()
         mean = float(np.exp(np.mean(np.log(self.chain))))
-        return self.slower * self.speed.price(mean, self.rung_steps(mean)) <= self.available - self.clock()
+        return (
+            self.slower * self.speed.price(mean, self.rung_steps(mean))
+            <= self.available - self.clock()
+        )
 
     def rung_steps(self, ratio: float) -> int:
         """Steps of a rung where the chain has all that is available, or as many as are wanted."""
         return int(
-            min(self.sharing.most, max(FEWEST, self.sharing.steps(self.speed, self.available, ratio, self.chain)))
+            min(
+                self.sharing.most,
+                max(FEWEST, self.sharing.steps(self.speed, self.available, ratio, self.chain)),
+            )
         )
 
     def _learn(self) -> None:
@@ -149,7 +160,11 @@ class Unpaced:
 
 
 def fewer_rungs(
-    rungs: Callable[[int], Sequence[float]], most: int, speed: Speed, available: float, sharing: Sharing
+    rungs: Callable[[int], Sequence[float]],
+    most: int,
+    speed: Speed,
+    available: float,
+    sharing: Sharing,
 ) -> int:
     """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):

@@ -16,7 +16,15 @@ from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.confirmation.ladders import Rung, steps_by_rung
 from orchestrator.search.lab.problem import Problem, Training
-from orchestrator.search.pace.budget import FEWEST, STEPWISE, Pace, Sharing, Speed, Unpaced, fewer_rungs
+from orchestrator.search.pace.budget import (
+    FEWEST,
+    STEPWISE,
+    Pace,
+    Sharing,
+    Speed,
+    Unpaced,
+    fewer_rungs,
+)
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.space.allocation import cut_anyhow
 from orchestrator.search.studies.queue import own_trials, queued
@@ -50,18 +58,28 @@ class Pacing:
 
     @property
     def words(self) -> str:
-        return f"{self.budget.text}, a chain of {len(self.targets)} rungs first" if self.targets else self.budget.text
+        return (
+            f"{self.budget.text}, a chain of {len(self.targets)} rungs first"
+            if self.targets
+            else self.budget.text
+        )
 
     @property
     def rung_steps(self) -> list[float]:
         """Steps of the chain's rungs, large to small, as long as all goes as expected."""
         if isinstance(self.pace, Unpaced):
             return []
-        return [float(self.pace.rung_steps(ratio)) for ratio in self.pace.chain[: len(self.targets)]]
+        return [
+            float(self.pace.rung_steps(ratio)) for ratio in self.pace.chain[: len(self.targets)]
+        ]
 
     def seconds_left(self) -> float | None:
         """Of the whole run; None where the budget is not in seconds."""
-        return max(0.0, self.budget.amount - self.clock()) if self.budget.measure == "seconds" else None
+        return (
+            max(0.0, self.budget.amount - self.clock())
+            if self.budget.measure == "seconds"
+            else None
+        )
 
     def confirming(self, problem: Problem, flops_ratios: Sequence[float]) -> int | None:
         """Steps of a round with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
@@ -77,12 +95,20 @@ class Pacing:
         return int(np.clip(steps, FEWEST, max(FEWEST, 10 * usual)))
 
     def affords(
-        self, problem: Problem, rungs: Sequence[Rung], confirmed: Sequence[Rung], round_steps: int | None
+        self,
+        problem: Problem,
+        rungs: Sequence[Rung],
+        confirmed: Sequence[Rung],
+        round_steps: int | None,
     ) -> bool:
         """Whether a ladder with these rungs, some of them `confirmed` as in `confirming`, would end in time."""
         if (left := self.seconds_left()) is None:
             return True
-        how, usual, seconds = problem.settings.phases.confirm, problem.settings.phases.finetune.round_steps, 0.0
+        how, usual, seconds = (
+            problem.settings.phases.confirm,
+            problem.settings.phases.finetune.round_steps,
+            0.0,
+        )
         for rung, steps in steps_by_rung(rungs, usual):
             seconds += self.speed.price(self._ratio(problem, rung), steps)
         for rung in confirmed:
@@ -108,7 +134,9 @@ class Plans:
     def cut(self) -> bool:
         """Whether plans remove anything; weights at zero cost as much as others."""
         methods = self.evaluator.methods.values()
-        return any(isinstance(stage.pruner, UnitPruner) for method in methods for stage in method.stages)
+        return any(
+            isinstance(stage.pruner, UnitPruner) for method in methods for stage in method.stages
+        )
 
     def flops_ratio(self, params: Params) -> float:
         if not self.cut or not params:  # a user's own plan may keep most of the model
@@ -197,11 +225,23 @@ def mixed_copies(problem: Problem, study: Study, pacing: Pacing | None) -> int |
     None: as configured. The dense outputs on them are there afterwards.
     """
     how, mixing = problem.settings.phases.finetune.distillation, problem.mixing
-    if how is None or how.mixed != "auto" or mixing is None or pacing is None or pacing.budget.measure != "seconds":
+    if (
+        how is None
+        or how.mixed != "auto"
+        or mixing is None
+        or pacing is None
+        or pacing.budget.measure != "seconds"
+    ):
         return None
     if MIXED not in study.user_attrs:
-        epochs = sum(pacing.rung_steps) / (max(1, len(pacing.rung_steps)) * len(problem.data.train_batches(0)))
-        copies = min(MOST_MIXED, mixing.affordable(MIXING * pacing.budget.amount)) if epochs >= MIXED_EPOCHS else 0
+        epochs = sum(pacing.rung_steps) / (
+            max(1, len(pacing.rung_steps)) * len(problem.data.train_batches(0))
+        )
+        copies = (
+            min(MOST_MIXED, mixing.affordable(MIXING * pacing.budget.amount))
+            if epochs >= MIXED_EPOCHS
+            else 0
+        )
         study.set_user_attr(MIXED, copies)
     copies = int(study.user_attrs[MIXED])
     with problem.timed("evaluation"):
@@ -216,7 +256,9 @@ def _targets(problem: Problem, rungs: int) -> list[float]:
 
 def _steps_done(problem: Problem, study: Study) -> float:
     """Optimizer steps of all trials so far."""
-    return float(sum(_steps(problem, trial.user_attrs.get(MEASURED)) for trial in own_trials(study)))
+    return float(
+        sum(_steps(problem, trial.user_attrs.get(MEASURED)) for trial in own_trials(study))
+    )
 
 
 def _charged(problem: Problem, study: Study) -> float:
@@ -226,7 +268,9 @@ def _charged(problem: Problem, study: Study) -> float:
     """
     ended = [trial for trial in own_trials(study) if trial.state.is_finished()]
     found = [trial.user_attrs.get(MEASURED) for trial in ended]
-    return float(sum(FEWEST if measured is None else max(1, _steps(problem, measured)) for measured in found))
+    return float(
+        sum(FEWEST if measured is None else max(1, _steps(problem, measured)) for measured in found)
+    )
 
 
 def _steps(problem: Problem, measured: Mapping[str, Any] | None) -> int:
@@ -258,7 +302,11 @@ def measure(problem: Problem, cuts: Sequence[Counts], now: Callable[[], float]) 
         models[problem.ratios(kept)["flops"]] = cut_anyhow(problem.model, problem.structure, kept)
     found = {ratio: _timed(problem, model, now) for ratio, model in models.items()}
     falling = tuple(sorted(found, reverse=True))
-    return Speed(falling, tuple(found[ratio][0] for ratio in falling), tuple(found[ratio][1] for ratio in falling))
+    return Speed(
+        falling,
+        tuple(found[ratio][0] for ratio in falling),
+        tuple(found[ratio][1] for ratio in falling),
+    )
 
 
 def _timed(problem: Problem, model: nn.Module, now: Callable[[], float]) -> tuple[float, float]:

@@ -104,6 +104,8 @@ def read_document(path: Path, remedy: str) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} must be a plan that this program wrote: {where}: {first['msg']}; {remedy}") from None
+        raise DataError(
+            f"{path} must be a plan that this program wrote: {where}: {first['msg']}; {remedy}"
+        ) from None
     document: dict[str, Any] = found
     return document

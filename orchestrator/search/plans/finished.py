@@ -54,7 +54,11 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
 
     Ties in cost go to the weights that have been trained for longer, then to the later trial.
     """
-    fits = [plan for plan in finished if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()]
+    fits = [
+        plan
+        for plan in finished
+        if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()
+    ]
     return min(fits, key=lambda plan: (plan.macs, -plan.trained_rounds, -plan.number), default=None)
 
 
@@ -89,7 +93,9 @@ def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = (
         ) from error
 
 
-def finished_weights(folder: Path, finished: Finished, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+def finished_weights(
+    folder: Path, finished: Finished, model: nn.Module, structure: Structure
+) -> dict[str, Tensor]:
     """The weights of a finished plan of the dense `model`.
 
     Errors: DataError where they are not in the shapes that the plan gives, or not the bytes that were saved.
@@ -99,8 +105,13 @@ def finished_weights(folder: Path, finished: Finished, model: nn.Module, structu
         shapes = state_shapes(model, structure, finished.keep)
     except PlanError as error:
         raise DataError(f"{folder / PLAN} does not fit this model: {error}") from error
-    expected = {name: torch.empty(shape, dtype=dense[name].dtype, device="meta") for name, shape in shapes.items()}
-    return read_weights(path, expected, "give the same command again, which sets the trial aside", finished.weights)
+    expected = {
+        name: torch.empty(shape, dtype=dense[name].dtype, device="meta")
+        for name, shape in shapes.items()
+    }
+    return read_weights(
+        path, expected, "give the same command again, which sets the trial aside", finished.weights
+    )
 
 
 def keep_to_json(structure: Structure, keep: Keep) -> dict[str, list[list[int]]]:
@@ -115,7 +126,9 @@ def keep_from_json(runs: Mapping[str, list[list[int]]], structure: Structure) ->
     for group in structure.groups:
         for first, end in runs[group.name]:
             if not 0 <= first < end <= group.size:
-                raise ValueError(f"units {first} to {end} of group '{group.name}' with {group.size}")
+                raise ValueError(
+                    f"units {first} to {end} of group '{group.name}' with {group.size}"
+                )
             keep[group.start + first : group.start + end] = True
     return keep
 

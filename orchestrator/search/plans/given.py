@@ -24,7 +24,9 @@ Thresholds = dict[str, float]
 def read_plans(settings: Settings) -> list[Thresholds]:
     """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to numbers."""
     if settings.search.plans and len(settings.method.choices()[0].stages()) > 1:
-        raise ConfigError("search.plans has one threshold per group; a method with a second stage (`then`) needs two")
+        raise ConfigError(
+            "search.plans has one threshold per group; a method with a second stage (`then`) needs two"
+        )
     return [_read(path) for path in settings.search.plans]
 
 
@@ -37,7 +39,11 @@ def _read(path: Path) -> Thresholds:
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{rule}; {path} holds {reprlib.repr(found)}")
     for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0.0 <= value < float("inf")
+        ):
             raise ConfigError(f"{rule}; {path} has {reprlib.repr(value)} for '{name}'")
     return {name: float(value) for name, value in found.items()}
 

@@ -51,7 +51,10 @@ class Lineage:
     def trained_steps(self) -> int:
         """Optimizer steps in the weights at the end, all links together; a plan may have rounds of its own length."""
         usual = self.recipe["phases"]["finetune"]["round_steps"]
-        return sum(link.trained_rounds * (link.plan["timing"].get("round_steps") or usual) for link in self.links)
+        return sum(
+            link.trained_rounds * (link.plan["timing"].get("round_steps") or usual)
+            for link in self.links
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,7 +74,10 @@ def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model on the CPU, each entry with storage of its own (tied weights are stored twice)."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    return {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in model.state_dict().items()
+    }
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -94,11 +100,17 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     """What a lineage depends on beside its plans, secrets removed; a checkpoint counts by its weights, not its path."""
     whole = redact_tree(settings.plain())
     phases = {name: whole["phases"][name] for name in ("train", "finetune", "sparsify")}
-    phases["train"] = {name: value for name, value in phases["train"].items() if name != "checkpoint"}
+    phases["train"] = {
+        name: value for name, value in phases["train"].items() if name != "checkpoint"
+    }
     method = settings.method.choices()[0]
     structure = {"attention": method.attention, "depth": settings.depth}
     parts = {name: whole[name] for name in ("model", "data", "task", "seed")}
-    return {**parts, "phases": phases, "method": {**structure, "activation": whole["method"]["activation"]}}
+    return {
+        **parts,
+        "phases": phases,
+        "method": {**structure, "activation": whole["method"]["activation"]},
+    }
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

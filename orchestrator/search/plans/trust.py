@@ -24,7 +24,9 @@ def require_own(named: Iterable[str], who: str) -> None:
     """Errors: DataError for a target that is not defined in the pruning core; nothing else is imported to see it."""
     for target in sorted(named):
         # a path may lead through a module of ours to one that it imports
-        if not target.startswith(OWN) or not str(getattr(locate(target), "__module__", "")).startswith(OWN):
+        if not target.startswith(OWN) or not str(
+            getattr(locate(target), "__module__", "")
+        ).startswith(OWN):
             raise DataError(
                 f"a plan may name criteria of this program, or those that the configuration names; {who} names "
                 f"{target}: give the method it was made with (method=...), if you trust it like code"

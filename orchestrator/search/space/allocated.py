@@ -44,11 +44,19 @@ class Allocation(Recovery):
         """Largest size of each offset dimension, in octaves."""
         if self.offset <= 0.0:
             return {}
-        return {f"offset.{group.name}": self.offset for group in terrain.structure.groups[: terrain.widths]}
+        return {
+            f"offset.{group.name}": self.offset
+            for group in terrain.structure.groups[: terrain.widths]
+        }
 
     def octaves(self, terrain: Terrain, params: Params) -> Ratios:
         """The offset of each group; shape (groups that are no blocks,)."""
-        return np.array([params.get(f"offset.{g.name}", 0.0) for g in terrain.structure.groups[: terrain.widths]])
+        return np.array(
+            [
+                params.get(f"offset.{g.name}", 0.0)
+                for g in terrain.structure.groups[: terrain.widths]
+            ]
+        )
 
     def _flops_range(self, terrain: Terrain) -> tuple[float, float]:
         most = min(self.most_flops_ratio, terrain.max_flops_ratio)
@@ -66,7 +74,9 @@ class Allocation(Recovery):
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         kept = self.kept(terrain, params)
-        return Proposal((Cut(quantiles(terrain.structure, kept), "quantile", False),), self.timing(params))
+        return Proposal(
+            (Cut(quantiles(terrain.structure, kept), "quantile", False),), self.timing(params)
+        )
 
     def kept(self, terrain: Terrain, params: Params) -> Counts:
         """Units kept per group, blocks included; rounded they are within the target; shape (n_groups,)."""
@@ -101,7 +111,9 @@ def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], C
             names = (group.name for group in terrain.structure.groups[:widths])
             thresholds = dict.fromkeys(names, level)
             full = terrain.structure.full()
-            return counts(terrain.structure, terrain.scores, full, thresholds, "quantile", terrain.pools)[:widths]
+            return counts(
+                terrain.structure, terrain.scores, full, thresholds, "quantile", terrain.pools
+            )[:widths]
 
         return found(lowest_level(found, macs, target, 0.0, 1.0))
 
@@ -119,8 +131,14 @@ class Hierarchical(Allocation):
     offset: float = 0.25
 
     def offsets(self, terrain: Terrain) -> dict[str, float]:
-        stages = dict.fromkeys(stage_names([group.name for group in terrain.structure.groups[: terrain.widths]]))
-        outer = {f"stage.{name}": self.stage_offset for name in stages} if self.stage_offset > 0.0 else {}
+        stages = dict.fromkeys(
+            stage_names([group.name for group in terrain.structure.groups[: terrain.widths]])
+        )
+        outer = (
+            {f"stage.{name}": self.stage_offset for name in stages}
+            if self.stage_offset > 0.0
+            else {}
+        )
         return {**outer, **super().offsets(terrain)}
 
     def octaves(self, terrain: Terrain, params: Params) -> Ratios:
@@ -154,7 +172,9 @@ class Hybrid(Allocation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.sparsity[0] <= self.sparsity[-1] < 1.0:
-            raise ConfigError(f"space.sparsity must be [least, most] within [0, 1); got {list(self.sparsity)}")
+            raise ConfigError(
+                f"space.sparsity must be [least, most] within [0, 1); got {list(self.sparsity)}"
+            )
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
         found = super().distributions(terrain)
@@ -176,13 +196,21 @@ class Hybrid(Allocation):
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
         first = super().propose(terrain, params)
-        level = float(params["then.applied"] if "then.applied" in params else params["then.sparsity"])
+        level = float(
+            params["then.applied"] if "then.applied" in params else params["then.sparsity"]
+        )
         then = _then(terrain)
-        second = Cut({group.name: level for group in then.structure.groups}, "quantile", then.pools is not None)
+        second = Cut(
+            {group.name: level for group in then.structure.groups},
+            "quantile",
+            then.pools is not None,
+        )
         return replace(first, cuts=(*first.cuts, second))
 
 
 def _then(terrain: Terrain) -> Terrain:
     if terrain.then is None:
-        raise ConfigError("space=hybrid needs a method with a second stage (`then`), such as method=hybrid")
+        raise ConfigError(
+            "space=hybrid needs a method with a second stage (`then`), such as method=hybrid"
+        )
     return terrain.then

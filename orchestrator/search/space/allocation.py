@@ -38,7 +38,11 @@ class Sensitivity:
         y = np.log(np.maximum(np.maximum.accumulate(self.loss, axis=1), 1e-9))
         power = np.full(len(y), 2.0)
         if len(x) > 1:
-            power = np.clip(((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum(), 0.5, 6.0)
+            power = np.clip(
+                ((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum(),
+                0.5,
+                6.0,
+            )
         scale = y.mean(1) - power * x.mean()
         # in logarithms: flat groups have levels far beyond what a float's exponential holds
         ratios: Ratios = np.exp(np.minimum((np.log(level) - scale) / power, np.log(most)))
@@ -104,7 +108,9 @@ def allocate(
     return scaled(sizes, macs, target, share)
 
 
-def lowest_level(counts: Callable[[float], Counts], macs: Macs, target: int, low: float, high: float) -> float:
+def lowest_level(
+    counts: Callable[[float], Counts], macs: Macs, target: int, low: float, high: float
+) -> float:
     """The lowest level within `target` MACs, by bisection; counts fall as the level rises; `high` where none is."""
     for _ in range(50):
         middle = 0.5 * (low + high)

@@ -17,7 +17,9 @@ def check_levels(levels: int | None) -> None:
         raise ConfigError(f"space.levels must be null (continuous) or at least 2; got {levels}")
 
 
-def discretised(distributions: dict[str, BaseDistribution], levels: int | None) -> dict[str, BaseDistribution]:
+def discretised(
+    distributions: dict[str, BaseDistribution], levels: int | None
+) -> dict[str, BaseDistribution]:
     """Each float with `levels` values, both ends among them, evenly spaced or, on a log axis, in equal ratios.
 
     Optuna has no steps in equal ratios: those values become choices.
@@ -25,7 +27,9 @@ def discretised(distributions: dict[str, BaseDistribution], levels: int | None) 
     if levels is None:
         return distributions
     return {
-        name: _cut(found, levels) if isinstance(found, FloatDistribution) and found.step is None else found
+        name: _cut(found, levels)
+        if isinstance(found, FloatDistribution) and found.step is None
+        else found
         for name, found in distributions.items()
     }
 
@@ -34,7 +38,9 @@ def _cut(found: FloatDistribution, levels: int) -> BaseDistribution:
     if found.low == found.high:
         return CategoricalDistribution((found.low,))
     if found.log:
-        return CategoricalDistribution(tuple(float(f"{x:.6g}") for x in np.geomspace(found.low, found.high, levels)))
+        return CategoricalDistribution(
+            tuple(float(f"{x:.6g}") for x in np.geomspace(found.low, found.high, levels))
+        )
     low, high = Decimal(str(found.low)), Decimal(str(found.high))
     step = Decimal(f"{(high - low) / (levels - 1):.6g}")
     if low + (levels - 1) * step > high:  # rounded up
@@ -51,7 +57,10 @@ def _nearest(value: Any, distribution: BaseDistribution) -> Any:
     if not isinstance(value, float):
         return value
     if isinstance(distribution, CategoricalDistribution):
-        return min(distribution.choices, key=lambda choice: abs(np.log(float(choice or 1e-12) / max(value, 1e-12))))
+        return min(
+            distribution.choices,
+            key=lambda choice: abs(np.log(float(choice or 1e-12) / max(value, 1e-12))),
+        )
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
         turns = round((value - distribution.low) / distribution.step)
         return min(distribution.low + turns * distribution.step, distribution.high)

@@ -14,14 +14,20 @@ from orchestrator.search.trials.pruners import pools_of
 from orchestrator.settings import MethodSettings, Settings
 
 
-def outline(settings: Settings, structure: Structure, model: nn.Module) -> dict[str, BaseDistribution]:
+def outline(
+    settings: Settings, structure: Structure, model: nn.Module
+) -> dict[str, BaseDistribution]:
     """What the sampler is asked for, by name."""
-    terrains = {way.name: _terrain(settings, structure, model, way) for way in settings.method.choices()}
+    terrains = {
+        way.name: _terrain(settings, structure, model, way) for way in settings.method.choices()
+    }
     choices = Choices(settings.space.build(), settings.method, terrains)
     return choices.distributions(next(iter(terrains.values())))
 
 
-def _terrain(settings: Settings, structure: Structure, model: nn.Module, method: MethodSettings) -> Terrain:
+def _terrain(
+    settings: Settings, structure: Structure, model: nn.Module, method: MethodSettings
+) -> Terrain:
     """What the space's dimensions depend on; scores and sensitivity, which cost something, are not among it."""
     then = None if method.then is None else _terrain(settings, structure, model, method.then)
     structure = on_weights(structure, model, method) or structure
@@ -45,4 +51,6 @@ def on_weights(structure: Structure, model: nn.Module, method: MethodSettings) -
     """The weight tensors of a method that prunes single weights; None where it prunes units."""
     if method.granularity == "unit":
         return None
-    return weight_structure(structure, structure.full(), model, Weight(method.granularity, method.shape or (1, 1)))
+    return weight_structure(
+        structure, structure.full(), model, Weight(method.granularity, method.shape or (1, 1))
+    )

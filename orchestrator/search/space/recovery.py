@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Timing
@@ -40,9 +45,13 @@ class Recovery:
             "rounds": (self.rounds[0], self.rounds[-1]),
         }.items():
             if not 1 <= low <= high:
-                raise ConfigError(f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]")
+                raise ConfigError(
+                    f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]"
+                )
         if (weight := self.distillation) is not None and not 0.0 <= weight[0] <= weight[-1] <= 1.0:
-            raise ConfigError(f"space.distillation must be [least, most] weights within [0, 1]; got {list(weight)}")
+            raise ConfigError(
+                f"space.distillation must be [least, most] weights within [0, 1]; got {list(weight)}"
+            )
         if not 0.0 <= self.start[0] <= self.start[-1] < self.end[0] <= self.end[-1] <= 1.0:
             raise ConfigError(
                 "space.start and space.end must be [least, most] fractions, every start before every end; "
@@ -85,7 +94,11 @@ class Recovery:
         )
 
     def _middle(self) -> float | None:
-        return None if self.distillation is None else 0.5 * (self.distillation[0] + self.distillation[-1])
+        return (
+            None
+            if self.distillation is None
+            else 0.5 * (self.distillation[0] + self.distillation[-1])
+        )
 
 
 def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:

@@ -39,7 +39,11 @@ class PerGroup(Recovery):
         return {**thresholds, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        levels = {group: params[f"threshold.{name}"] for name, groups in _pools(terrain).items() for group in groups}
+        levels = {
+            group: params[f"threshold.{name}"]
+            for name, groups in _pools(terrain).items()
+            for group in groups
+        }
         return _proposal(terrain, levels, params, self.timing(params))
 
 
@@ -62,7 +66,9 @@ class Uniform(Recovery):
         return {"threshold": level, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        levels = {group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]}
+        levels = {
+            group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]
+        }
         return _proposal(terrain, levels, params, self.timing(params))
 
 
@@ -74,9 +80,12 @@ class Patterns(Recovery):
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
         if any(group.kind != "pattern" for group in terrain.structure.groups):
-            raise ConfigError("space=patterns is for methods of granularity pattern (N:M); take space=allocation")
+            raise ConfigError(
+                "space=patterns is for methods of granularity pattern (N:M); take space=allocation"
+            )
         applied: dict[str, BaseDistribution] = {
-            f"pattern.{group.name}": CategoricalDistribution((True, False)) for group in terrain.structure.groups
+            f"pattern.{group.name}": CategoricalDistribution((True, False))
+            for group in terrain.structure.groups
         }
         return {**applied, **self.recovery()}
 
@@ -92,11 +101,15 @@ class Patterns(Recovery):
             if terrain.macs(kept) <= flops_ratio * terrain.dense_macs:
                 break
             kept[index] = 0
-        applied = {f"pattern.{g.name}": bool(kept[i] == 0) for i, g in enumerate(terrain.structure.groups)}
+        applied = {
+            f"pattern.{g.name}": bool(kept[i] == 0) for i, g in enumerate(terrain.structure.groups)
+        }
         return {**applied, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        levels = {group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups}
+        levels = {
+            group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups
+        }
         return Proposal((Cut(levels, "quantile", False),), self.timing(params))
 
 
@@ -114,7 +127,9 @@ def _pools(terrain: Terrain) -> dict[str, list[str]]:
     return found
 
 
-def _proposal(terrain: Terrain, levels: dict[str, float], params: Params, timing: Timing) -> Proposal:
+def _proposal(
+    terrain: Terrain, levels: dict[str, float], params: Params, timing: Timing
+) -> Proposal:
     levels = {**_at_most_all_but_one(terrain, levels), **_block_levels(terrain, params)}
     return Proposal((Cut(levels, terrain.rule, terrain.pools is not None),), timing)
 
@@ -123,17 +138,35 @@ def _block_levels(terrain: Terrain, params: Params) -> dict[str, float]:
     """Thresholds that drop blocks, whatever the rule, or keep them."""
     gone = set(terrain.blocks[: params.get("blocks", 0)])
     drops = 1.0 if terrain.rule == "quantile" else float("inf")
-    return {terrain.structure.groups[i].name: drops if i in gone else 0.0 for i in sorted(terrain.blocks)}
+    return {
+        terrain.structure.groups[i].name: drops if i in gone else 0.0
+        for i in sorted(terrain.blocks)
+    }
 
 
-def _uniform_threshold(terrain: Terrain, flops_ratio: float, blocks: Params, low: float, high: float) -> float:
+def _uniform_threshold(
+    terrain: Terrain, flops_ratio: float, blocks: Params, low: float, high: float
+) -> float:
     """The lowest common threshold within [low, high] that meets the target beside `blocks`; `high` where none does."""
-    groups, full, dropped = terrain.structure.groups, terrain.structure.full(), _block_levels(terrain, blocks)
+    groups, full, dropped = (
+        terrain.structure.groups,
+        terrain.structure.full(),
+        _block_levels(terrain, blocks),
+    )
 
     def kept(level: float) -> Counts:
-        levels = _at_most_all_but_one(terrain, {group.name: level for group in groups[: terrain.widths]})
+        levels = _at_most_all_but_one(
+            terrain, {group.name: level for group in groups[: terrain.widths]}
+        )
         try:
-            found = counts(terrain.structure, terrain.scores, full, {**levels, **dropped}, terrain.rule, terrain.pools)
+            found = counts(
+                terrain.structure,
+                terrain.scores,
+                full,
+                {**levels, **dropped},
+                terrain.rule,
+                terrain.pools,
+            )
         except PlanError:  # above some group's best score: further than any plan may go
             return np.zeros(len(groups), dtype=np.int64)
         return terrain.round(found)

@@ -10,7 +10,17 @@ from lightning_modules.errors import DataError
 from orchestrator.search.plans.finished import finished_weights
 from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.queue import running
-from orchestrator.search.studies.trial import ANEW_OF, DAMAGED, GIVEN, KIND, OWN, STATE, WARM, FrozenTrial, Study
+from orchestrator.search.studies.trial import (
+    ANEW_OF,
+    DAMAGED,
+    GIVEN,
+    KIND,
+    OWN,
+    STATE,
+    WARM,
+    FrozenTrial,
+    Study,
+)
 from orchestrator.search.trials.evaluate import Evaluator
 
 
@@ -25,7 +35,9 @@ def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
         return
     problem, known = evaluator.problem, dict(study.user_attrs.get(DAMAGED, {}))
     for trial in study.get_trials(deepcopy=False):
-        ended = trial.state.is_finished()  # one that was killed while it was told has the state of its end, and waits
+        ended = (
+            trial.state.is_finished()
+        )  # one that was killed while it was told has the state of its end, and waits
         if not ended or trial.user_attrs.get(STATE) not in SAVED or str(trial.number) in known:
             continue
         folder = evaluator.models / str(trial.number)
@@ -36,7 +48,9 @@ def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.replace(aside)
-            again = _again(study, trial)  # first: a run killed in between makes no trial anew that is not marked
+            again = _again(
+                study, trial
+            )  # first: a run killed in between makes no trial anew that is not marked
             known[str(trial.number)] = str(error)
             study.set_user_attr(DAMAGED, known)
             yield f"{error}. Its files are now in {aside}{again}"
@@ -45,9 +59,13 @@ def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
 def _again(study: Study, trial: FrozenTrial) -> str:
     if trial.user_attrs.get(KIND) == WARM:
         return "; it came from another study and is left out"
-    attrs: dict[str, Any] = {name: trial.user_attrs[name] for name in (KIND, GIVEN, OWN) if name in trial.user_attrs}
+    attrs: dict[str, Any] = {
+        name: trial.user_attrs[name] for name in (KIND, GIVEN, OWN) if name in trial.user_attrs
+    }
     trials = study.get_trials(deepcopy=False)
-    there = next((other.number for other in trials if other.user_attrs.get(ANEW_OF) == trial.number), None)
+    there = next(
+        (other.number for other in trials if other.user_attrs.get(ANEW_OF) == trial.number), None
+    )
     if there is None:
         study.enqueue_trial(trial.params, user_attrs={**attrs, ANEW_OF: trial.number})
     return f"; it is made anew as trial {len(trials) if there is None else there}"

@@ -40,7 +40,9 @@ def database(url: str, patience: float) -> BaseStorage:
             f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
-    weakref.finalize(opened, opened.engine.dispose)  # connections are closed with the storage, not left to their server
+    weakref.finalize(
+        opened, opened.engine.dispose
+    )  # connections are closed with the storage, not left to their server
     if opened.engine.dialect.name == "sqlite":
         _lock_first(opened.engine)
     patient: BaseStorage = PatientStorage(get_storage(opened), url, patience)
@@ -82,7 +84,13 @@ class _Patient:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._inner, self._url, self._patience, self._now, self._sleep = inner, url, patience, now, sleep
+        self._inner, self._url, self._patience, self._now, self._sleep = (
+            inner,
+            url,
+            patience,
+            now,
+            sleep,
+        )
         self._left = patience
 
     def _asked(self, name: str, *arguments: Any, **named: Any) -> Any:
@@ -120,8 +128,14 @@ def _patiently(name: str) -> Any:
     return call
 
 
-_CALLS = [name for name, value in vars(BaseStorage).items() if callable(value) and not name.startswith("_")]
-PatientStorage: Any = type("PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS})
+_CALLS = [
+    name
+    for name, value in vars(BaseStorage).items()
+    if callable(value) and not name.startswith("_")
+]
+PatientStorage: Any = type(
+    "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS}
+)
 """A storage around another: every call of Optuna's interface, repeated while the database does not answer."""
 
 

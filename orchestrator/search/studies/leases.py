@@ -40,13 +40,20 @@ class LeaseLostError(Exception):
 
 def here() -> dict[str, Any]:
     """This process, as others on the same machine can look it up."""
-    return {"host": platform.node(), "place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {
+        "host": platform.node(),
+        "place": _place(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
 class Leases:
     """The leases of one process on one study; `patience` in seconds of silence until a holder is taken for dead."""
 
-    def __init__(self, study: Study, patience: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, study: Study, patience: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.study, self.patience, self.now = study, patience, now
         self.owner = uuid.uuid4().hex
         self._beat = 0
@@ -68,7 +75,9 @@ class Leases:
         self._ids[number] = trial_id
 
         def renew() -> None:
-            if owner_of(storage.get_trial(trial_id)) == self.owner:  # a trial that was taken over is not taken back
+            if (
+                owner_of(storage.get_trial(trial_id)) == self.owner
+            ):  # a trial that was taken over is not taken back
                 storage.set_trial_user_attr(trial_id, LEASE, self._signed())
 
         with self._holding(f"trial {number}", renew):
@@ -118,7 +127,9 @@ class Leases:
     def abandoned(self, trial: FrozenTrial) -> bool:
         """Whether nobody works on this running trial any more, as far as can be seen from here by now."""
         lease = trial.user_attrs.get(LEASE)
-        return self._silent(f"trial {trial.number}", lease, self.patience if lease else UNSIGNED_SECONDS)
+        return self._silent(
+            f"trial {trial.number}", lease, self.patience if lease else UNSIGNED_SECONDS
+        )
 
     def led(self) -> bool:
         """Whether a process leads the study, as far as can be seen from here by now."""
@@ -140,11 +151,15 @@ class Leases:
     def _wait_for_leader(self, tell: Callable[[str], None]) -> None:
         """Until the leader is known to be gone, or seen to be alive."""
         first, told = self.study.user_attrs.get(LEADER), False
-        while (lease := self.study.user_attrs.get(LEADER)) and not self._silent(LEADER, lease, self.patience):
+        while (lease := self.study.user_attrs.get(LEADER)) and not self._silent(
+            LEADER, lease, self.patience
+        ):
             if lease["place"] == _place() or _sign(lease) != _sign(first):
                 raise _taken(self.study, lease)
             if not told:
-                tell(f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to say so")
+                tell(
+                    f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to say so"
+                )
                 told = True
             time.sleep(min(1.0, self.patience / BEATS))
 
@@ -157,7 +172,9 @@ class Leases:
         with self._lock:
             self._held[name] = renew
             if len(self._held) == 1:
-                threading.Thread(target=self._renew, args=(self._wake,), name="leases", daemon=True).start()
+                threading.Thread(
+                    target=self._renew, args=(self._wake,), name="leases", daemon=True
+                ).start()
         try:
             yield
         finally:
@@ -172,7 +189,9 @@ class Leases:
         while not over.wait(self.patience / BEATS):
             for name in list(self._held):
                 try:
-                    with self._lock:  # whoever lets go of it waits, so that nothing is signed afterwards
+                    with (
+                        self._lock
+                    ):  # whoever lets go of it waits, so that nothing is signed afterwards
                         self._held.get(name, lambda: None)()
                 except UpdateFinishedTrialError:
                     continue  # it was told a moment ago

@@ -28,7 +28,15 @@ from orchestrator.search.studies.queue import (
     waiting,
 )
 from orchestrator.search.studies.study import Trials, run_trial
-from orchestrator.search.studies.trial import KIND, OWN, REASON, STATE, FrozenTrial, Study, TrialState
+from orchestrator.search.studies.trial import (
+    KIND,
+    OWN,
+    REASON,
+    STATE,
+    FrozenTrial,
+    Study,
+    TrialState,
+)
 from orchestrator.search.trials.failures import Outcome, check_failures
 
 OnTrial = Callable[[FrozenTrial], None]
@@ -71,7 +79,9 @@ def search(
     tell()
 
 
-def help_search(trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep) -> None:
+def help_search(
+    trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep
+) -> None:
     """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees those run here."""
     while go_on():
         begin = time.perf_counter()
@@ -83,7 +93,11 @@ def help_search(trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sl
 
 
 def supply(
-    trials: Trials, n_trials: int, on_trial: OnTrial, look: Callable[[], None], sleep: Sleep = time.sleep
+    trials: Trials,
+    n_trials: int,
+    on_trial: OnTrial,
+    look: Callable[[], None],
+    sleep: Sleep = time.sleep,
 ) -> None:
     """Let others run trials until `n_trials` have ended or nothing is left to try.
 
@@ -112,7 +126,11 @@ def top_up(trials: Trials, n_trials: int, ahead: int) -> int:
     found = study.get_trials(deepcopy=False)
     ahead = min(ahead, FEW + EACH * sum(trial.state == TrialState.RUNNING for trial in found))
     there = len(waiting(study, n_trials, found))
-    more = min(ahead - there, slots_left(study, trials.distributions, n_trials, found)) if there < ahead else 0
+    more = (
+        min(ahead - there, slots_left(study, trials.distributions, n_trials, found))
+        if there < ahead
+        else 0
+    )
     if more > 0:
         trials.leases.require_lead()
     for _ in range(more):
@@ -134,14 +152,18 @@ def ended_since(trials: Trials, on_trial: OnTrial) -> Callable[[], None]:
             if trial.number not in seen and trial.state.is_finished():
                 seen.add(trial.number)
                 on_trial(trial)
-                check_failures(_outcome(trial), [_outcome(other) for other in own], trials.rules.max_failures)
+                check_failures(
+                    _outcome(trial), [_outcome(other) for other in own], trials.rules.max_failures
+                )
 
     return tell
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
     return (
-        (trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, "")) if trial.state.is_finished() else ("", "")
+        (trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, ""))
+        if trial.state.is_finished()
+        else ("", "")
     )
 
 
@@ -151,8 +173,12 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
     try:
         with trials.leases.trial(taken.number, taken._trial_id):
             trials.exchange.fetch()
-            study.sampler = sampler(rules.sampler, seed_of(rules.seed, 3, taken.number), distributions)
-            study._thread_local.cached_all_trials = None  # as `ask` does: samplers see what has ended by now
+            study.sampler = sampler(
+                rules.sampler, seed_of(rules.seed, 3, taken.number), distributions
+            )
+            study._thread_local.cached_all_trials = (
+                None  # as `ask` does: samplers see what has ended by now
+            )
             trial = optuna.Trial(study, taken._trial_id)
             if OWN not in taken.user_attrs:
                 _draw(study, trial, distributions)
@@ -174,7 +200,9 @@ def _draw(study: Study, trial: optuna.Trial, distributions: Distributions) -> No
     """
     there = set(trial.params)
     for name, distribution in distributions.items():
-        given = trial._is_fixed_param(name, distribution) or trial._is_relative_param(name, distribution)
+        given = trial._is_fixed_param(name, distribution) or trial._is_relative_param(
+            name, distribution
+        )
         if name in there and not given and not distribution.single():
             study.sampler.sample_independent(study, trial._get_latest_trial(), name, distribution)
         trial._suggest(name, distribution)

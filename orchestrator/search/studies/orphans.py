@@ -20,7 +20,9 @@ def plans_told(study: Study) -> set[int]:
 
 
 def _stays(trial: FrozenTrial) -> bool:
-    hidden = trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in SAVED  # from samplers alone
+    hidden = (
+        trial.state == TrialState.FAIL and trial.user_attrs.get(STATE) in SAVED
+    )  # from samplers alone
     return trial.state == TrialState.COMPLETE or hidden
 
 

@@ -54,7 +54,9 @@ def enqueue_chain(
         return
     # of a run that was killed while it enqueued them
     there = [
-        trial.user_attrs[GIVEN] for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) == "chain"
+        trial.user_attrs[GIVEN]
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(KIND) == "chain"
     ]
     for turn, target in enumerate(targets):
         params = space.chain(terrains[turn % len(terrains)], target)
@@ -63,7 +65,11 @@ def enqueue_chain(
         if params in there:
             there.remove(params)
             continue
-        study.enqueue_trial(params, user_attrs={KIND: "chain", GIVEN: params}, skip_if_exists=space.levels is not None)
+        study.enqueue_trial(
+            params,
+            user_attrs={KIND: "chain", GIVEN: params},
+            skip_if_exists=space.levels is not None,
+        )
     study.set_user_attr(CHAINED, True)
 
 
@@ -105,7 +111,10 @@ def add_slot(study: Study) -> None:
 
 
 def slots_left(
-    study: Study, distributions: Distributions, n_trials: int, trials: Sequence[FrozenTrial] | None = None
+    study: Study,
+    distributions: Distributions,
+    n_trials: int,
+    trials: Sequence[FrozenTrial] | None = None,
 ) -> int:
     """How many trials may be added: up to `n_trials` of this study, and each combination of a finite space once."""
     trials = study.get_trials(deepcopy=False) if trials is None else trials
@@ -116,9 +125,13 @@ def slots_left(
     return max(0, left)
 
 
-def waiting(study: Study, n_trials: int, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
+def waiting(
+    study: Study, n_trials: int, trials: Sequence[FrozenTrial] | None = None
+) -> list[FrozenTrial]:
     """Trials to be taken, the oldest first; a chain may be longer than the `n_trials` asked for."""
-    return [trial for trial in own_trials(study, trials)[:n_trials] if trial.state == TrialState.WAITING]
+    return [
+        trial for trial in own_trials(study, trials)[:n_trials] if trial.state == TrialState.WAITING
+    ]
 
 
 def claim(study: Study, n_trials: int) -> FrozenTrial | None:
@@ -129,7 +142,9 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
                 return trial
         except UpdateFinishedTrialError:
             continue
-        except BaseException:  # a signal, before or after it was ours; another's claim without a lease is asked again
+        except (
+            BaseException
+        ):  # a signal, before or after it was ours; another's claim without a lease is asked again
             put_back(study, trial.number, None)
             raise
     return None
@@ -154,7 +169,9 @@ def put_back(study: Study, number: int, owner: str | None) -> None:
         return
     try:
         storage.set_trial_user_attr(trial._trial_id, LEASE, None)
-        storage.set_trial_user_attr(trial._trial_id, RUNGS, [])  # of what is run again: no standing for others
+        storage.set_trial_user_attr(
+            trial._trial_id, RUNGS, []
+        )  # of what is run again: no standing for others
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     except UpdateFinishedTrialError:
         return
@@ -183,7 +200,9 @@ def take_over(study: Study, leases: Leases) -> int:
     return len(gone)
 
 
-def take_over_interrupted(study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep) -> int:
+def take_over_interrupted(
+    study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep
+) -> int:
     """As `take_over`, at the beginning: waits for the moment that a process has to sign what it has just begun."""
     found = take_over(study, leases)
     while any(trial.user_attrs.get(LEASE) is None for trial in running(study)):

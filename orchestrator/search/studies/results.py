@@ -9,7 +9,17 @@ from dataclasses import replace
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.goals import Goals
-from orchestrator.search.studies.trial import DAMAGED, KIND, MEASURED, REASON, RUNGS, SECONDS, STATE, FrozenTrial, Study
+from orchestrator.search.studies.trial import (
+    DAMAGED,
+    KIND,
+    MEASURED,
+    REASON,
+    RUNGS,
+    SECONDS,
+    STATE,
+    FrozenTrial,
+    Study,
+)
 
 
 def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
@@ -42,20 +52,26 @@ def rows(study: Study, goals: Goals) -> list[TrialRow]:
     damaged = study.user_attrs.get(DAMAGED, {})
     found = [trial_row(trial, goals) for trial in ended]
     return [
-        replace(row, state="damaged", reason=damaged[str(row.number)]) if str(row.number) in damaged else row
+        replace(row, state="damaged", reason=damaged[str(row.number)])
+        if str(row.number) in damaged
+        else row
         for row in found
     ]
 
 
 def front(found: Sequence[TrialRow], goals: Goals, tolerance: float = 0.0) -> list[TrialRow]:
     """Completed trials that none dominates in all objectives together, by validation data; the first cost falls."""
-    completed = [row for row in found if row.state == "completed" and row.quality is not None and row.cost]
+    completed = [
+        row for row in found if row.state == "completed" and row.quality is not None and row.cost
+    ]
     kept = non_dominated(goals.points(completed), tolerance)
     chosen = [row for row, keep in zip(completed, kept, strict=True) if keep]
     return sorted(chosen, key=lambda row: -row.cost)
 
 
-def candidates(found: Sequence[TrialRow], goals: Goals, tolerance: float, most: int) -> list[TrialRow]:
+def candidates(
+    found: Sequence[TrialRow], goals: Goals, tolerance: float, most: int
+) -> list[TrialRow]:
     """At most `most` members of the front, spread over the log of the first cost, large to small.
 
     Members that share a stretch of the axis are equals within the tolerance: the one with the lowest validation loss,

@@ -22,7 +22,11 @@ Values = npt.NDArray[np.float64]
 
 def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") -> list[RungRow]:
     """A row per rung that some completed trial went beyond; `axis` is the cost that is taken out."""
-    from orchestrator.search.studies.trial import MEASURED, RUNGS, TrialState  # to show rows takes no Optuna
+    from orchestrator.search.studies.trial import (
+        MEASURED,
+        RUNGS,
+        TrialState,
+    )  # to show rows takes no Optuna
 
     quality, sign = goals.quality, goals.sign
     shown: dict[int, list[tuple[float, float, float, float]]] = {}
@@ -32,7 +36,9 @@ def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") 
         measured, rungs = trial.user_attrs[MEASURED], trial.user_attrs.get(RUNGS, ())
         end, cost = sign * measured["metrics"][quality], math.log(measured["ratios"][axis])
         for rung, _, metrics in rungs[:-1]:
-            shown.setdefault(rung, []).append((-goals.loss(metrics), sign * metrics[quality], end, cost))
+            shown.setdefault(rung, []).append(
+                (-goals.loss(metrics), sign * metrics[quality], end, cost)
+            )
     return [_row(rung, np.array(shown[rung])) for rung in sorted(shown)]
 
 

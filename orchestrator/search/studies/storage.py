@@ -30,7 +30,9 @@ def storage_of(settings: Settings) -> BaseStorage:
     """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
     if (url := settings.study.storage) is None:
         return journal(settings.study.folder / "study.journal")
-    from orchestrator.search.studies.database import database  # SQLAlchemy, which a journal does not need
+    from orchestrator.search.studies.database import (
+        database,
+    )  # SQLAlchemy, which a journal does not need
 
     return database(url, settings.study.storage_patience)
 
@@ -83,7 +85,12 @@ class Journal(BaseJournalBackend):
         """Errors: StorageError where the file cannot be written, such as on a full disk; it then is as it was."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         # without a buffer: what one could not write it would write once more when it is closed, behind the end
-        with undisturbed(), writing(self._path), open(self._path, "r+b", buffering=0) as stream, _locked(stream):
+        with (
+            undisturbed(),
+            writing(self._path),
+            open(self._path, "r+b", buffering=0) as stream,
+            _locked(stream),
+        ):
             end = _end_of_last_line(stream)
             stream.truncate(end)
             stream.seek(end)

@@ -91,7 +91,9 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
 def bind_study(study: Study, settings: Settings) -> None:
     """Makes it the study of this search, for a process that leads it. Errors: ConfigError as `open_study`."""
     if not study.get_trials(deepcopy=False):
-        study.set_user_attr(IDENTITY, _identity(settings))  # a mistake mended before the first trial binds nobody
+        study.set_user_attr(
+            IDENTITY, _identity(settings)
+        )  # a mistake mended before the first trial binds nobody
     _require_same(study, _identity(settings))
 
 
@@ -156,7 +158,9 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
 
     def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
         trials.leases.require(trial.number)
-        rungs[:] = [earlier for earlier in rungs if earlier[0] < rung]  # what is done again has its rungs anew
+        rungs[:] = [
+            earlier for earlier in rungs if earlier[0] < rung
+        ]  # what is done again has its rungs anew
         rungs.append((rung, flops_ratio, dict(metrics)))
         trial.set_user_attr(RUNGS, rungs)
         if trial.user_attrs[KIND] != "search":
@@ -167,7 +171,11 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
 
     try:
         own = trial.user_attrs.get(OWN)
-        proposal = trials.space.propose(terrain, trial.params) if own is None else given(trials.space, terrain, own)
+        proposal = (
+            trials.space.propose(terrain, trial.params)
+            if own is None
+            else given(trials.space, terrain, own)
+        )
         measured = trials.evaluate(proposal, trial.number, report)
         values = _values(measured, rules.goals)
         trials.leases.require(trial.number)
@@ -183,7 +191,9 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         trial.set_user_attr(MEASURED, measured.to_json())
         state, reason = _judge(trial, measured, rules.goals)
         _close(trial, state, reason, begin)
-        if not trial.params:  # samplers must not see it: they draw from the dimensions that all trials have
+        if (
+            not trial.params
+        ):  # samplers must not see it: they draw from the dimensions that all trials have
             _tell(trials, trial, state=TrialState.FAIL)
         elif measured.state == "completed":
             _tell(trials, trial, values)
@@ -207,9 +217,14 @@ def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[st
 def _values(measured: Measurement, goals: Goals) -> list[float]:
     if measured.state != "completed":
         return []
-    values = [*(measured.metrics[name] for name in goals.signs), *(measured.costs[name] for name in goals.costs)]
+    values = [
+        *(measured.metrics[name] for name in goals.signs),
+        *(measured.costs[name] for name in goals.costs),
+    ]
     if not all(abs(value) < float("inf") for value in values):
-        raise ValueError(f"objectives must be finite; got {dict(zip(goals.names, values, strict=True))}")
+        raise ValueError(
+            f"objectives must be finite; got {dict(zip(goals.names, values, strict=True))}"
+        )
     return values
 
 
@@ -221,7 +236,10 @@ def _end(trials: Trials, trial: optuna.Trial, state: str, reason: str, begin: fl
 
 
 def _tell(
-    trials: Trials, trial: optuna.Trial, values: Sequence[float] | None = None, state: TrialState | None = None
+    trials: Trials,
+    trial: optuna.Trial,
+    values: Sequence[float] | None = None,
+    state: TrialState | None = None,
 ) -> None:
     trials.leases.require(trial.number)
     trials.study.tell(trial, values, state)

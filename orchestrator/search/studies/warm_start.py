@@ -29,7 +29,17 @@ from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, 
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.storage import storage_of
 from orchestrator.search.studies.study import IDENTITY
-from orchestrator.search.studies.trial import KIND, MEASURED, ORIGIN, REASON, RUNGS, SECONDS, STATE, WARM, Study
+from orchestrator.search.studies.trial import (
+    KIND,
+    MEASURED,
+    ORIGIN,
+    REASON,
+    RUNGS,
+    SECONDS,
+    STATE,
+    WARM,
+    Study,
+)
 from orchestrator.search.trials.evaluate import Evaluator
 from orchestrator.settings import Settings
 
@@ -53,7 +63,9 @@ def check_warm_start(settings: Settings, study: Study) -> None:
         )
     for number in sorted(_plans(settings)):
         lineage = _lineage(settings, number)
-        if changes := differences(dict(lineage.recipe), json.loads(json.dumps(recipe_of(settings)))):
+        if changes := differences(
+            dict(lineage.recipe), json.loads(json.dumps(recipe_of(settings)))
+        ):
             raise ConfigError(
                 f"search.warm_start={name} needs the same model, data and training; {'; '.join(changes)}. "
                 "Give the values it had, or search.warm_start=null"
@@ -69,20 +81,34 @@ def take_over(study: Study, space: Space, terrain: Terrain, evaluator: Evaluator
     """
     problem = evaluator.problem
     settings, known = problem.settings, study.get_trials(deepcopy=False)
-    numbers = {trial.user_attrs[ORIGIN]["trial"]: trial.number for trial in known if ORIGIN in trial.user_attrs}
+    numbers = {
+        trial.user_attrs[ORIGIN]["trial"]: trial.number
+        for trial in known
+        if ORIGIN in trial.user_attrs
+    }
     if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
         return len(numbers)
     dense = problem.dense_digest
     try:
-        first = optuna.load_study(study_name=settings.search.warm_start, storage=storage_of(_other(settings)))
+        first = optuna.load_study(
+            study_name=settings.search.warm_start, storage=storage_of(_other(settings))
+        )
     except KeyError as error:
         raise ConfigError(
             f"search.warm_start={settings.search.warm_start} has plans, and its trials are not in the storage of this "
             "study; give study.storage the value it had"
         ) from error
-    trials = {trial.number: trial for trial in first.get_trials(deepcopy=False) if trial.number in _plans(settings)}
+    trials = {
+        trial.number: trial
+        for trial in first.get_trials(deepcopy=False)
+        if trial.number in _plans(settings)
+    }
     for number, trial in sorted(trials.items()):
-        if number in numbers or trial.user_attrs.get(STATE) not in ("completed", "infeasible", "parent"):
+        if number in numbers or trial.user_attrs.get(STATE) not in (
+            "completed",
+            "infeasible",
+            "parent",
+        ):
             continue
         lineage = _lineage(settings, number)
         if lineage.dense != dense:
@@ -114,12 +140,16 @@ def filled(
     before it as well.
     """
     problem = evaluator.problem
-    there = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) == WARM]
+    there = [
+        trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) == WARM
+    ]
 
     def found(params: Params, place: int) -> bool:
         if not there:
             return False
-        steps = sum(rung_steps[: place + 1]) if problem.settings.search.lineage else rung_steps[place]
+        steps = (
+            sum(rung_steps[: place + 1]) if problem.settings.search.lineage else rung_steps[place]
+        )
         try:
             wanted = evaluator.wanted(space.propose(terrain, params))
         except PlanError:  # the trial will say so
@@ -127,9 +157,16 @@ def filled(
         cost = problem.ratios(wanted.kept, wanted.density)[problem.axis]
         for trial in there:
             measured, origin = trial.user_attrs[MEASURED], trial.user_attrs[ORIGIN]
-            alike = [stage["method"]["granularity"] for stage in measured["plan"]["stages"]] == list(granularities)
+            alike = [
+                stage["method"]["granularity"] for stage in measured["plan"]["stages"]
+            ] == list(granularities)
             near = abs(measured["ratios"][problem.axis] / cost - 1.0) <= ABOUT
-            if alike and near and origin["steps"] >= steps and trial.user_attrs[STATE] == "completed":
+            if (
+                alike
+                and near
+                and origin["steps"] >= steps
+                and trial.user_attrs[STATE] == "completed"
+            ):
                 there.remove(trial)
                 return True
         return False
@@ -138,11 +175,20 @@ def filled(
 
 
 def _trial(
-    problem: Problem, study: Study, trial: FrozenTrial, lineage: Lineage, space: Space | None, terrain: Terrain
+    problem: Problem,
+    study: Study,
+    trial: FrozenTrial,
+    lineage: Lineage,
+    space: Space | None,
+    terrain: Terrain,
 ) -> FrozenTrial:
     """The trial as this study has it; `space` None: its parameters mean nothing here."""
     measured = trial.user_attrs[MEASURED]
-    origin = {"study": problem.settings.search.warm_start, "trial": trial.number, "steps": lineage.trained_steps}
+    origin = {
+        "study": problem.settings.search.warm_start,
+        "trial": trial.number,
+        "steps": lineage.trained_steps,
+    }
     goals = problem.goals
     values = {**with_ratios(measured["costs"], measured["ratios"]), **measured["metrics"]}
     reasons = [f"{name} was not measured there" for name in goals.names if name not in values]
@@ -172,12 +218,20 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
     here, plan = space.distributions(terrain), trial.user_attrs[MEASURED]["plan"]
     if set(trial.params) != set(here):
         return False
-    if not all(here[name]._contains(here[name].to_internal_repr(value)) for name, value in trial.params.items()):
+    if not all(
+        here[name]._contains(here[name].to_internal_repr(value))
+        for name, value in trial.params.items()
+    ):
         return False
     proposal = space.propose(terrain, trial.params)
     was = Timing(**plan["timing"])
-    timing = replace(proposal.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed)
-    return timing == was and (proposal.activation, proposal.int8) == (plan["activation"], plan["int8"])
+    timing = replace(
+        proposal.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed
+    )
+    return timing == was and (proposal.activation, proposal.int8) == (
+        plan["activation"],
+        plan["int8"],
+    )
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:

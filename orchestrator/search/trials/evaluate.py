@@ -33,7 +33,14 @@ from orchestrator.search.plans.finished import (
     read_plan,
     save_plan,
 )
-from orchestrator.search.plans.lineage import Lineage, Link, lineage_in, made_with, recipe_of, weights_digest
+from orchestrator.search.plans.lineage import (
+    Lineage,
+    Link,
+    lineage_in,
+    made_with,
+    recipe_of,
+    weights_digest,
+)
 from orchestrator.search.plans.measurement import Measurement, Proposal, Report
 from orchestrator.search.trials.failures import Deadline, sparing_memory
 from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
@@ -43,10 +50,14 @@ from orchestrator.search.trials.run_plan import Ended, planned_rounds, run_plan
 from orchestrator.search.trials.working import Working
 
 
-def begun(problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
+def begun(
+    problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]
+) -> Working:
     """What a trial begins from: the dense units `keep` of its parent with these weights, some of `sparse` at zero."""
     gone = dropped(problem.structure, keep)
-    model = rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
+    model = (
+        rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
+    )
     return Working(model, keep, zeros_of(model, sparse))
 
 
@@ -81,32 +92,61 @@ class Evaluator:
         if study.trial_timeout is not None:
             problem = replace(problem, check=Deadline(study.trial_timeout, time.monotonic()))
         return sparing_memory(
-            lambda tried: self._tried(problem, tried, number, report), proposal, study.on_out_of_memory
+            lambda tried: self._tried(problem, tried, number, report),
+            proposal,
+            study.on_out_of_memory,
         )
 
-    def _tried(self, problem: Problem, proposal: Proposal, number: int, report: Report) -> Measurement:
+    def _tried(
+        self, problem: Problem, proposal: Proposal, number: int, report: Report
+    ) -> Measurement:
         method = self._method(proposal)
         wanted = self.wanted(proposal)
         others = [found for found in self.finished() if found.number != number]
-        if (wanted.kept == problem.structure.sizes).all() and not wanted.density and proposal.activation is None:
+        if (
+            (wanted.kept == problem.structure.sizes).all()
+            and not wanted.density
+            and proposal.activation is None
+        ):
             raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
         parent = self._parent(others, wanted)
         seed = seed_of(problem.settings.seed, 2, number)
         before = self._before(proposal, wanted)
-        if reason := problem.goals.broken(with_ratios(before, ratios_of(before, problem.dense_costs))):
+        if reason := problem.goals.broken(
+            with_ratios(before, ratios_of(before, problem.dense_costs))
+        ):
             rejected = measurement(
-                problem, "rejected", parent, wanted, self._plan(proposal, parent, seed), reason=reason
+                problem,
+                "rejected",
+                parent,
+                wanted,
+                self._plan(proposal, parent, seed),
+                reason=reason,
             )
             return with_costs(rejected, before, problem.dense_costs)
         working = self.inherited(parent)
         alive = problem.structure.counts(working.alive)
-        rounds = planned_rounds(problem, method, proposal.timing, alive, wanted.kept, wanted.density)
+        rounds = planned_rounds(
+            problem, method, proposal.timing, alive, wanted.kept, wanted.density
+        )
         round_steps = self.pace(problem.ratios(wanted.kept)["flops"], rounds)
-        proposal = replace(proposal, timing=replace(proposal.timing, round_steps=round_steps, mixed=self.mixed))
+        proposal = replace(
+            proposal, timing=replace(proposal.timing, round_steps=round_steps, mixed=self.mixed)
+        )
         plan = self._plan(proposal, parent, seed)
         ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
         if ended.reason:
-            return measurement(problem, "stopped", parent, wanted, plan, ended.rungs, ended.reason, None, ended.spent)
+            return measurement(
+                problem,
+                "stopped",
+                parent,
+                wanted,
+                plan,
+                ended.rungs,
+                ended.reason,
+                None,
+                ended.spent,
+            )
         return self._finish(number, plan, parent, wanted, ended, before)
 
     def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
@@ -140,17 +180,23 @@ class Evaluator:
         if parent is None:
             return Working(self.problem.model, self.problem.structure.full())
         problem = self.problem
-        weights = finished_weights(self.models / str(parent.number), parent, problem.model, problem.structure)
+        weights = finished_weights(
+            self.models / str(parent.number), parent, problem.model, problem.structure
+        )
         return begun(self.problem, weights, parent.keep, parent.sparse)
 
     def finished(self) -> list[Finished]:
         """Every whole plan in the folder, also those that other workers or earlier runs left there."""
         there = {
-            int(path.parent.name): path.parent for path in self.models.glob(f"*/{PLAN}") if path.parent.name.isdigit()
+            int(path.parent.name): path.parent
+            for path in self.models.glob(f"*/{PLAN}")
+            if path.parent.name.isdigit()
         }
         told = there if self.told is None else self.told()
         self._known = {
-            number: self._known.get(number) or self.read(there[number]) for number in sorted(there) if number in told
+            number: self._known.get(number) or self.read(there[number])
+            for number in sorted(there)
+            if number in told
         }
         return list(self._known.values())
 
@@ -158,7 +204,9 @@ class Evaluator:
         """The finished plan in a folder. Errors: DataError for one that is damaged, or another trial's."""
         found = load_finished(folder, self.problem.structure, self.problem.weight_names)
         if str(found.number) != folder.name:
-            raise DataError(f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of {found.number}")
+            raise DataError(
+                f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of {found.number}"
+            )
         return found
 
     @cached_property
@@ -169,7 +217,13 @@ class Evaluator:
         return Lineage(self.problem.dense_digest, early, recipe_of(self.problem.settings))
 
     def _lineage(
-        self, number: int, plan: Plan, parent: Finished | None, wanted: Wanted, kept: Counts, ended: Ended
+        self,
+        number: int,
+        plan: Plan,
+        parent: Finished | None,
+        wanted: Wanted,
+        kept: Counts,
+        ended: Ended,
     ) -> Lineage:
         """The parent's lineage with this trial as its last link."""
         before = self._dense
@@ -189,7 +243,9 @@ class Evaluator:
         return replace(before, links=(*before.links, link))
 
     def _method(self, proposal: Proposal) -> Method:
-        return self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
+        return (
+            self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
+        )
 
     def _vector(self, wanted: Wanted) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What a parent needs to have at least: units per group, then the density of each weight tensor."""
@@ -220,15 +276,25 @@ class Evaluator:
         model = working.model.eval()
         density = densities(model, working.masks)
         found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
-        measured = measurement(problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent)
-        if "latency_ms" in before and (kept == wanted.kept).all():  # one measurement: it may not pass and fail a bound
-            measured = with_costs(measured, {"latency_ms": before["latency_ms"]}, problem.dense_costs)
+        measured = measurement(
+            problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent
+        )
+        if (
+            "latency_ms" in before and (kept == wanted.kept).all()
+        ):  # one measurement: it may not pass and fail a bound
+            measured = with_costs(
+                measured, {"latency_ms": before["latency_ms"]}, problem.dense_costs
+            )
         pruned = problem.activation(plan.activation)
         folder = self.models / str(number)
         if plan.int8:
             measured = quantised(problem, measured, model, folder / INT8, plan)
-        if wrong := {name: value for name, value in measured.metrics.items() if not math.isfinite(value)}:
-            raise ValueError(f"metrics must be finite; got {wrong}")  # before it is saved: nobody may inherit from it
+        if wrong := {
+            name: value for name, value in measured.metrics.items() if not math.isfinite(value)
+        }:
+            raise ValueError(
+                f"metrics must be finite; got {wrong}"
+            )  # before it is saved: nobody may inherit from it
         document = {
             "format": 4,
             "trial": number,
@@ -245,7 +311,9 @@ class Evaluator:
             "keep": keep_to_json(structure, working.alive),
             "density": density,
             # of blocks that differ in size a plan's share is not the share of weights; what was asked is what counts
-            "shares": {name: max(share, wanted.density.get(name, 0.0)) for name, share in density.items()},
+            "shares": {
+                name: max(share, wanted.density.get(name, 0.0)) for name, share in density.items()
+            },
             "attention": structure.attention,
             "activation": None if pruned is None else asdict(pruned),
             "dropped": list(dropped(structure, working.alive)),

@@ -23,7 +23,9 @@ HALVED = "retried with half the batch after out of memory"
 FEWEST = 5
 """Trials that must have ended before a share of failures says anything."""
 
-SMALLER = "take a smaller phases.{}.optimizer.lr, or where memory is short a smaller data.batch_size"
+SMALLER = (
+    "take a smaller phases.{}.optimizer.lr, or where memory is short a smaller data.batch_size"
+)
 Found = TypeVar("Found")
 Outcome = tuple[str, str]
 """(state, reason) of a trial; ("", "") before it has ended."""
@@ -40,13 +42,19 @@ def sparing_memory(
     """
     timing = proposal.timing
     found, parts = in_smaller_parts(
-        lambda parts: attempt(replace(proposal, timing=replace(timing, accumulate=parts))), timing.accumulate, how
+        lambda parts: attempt(replace(proposal, timing=replace(timing, accumulate=parts))),
+        timing.accumulate,
+        how,
     )
     halved = parts != timing.accumulate
-    return replace(found, reason="; ".join(filter(None, (found.reason, HALVED)))) if halved else found
+    return (
+        replace(found, reason="; ".join(filter(None, (found.reason, HALVED)))) if halved else found
+    )
 
 
-def in_smaller_parts(attempt: Callable[[int], Found], parts: int, how: Literal["halve", "fail"]) -> tuple[Found, int]:
+def in_smaller_parts(
+    attempt: Callable[[int], Found], parts: int, how: Literal["halve", "fail"]
+) -> tuple[Found, int]:
     """What the attempt gives with batches in `parts` pieces, or in twice as many where memory ran out; and how many."""
     try:
         return attempt(parts), parts
@@ -98,7 +106,11 @@ class Deadline:
 
 def reason_of(error: Exception) -> str:
     """One message: what went wrong, of which kind where it is no mistake of the user's, and what was tried."""
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = (
+        str(error)
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}: {error}".removesuffix(": ")
+    )
     text = f"out of memory: {text}" if out_of_memory(error) else text
     return "; ".join([text, *getattr(error, "__notes__", ())])
 
@@ -127,4 +139,8 @@ def most_common(reasons: Sequence[str]) -> tuple[int, str]:
     """(how often, the last of them); reasons that differ in numbers alone (a step, bytes, a loss) are the same."""
     kinds = [re.sub(r"\d[\d.,e+-]*", "#", reason) for reason in reasons]
     kind, times = Counter(kinds).most_common(1)[0]
-    return times, next(reason for reason, same in zip(reversed(reasons), reversed(kinds), strict=True) if same == kind)
+    return times, next(
+        reason
+        for reason, same in zip(reversed(reasons), reversed(kinds), strict=True)
+        if same == kind
+    )

@@ -32,7 +32,9 @@ def by_group(problem: Problem, kept: Counts) -> dict[str, int]:
     return dict(zip(names, np.asarray(kept).tolist(), strict=True))
 
 
-def quantised(problem: Problem, measured: Measurement, model: nn.Module, path: Path, plan: Plan) -> Measurement:
+def quantised(
+    problem: Problem, measured: Measurement, model: nn.Module, path: Path, plan: Plan
+) -> Measurement:
     """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
     small = problem.quantised(model, path, plan.activation)
     round = measured.rungs[-1][0] if measured.rungs else 0
@@ -44,7 +46,9 @@ def quantised(problem: Problem, measured: Measurement, model: nn.Module, path: P
     return replace(with_costs(measured, costs, problem.dense_costs), rungs=rungs)
 
 
-def with_costs(measured: Measurement, more: Mapping[str, float], dense: Mapping[str, float]) -> Measurement:
+def with_costs(
+    measured: Measurement, more: Mapping[str, float], dense: Mapping[str, float]
+) -> Measurement:
     """The measurement with other costs in place of, or beside, those it has; `dense` are the dense model's."""
     costs = {**measured.costs, **more}
     return replace(measured, costs=costs, ratios=ratios_of(costs, dense))
@@ -63,7 +67,9 @@ def measurement(
 ) -> Measurement:
     """The costs of `wanted`, and of `model` where there is one, with how the trial ended."""
     costed = Costed(wanted.kept, wanted.density, shaped=model, trained=model)
-    names = [name for name in COSTS if name not in MEASURED or problem.settings.objectives.uses(name)]
+    names = [
+        name for name in COSTS if name not in MEASURED or problem.settings.objectives.uses(name)
+    ]
     with problem.timed("evaluation"):
         costs = costs_of(problem.prices, costed, names)
     return Measurement(

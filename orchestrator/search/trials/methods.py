@@ -15,7 +15,13 @@ from orchestrator.search.lab.problem import Problem, seed_of
 from orchestrator.search.plans.measurement import Cut
 from orchestrator.search.space import Hybrid, Patterns, Terrain
 from orchestrator.search.space.allocation import Sensitivity
-from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, comparable, pools_of, pruner_of
+from orchestrator.search.trials.pruners import (
+    UnitPruner,
+    WeightPruner,
+    comparable,
+    pools_of,
+    pruner_of,
+)
 from orchestrator.settings import MethodSettings, Settings
 
 
@@ -32,11 +38,19 @@ class Dense:
         """Units that a cut leaves of each group, rounded for the hardware."""
         structure = self.pruner.structure
         pools = self.pools if cut.pooled else None
-        kept = thresholds.counts(structure, self.scores, structure.full(), cut.thresholds, cut.rule, pools)
+        kept = thresholds.counts(
+            structure, self.scores, structure.full(), cut.thresholds, cut.rule, pools
+        )
         return thresholds.rounded(structure, kept, self.settings.round_to)
 
-    def terrain(self, problem: Problem, sensitivity: Sensitivity | None, then: Terrain | None) -> Terrain:
-        objectives, structure, macs = problem.settings.objectives, self.pruner.structure, self.pruner.cost.macs
+    def terrain(
+        self, problem: Problem, sensitivity: Sensitivity | None, then: Terrain | None
+    ) -> Terrain:
+        objectives, structure, macs = (
+            problem.settings.objectives,
+            self.pruner.structure,
+            self.pruner.cost.macs,
+        )
         return Terrain(
             structure=structure,
             macs=macs,
@@ -85,7 +99,9 @@ def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
     shapes = set(getattr(space, "shapes", ()))
     distillation = settings.phases.finetune.distillation
-    if getattr(space, "distillation", None) is not None and (distillation is None or not distillation.weight):
+    if getattr(space, "distillation", None) is not None and (
+        distillation is None or not distillation.weight
+    ):
         raise ConfigError(
             "space.distillation searches the weight of the dense outputs in the loss; it needs "
             "phases.finetune.distillation with a weight above 0"
@@ -102,7 +118,11 @@ def check_method(settings: Settings, space: Any) -> None:
                     "criterion that does, such as l1, taylor or lamp"
                 )
             regrowth = None if stage.regrowth is None else stage.regrowth.build()
-            if not stage.soft and not (regrowth and regrowth.dense) and (returning := shapes & RETURNING):
+            if (
+                not stage.soft
+                and not (regrowth and regrowth.dense)
+                and (returning := shapes & RETURNING)
+            ):
                 raise ConfigError(
                     f"space.shapes {sorted(returning)} let pruned units come back, which a hard method cannot; "
                     "take method.soft=true, or leave them out"

@@ -22,7 +22,15 @@ from lightning_modules.pruning.criteria.blocks import block_scores
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Keep, Structure, isomorphic_classes
 from lightning_modules.pruning.thresholds import Pools, Scores
-from lightning_modules.pruning.weights import Masks, Weight, apply, masks_of, shares, unit_scores, weight_structure
+from lightning_modules.pruning.weights import (
+    Masks,
+    Weight,
+    apply,
+    masks_of,
+    shares,
+    unit_scores,
+    weight_structure,
+)
 from lightning_modules.tasks.contract import step_loss, to_device
 from orchestrator.search.lab.problem import Problem
 from orchestrator.settings import MethodSettings
@@ -107,7 +115,9 @@ class WeightPruner:
         keep = self.structure.full()
         for group in self.structure.groups:
             if (mask := masks.get(group.name)) is not None:
-                keep[group.units] = 0.0 if self.how.kind == "pattern" else shares(mask, self.how) > 0.0
+                keep[group.units] = (
+                    0.0 if self.how.kind == "pattern" else shares(mask, self.how) > 0.0
+                )
         return keep
 
     def densities(self, kept: Counts) -> dict[str, float]:
@@ -144,7 +154,9 @@ def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> 
     pools: dict[object, list[int]] = {}
     for place, same in enumerate(isomorphic_classes(structure)):
         for i in same:
-            if i not in apart:  # tensors of single weights are of one size in a class, and here of one shape too
+            if (
+                i not in apart
+            ):  # tensors of single weights are of one size in a class, and here of one shape too
                 pools.setdefault((place, shapes.get(structure.groups[i].name)), []).append(i)
     return [*pools.values(), *alone]
 
@@ -156,11 +168,16 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
     return thresholds.normalised(structure, scores, alive)
 
 
-def calibration(problem: Problem, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
+def calibration(
+    problem: Problem, method: MethodSettings, model: nn.Module, seed: int
+) -> Calibration:
     """The method's calibration batches on the problem's device, each watched by its check, and the task's loss."""
     task = problem.task(model)
     count = method.calibration_batches
-    batches = [to_device(task, batch, problem.device) for batch in islice(problem.data.train_batches(seed), count)]
+    batches = [
+        to_device(task, batch, problem.device)
+        for batch in islice(problem.data.train_batches(seed), count)
+    ]
 
     def loss(scored: nn.Module, batch: Any) -> Tensor:
         return step_loss(task if scored is model else problem.task(scored), batch)

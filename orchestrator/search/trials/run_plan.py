@@ -48,8 +48,16 @@ class _Good:
 class _Run:
     """One plan at work; see `run_plan`."""
 
-    def __init__(self, problem: Problem, plan: Plan, working: Working, ratio: float, report: Report) -> None:
-        self.problem, self.plan, self.working, self.ratio, self.report = problem, plan, working, ratio, report
+    def __init__(
+        self, problem: Problem, plan: Plan, working: Working, ratio: float, report: Report
+    ) -> None:
+        self.problem, self.plan, self.working, self.ratio, self.report = (
+            problem,
+            plan,
+            working,
+            ratio,
+            report,
+        )
         self.how = problem.settings.phases.finetune
         self.spent, self.rounds, self.turn, self.reason = 0, 0, 0, ""
         self.rungs: list[Rung] = []
@@ -59,7 +67,10 @@ class _Run:
         """Training under a penalty before the first pruning step."""
         if (how := self.problem.settings.phases.sparsify) is None:
             return
-        penalty, structure = how.penalty.build(), self.problem.structure.restrict(self.working.alive)
+        penalty, structure = (
+            how.penalty.build(),
+            self.problem.structure.restrict(self.working.alive),
+        )
         keep = stage.staying(self.working, self.plan.seed)
         callback = Penalised(lambda model, progress: penalty(model, structure, keep, progress))
         self.train(how.rounds, [callback], last=False)
@@ -77,16 +88,25 @@ class _Run:
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
             with stage.shown(self.working):
-                self.problem.recalibrate(self.working.model, self.how.recalibration_batches, self._seed())
+                self.problem.recalibrate(
+                    self.working.model, self.how.recalibration_batches, self._seed()
+                )
             if not event.rounds:
                 continue
-            self.train(event.rounds, stage.callbacks(self.working, event, self._seed()), last and not waiting)
+            self.train(
+                event.rounds,
+                stage.callbacks(self.working, event, self._seed()),
+                last and not waiting,
+            )
             if self.reason:
                 return False
             if guard is None or before is None:
                 continue
             if self._within(guard):
-                reached, self.good = event.fraction, _Good(self.working.copy(), tuple(self.rungs), self.rounds)
+                reached, self.good = (
+                    event.fraction,
+                    _Good(self.working.copy(), tuple(self.rungs), self.rounds),
+                )
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
                 self.working, self.rounds = before.working, before.rounds
@@ -103,7 +123,11 @@ class _Run:
             value = self.rungs[-1][1][quality]
             self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
-            self.working, self.rungs, self.rounds = self.good.working, list(self.good.rungs), self.good.rounds
+            self.working, self.rungs, self.rounds = (
+                self.good.working,
+                list(self.good.rungs),
+                self.good.rounds,
+            )
 
     def _within(self, guard: GuardSettings) -> bool:
         quality = self.problem.settings.objectives.quality
@@ -151,7 +175,9 @@ class _Run:
             assert self.problem.rewound is not None
             dense = self.problem.rewound
         else:
-            dense = fresh_model(self.problem.settings, seed_of(self.plan.seed, 9)).to(self.problem.device)
+            dense = fresh_model(self.problem.settings, seed_of(self.plan.seed, 9)).to(
+                self.problem.device
+            )
         self.working.restart(dense, self.working.alive, self.problem.structure)
 
     def _seed(self) -> int:
@@ -159,7 +185,12 @@ class _Run:
 
 
 def planned_rounds(
-    problem: Problem, method: Method, timing: Timing, alive: Counts, kept: Counts, density: Mapping[str, float]
+    problem: Problem,
+    method: Method,
+    timing: Timing,
+    alive: Counts,
+    kept: Counts,
+    density: Mapping[str, float],
 ) -> int:
     """Rounds of finetuning in all stages of `run_plan` from `alive` units on, where no guard changes them."""
     sparsify, found = problem.settings.phases.sparsify, 0
@@ -182,7 +213,9 @@ def run_plan(
 ) -> Ended:
     """Prune `working` to `kept` units and `density` of the weights of each tensor, finetuning as the plan says."""
     ratio = problem.ratios(kept, density)[problem.axis]
-    run = _Run(problem, plan, working.copy(), ratio, report)  # a copy: the dense model is shared by all trials
+    run = _Run(
+        problem, plan, working.copy(), ratio, report
+    )  # a copy: the dense model is shared by all trials
     makers: list[Callable[[], Stage]] = []
     for stage in method.stages:
         if isinstance(stage.pruner, UnitPruner):
@@ -190,7 +223,9 @@ def run_plan(
                 pruner = replace(stage.pruner, problem=problem)  # of this trial: with its deadline
                 makers.append(lambda pruner=pruner: UnitStage(pruner, run.working, kept))  # type: ignore[misc]
         elif density:
-            makers.append(lambda stage=stage: _weights(problem, stage.settings, run.working, density))  # type: ignore[misc]
+            makers.append(
+                lambda stage=stage: _weights(problem, stage.settings, run.working, density)
+            )  # type: ignore[misc]
     if not makers:  # activations alone: the weights get used to it
         run.train(plan.timing.total, [], last=True)
     for place, make in enumerate(makers):
@@ -202,6 +237,8 @@ def run_plan(
     return Ended(run.working, tuple(run.rungs), run.spent, run.rounds, run.reason)
 
 
-def _weights(problem: Problem, settings: object, working: Working, density: Mapping[str, float]) -> WeightStage:
+def _weights(
+    problem: Problem, settings: object, working: Working, density: Mapping[str, float]
+) -> WeightStage:
     pruner = WeightPruner(problem, settings, working.model, working.alive)  # type: ignore[arg-type]
     return WeightStage(pruner, working, pruner.shares(density))

@@ -37,7 +37,9 @@ class Working:
     def copy(self) -> Working:
         """One that further work does not touch."""
         masks = {name: mask.clone() for name, mask in self.masks.items()}
-        return Working(copy.deepcopy(self.model), self.alive.copy(), masks, copy.deepcopy(self.optimizer))
+        return Working(
+            copy.deepcopy(self.model), self.alive.copy(), masks, copy.deepcopy(self.optimizer)
+        )
 
     def restart(self, dense: nn.Module, alive: Keep, structure: Any) -> None:
         """The same units and masks with the weights of another dense model; the optimizer begins anew."""
@@ -70,11 +72,17 @@ class Stage(Protocol):
 
 def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
     """Units of finetuning before the first step, and the steps; a soft stage ends with a hard one."""
-    fractions = [SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)]
+    fractions = [
+        SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)
+    ]
     moments, hard, total = timing.moments(), [not soft] * timing.steps, timing.total
     if soft:
         total = max(2, total)
-        moments, fractions, hard = [*(min(m, total - 2) for m in moments), total - 1], [*fractions, 1.0], [*hard, True]
+        moments, fractions, hard = (
+            [*(min(m, total - 2) for m in moments), total - 1],
+            [*fractions, 1.0],
+            [*hard, True],
+        )
     rounds = [after - before for before, after in zip(moments, [*moments[1:], total], strict=True)]
     return moments[0], [Event(f, u, h) for f, u, h in zip(fractions, rounds, hard, strict=True)]
 
@@ -140,12 +148,19 @@ class WeightStage:
         alive = self.begin if self.soft else self.pruner.alive(working.masks)
         now = np.minimum(now, self.structure.counts(alive))
         scores = self.pruner.scores(working.model, alive, seed)
-        if self.soft and event.hard:  # what the network was trained under stays; the rest has drifted out of sight
-            scores = np.where(self.pruner.alive(working.masks), scores + np.ptp(scores) + 1.0, scores)
+        if (
+            self.soft and event.hard
+        ):  # what the network was trained under stays; the rest has drifted out of sight
+            scores = np.where(
+                self.pruner.alive(working.masks), scores + np.ptp(scores) + 1.0, scores
+            )
         keep = thresholds.choose(self.structure, scores, alive, now)
         found = self.pruner.masks(working.model, keep, seed)
         # a pattern that is there stays as it is: its zeros would be chosen again only by chance of a tie
-        working.masks = {**found, **({} if self.soft else {n: m for n, m in working.masks.items() if self._pattern(n)})}
+        working.masks = {
+            **found,
+            **({} if self.soft else {n: m for n, m in working.masks.items() if self._pattern(n)}),
+        }
         if event.hard:
             apply(working.model, working.masks)
 
@@ -156,7 +171,11 @@ class WeightStage:
 
     @contextmanager
     def shown(self, working: Working) -> Iterator[None]:
-        dense = {name: p.detach().clone() for name, p in working.model.named_parameters() if name in working.masks}
+        dense = {
+            name: p.detach().clone()
+            for name, p in working.model.named_parameters()
+            if name in working.masks
+        }
         apply(working.model, working.masks)
         try:
             yield
