@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pytorch_lightning import Callback
 
@@ -18,7 +19,7 @@ from orchestrator.search.plans.measurement import Report, Rung
 from orchestrator.search.trials.methods import Method
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.search.trials.working import Event, Stage, UnitStage, WeightStage, Working, events
-from orchestrator.settings import GuardSettings
+from orchestrator.settings import GuardSettings, MethodSettings
 
 
 @dataclass(frozen=True)
@@ -213,19 +214,16 @@ def run_plan(
 ) -> Ended:
     """Prune `working` to `kept` units and `density` of the weights of each tensor, finetuning as the plan says."""
     ratio = problem.ratios(kept, density)[problem.axis]
-    run = _Run(
-        problem, plan, working.copy(), ratio, report
-    )  # a copy: the dense model is shared by all trials
+    # a copy: the dense model is shared by all trials
+    run = _Run(problem, plan, working.copy(), ratio, report)
     makers: list[Callable[[], Stage]] = []
     for stage in method.stages:
         if isinstance(stage.pruner, UnitPruner):
             if (kept < problem.structure.counts(working.alive)).any():
                 pruner = replace(stage.pruner, problem=problem)  # of this trial: with its deadline
-                makers.append(lambda pruner=pruner: UnitStage(pruner, run.working, kept))  # type: ignore[misc]
+                makers.append(partial(_units, pruner, run, kept))
         elif density:
-            makers.append(
-                lambda stage=stage: _weights(problem, stage.settings, run.working, density)
-            )  # type: ignore[misc]
+            makers.append(partial(_weights, problem, stage.settings, run, density))
     if not makers:  # activations alone: the weights get used to it
         run.train(plan.timing.total, [], last=True)
     for place, make in enumerate(makers):
@@ -237,8 +235,12 @@ def run_plan(
     return Ended(run.working, tuple(run.rungs), run.spent, run.rounds, run.reason)
 
 
+def _units(pruner: UnitPruner, run: _Run, kept: Counts) -> UnitStage:
+    return UnitStage(pruner, run.working, kept)
+
+
 def _weights(
-    problem: Problem, settings: object, working: Working, density: Mapping[str, float]
+    problem: Problem, settings: MethodSettings, run: _Run, density: Mapping[str, float]
 ) -> WeightStage:
-    pruner = WeightPruner(problem, settings, working.model, working.alive)  # type: ignore[arg-type]
-    return WeightStage(pruner, working, pruner.shares(density))
+    pruner = WeightPruner(problem, settings, run.working.model, run.working.alive)
+    return WeightStage(pruner, run.working, pruner.shares(density))
