@@ -12,6 +12,7 @@ import numpy as np
 
 STUDY = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=1",
     "phases.finetune.round_steps=2",

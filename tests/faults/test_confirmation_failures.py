@@ -22,6 +22,7 @@ from tests.search.problems import settings_of
 
 SMALL = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=2",
     "phases.finetune.round_steps=4",

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 TINY = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=2",
     "phases.finetune.round_steps=4",

@@ -302,6 +302,7 @@ def test_a_diverging_trial_fails(home: Path, tmp_path: Path) -> None:
 
 STUDY = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=2",
     "phases.finetune.round_steps=4",

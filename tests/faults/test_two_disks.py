@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 TRIALS = 16
 SMALL = [
     "+experiment=digits_small",
+    "study.name=digits_small",
     "model.width=8",
     "phases.train.epochs=2",
     "phases.finetune.round_steps=60",

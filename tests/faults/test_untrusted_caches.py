@@ -52,7 +52,7 @@ def test_a_damaged_latency_model_is_fitted_anew(
         return latency_model(
             problem.model,
             problem.structure,
-            torch.zeros(1, 1, 8, 8),
+            Inputs((torch.zeros(1, 1, 8, 8),)),
             tmp_path,
             "m",
             lambda *_: None,

@@ -106,7 +106,7 @@ def test_shapes_are_seen_before_tensors_are_read(
 ) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(1000)}, path)
-    monkeypatch.setattr("orchestrator.stored.load", None)
+    monkeypatch.setattr("safetensors.torch.load", None)
     with pytest.raises(DataError, match=r"\[1000\] in the file, \[3\] in the model"):
         check_shapes(path, {"a": torch.zeros(3)}, "take another")
 

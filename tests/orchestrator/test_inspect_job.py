@@ -51,7 +51,7 @@ def test_inspect_from_python_gives_the_numbers() -> None:
             "objectives": {},
             "phases": {
                 "train": {"optimizer": sgd, "epochs": 1},
-                "finetune": {"optimizer": sgd, "round_steps": 1, "rounds": 1},
+                "finetune": {"optimizer": sgd, "round_steps": 1},
             },
             "tracking": {"_target_": "orchestrator.tracking.none.NoTracker"},
             "job": {"_target_": "orchestrator.jobs.inspect.inspect"},

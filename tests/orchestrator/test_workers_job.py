@@ -77,7 +77,7 @@ def test_a_budget_in_time_is_for_one_process(
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "workers=2", "study.budget=1min"]) == 2
     assert (
-        "study.budget=1min with workers=2: take workers=1, or a budget in trials"
+        "study.budget=1min with workers=2: take workers=1, or a number of trials"
         in capsys.readouterr().err
     )
     assert main([*TINY, "job=work", "study.budget=1min"]) == 2
