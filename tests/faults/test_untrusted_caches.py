@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_modules.pruning.inputs import Inputs
 from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.lab.kernels import choose_threads
 from orchestrator.search.lab.latency_model import latency_model

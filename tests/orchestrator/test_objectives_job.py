@@ -11,6 +11,7 @@ from orchestrator.__main__ import main
 from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "model.width=8",
     "phases.train.epochs=3",

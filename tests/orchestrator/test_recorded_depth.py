@@ -10,6 +10,7 @@ from orchestrator.__main__ import main
 from orchestrator.results.rows import TrialRow, read_csv
 
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "model.width=4",
     "phases.train.epochs=1",

@@ -13,6 +13,7 @@ from orchestrator.__main__ import main
 from orchestrator.results.rows import TrialRow, read_csv
 
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "study.name=digits_small",
     "model.width=8",
