@@ -21,6 +21,7 @@ STEPS = {"resnet50": 12, "small": 150}
 POLICIES = {
     "torch's default": {},
     "spin 100": {"GOMP_SPINCOUNT": "100"},
+    "spin 300": {"GOMP_SPINCOUNT": "300"},
     "spin 1,000": {"GOMP_SPINCOUNT": "1000"},
     "spin 10,000": {"GOMP_SPINCOUNT": "10000"},
     "spin 100,000": {"GOMP_SPINCOUNT": "100000"},

@@ -48,6 +48,9 @@ from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree
 from orchestrator.stopped import Stopped, stoppable
 
+SPINS = "300"
+"""Turns that a thread of OpenMP waits busily; its own 300,000 keep a core from the thread that it waits for."""
+
 
 def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
     """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that came with this."""
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         print(f"pruning-orchestrator {version('pruning-orchestrator')}, Hydra {hydra.__version__}")
         return 0
     folder = conf_folder() if conf is None else conf
+    _share_cores()
     # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argv, sys.argv = sys.argv, ["orchestrator", *words]
@@ -79,6 +83,16 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return 2
     finally:
         sys.argv = argv
+
+
+def _share_cores() -> None:
+    """Threads of OpenMP that wait for one another give way soon, for a busy neighbour's sake.
+
+    Before torch is imported, which reads it once; processes that this one begins inherit it. A policy of the user's
+    own stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def run(config: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,25 @@ def test_search_can_be_called_in_whatever_order_things_are_imported(
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(AttributeError, match="no attribute 'serach'; it has inspect, load_int8"):
         orchestrator.serach  # noqa: B018
+
+
+def test_waiting_threads_give_way_unless_the_user_says_otherwise() -> None:
+    code = (
+        "import os; from orchestrator.__main__ import main; main(['--version']); main(['--help'])"
+    )
+    told = "lambda: print('turns', os.environ.get('GOMP_SPINCOUNT'))"
+    shown = f"import atexit, os; atexit.register({told}); {code}"
+    for mine, expected in (
+        ({}, "300"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "passive"}, "None"),
+    ):
+        kept = {name: value for name, value in os.environ.items() if "SPINCOUNT" not in name}
+        done = subprocess.run(
+            [sys.executable, "-c", shown],
+            env={**kept, **mine},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"turns {expected}" in done.stdout, done.stderr
