@@ -47,7 +47,7 @@ class Rates(Callback):
         self.found.append(optimizer.param_groups[0]["lr"])
 
 
-def rates(how: Optimization, units: int = 2, steps: int = 6) -> list[float]:
+def rates(how: Optimization, rounds: int = 2, steps: int = 6) -> list[float]:
     """As `fit` trains with them."""
     found = Rates()
     task = Classification(small(), 10)
@@ -55,12 +55,12 @@ def rates(how: Optimization, units: int = 2, steps: int = 6) -> list[float]:
         task,
         DATA.train_batches(0),
         how,
-        units=units,
+        rounds=rounds,
         round_steps=steps,
         device=CPU,
         callbacks=[found],
     )
-    assert len(found.found) == units * steps
+    assert len(found.found) == rounds * steps
     return found.found
 
 
@@ -164,7 +164,7 @@ class Fixed:
 
 
 def carry(
-    model: nn.Module, carried: Carried, batches: list[Any], recipe: Recipe, units: int = 2
+    model: nn.Module, carried: Carried, batches: list[Any], recipe: Recipe, rounds: int = 2
 ) -> None:
     """Train at a constant rate."""
     how = Optimization(recipe, scheduler=Recipe(TORCH + "ConstantLR", {"factor": 1.0}))
@@ -173,8 +173,8 @@ def carry(
         task,
         Fixed(batches),
         how,
-        units=units,
-        round_steps=len(batches) // units,
+        rounds=rounds,
+        round_steps=len(batches) // rounds,
         device=CPU,
         callbacks=[carried],
     )

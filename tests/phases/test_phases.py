@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 SGD = Optimization(Recipe("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}))
 
 
-def trained(units: int, seed: int = 0) -> SmallResNet:
+def trained(rounds: int, seed: int = 0) -> SmallResNet:
     torch.manual_seed(seed)
     model = SmallResNet(10, width=8)
     fit(
         Classification(model, 10),
         digits().train_batches(seed),
         SGD,
-        units=units,
+        rounds=rounds,
         round_steps=10,
         device=CPU,
     )
@@ -47,7 +47,7 @@ def test_training_learns_and_ends_each_unit_at_a_rung() -> None:
         return True
 
     task = Classification(model.eval(), 10)
-    units = fit(
+    rounds = fit(
         task,
         data.train_batches(0),
         SGD,
@@ -57,7 +57,7 @@ def test_training_learns_and_ends_each_unit_at_a_rung() -> None:
         val=data.val_dataloader(),
         on_round=on_round,
     )
-    assert units == 4
+    assert rounds == 4
     assert [unit for unit, _ in seen] == [1, 2, 3, 4]
     assert seen[-1][1] < 0.5 < seen[0][1] + 0.5
     assert evaluate(task, data.test_dataloader(), CPU)["accuracy"] > 0.85
@@ -65,7 +65,7 @@ def test_training_learns_and_ends_each_unit_at_a_rung() -> None:
 
 def test_a_stopped_fit_ends_at_once() -> None:
     data, model = digits(), SmallResNet(10, width=8)
-    units = fit(
+    rounds = fit(
         Classification(model, 10),
         data.train_batches(0),
         SGD,
@@ -75,7 +75,7 @@ def test_a_stopped_fit_ends_at_once() -> None:
         val=data.val_dataloader(),
         on_round=lambda unit, metrics: unit < 2,
     )
-    assert units == 2
+    assert rounds == 2
 
 
 def test_training_is_reproducible() -> None:

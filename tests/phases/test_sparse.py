@@ -52,16 +52,16 @@ def masks_for(model: nn.Module, share: float = 0.5) -> Masks:
 
 
 def train(
-    model: nn.Module, *callbacks: Callback, units: int = 2, steps: int = 6, recipe: str = "nesterov"
+    model: nn.Module, *callbacks: Callback, rounds: int = 2, steps: int = 6, recipe: str = "nesterov"
 ) -> list[Any]:
-    """Validation metrics after each unit."""
+    """Validation metrics after each round."""
     seen: list[Any] = []
     torch.manual_seed(1)
     fit(
         Classification(model, 10),
         DATA.train_batches(1),
         Optimization(RECIPES[recipe], clip_norm=1.0),
-        units=units,
+        rounds=rounds,
         round_steps=steps,
         device=CPU,
         val=DATA.val_dataloader(),
