@@ -74,6 +74,8 @@ def test_a_wrong_budget_is_told_within_a_second(
     assert not RUN.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

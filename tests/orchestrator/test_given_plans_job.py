@@ -25,6 +25,8 @@ def write(name: str, content: object) -> str:
     return name
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_they_are_tried_behind_the_chain_and_inherit_like_others() -> None:
     write("wide.json", {"conv1": 0.25})
     write("mine.json", {"conv1": 0.5, "stages.1.0.conv1": 0.5, "stages.2.0.conv1": 0.75})

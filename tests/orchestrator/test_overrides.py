@@ -246,6 +246,8 @@ def commands() -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_no_command_of_the_readme_is_refused_for_the_study_of_another(
     composed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,8 @@ STUDY = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_an_exported_model_and_the_configuration_suffice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

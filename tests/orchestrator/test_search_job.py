@@ -200,6 +200,8 @@ def timeless(row: ConfirmedRow) -> ConfirmedRow:
     return replace(row, costs=costs, ratios=ratios)
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(
     home: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -43,7 +43,17 @@ print(type(outputs).__name__)
 """
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "regression",
+        *(
+            pytest.param(n, marks=[pytest.mark.slow, pytest.mark.family])
+            for n in CASES
+            if n != "regression"
+        ),
+    ],
+)
 def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,8 @@ def completed(name: str) -> list[TrialRow]:
     return [row for row in trials(name) if row.state == "completed"]
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -52,7 +52,11 @@ def masks_for(model: nn.Module, share: float = 0.5) -> Masks:
 
 
 def train(
-    model: nn.Module, *callbacks: Callback, rounds: int = 2, steps: int = 6, recipe: str = "nesterov"
+    model: nn.Module,
+    *callbacks: Callback,
+    rounds: int = 2,
+    steps: int = 6,
+    recipe: str = "nesterov",
 ) -> list[Any]:
     """Validation metrics after each round."""
     seen: list[Any] = []

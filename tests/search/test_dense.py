@@ -65,6 +65,8 @@ def _trained(settings: Settings, log: str) -> None:
     prepare(settings, data, Progress())
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_of_two_processes_one_trains_the_dense_model(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     spawn = multiprocessing.get_context("spawn")
