@@ -15,7 +15,6 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 450, 40, 6
 LONG = {
     "orchestrator/compose.py load_settings",
     "orchestrator/jobs/explore.py explore",
-    "orchestrator/jobs/inspect.py _print",
     "orchestrator/jobs/outputs.py show",
     "orchestrator/jobs/replay.py replay",
     "orchestrator/jobs/search.py _search",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -98,36 +99,43 @@ def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> 
 
 
 def _print(settings: Settings, found: Inspection) -> None:
+    if settings.method.choices()[0].granularity == "unit":
+        _print_groups(settings.model_name(), found.structure)
+    if found.weights is not None:
+        _print_tensors(settings.model_name(), found.weights)
+    _print_summary(settings, found)
+
+
+def _print_groups(model: str, structure: Structure) -> None:
     from rich.table import Table
 
-    if settings.method.choices()[0].granularity == "unit":
-        groups = Table(
-            title=f"{settings.model_name()}: groups of units that live and die together",
-            title_justify="left",
-        )
-        for header in ("group", "units", "kind", "layers", "masked = removed"):
-            groups.add_column(
-                header, justify="right" if header in ("units", "layers") else "left", no_wrap=True
-            )
-        for group in found.structure.groups:
-            layers = {member.tensor.rpartition(".")[0] for member in group.members}
-            exact = "yes" if group.mask_exact else "no"
-            groups.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
-        show(groups)
-    if found.weights is not None:
-        tensors = Table(
-            title=f"{settings.model_name()}: tensors in which weights are set to zero",
-            title_justify="left",
-        )
-        for header in ("tensor", "units", "kind"):
-            tensors.add_column(
-                header, justify="right" if header == "units" else "left", no_wrap=True
-            )
-        for group in found.weights.groups:
-            tensors.add_row(group.name, str(group.size), group.kind)
-        for skipped_tensor in found.weights.skipped:
-            tensors.add_row(skipped_tensor.name, "0", f"skipped: {skipped_tensor.reason}")
-        show(tensors)
+    table = Table(
+        title=f"{model}: groups of units that live and die together", title_justify="left"
+    )
+    for header in ("group", "units", "kind", "layers", "masked = removed"):
+        justify: Literal["left", "right"] = "right" if header in ("units", "layers") else "left"
+        table.add_column(header, justify=justify, no_wrap=True)
+    for group in structure.groups:
+        layers = {member.tensor.rpartition(".")[0] for member in group.members}
+        exact = "yes" if group.mask_exact else "no"
+        table.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
+    show(table)
+
+
+def _print_tensors(model: str, weights: Structure) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{model}: tensors in which weights are set to zero", title_justify="left")
+    for header in ("tensor", "units", "kind"):
+        table.add_column(header, justify="right" if header == "units" else "left", no_wrap=True)
+    for group in weights.groups:
+        table.add_row(group.name, str(group.size), group.kind)
+    for skipped in weights.skipped:
+        table.add_row(skipped.name, "0", f"skipped: {skipped.reason}")
+    show(table)
+
+
+def _print_summary(settings: Settings, found: Inspection) -> None:
     structure = found.structure
     skipped = Counter(skipped.reason for skipped in structure.skipped)
     names = {
