@@ -45,10 +45,11 @@ from orchestrator import settings as schema
 from orchestrator.files import write_atomic
 from orchestrator.load import load_int8, load_pruned
 from orchestrator.progress import Progress
+from orchestrator.search.lab.lab import FinalLab, Lab, Training, seed_of
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem, Training, seed_of
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Choices, Terrain
-from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method, prepare_method
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,9 +85,9 @@ class Run:
         return schema.load({str(key): value for key, value in composed.items()})
 
 
-@dataclass(frozen=True)
-class Watched(Problem):
-    """A problem that validates after each recalibration: right after a pruning step, before the finetuning."""
+@dataclass(frozen=True, kw_only=True)
+class Watched(Lab):
+    """A laboratory that validates after each recalibration: right after a pruning step, before the finetuning."""
 
     seen: list[float] = field(default_factory=list)
 
@@ -101,47 +102,50 @@ def measure(run: Run, case: Case, seed: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silent:
         settings = run.settings(case, seed, folder)
         progress = Progress(silent)
-        plain = prepare(settings, data_of(json.dumps(settings.data.to_json())), progress)
-        problem = Watched(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+        final = prepare(settings, data_of(json.dumps(settings.data.to_json())), progress)
+        plain = final.lab
+        lab = Watched(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
         if case.table == "dense":
-            return dense_rows(problem, seed, begin)
+            return dense_rows(final, seed, begin)
         space = settings.space.build()
         check_method(settings, space)
-        method = prepare_method(problem, settings.method)
-        terrain = method.terrain(problem, None)
+        method = prepare_method(lab, settings.method)
+        terrain = method.terrain(lab, None)
         choices = Choices(space, settings.method, {method.settings.name: terrain})
-        proposal = choices.propose(terrain, parameters(case, choices, terrain))
-        evaluator = Evaluator(problem, {method.settings.name: method}, Path(folder))
-        found = evaluator(proposal, 0, lambda round_, ratio, metrics: None)
-        assert found.state == "completed", found.reason
-        assert found.trained_rounds == ROUNDS, (
-            f"{case.key} was finetuned for {found.trained_rounds} rounds, not {ROUNDS}"
+        plan = choices.propose(terrain, parameters(case, choices, terrain))
+        store = PlanStore(Path(folder), lab.facts)
+        evaluator = Evaluator(lab, trial_recipe(settings, lab), store)
+        measured = evaluator(plan, 0, lambda round_, ratio, metrics: None)
+        assert measured.state == "completed", measured.reason
+        assert measured.trained_rounds == ROUNDS, (
+            f"{case.key} was finetuned for {measured.trained_rounds} rounds, not {ROUNDS}"
         )
-        model = load_pruned(Path(folder) / "0")
-        tested = problem.test(load_int8(Path(folder) / "0") if proposal.int8 else model)
+        model = load_pruned(store.of(0))
+        tested = final.test(load_int8(store.of(0)) if plan.int8 else model)
         return [
             Row(
                 case.key,
                 seed,
-                problem.seen[-1],
+                lab.seen[-1],
                 tested["accuracy"],
-                found.ratios["flops"],
-                found.ratios["effective_flops"],
-                sparsity(problem, model),
+                measured.ratios["flops"],
+                measured.ratios["effective_flops"],
+                sparsity(lab, model),
                 progress.seconds.get("scores", 0.0),
                 time.perf_counter() - begin,
             )
         ]
 
 
-def dense_rows(problem: Problem, seed: int, begin: float) -> list[Row]:
+def dense_rows(final: FinalLab, seed: int, begin: float) -> list[Row]:
     """The dense model as it is, and finetuned like the pruned ones."""
+    lab = final.lab
     alone, longer = (case.key for case in DENSE)
-    validated, trained = problem.dense["accuracy"], time.perf_counter() - begin
-    first = Row(alone, seed, validated, problem.test(problem.model)["accuracy"], seconds=trained)
+    validated, trained = lab.facts.dense_metrics["accuracy"], time.perf_counter() - begin
+    first = Row(alone, seed, validated, final.test(lab.facts.model)["accuracy"], seconds=trained)
     begin = time.perf_counter()
-    problem.finetune(problem.model, Training(ROUNDS, seed_of(seed, 2, 0)))
-    after = problem.test(problem.model)["accuracy"]
+    lab.finetune(lab.facts.model, Training(ROUNDS, seed_of(seed, 2, 0)))
+    after = final.test(lab.facts.model)["accuracy"]
     return [first, Row(longer, seed, validated, after, seconds=time.perf_counter() - begin)]
 
 
@@ -173,12 +177,12 @@ def most_blocks(terrain: Terrain, flops_ratio: float) -> int:
     return len(terrain.blocks)
 
 
-def sparsity(problem: Problem, model: nn.Module) -> float:
-    dense, left = dict(problem.model.named_parameters()), dict(model.named_parameters())
+def sparsity(lab: Lab, model: nn.Module) -> float:
+    dense, left = dict(lab.facts.model.named_parameters()), dict(model.named_parameters())
     kept = sum(
-        int(torch.count_nonzero(left[name])) for name in problem.weight_names if name in left
+        int(torch.count_nonzero(left[name])) for name in lab.facts.weight_names if name in left
     )
-    return 1.0 - kept / sum(dense[name].numel() for name in problem.weight_names)
+    return 1.0 - kept / sum(dense[name].numel() for name in lab.facts.weight_names)
 
 
 def main() -> int:

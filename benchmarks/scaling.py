@@ -37,11 +37,12 @@ from machine import machine  # type: ignore[import-not-found]
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import Recipe
 from orchestrator.files import write_atomic
 from orchestrator.search.goals import Goals
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.ready import OVER
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Never
@@ -109,7 +110,7 @@ def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler
         structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2
     )
 
-    def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def evaluate(plan: Plan, number: int, report: Report) -> Measurement:
         """Sleeps, reports two rungs as a trial does, and scores by the number."""
         rungs = []
         for rung in (1, 2):

@@ -38,15 +38,15 @@ from search_tables import Point, Result, write  # type: ignore[import-not-found]
 from lightning_modules.data.contract import set_up
 from orchestrator import settings as schema
 from orchestrator.files import write_atomic
-from orchestrator.jobs.explore import explore, parts_of
+from orchestrator.jobs.explore import Exploration, parts_of
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.search.goals import goals_of
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem
 from orchestrator.search.pace import pacing
 from orchestrator.search.pace.budget import Sharing, Speed
-from orchestrator.search.pace.pacing import measure
+from orchestrator.search.pace.pacing import Clock, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION = "data=fashion_mnist data.train_images=18000 data.val_fraction=0.1112 data.batch_size=64"
@@ -203,17 +203,19 @@ def run(job: Job, baselines: Path) -> Result:
         data = settings.data.build()
         set_up(data)
         progress = Progress(silent)
-        problem = prepare(settings, data, progress)  # shared by all: data, dense outputs, structure
-        step_ms = 1000.0 * measure(problem, [], time.process_time).step_at(1.0)
+        final = prepare(settings, data, progress)  # shared by all: data, dense outputs, structure
+        step_ms = 1000.0 * measure(final.lab, [], time.process_time).step_at(1.0)
         begin = time.process_time()
         if job.rival.startswith("torch-pruning"):
             whole = job.rival.endswith("global")
-            models = list(ladder(problem, targets_of(*TARGETS), whole, job.budget, job.seed, begin))
+            models = list(
+                ladder(final.lab, targets_of(*TARGETS), whole, job.budget, job.seed, begin)
+            )
         else:
-            models = list(studied(problem, progress, begin))
+            models = list(studied(settings, final.lab, progress, begin))
         seconds = time.process_time() - begin
         points = [
-            Point(ratio, validation, problem.test(model)["accuracy"])
+            Point(ratio, validation, final.test(model)["accuracy"])
             for ratio, validation, model in models
         ]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}
@@ -228,14 +230,17 @@ def here() -> str:
     return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
-def studied(problem: Problem, progress: Progress, begin: float) -> Iterator[Found]:
+def studied(
+    settings: schema.Settings, lab: Lab, progress: Progress, begin: float
+) -> Iterator[Found]:
     """What the configuration finds by the search itself, without the confirmation that follows it for a user."""
-    parts = parts_of(problem.settings, goals_of(problem.settings))
+    parts = parts_of(settings, goals_of(settings))
+    clock = Clock(begin, time.process_time, confirming=0.0)
     with parts.leases.leading():
-        explored = explore(problem, parts, progress, begin, time.process_time, confirming=0.0)
-    for row in explored.found:
+        explored = Exploration(settings, lab, parts, progress).run(clock)
+    for row in explored.trials:
         if row.state == "completed" and row.quality is not None:
-            model = load_pruned(explored.evaluator.models / str(row.number))
+            model = load_pruned(explored.store.of(row.number))
             yield row.ratios["flops"], row.quality, model
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs, run
-from orchestrator.search.lab.problem import Problem, Training, seed_of
+from orchestrator.search.lab.lab import Lab, Training, seed_of
 from orchestrator.search.pace.pacing import measure
 from orchestrator.search.space.allocation import evenly
 
@@ -20,32 +20,34 @@ Found = tuple[float, float, nn.Module]
 
 
 def ladder(
-    problem: Problem, targets: Sequence[float], whole: bool, budget: float, seed: int, begin: float
+    lab: Lab, targets: Sequence[float], whole: bool, budget: float, seed: int, begin: float
 ) -> Iterator[Found]:
     """A model for each target, all from the dense one, with equal steps for each; `whole`: one global ranking."""
-    cuts = [evenly(problem.structure, targets[at]) for at in (len(targets) // 2, -1)]
-    speed = measure(problem, cuts, time.process_time)
+    cuts = [evenly(lab.facts.structure, targets[at]) for at in (len(targets) // 2, -1)]
+    speed = measure(lab, cuts, time.process_time)
     for place, target in enumerate(targets):
         rest = targets[place:]
         left = budget - (time.process_time() - begin) - sum(map(speed.beside_at, rest))
-        model = pruned(problem, target, whole)
-        problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
+        model = pruned(lab, target, whole)
+        lab.recalibrate(model, lab.phases.finetune.recalibration_batches, seed)
         steps = max(1, int(left / sum(map(speed.step_at, rest))))
-        problem.finetune(model, Training(1, seed_of(seed, 7, place), round_steps=steps))
+        lab.finetune(model, Training(1, seed_of(seed, 7, place), round_steps=steps))
         model.eval()
-        yield macs(problem, model), problem.validate(model)["accuracy"], model
+        yield macs(lab, model), lab.validate(model)["accuracy"], model
 
 
-def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
+def pruned(lab: Lab, target: float, whole: bool) -> nn.Module:
     """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its pruning ratio."""
     import torch_pruning as tp
 
-    example = problem.example.args[0]
-    classifier = [module for module in problem.model.modules() if isinstance(module, nn.Linear)][-1]
-    name = next(name for name, module in problem.model.named_modules() if module is classifier)
+    example = lab.facts.example.args[0]
+    classifier = [module for module in lab.facts.model.modules() if isinstance(module, nn.Linear)][
+        -1
+    ]
+    name = next(name for name, module in lab.facts.model.named_modules() if module is classifier)
 
     def at(ratio: float) -> nn.Module:
-        model = copy.deepcopy(problem.model).eval()
+        model = copy.deepcopy(lab.facts.model).eval()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         pruner = tp.pruner.BasePruner(
@@ -66,13 +68,13 @@ def pruned(problem: Problem, target: float, whole: bool) -> nn.Module:
     low, high = 0.0, 0.99
     for _ in range(7):
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if macs(problem, at(middle)) <= target else (middle, high)
+        low, high = (low, middle) if macs(lab, at(middle)) <= target else (middle, high)
     return at(high)
 
 
-def macs(problem: Problem, model: nn.Module) -> float:
+def macs(lab: Lab, model: nn.Module) -> float:
     """MACs of convolutions and linear layers against the dense model's, counted alike for all, by hooks."""
-    return counted(model, problem.example) / counted(problem.model, problem.example)
+    return counted(model, lab.facts.example) / counted(lab.facts.model, lab.facts.example)
 
 
 def counted(model: nn.Module, example: Inputs) -> int:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.schedules import SCHEDULES
+from lightning_modules.pruning.structure import Counts, Structure
 
 Rule = Literal["quantile", "mean", "median", "absolute"]
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One threshold per group under `rule` (see thresholds.py); `method` is the whole method as plain data.
+class Thresholds:
+    """What a trial asked of one stage of its method: a threshold per group, on the scale that `rule` names.
 
-    The groups are those of the method's granularity: coupled units of the model, or single tensors of weights.
+    It is a record. A plan is carried out by what the thresholds came to on the dense model: see `Plan`.
     """
 
-    thresholds: Mapping[str, float]
+    levels: Mapping[str, float]
     rule: Rule
-    method: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Timing:
 
     @property
     def total(self) -> int:
-        """Units of finetuning in all."""
+        """Rounds of finetuning in all."""
         return self.steps * self.rounds
 
     def moments(self) -> list[int]:
@@ -87,18 +89,31 @@ class Timing:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages one after the other (units, then weights of what is left), each with the same timing.
+    """All that one trial does to a model; with the weights that it begins from, it can be carried out alone.
 
-    `parent` is the number of the finished trial whose weights are inherited, None for the dense model. `activation` is
-    the level of activation pruning and `int8` says whether the result is quantised; see the phases of those names.
+    `method` is the name of the method, whose settings the study records once. `kept` are the units that stay of each
+    group, `density` is the share of the weights that stays of each tensor; what is not named stays whole. A method that
+    prunes both does so in turn, each with the same timing. `activation` is the level of activation pruning and `int8`
+    says whether the result is quantised; see the phases of those names. `parent` is the number of the finished trial
+    whose weights are inherited, None for the dense model. `asked` records the thresholds behind the counts.
     """
 
-    stages: tuple[Stage, ...]
+    method: str
+    kept: Mapping[str, int] = field(default_factory=dict)
+    density: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = Timing()
     activation: float | None = None
     int8: bool = False
     parent: int | None = None
     seed: int = 0
+    asked: tuple[Thresholds, ...] = ()
+
+    def counts(self, structure: Structure) -> Counts:
+        """Units that stay; shape (n_groups,). Errors: PlanError for a group that the structure does not have."""
+        groups = structure.groups
+        if unknown := sorted(set(self.kept) - {group.name for group in groups}):
+            raise PlanError(f"a plan must name groups of its model; this one names {unknown}")
+        return np.array([self.kept.get(group.name, group.size) for group in groups], dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +122,13 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Errors: PlanError when keys are missing or unknown."""
         try:
-            stages = tuple(Stage(**stage) for stage in data["stages"])
-            return cls(**{**data, "stages": stages, "timing": Timing(**data["timing"])})
+            asked = tuple(Thresholds(**thresholds) for thresholds in data["asked"])
+            return cls(**{**data, "asked": asked, "timing": Timing(**data["timing"])})
         except (TypeError, KeyError) as error:
             raise PlanError(f"a stored plan must have the fields of Plan: {error!r}") from error
+
+
+def by_group(structure: Structure, kept: Counts) -> dict[str, int]:
+    """Counts of shape (n_groups,) by the names of the groups."""
+    names = [group.name for group in structure.groups]
+    return dict(zip(names, np.asarray(kept).tolist(), strict=True))

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import PlanError
-from lightning_modules.pruning.structure import Group, Keep, Kind, Product, Skipped, Structure
+from lightning_modules.pruning.structure import (
+    Counts,
+    Group,
+    Keep,
+    Kind,
+    Product,
+    Skipped,
+    Structure,
+)
 from lightning_modules.pruning.thresholds import Scores
 
 Masks = dict[str, Tensor]
@@ -78,6 +86,19 @@ def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: We
     return Structure(
         tuple(groups), {}, tuple(products), tuple(params), tuple(skipped), len(macs), len(groups)
     )
+
+
+def shares_left(structure: Structure, kept: Counts, how: Weight) -> dict[str, float]:
+    """Share of the weights that stays of each tensor that loses some, by its units kept; `structure` is of tensors."""
+    n, m = how.shape
+    left: dict[str, float] = {}
+    for group, count in zip(structure.groups, kept, strict=True):
+        share = int(count) / group.size
+        if how.kind == "pattern":
+            share = 1.0 if count else n / m
+        if share < 1.0:
+            left[group.name] = share
+    return left
 
 
 def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) -> list[Product]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,20 @@ from orchestrator.progress import Progress
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.goals import Goals
 from orchestrator.search.lab.dense import dense_folder
-from orchestrator.search.lab.problem import Problem
-from orchestrator.search.pace.pacing import CONFIRMING, Pacing, Plans, mixed_copies, pacing_of
+from orchestrator.search.lab.facts import Facts
+from orchestrator.search.lab.lab import Lab
+from orchestrator.search.pace.pacing import Clock, Pacing, Plans, mixed_copies, pacing_of
 from orchestrator.search.plans.given import read_plans
-from orchestrator.search.ready import DENSE, OVER, Ready, make_ready, require_one_dense
+from orchestrator.search.plans.store import PlanStore
+from orchestrator.search.ready import (
+    DENSE,
+    OVER,
+    Ready,
+    make_ready,
+    require_one_dense,
+    rules_of,
+    store_of,
+)
 from orchestrator.search.samplers import exhausted
 from orchestrator.search.studies.damaged import redo_damaged
 from orchestrator.search.studies.exchange import Exchange
@@ -39,10 +49,16 @@ from orchestrator.search.studies.queue import (
 )
 from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
-from orchestrator.search.studies.study import open_study
+from orchestrator.search.studies.study import Trials, open_study
 from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
-from orchestrator.search.studies.warm_start import check_warm_start, filled, take_over
-from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.studies.warm_start import (
+    FilledTargets,
+    Receiver,
+    check_warm_start,
+    import_trials,
+)
+from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
+from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 from orchestrator.workers.exchange import exchange_of
@@ -78,132 +94,151 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
 class Explored:
     """All trials, and what they were made with; `nothing_left` says that every combination of the space was tried."""
 
-    found: list[TrialRow]
-    evaluator: Evaluator
+    trials: list[TrialRow]
+    methods: tuple[PreparedMethod, ...]
+    store: PlanStore
     pacing: Pacing | None
     nothing_left: bool
 
 
-def explore(
-    problem: Problem,
-    parts: Parts,
-    progress: Progress,
-    begin: float,
-    now: Callable[[], float] = time.perf_counter,
-    confirming: float = CONFIRMING,
-) -> Explored:
-    """The search without what follows it: the chain, then trials around it.
+@dataclass(frozen=True)
+class Exploration:
+    """One run of the search, without what follows it: the chain, then trials around it."""
 
-    `begin` is when the run began by the clock `now`; of a budget in time the share `confirming` is left for later.
-    """
-    settings, study = problem.settings, parts.study
-    goals = problem.goals
-    require_one_dense(study, problem)
-    ready = make_ready(problem, parts.space, settings.study.folder / "trials", progress)
-    pacing = _enqueue(ready, parts, progress, begin, now, confirming)
-    trials = ready.trials(study, parts.stopping, parts.leases, parts.exchange)
-    _take_up(ready, parts, progress)
-    n_trials = settings.study.n_trials if pacing is None else sys.maxsize
-    asked = f"{n_trials} trials" if pacing is None else pacing.words
-    progress.phase("search", f"{asked}, {done(study)} done before")
+    settings: Settings
+    lab: Lab
+    parts: Parts
+    progress: Progress
 
-    def on_trial(trial: FrozenTrial) -> None:
-        found = rows(study, goals)
-        mine = [row for row in found if row.kind != WARM and row.state != DAMAGED]
-        record_trial(parts.tracker, settings, problem, trial)
+    @property
+    def facts(self) -> Facts:
+        return self.lab.facts
+
+    def run(self, clock: Clock) -> Explored:
+        """`clock` began with the run; of a budget in time it leaves a share for the confirmation."""
+        settings, parts, study = self.settings, self.parts, self.parts.study
+        require_one_dense(study, self.facts)
+        ready = make_ready(settings, self.lab, parts.space, self.progress)
+        store = store_of(settings, self.facts, study)
+        pacing = self._enqueue(ready, store, clock)
+        evaluator = Evaluator(
+            self.lab,
+            trial_recipe(settings, self.lab),
+            store,
+            pace=_usual_pace if pacing is None else pacing.pace,
+            mixed=self._mixed_copies(pacing),
+            may_save=parts.leases.require,
+        )
+        rules = rules_of(settings, self.facts, parts.stopping)
+        trials = Trials(
+            study, ready.space, ready.terrain, evaluator, rules, parts.leases, parts.exchange
+        )
+        self._take_up(store)
+        self._search(trials, pacing)
+        nothing_left = exhausted(study, trials.distributions)
+        return Explored(rows(study, self.facts.goals), ready.methods, store, pacing, nothing_left)
+
+    def _mixed_copies(self, pacing: Pacing | None) -> int | None:
+        copies = mixed_copies(self.lab, self.parts.study, pacing)
+        if copies:
+            self.progress.phase(
+                "mixing", f"{copies} copies of the training data with samples mixed by pairs"
+            )
+        return copies
+
+    def _enqueue(self, ready: Ready, store: PlanStore, clock: Clock) -> Pacing | None:
+        """What is known before any trial: plans of another study, the chain, the user's own plans; the pace of all."""
+        settings, study, chain = self.settings, self.parts.study, self.settings.search.chain
+        receiver = Receiver(study, settings, self.facts, ready.space, ready.terrain)
+        if imported := import_trials(receiver, store):
+            self.progress.phase(
+                "warm start", f"{imported} finished plans of study {settings.search.warm_start}"
+            )
+        plans = Plans(self.facts, ready.space, ready.terrain)
+        pacing = pacing_of(settings, self.lab, plans, study, clock, self.progress)
+        if pacing is None:
+            targets: Sequence[float] = chain.ratios(settings.objectives.largest_ratio)
+            target_steps = self._chain_steps(ready, targets)
+        else:
+            targets, target_steps = pacing.targets, pacing.target_steps
+        filled = FilledTargets(receiver, target_steps)
+        enqueue_chain(study, ready.space, ready.terrains, targets, filled)
+        enqueue_plans(study, read_plans(settings))
+        return pacing
+
+    def _chain_steps(self, ready: Ready, targets: Sequence[float]) -> list[float]:
+        """Optimizer steps of the chain's plans, as many as the space gives them."""
+        round_steps, steps = self.lab.phases.finetune.round_steps, []
+        for target in targets:
+            params = ready.space.chain(ready.terrain, target)
+            timing = ready.space.unpruned(ready.terrain, params).timing
+            steps.append(float(timing.total * round_steps))
+        return steps
+
+    def _take_up(self, store: PlanStore) -> None:
+        """What earlier runs of this study left: open trials, files of trials that never ended or are damaged, records."""
+        parts, progress = self.parts, self.progress
+        if taken := take_over_interrupted(parts.study, parts.leases):
+            progress.tick(f"{taken} interrupted trials begin again")
+        remove_orphans(parts.study, store.folder)
+        for line in redo_damaged(parts.study, store):
+            progress.phase("damaged", line)
+        parts.exchange.fetch()
+        parts.exchange.publish_all()
+        self._record_ended()
+
+    def _record_ended(self) -> None:
+        record_ended(self.parts.tracker, self.settings, self.facts.structure, self.parts.study)
+
+    def _search(self, trials: Trials, pacing: Pacing | None) -> None:
+        """Trials until there are enough, by this process or by those that it starts."""
+        settings, parts, study = self.settings, self.parts, self.parts.study
+        n_trials = settings.study.n_trials if pacing is None else sys.maxsize
+        asked = f"{n_trials} trials" if pacing is None else pacing.words
+        self.progress.phase("search", f"{asked}, {done(study)} done before")
+        on_trial = partial(self._on_trial, n_trials, pacing)
+        study.set_user_attr(WANTED, n_trials)
+        parts.exchange.publish_dense(dense_folder(settings))
+        study.set_user_attr(DENSE, self.facts.dense_digest)  # from here on others may help
+        if settings.workers > 1:
+            with self.progress.timed("workers"), Workers(settings, study, leads=True) as workers:
+                supply(trials, n_trials, on_trial, lambda: workers.look(self.progress))
+        else:
+            paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
+            run_trials(trials, n_trials, on_trial, *paced)
+        parts.leases.require_lead()
+        self._record_ended()  # of helpers who began before this process looked
+        study.set_user_attr(OVER, True)
+        parts.exchange.fetch()
+
+    def _on_trial(self, n_trials: int, pacing: Pacing | None, trial: FrozenTrial) -> None:
+        """Record the trial that has just ended, and show the front and the time left."""
+        study, goals = self.parts.study, self.facts.goals
+        trials = rows(study, goals)
+        own = [row for row in trials if row.kind != WARM and row.state != DAMAGED]
+        record_trial(self.parts.tracker, self.settings, self.facts.structure, trial)
         left = None if pacing is None else pacing.seconds_left()
-        progress.eta(_seconds_left(problem, _ended(study), n_trials) if left is None else left)
-        total = n_trials if pacing is None else max(len(mine), len(pacing.targets))
-        progress.trial(trial_row(trial, goals), front(found, goals), len(mine), total)
-
-    study.set_user_attr(WANTED, n_trials)
-    parts.exchange.publish_dense(dense_folder(settings))
-    study.set_user_attr(DENSE, problem.dense_digest)  # from here on others may help
-    if settings.workers > 1:
-        with progress.timed("workers"), Workers(settings, study, leads=True) as workers:
-            supply(trials, n_trials, on_trial, lambda: workers.look(progress))
-    else:
-        paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
-        run_trials(trials, n_trials, on_trial, *paced)
-    parts.leases.require_lead()
-    record_ended(
-        parts.tracker, settings, problem, study
-    )  # by helpers who began before this process looked
-    study.set_user_attr(OVER, True)
-    parts.exchange.fetch()
-    nothing_left = exhausted(study, trials.distributions)
-    return Explored(rows(study, goals), ready.evaluator, pacing, nothing_left)
-
-
-def _enqueue(
-    ready: Ready,
-    parts: Parts,
-    progress: Progress,
-    begin: float,
-    now: Callable[[], float],
-    confirming: float,
-) -> Pacing | None:
-    """What is known before any trial: plans of another study, the chain, the user's own plans; the pace of all."""
-    problem, study = ready.problem, parts.study
-    settings = problem.settings
-    space, evaluator, ways = ready.space, ready.evaluator, ready.terrains
-    chain = settings.search.chain
-    if taken := take_over(study, space, ways[0], evaluator):
-        progress.phase(
-            "warm start", f"{taken} finished plans of study {settings.search.warm_start}"
+        self.progress.eta(
+            seconds_left(self.settings, _ended(study), n_trials) if left is None else left
         )
-    pacing = pacing_of(Plans(evaluator, space, ways[0]), study, begin, progress, now, confirming)
-    if copies := mixed_copies(problem, study, pacing):
-        progress.phase(
-            "mixing", f"{copies} copies of the training data with samples mixed by pairs"
-        )
-    evaluator.mixed = copies
-    targets = chain.ratios(settings.objectives.largest_ratio) if pacing is None else pacing.targets
-    evaluator.pace = evaluator.pace if pacing is None else pacing.pace
-    granularities = [stage.granularity for stage in settings.method.choices()[0].stages()]
-    rung_steps = _chain_steps(ready, targets) if pacing is None else pacing.rung_steps
-    stands = filled(study, space, ways[0], evaluator, granularities, rung_steps)
-    enqueue_chain(study, space, ways, targets, stands)
-    enqueue_plans(study, read_plans(settings))
-    return pacing
+        total = n_trials if pacing is None else max(len(own), len(pacing.targets))
+        self.progress.trial(trial_row(trial, goals), front(trials, goals), len(own), total)
+
+
+def _usual_pace(ratio: float, rounds: int) -> None:
+    """As configured."""
 
 
 def _ended(study: Study) -> list[FrozenTrial]:
     return [trial for trial in own_trials(study) if trial.state.is_finished()]
 
 
-def _chain_steps(ready: Ready, targets: Sequence[float]) -> list[float]:
-    """Optimizer steps of the chain's plans, as many as the space gives them."""
-    terrain = ready.terrains[0]
-    timings = [
-        ready.space.propose(terrain, ready.space.chain(terrain, target)).timing
-        for target in targets
-    ]
-    return [
-        float(timing.total * ready.problem.settings.phases.finetune.round_steps)
-        for timing in timings
-    ]
-
-
-def _take_up(ready: Ready, parts: Parts, progress: Progress) -> None:
-    """What earlier runs of this study left: open trials, files of trials that never ended or are damaged, records."""
-    study, evaluator = parts.study, ready.evaluator
-    if taken := take_over_interrupted(study, parts.leases):
-        progress.tick(f"{taken} interrupted trials begin again")
-    remove_orphans(study, evaluator.models)
-    for line in redo_damaged(study, evaluator):
-        progress.phase("damaged", line)
-    parts.exchange.fetch()
-    parts.exchange.publish_all()
-    record_ended(parts.tracker, ready.problem.settings, ready.problem, study)
-
-
-def _seconds_left(problem: Problem, trials: Sequence[FrozenTrial], n_trials: int) -> float:
+def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: int) -> float:
     """Of the trials that are left and of the confirmation, by what trials of this study have taken so far.
 
     A round of finetuning is priced at the mean FLOPs ratio of the chain's range.
     """
-    confirm, chain = problem.settings.phases.confirm, problem.settings.search.chain
+    confirm, chain = settings.phases.confirm, settings.search.chain
     trained = [
         trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_rounds")
     ]

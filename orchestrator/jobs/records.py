@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from orchestrator.search.lab.problem import Problem
+from lightning_modules.pruning.structure import Structure
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.trial import (
     KIND,
@@ -44,15 +44,15 @@ def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
     )
 
 
-def record_ended(tracker: Tracker, settings: Settings, problem: Problem, study: Study) -> None:
+def record_ended(tracker: Tracker, settings: Settings, structure: Structure, study: Study) -> None:
     """Trials whose run was killed, or its disk full, between the end of the trial and its record; others are known."""
     for trial in own_trials(study):
         if trial.state.is_finished():
-            record_trial(tracker, settings, problem, trial)
+            record_trial(tracker, settings, structure, trial)
 
 
 def record_trial(
-    tracker: Tracker, settings: Settings, problem: Problem, trial: FrozenTrial
+    tracker: Tracker, settings: Settings, structure: Structure, trial: FrozenTrial
 ) -> None:
     """One ended trial: parameters, costs, quality, curves by round, plan and per-group table."""
     known = trial.user_attrs
@@ -79,18 +79,17 @@ def record_trial(
             for round, _, found in rungs
             for name, value in found.items()
         ],
-        artifacts=_artifacts(problem, measured, known.get(TRACE, "")),
+        artifacts=_artifacts(structure, measured, known.get(TRACE, "")),
         at=None if trial.datetime_complete is None else trial.datetime_complete.timestamp(),
     )
 
 
-def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[str, str]:
+def _artifacts(structure: Structure, measured: dict[str, Any], trace: str) -> dict[str, str]:
     found = {"traceback.txt": trace} if trace else {}
     if measured:
-        stages = measured["plan"]["stages"]
-        thresholds = {
-            name: level for stage in stages for name, level in stage["thresholds"].items()
-        }
+        thresholds: dict[str, float] = {}
+        for asked in measured["plan"]["asked"]:
+            thresholds |= asked["levels"]
         table = [
             {
                 "group": group.name,
@@ -99,7 +98,7 @@ def _artifacts(problem: Problem, measured: dict[str, Any], trace: str) -> dict[s
                 "pruning_ratio": 1.0 - measured["kept"][group.name] / group.size,
                 "threshold": thresholds.get(group.name, 0.0),
             }
-            for group in problem.structure.groups
+            for group in structure.groups
         ]
         found |= {
             "plan.json": json.dumps(measured["plan"], indent=1),

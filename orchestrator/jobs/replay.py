@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from lightning_modules.pruning.weights import densities
 from orchestrator.progress import Progress
 from orchestrator.report.tables import show, summary_table
 from orchestrator.search.confirmation.confirm import Candidate, finetuned
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
 from orchestrator.search.plans.lineage import (
     Lineage,
@@ -36,7 +35,6 @@ from orchestrator.search.plans.lineage import (
 )
 from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.search.trials.evaluate import begun
-from orchestrator.search.trials.methods import prepare_method
 from orchestrator.search.trials.run_plan import run_plan
 from orchestrator.search.trials.working import Working
 from orchestrator.settings import MethodSettings, Settings
@@ -109,33 +107,65 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     with Progress() as progress:
         data = settings.data.build()
         set_up(data)
-        problem = prepare(settings, data, progress)
-        steps = [_dense("dense model", problem.model, lineage.dense)]
-        if lineage.rewound is not None and problem.rewound is not None:
-            steps.append(_dense("rewound weights", problem.rewound, lineage.rewound))
-        working = Working(problem.model, problem.structure.full())
+        lab = prepare(settings, data, progress).lab
+        return _Replayer(settings, lab, at, progress).run(lineage, document.get("confirmation"))
+
+
+@dataclass
+class _Replayer:
+    """The chain of a model at work; `lab` is in the memory format that the last link was made in."""
+
+    settings: Settings
+    lab: Lab
+    folder: Path
+    progress: Progress
+
+    def run(self, lineage: Lineage, confirmation: Mapping[str, Any] | None) -> Replay:
+        steps = self._dense_steps(lineage)
+        working = Working(self.lab.facts.model, self.lab.facts.structure.full())
         for place, link in enumerate(lineage.links):
-            progress.phase(f"trial {link.trial}", f"link {place + 1} of {len(lineage.links)}")
+            self.progress.phase(f"trial {link.trial}", f"link {place + 1} of {len(lineage.links)}")
             if place:
-                sparse = tuple(densities(working.model, working.masks))
-                working = begun(problem, tensors(working.model), working.alive, sparse)
-            problem = _as_made(problem, link.made_with)
-            working = _again(problem, link, working)
-            name = f"trial {link.trial}"
-            steps.append(
-                _compared(
-                    name, problem, working.model, link.weights, link.made_with, _had(at, link)
-                )
-            )
+                working = self._inherited(working)
+            working, step = self._link(lineage, link, working)
+            steps.append(step)
         model = working.model
-        if (confirmation := document.get("confirmation")) is not None:
-            progress.phase("confirmation", f"seed {confirmation['seed']}")
-            name, made = f"confirmation, seed {confirmation['seed']}", confirmation["made_with"]
-            problem = _as_made(problem, made)
-            model = _confirmed(problem, working, lineage.links[-1], confirmation)
-            digest = confirmation["weights"]
-            steps.append(_compared(name, problem, model, digest, made, _weights(at, digest)))
-    return Replay(tuple(steps), model.eval())
+        if confirmation is not None:
+            self.progress.phase("confirmation", f"seed {confirmation['seed']}")
+            model, step = self._confirmation(lineage.links[-1], working, confirmation)
+            steps.append(step)
+        return Replay(tuple(steps), model.eval())
+
+    def _dense_steps(self, lineage: Lineage) -> list[Step]:
+        facts = self.lab.facts
+        steps = [_dense("dense model", facts.model, lineage.dense)]
+        if lineage.rewound is not None and facts.rewound is not None:
+            steps.append(_dense("rewound weights", facts.rewound, lineage.rewound))
+        return steps
+
+    def _inherited(self, working: Working) -> Working:
+        """As a trial inherits it: read from tensors, without an optimizer's state."""
+        sparse = tuple(densities(working.model, working.masks))
+        return begun(self.lab, tensors(working.model), working.alive, sparse)
+
+    def _link(self, lineage: Lineage, link: Link, working: Working) -> tuple[Working, Step]:
+        self.lab = _as_made(self.settings, self.lab, link.made_with)
+        working = _again(self.settings, self.lab, lineage, link, working)
+        before = _had(self.folder, link)
+        name = f"trial {link.trial}"
+        return working, _compared(
+            name, self.lab, working.model, link.weights, link.made_with, before
+        )
+
+    def _confirmation(
+        self, link: Link, working: Working, confirmation: Mapping[str, Any]
+    ) -> tuple[nn.Module, Step]:
+        made, digest = confirmation["made_with"], confirmation["weights"]
+        self.lab = _as_made(self.settings, self.lab, made)
+        model = _confirmed(self.lab, self._inherited(working), working, link, confirmation)
+        name = f"confirmation, seed {confirmation['seed']}"
+        before = _weights(self.folder, digest)
+        return model, _compared(name, self.lab, model, digest, made, before)
 
 
 def _require_same(settings: Settings, lineage: Lineage) -> None:
@@ -150,56 +180,56 @@ def _require_same(settings: Settings, lineage: Lineage) -> None:
         )
 
 
-def _as_made(problem: Problem, made: Mapping[str, Any]) -> Problem:
+def _as_made(settings: Settings, lab: Lab, made: Mapping[str, Any]) -> Lab:
     """In the memory format of the time, the usual one before there was a choice, unless the settings name one.
 
     Nor where it would corrupt memory on this device: the replay then says that the format was another.
     """
     was = made.get("memory_format", "contiguous")
-    if problem.settings.memory_format != "auto" or was not in FORMATS:
-        return problem
-    if was == "channels_last" and channels_last_fault(problem.model, problem.device):
-        return replace(problem, memory_format="contiguous")
-    return replace(problem, memory_format=was)
+    if settings.memory_format != "auto" or was not in FORMATS:
+        return lab
+    if was == "channels_last" and channels_last_fault(lab.facts.model, lab.device):
+        return replace(lab, memory_format="contiguous")
+    return replace(lab, memory_format=was)
 
 
-def _again(problem: Problem, link: Link, working: Working) -> Working:
+def _again(settings: Settings, lab: Lab, lineage: Lineage, link: Link, working: Working) -> Working:
     """One trial carried out once more. Errors: DataError where the guard now ends it, which it did not before.
 
     Also for a plan that is none, and one whose method would run code that neither this program nor the settings name.
     """
     try:
         plan = Plan.from_json(link.plan)
-        settings = MethodSettings.model_validate(plan.stages[0].method)
-        kept = np.array(
-            [link.kept[group.name] for group in problem.structure.groups], dtype=np.int64
-        )
+        plan.counts(lab.facts.structure)
+        plain = lineage.methods[link.method]
+        method = MethodSettings.model_validate(plain)
     except (ValueError, KeyError, IndexError, PlanError) as error:
         raise DataError(
             f"the plan of trial {link.trial} does not fit this model: {error!r}"
         ) from error
-    require_own(
-        targets(plan.stages[0].method) - targets(problem.settings.method.plain()),
-        f"trial {link.trial}",
-    )
-    method = prepare_method(problem, settings)
-    ended = run_plan(problem, method, plan, working, kept, link.density, lambda *_: None)
-    if ended.reason:
+    require_own(targets(plain) - targets(settings.method.plain()), f"trial {link.trial}")
+    outcome = run_plan(lab, method, plan, working, lambda *_: None)
+    if outcome.reason:
         raise DataError(
-            f"trial {link.trial} came to its end and must again; now it did not: {ended.reason}"
+            f"trial {link.trial} was completed and must be again; the replay was stopped: {outcome.reason}"
         )
-    return ended.working
+    return outcome.working
 
 
-def _confirmed(problem: Problem, working: Working, link: Link, how: Mapping[str, Any]) -> nn.Module:
-    sparse = tuple(densities(working.model, working.masks))
-    model = begun(problem, tensors(working.model), working.alive, sparse).model
-    level, steps = link.plan["activation"], how.get("round_steps")
-    parts = how.get("accumulate", link.plan["timing"].get("accumulate", 1))
+def _confirmed(
+    lab: Lab, inherited: Working, working: Working, link: Link, how: Mapping[str, Any]
+) -> nn.Module:
     candidate = Candidate(
-        "replay", model, working.alive, None, sparse, level, round_steps=steps, accumulate=parts
+        "replay",
+        inherited.model,
+        working.alive,
+        None,
+        tuple(densities(working.model, working.masks)),
+        link.plan["activation"],
+        round_steps=how.get("round_steps"),
+        accumulate=how.get("accumulate", link.plan["timing"].get("accumulate", 1)),
     )
-    return finetuned(problem, candidate, how["seed"], how["rounds"], how["lr_factor"])
+    return finetuned(lab, candidate, how["seed"], how["rounds"], how["lr_factor"])
 
 
 def _dense(name: str, model: nn.Module, digest: str) -> Step:
@@ -208,13 +238,13 @@ def _dense(name: str, model: nn.Module, digest: str) -> Step:
 
 def _compared(
     name: str,
-    problem: Problem,
+    lab: Lab,
     model: nn.Module,
     digest: str,
     made: Mapping[str, Any],
     before: Mapping[str, Tensor] | None,
 ) -> Step:
-    now = made_with(problem.device, problem.memory_format)
+    now = made_with(lab.device, lab.memory_format)
     was = {"memory_format": "contiguous", **made}
     changed = [
         f"{key} was {was.get(key)}, now {value}"

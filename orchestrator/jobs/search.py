@@ -5,23 +5,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_modules.data.contract import set_up
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.jobs.ends import end_of
-from orchestrator.jobs.explore import Parts, explore, parts_of
+from orchestrator.jobs.explore import Exploration, Explored, Parts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
-from orchestrator.search.confirmation.final import confirm_front, run_baselines
-from orchestrator.search.confirmation.ladders import Rung
+from orchestrator.search.confirmation.final import Confirmation, confirm_front, run_baselines
+from orchestrator.search.confirmation.ladders import LadderStep
 from orchestrator.search.goals import Reference, reference_of
+from orchestrator.search.lab.lab import FinalLab
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.pace.pacing import Clock
 from orchestrator.search.parts import check_parts
 from orchestrator.search.ready import OVER
 from orchestrator.search.studies.queue import own_trials
@@ -52,8 +53,8 @@ def search(settings: Settings) -> Outputs:
             parts.study.set_user_attr(OVER, False)
             record_study(parts.tracker, settings, parts.study)
             try:
-                problem = prepare(settings, data, progress)
-                outputs = _search(problem, parts, progress, begin)
+                final = prepare(settings, data, progress)
+                outputs = _Job(settings, final, parts, progress, begin).run()
             except BaseException as error:
                 parts.tracker.close_study(
                     {}, [], "failed" if isinstance(error, Exception) else "interrupted"
@@ -64,68 +65,104 @@ def search(settings: Settings) -> Outputs:
     return outputs
 
 
-def _search(problem: Problem, parts: Parts, progress: Progress, begin: float) -> Outputs:
-    settings = problem.settings
-    reference = reference_of(settings, problem.goals, problem.dense, problem.dense_costs)
-    parts.study.set_user_attr("reference", reference.plain())
-    explored = explore(problem, parts, progress, begin)
-    found, evaluator, pacing = explored.found, explored.evaluator, explored.pacing
-    how = settings.phases.confirm
-    if explored.nothing_left:
-        progress.phase(
-            "search", f"every combination of the space was tried, {len(found)} trials in all"
+@dataclass(frozen=True)
+class _Job:
+    """The search and what follows it: confirmation, baselines, outputs. `begin` is when the run began."""
+
+    settings: Settings
+    final: FinalLab
+    parts: Parts
+    progress: Progress
+    begin: float
+
+    def run(self) -> Outputs:
+        settings, facts, study = self.settings, self.final.facts, self.parts.study
+        reference = reference_of(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
+        study.set_user_attr("reference", reference.plain())
+        exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
+        explored = exploration.run(Clock(self.begin))
+        if explored.nothing_left:
+            self.progress.phase(
+                "search",
+                f"every combination of the space was tried, {len(explored.trials)} trials in all",
+            )
+        _require_completed(explored.trials)
+        chosen = self._chosen(explored.trials)
+        confirmation = self._confirmation(explored, chosen)
+        members, dense = confirm_front(confirmation, chosen)
+        baselines, left_out = self._baselines(confirmation, explored, members)
+        summary = {
+            **self._summary(reference, explored, members),
+            "baselines_left_out": left_out,
+            "failed": dict(confirmation.failed),
+            **_shares(self.progress, self.parts.tracker, self.begin),
+        }
+        outputs = Outputs(
+            settings.study.folder,
+            settings.objectives,
+            explored.trials,
+            members,
+            baselines,
+            dense,
+            summary,
         )
-    _require_completed(found)
-    chosen = candidates(found, problem.goals, how.tolerance * problem.scale, how.max_models)
-    ratios = [row.ratios.get("flops", 1.0) for row in chosen]
-    round_steps = None if pacing is None else pacing.confirming(problem, ratios)
-    members, dense, failed = confirm_front(problem, evaluator, chosen, progress, round_steps)
-    first = next(iter(evaluator.methods.values()))
-    left_out: list[str] = []
+        outputs.write(settings)
+        return outputs
 
-    def afford(name: str, rungs: Sequence[Rung], confirmed: Sequence[Rung]) -> bool:
-        enough = pacing is None or pacing.affords(problem, rungs, confirmed, round_steps)
-        left_out.extend([] if enough else [name])
-        return enough
+    def _chosen(self, trials: list[TrialRow]) -> list[TrialRow]:
+        """The members of the search's front that are confirmed."""
+        how, facts = self.settings.phases.confirm, self.final.facts
+        return candidates(trials, facts.goals, how.tolerance * facts.scale, how.max_models)
 
-    baselines, broken = run_baselines(problem, first, members, progress, afford, round_steps)
-    summary = {
-        **_summary(problem, reference, found, members, progress),
-        "exhausted": explored.nothing_left,
-        "budget": None if settings.study.budget is None else settings.study.budget.text,
-        "baselines_left_out": sorted(left_out),
-        "failed": failed | broken,
-        "rungs": [
-            asdict(row) for row in rung_rows(own_trials(parts.study), problem.goals, problem.axis)
-        ],
-        **_shares(progress, parts.tracker, begin),
-    }
-    outputs = Outputs(
-        settings.study.folder, settings.objectives, found, members, baselines, dense, summary
-    )
-    outputs.write(settings)
-    return outputs
+    def _confirmation(self, explored: Explored, chosen: list[TrialRow]) -> Confirmation:
+        """With as many steps as the budget leaves for it."""
+        round_steps = None
+        if explored.pacing is not None:
+            ratios = [row.ratios.get("flops", 1.0) for row in chosen]
+            round_steps = explored.pacing.confirming(self.settings.phases, ratios)
+        folder = self.settings.study.folder
+        return Confirmation(self.final, explored.store, folder, self.progress, round_steps)
 
+    def _baselines(
+        self, confirmation: Confirmation, explored: Explored, members: list[ConfirmedRow]
+    ) -> tuple[list[ConfirmedRow], list[str]]:
+        """Their rows, and the names of the ladders that the budget leaves out."""
+        pacing, left_out = explored.pacing, []
 
-def _summary(
-    problem: Problem,
-    reference: Reference,
-    found: list[TrialRow],
-    members: list[ConfirmedRow],
-    progress: Progress,
-) -> dict[str, Any]:
-    latency, goals = problem.prices.latency, problem.goals
-    metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
-    return {
-        "key": key(problem.settings),
-        "trials": len([row for row in found if row.kind != WARM and row.state != DAMAGED]),
-        "taken_over": len([row for row in found if row.kind == WARM]),
-        "states": dict(Counter(row.state for row in found)),
-        "hypervolume": reference.volume(metrics, [row.costs for row in members]),
-        "reference": reference.plain(),
-        **({} if latency is None else {"latency_model_error": latency.mean_error}),
-        "phases": dict(progress.seconds),
-    }
+        def afford(
+            name: str, ladder: Sequence[LadderStep], confirmed: Sequence[LadderStep]
+        ) -> bool:
+            if pacing is None:
+                return True
+            enough = pacing.affords(self.final.lab, ladder, confirmed, confirmation.round_steps)
+            if not enough:
+                left_out.append(name)
+            return enough
+
+        rows = run_baselines(confirmation, explored.methods[0], members, afford)
+        return rows, sorted(left_out)
+
+    def _summary(
+        self, reference: Reference, explored: Explored, members: list[ConfirmedRow]
+    ) -> dict[str, Any]:
+        settings, facts, trials = self.settings, self.final.facts, explored.trials
+        goals, latency = facts.goals, facts.prices.latency
+        metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
+        budget = settings.study.budget
+        rungs = rung_rows(own_trials(self.parts.study), goals, facts.axis)
+        return {
+            "key": key(settings),
+            "trials": len([row for row in trials if row.kind != WARM and row.state != DAMAGED]),
+            "taken_over": len([row for row in trials if row.kind == WARM]),
+            "states": dict(Counter(row.state for row in trials)),
+            "hypervolume": reference.volume(metrics, [row.costs for row in members]),
+            "reference": reference.plain(),
+            **({} if latency is None else {"latency_model_error": latency.mean_error}),
+            "phases": dict(self.progress.seconds),
+            "exhausted": explored.nothing_left,
+            "budget": None if budget is None else budget.text,
+            "rungs": [asdict(row) for row in rungs],
+        }
 
 
 def _shares(progress: Progress, tracker: Tracker, begin: float) -> dict[str, float]:

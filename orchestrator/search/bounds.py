@@ -7,31 +7,31 @@ from collections.abc import Mapping
 from torch import nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of, with_ratios
 from orchestrator.search.costs import SHAPED, Costed, Prices, costs_of
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.latency_model import pruned
-from orchestrator.search.lab.problem import Problem
 from orchestrator.settings import Settings
-from orchestrator.settings.objectives import ObjectiveSettings, digits
+from orchestrator.settings.objectives import digits
 
 
-def costs_before(
-    problem: Problem, kept: Counts, density: Mapping[str, float], level: float | None, int8: bool
-) -> dict[str, float]:
+def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
     """What a plan costs, as far as no training changes it and it is bounded or free to know.
 
     Sizes and latencies of quantised models are not known before there is one, effective FLOPs not where activations are
-    pruned; the latter's `level` is None where they are not.
+    pruned.
     """
-    known = density if level is None else None
-    if int8 or not _bounded_shapes(problem.settings.objectives):
-        return costs_of(problem.prices, Costed(kept, known))
-    with problem.timed("evaluation"):
-        model = pruned(problem.model, problem.structure, kept).to(problem.device)
-        return costs_of(
-            problem.prices, Costed(kept, known, shaped=model), _cheap_and_bounded(problem.settings)
-        )
+    facts = lab.facts
+    kept = plan.counts(facts.structure)
+    density = plan.density if plan.activation is None else None
+    bounded = [name for name in SHAPED if facts.goals.bounded(name)]
+    if plan.int8 or not bounded:
+        return costs_of(facts.prices, Costed(kept, density))
+    with lab.timed("evaluation"):
+        model = pruned(facts.model, facts.structure, kept).to(lab.device)
+        return costs_of(facts.prices, Costed(kept, density, shaped=model), _with_free(bounded))
 
 
 def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
@@ -64,17 +64,13 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
     density: Mapping[str, float] | None = (
         {} if by_counts and settings.method.activation is None else None
     )
-    if any(settings.method.int8) or not _bounded_shapes(settings.objectives):
+    bounded = [name for name in SHAPED if settings.objectives.bounded(name)]
+    if any(settings.method.int8) or not bounded:
         return costs_of(prices, Costed(kept, density))
     shaped = pruned(model, prices.structure, kept).to(prices.example.device)
-    return costs_of(prices, Costed(kept, density, shaped=shaped), _cheap_and_bounded(settings))
+    return costs_of(prices, Costed(kept, density, shaped=shaped), _with_free(bounded))
 
 
-def _bounded_shapes(objectives: ObjectiveSettings) -> list[str]:
-    return [name for name in SHAPED if objectives.bounded(name)]
-
-
-def _cheap_and_bounded(settings: Settings) -> list[str]:
-    """All costs but those that take a model of the right shapes and are not bounded."""
-    bounded = _bounded_shapes(settings.objectives)
+def _with_free(bounded: list[str]) -> list[str]:
+    """These costs, and all that take no model of the right shapes."""
     return [name for name in COSTS if name not in SHAPED or name in bounded]

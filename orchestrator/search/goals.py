@@ -37,6 +37,19 @@ class Goals:
     def sign(self) -> float:
         return self.signs[self.quality]
 
+    @property
+    def axis(self) -> str:
+        """The cost along which targets, bands and baselines stand: its ratio is known before any training."""
+        return "effective_flops" if "effective_flops" in self.costs else "flops"
+
+    def uses(self, cost: str) -> bool:
+        """Whether a cost is optimised or bounded."""
+        return cost in self.costs or self.bounded(cost)
+
+    def bounded(self, cost: str) -> bool:
+        """Whether a cost, or its ratio to the dense model's, has a bound."""
+        return cost in self.bounds or ratio_name(cost) in self.bounds
+
     def loss(self, metrics: Mapping[str, float]) -> float:
         """Smaller is better: the loss where the task logs one, which tells more models apart, else the quality."""
         return metrics["loss"] if "loss" in metrics else -self.sign * metrics[self.quality]

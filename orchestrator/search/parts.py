@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.search.goals import Goals, goals_of
+from orchestrator.search.lab.lab import optimization
 from orchestrator.search.lab.prepare import device_of
-from orchestrator.search.lab.problem import optimization
 from orchestrator.search.plans.given import read_plans
 from orchestrator.search.samplers import check_sampler
 from orchestrator.search.trials.methods import check_method

@@ -31,6 +31,7 @@ from orchestrator.settings.phases import (
 
 __all__ = [
     "ActivationSettings",
+    "ChainSettings",
     "FinetuneSettings",
     "GuardSettings",
     "MadeUpSettings",

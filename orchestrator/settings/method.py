@@ -145,6 +145,11 @@ class MethodSettings(Part):
         """What a trial does in turn."""
         return (self,) if self.then is None else (self, *self.then.stages())
 
+    @property
+    def removes_units(self) -> bool:
+        """Whether units are removed; else single weights are set to zero."""
+        return self.granularity == "unit"
+
     def scoring(self) -> Recipe:
         """The criterion of a method that is not a choice."""
         assert self.criterion is not None

@@ -10,15 +10,23 @@ from orchestrator.files import require_writable
 from orchestrator.progress import Progress
 from orchestrator.search.lab.dense import dense_folder
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.ready import DENSE, OVER, make_ready, require_same_dense
+from orchestrator.search.ready import (
+    DENSE,
+    OVER,
+    make_ready,
+    require_same_dense,
+    rules_of,
+    store_of,
+)
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import help_search
 from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
-from orchestrator.search.studies.study import join_study
+from orchestrator.search.studies.study import Trials, join_study
 from orchestrator.search.studies.trial import FrozenTrial, Study
+from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
 from orchestrator.workers.exchange import exchange_of
@@ -74,10 +82,14 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     set_up(data)
     exchange = exchange_of(settings, study)
     exchange.fetch_dense(dense_folder(settings))
-    problem = prepare(settings, data, progress)
-    require_same_dense(study, problem)
-    ready = make_ready(problem, space, settings.study.folder / "trials", progress)
-    goals = problem.goals
+    lab = prepare(settings, data, progress).lab
+    require_same_dense(study, lab.facts)
+    ready = make_ready(settings, lab, space, progress)
+    store = store_of(settings, lab.facts, study)
+    evaluator = Evaluator(lab, trial_recipe(settings, lab), store, may_save=leases.require)
+    rules = rules_of(settings, lab.facts, stopping)
+    trials = Trials(study, ready.space, ready.terrain, evaluator, rules, leases, exchange)
+    goals = lab.facts.goals
     progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
 
     def on_trial(trial: FrozenTrial) -> None:
@@ -91,4 +103,4 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
         left = [*waiting(study, study.user_attrs.get(WANTED, 0)), *running(study)]
         return leases.led() or bool(left)  # without a leader, what is there is still done
 
-    help_search(ready.trials(study, stopping, leases, exchange), go_on, on_trial)
+    help_search(trials, go_on, on_trial)

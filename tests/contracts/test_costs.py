@@ -10,7 +10,7 @@ import pytest
 from orchestrator.costs import COSTS, cost_of, known_names, ratio_name, ratios_of, with_ratios
 from orchestrator.search.costs import FORMULAS, MEASURED, SHAPED, Costed, costs_of
 from orchestrator.search.lab.latency_model import pruned
-from tests.search.problems import problem_of
+from tests.search.problems import lab_of
 
 
 def test_the_table_and_the_formulas_are_of_the_same_costs() -> None:
@@ -23,23 +23,23 @@ def test_a_cost_falls_with_the_model_and_is_one_against_itself(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = tmp_path_factory.getbasetemp() / "costs"
-    problem = problem_of(home, "made_up={}", "objectives=quality_estimated_latency")
-    sizes = problem.structure.sizes
+    lab = lab_of(home, "made_up={}", "objectives=quality_estimated_latency")
+    sizes = lab.facts.structure.sizes
     costs = []
-    for kept in (sizes, np.maximum(problem.structure.least, sizes // 8)):
-        model = pruned(problem.model, problem.structure, kept)
-        costs.append(costs_of(problem.prices, Costed(kept, shaped=model, trained=model), [name]))
+    for kept in (sizes, np.maximum(lab.facts.structure.least, sizes // 8)):
+        model = pruned(lab.facts.model, lab.facts.structure, kept)
+        costs.append(costs_of(lab.facts.prices, Costed(kept, shaped=model, trained=model), [name]))
     dense, small = costs
     assert ratios_of(dense, dense) == {name: 1.0}
     assert 0.0 < small[name] < dense[name] or name in MEASURED
 
 
 def test_what_is_not_known_yet_is_left_out(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, "made_up={}")
-    counts = costs_of(problem.prices, Costed(problem.structure.sizes))
+    lab = lab_of(tmp_path, "made_up={}")
+    counts = costs_of(lab.facts.prices, Costed(lab.facts.structure.sizes))
     assert set(counts) == {"flops", "effective_flops", "params"}
     assert "effective_flops" not in costs_of(
-        problem.prices, Costed(problem.structure.sizes, density=None)
+        lab.facts.prices, Costed(lab.facts.structure.sizes, density=None)
     )
 
 

@@ -14,9 +14,10 @@ import yaml
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Direction, Goals
-from orchestrator.search.plans.measurement import Evaluate, Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Evaluate, Measurement, Report
 from orchestrator.search.samplers import (
     BruteForce,
     check_sampler,
@@ -40,7 +41,7 @@ from orchestrator.settings.objectives import Bound
 from tests.structures import small_resnet
 
 SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
-# A proposal of a Gaussian process takes a second; how a study resumes is the same code for all.
+# A plan of a Gaussian process takes a second; how a study resumes is the same code for all.
 RESUMED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem == "gp" else path for path in SAMPLERS
 ]
@@ -83,7 +84,7 @@ def write_package(folder: Path, text: str = OWN) -> Path:
 
 
 def slow_to_fit(target: str) -> bool:
-    """Whether a proposal takes a second: then few must do."""
+    """Whether a plan takes a second: then few must do."""
     return target.endswith("GPSampler")
 
 
@@ -112,13 +113,8 @@ def space_for(recipe: Recipe) -> Choices:
     return Choices(space, METHOD, {"l2": terrain()})
 
 
-def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
-    kept = np.array(
-        [
-            round(g.size * (1 - proposal.cuts[0].thresholds[g.name]))
-            for g in terrain().structure.groups
-        ]
-    )
+def pretend(plan: Plan, number: int, report: Report) -> Measurement:
+    kept = plan.counts(small_resnet())
     macs = terrain().macs(kept)
     ratio = macs / terrain().dense_macs
     metrics = {"accuracy": 0.95 - 0.3 * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) ** 2}
@@ -214,9 +210,9 @@ def test_of_a_trial_that_was_stopped_the_sampler_learns_the_costs_alone() -> Non
         {"accuracy": Bound(least=0.99), "flops": Bound(most=1.0)},
     )
 
-    def stopped(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def stopped(plan: Plan, number: int, report: Report) -> Measurement:
         return replace(
-            pretend(proposal, number, report),
+            pretend(plan, number, report),
             state="stopped" if number else "rejected",
             reason="why",
         )
@@ -275,10 +271,10 @@ def test_brute_force_tries_every_combination_once_and_the_search_ends() -> None:
 def test_an_interrupted_combination_is_tried_again() -> None:
     space, study = small(2), fresh()
 
-    def breaks(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def breaks(plan: Plan, number: int, report: Report) -> Measurement:
         if number == 1:
             raise KeyboardInterrupt
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
     enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15])

@@ -17,8 +17,8 @@ import yaml
 from lightning_modules.errors import ConfigError
 from lightning_modules.models import SmallResNet, SmallViT
 from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Structure
-from lightning_modules.pruning.thresholds import counts
 from lightning_modules.pruning.weights import Weight, weight_structure
 from lightning_modules.recipe import Recipe
 from orchestrator.search.space import Allocation, Hierarchical, PerGroup, Terrain, Uniform
@@ -49,9 +49,10 @@ def terrain_of(structure: Structure) -> Terrain:
     )
 
 
-def weights(*way: Any) -> Structure:
+def on_weights(how: Weight) -> Terrain:
     units = small_resnet(blocks=2)
-    return weight_structure(units, units.full(), SmallResNet(10, blocks=2), Weight(*way))
+    structure = weight_structure(units, units.full(), SmallResNet(10, blocks=2), how)
+    return replace(terrain_of(structure), weight=how)
 
 
 @cache
@@ -59,8 +60,8 @@ def terrain_named(name: str) -> Terrain:
     makers: dict[str, Callable[[], Terrain]] = {
         "units": lambda: terrain_of(small_resnet(blocks=2)),
         "blocks": lambda: terrain_of(small_resnet(blocks=2, depth=True)),
-        "weights": lambda: terrain_of(weights()),
-        "patterns": lambda: terrain_of(weights("pattern", (1, 4))),
+        "weights": lambda: on_weights(Weight()),
+        "patterns": lambda: on_weights(Weight("pattern", (1, 4))),
         "global": lambda: replace(
             terrain_named("units"),
             pools=[list(range(len(terrain_named("units").structure.groups)))],
@@ -81,26 +82,23 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Terrain]:
     return Recipe.from_json(yaml.safe_load(path.read_text())).build(), terrain_named(name)
 
 
-def kept(terrain: Terrain, proposal: Any) -> Any:
-    """Units of each group by the first cut."""
-    cut, full = proposal.cuts[0], terrain.structure.full()
-    pools = terrain.pools if cut.pooled else None
-    return terrain.round(
-        counts(terrain.structure, terrain.scores, full, cut.thresholds, cut.rule, pools)
-    )
+def kept(terrain: Terrain, plan: Plan) -> Any:
+    """Units of each group, or weights of each tensor, by the plan."""
+    groups = terrain.structure.groups
+    if terrain.weight is None:
+        return plan.counts(terrain.structure)
+    shares = [plan.density.get(group.name, 1.0) for group in groups]
+    if terrain.weight.kind == "pattern":
+        return np.array([int(share == 1.0) for share in shares])
+    return np.rint(np.array(shares) * terrain.structure.sizes).astype(np.int64)
 
 
-def ratio(terrain: Terrain, proposal: Any) -> float:
-    """What all cuts together leave of the cost."""
-    left = terrain.macs(kept(terrain, proposal)) / terrain.dense_macs
-    if terrain.then is not None:
-        level = next(iter(proposal.cuts[1].thresholds.values()))
-        left *= (
-            1.0 - level
-            if terrain.then.structure.groups[0].kind != "pattern"
-            else 1.0 - 0.75 * level
-        )
-    return left
+def ratio(terrain: Terrain, plan: Plan) -> float:
+    """What the plan leaves of the cost."""
+    if terrain.then is None:
+        return terrain.macs(kept(terrain, plan)) / terrain.dense_macs
+    left = terrain.macs(kept(terrain, plan)) / terrain.dense_macs
+    return left * next(iter(plan.density.values()), 1.0)
 
 
 def test_a_space_keeps_the_contract_on_every_terrain_it_is_for(pair: tuple[Any, Terrain]) -> None:
@@ -133,9 +131,9 @@ def the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> N
     )
     before = terrain.structure.sizes
     for target in (0.7, 0.4):
-        proposal = space.propose(terrain, space.chain(terrain, target))
-        found = kept(terrain, proposal)
-        assert (0.5 if coarse else 0.8) * target < ratio(terrain, proposal) <= target + 0.02
+        plan = space.propose(terrain, space.chain(terrain, target))
+        found = kept(terrain, plan)
+        assert (0.5 if coarse else 0.8) * target < ratio(terrain, plan) <= target + 0.02
         assert (found <= before).all()
         before = found
 
@@ -143,13 +141,11 @@ def the_chain_meets_its_targets_and_is_nested(space: Any, terrain: Terrain) -> N
 def what_optuna_proposes_becomes_a_plan_for_every_group(space: Any, terrain: Terrain) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(10):
-        proposal = space.propose(terrain, study.ask(space.distributions(terrain)).params)
-        assert len(proposal.cuts) == (1 if terrain.then is None else 2)
-        assert set(proposal.cuts[0].thresholds) == {
-            group.name for group in terrain.structure.groups
-        }
-        assert (kept(terrain, proposal) >= terrain.structure.least).all()
-        assert proposal.timing.total >= 1
+        plan = space.propose(terrain, study.ask(space.distributions(terrain)).params)
+        assert len(plan.asked) == (1 if terrain.then is None else 2)
+        assert set(plan.asked[0].levels) == {group.name for group in terrain.structure.groups}
+        assert (kept(terrain, plan) >= terrain.structure.least).all()
+        assert plan.timing.total >= 1
 
 
 def the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None:
@@ -161,16 +157,16 @@ def the_same_parameters_give_the_same_plan(space: Any, terrain: Terrain) -> None
 def test_multiples_of_the_mean_meet_the_chain_s_targets_too(space: Any) -> None:
     rough = replace(terrain_named("units"), rule="mean")
     for target in (0.7, 0.3):
-        proposal = space.propose(rough, space.chain(rough, target))
-        assert 0.8 * target < ratio(rough, proposal) <= target
+        plan = space.propose(rough, space.chain(rough, target))
+        assert 0.8 * target < ratio(rough, plan) <= target
 
 
 def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None:
     terrain = terrain_named("global")
     names = [name for name in PerGroup().distributions(terrain) if name.startswith("threshold.")]
     assert len(names) == 1
-    proposal = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5), names[0]: 0.5})
-    found = kept(terrain, proposal)
+    plan = PerGroup().propose(terrain, {**PerGroup().chain(terrain, 0.5), names[0]: 0.5})
+    found = kept(terrain, plan)
     assert abs(int(found.sum()) - terrain.structure.n_units / 2) <= len(terrain.structure.groups)
     worst_kept = [
         np.sort(terrain.scores[g.units])[-n]
@@ -203,11 +199,11 @@ def test_a_chain_drops_more_blocks_the_narrower_it_gets(space: Any) -> None:
     assert len(terrain.blocks) == 4
     dropped = {0.7: 1, 0.4: 2, 0.2: 3, 0.06: 4}  # 4 x (1 - target^0.8), the nearest whole number
     for target, expected in dropped.items():
-        proposal = space.propose(terrain, space.chain(terrain, target))
-        assert {i for i in terrain.blocks if kept(terrain, proposal)[i] == 0} == set(
+        plan = space.propose(terrain, space.chain(terrain, target))
+        assert {i for i in terrain.blocks if kept(terrain, plan)[i] == 0} == set(
             terrain.blocks[:expected]
         )
-        assert ratio(terrain, proposal) <= target
+        assert ratio(terrain, plan) <= target
         whole = replace(terrain, depth=0.0)
         assert space.chain(whole, target)["blocks"] == 0
 
@@ -235,10 +231,10 @@ def test_blocks_stay_where_the_rest_would_fall_short_of_the_target() -> None:
 
 def test_rounded_counts_are_multiples_and_still_meet_the_target() -> None:
     terrain, space = terrain_named("rounded"), Allocation(offset=0.0)
-    proposal = space.propose(terrain, space.chain(terrain, 0.4))
-    found = kept(terrain, proposal)
+    plan = space.propose(terrain, space.chain(terrain, 0.4))
+    found = kept(terrain, plan)
     assert ((found % 4 == 0) | (found == terrain.structure.sizes)).all()
-    assert ratio(terrain, proposal) <= 0.4
+    assert ratio(terrain, plan) <= 0.4
 
 
 def test_a_stage_s_offset_moves_all_its_groups() -> None:

@@ -23,7 +23,7 @@ def plan(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, P
     """A problem and the folder of its one finished plan, not to be touched."""
     here = bench(home, tmp_path_factory.mktemp("plan"), *QUICK)
     here.evaluator(here.propose(0.5), 0, silent)
-    return here, here.evaluator.models / "0"
+    return here, here.store.folder / "0"
 
 
 @pytest.fixture

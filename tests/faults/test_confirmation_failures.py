@@ -51,9 +51,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Failing], None]:
     whole = confirm.finetuned
 
     def put(fail: Failing) -> None:
-        def finetuned(problem: Any, candidate: Candidate, *rest: Any) -> nn.Module:
+        def finetuned(lab: Any, candidate: Candidate, *rest: Any) -> nn.Module:
             fail(candidate)
-            return whole(problem, candidate, *rest)
+            return whole(lab, candidate, *rest)
 
         monkeypatch.setattr(confirm, "finetuned", finetuned)
 

@@ -87,11 +87,11 @@ def test_a_server_that_dies_half_way_in_a_record_and_comes_back(
             server.kill()  # the run of trial 2 has been created and is empty
         send(self, run_id, made, at)
 
-    def record_and_restart(tracker: Any, settings: Any, problem: Any, trial: Any) -> None:
+    def record_and_restart(tracker: Any, settings: Any, structure: Any, trial: Any) -> None:
         if trial.number == 4:
             most.append(waiting())
             server.start()
-        record(tracker, settings, problem, trial)
+        record(tracker, settings, structure, trial)
 
     monkeypatch.setattr(MlflowTracker, "_send", send_or_die)
     monkeypatch.setattr(explore, "record_trial", record_and_restart)
@@ -110,9 +110,9 @@ def test_a_server_that_stays_away_gets_everything_from_the_same_command_later(
     command = [*TINY, f"tracking.uri={server.uri}"]
     record = explore.record_trial
 
-    def kill_and_record(tracker: Any, settings: Any, problem: Any, trial: Any) -> None:
+    def kill_and_record(tracker: Any, settings: Any, structure: Any, trial: Any) -> None:
         server.kill()
-        record(tracker, settings, problem, trial)
+        record(tracker, settings, structure, trial)
 
     monkeypatch.setattr(explore, "record_trial", kill_and_record)
     assert main(command) == 0

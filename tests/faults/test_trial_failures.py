@@ -16,13 +16,14 @@ from torch import Tensor
 import orchestrator
 from lightning_modules.errors import ConfigError, PlanError, TrialTimeoutError, UserError
 from lightning_modules.phases.fit import DivergedError
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.tasks import Classification
 from orchestrator.__main__ import main
 from orchestrator.results.rows import TrialRow, read_csv
 from orchestrator.search.confirmation.confirm import Candidate, finetuned
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.plans.finished import read_plan
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.studies.results import rows
 from orchestrator.search.studies.trial import RUNGS, TRACE
 from orchestrator.search.trials import evaluate
@@ -43,7 +44,7 @@ MANY = 2**48
 """Floats that no machine has room for."""
 
 
-def proposed() -> Proposal:
+def proposed() -> Plan:
     return SPACE.propose(TERRAIN, SPACE.chain(TERRAIN, 0.5))
 
 
@@ -55,18 +56,18 @@ class Spent:
         self.tried: list[int] = []
         self.held: list[weakref.ref[Tensor]] = []
 
-    def __call__(self, proposal: Proposal, number: int = 0, report: Report = silent) -> Measurement:
+    def __call__(self, plan: Plan, number: int = 0, report: Report = silent) -> Measurement:
         assert not any(held() is not None for held in self.held), (
             "the first attempt's tensors are still there"
         )
-        self.tried.append(proposal.timing.accumulate)
+        self.tried.append(plan.timing.accumulate)
         if len(self.tried) <= self.times:
             large = torch.zeros(1000)
             self.held.append(weakref.ref(large))
             report(1, 0.5, {"accuracy": 0.5, "loss": 1.0})
             report(2, 0.5, {"accuracy": 0.5, "loss": 1.0})
             torch.empty(MANY)
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
 
 def test_out_of_memory_is_tried_once_more_with_half_the_batch() -> None:
@@ -92,7 +93,7 @@ def test_other_errors_and_those_who_do_not_want_it_are_not_retried() -> None:
     assert spent.tried == [1]
     calls = []
 
-    def crashes(proposal: Proposal) -> Measurement:
+    def crashes(plan: Plan) -> Measurement:
         calls.append(1)
         raise KeyError("user code")
 
@@ -149,8 +150,8 @@ def test_the_rungs_of_a_first_attempt_do_not_stand_beside_those_of_the_second(
 ) -> None:
     study, spent = start(tmp_path), Spent(1)
 
-    def attempts(proposal: Proposal, number: int, report: Report) -> Measurement:
-        return sparing_memory(lambda tried: spent(tried, number, report), proposal, "halve")
+    def attempts(plan: Plan, number: int, report: Report) -> Measurement:
+        return sparing_memory(lambda tried: spent(tried, number, report), plan, "halve")
 
     run(study, 1, attempts)
     (row,) = rows(study, GOALS)
@@ -169,7 +170,7 @@ def test_what_a_failed_trial_held_is_released(tmp_path: Path) -> None:
 
     held: list[weakref.ref[Ring]] = []
 
-    def fails(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def fails(plan: Plan, number: int, report: Report) -> Measurement:
         ring = Ring()
         held.append(weakref.ref(ring))
         raise RuntimeError("in the middle")
@@ -183,10 +184,10 @@ def test_what_a_failed_trial_held_is_released(tmp_path: Path) -> None:
 
 
 def failing(*numbers: int, error: type[Exception] = RuntimeError) -> Any:
-    def attempt(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def attempt(plan: Plan, number: int, report: Report) -> Measurement:
         if number in numbers:
             raise error(f"out of luck at step {number}")
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
     return attempt
 
@@ -257,7 +258,7 @@ def test_a_finetuning_that_takes_too_long_ends_in_the_middle(home: Path, tmp_pat
     here: Bench = bench(home, tmp_path, "study.trial_timeout=0.001s")
     with pytest.raises(TrialTimeoutError, match=r"study.trial_timeout=0.001s"):
         here.evaluator(here.propose(0.5), 0, silent)
-    assert not (here.evaluator.models / "0").exists()
+    assert not (here.store.folder / "0").exists()
 
 
 @pytest.mark.parametrize("method", ["taylor", "ablation", "apoz", "rank", "weight_snip", "depth"])
@@ -265,7 +266,7 @@ def test_scoring_that_takes_too_long_ends_in_the_middle(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     here = bench(home, tmp_path, f"method={method}", "study.trial_timeout=0.001s")
-    monkeypatch.setattr(Problem, "recalibrate", None)  # what follows the scores
+    monkeypatch.setattr(Lab, "recalibrate", None)  # what follows the scores
     with pytest.raises(TrialTimeoutError):
         here.evaluator(here.propose(0.5), 0, silent)
 
@@ -281,12 +282,12 @@ def test_a_plan_that_needed_halves_is_confirmed_in_halves(
         return whole(self, batch, index)
 
     monkeypatch.setattr(Classification, "training_step", step)
-    full = here.problem.structure.full()
+    full = here.facts.structure.full()
     for accumulate, expected in ((1, [64] * 6), (2, [32] * 12)):
         seen.clear()
         finetuned(
-            here.problem,
-            Candidate("x", here.problem.model, full, None, accumulate=accumulate),
+            here.lab,
+            Candidate("x", here.facts.model, full, None, accumulate=accumulate),
             0,
             1,
             0.5,

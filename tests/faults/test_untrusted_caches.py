@@ -14,6 +14,7 @@ from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.lab.kernels import choose_threads
 from orchestrator.search.lab.latency_model import latency_model
 from orchestrator.search.lab.sensitivity import profile
+from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.stored import kept
 from tests.faults.harm import DEEP, change
 from tests.search.problems import Bench, settings_of
@@ -25,16 +26,19 @@ from tests.search.problems import Bench, settings_of
 def test_a_damaged_cache_is_named_and_made_anew(
     content: str, plan: tuple[Bench, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem = plan[0].problem
-    method = next(iter(plan[0].methods.values()))
-    first = profile(problem, method, lambda *_: None)
-    (path,) = problem.settings.study.baselines.glob("sensitivity-*.json")
+    bench, folder = plan[0], plan[0].settings.study.baselines
+
+    def profiled() -> Sensitivity:
+        return profile(bench.lab, bench.methods[0].stages[0], folder, lambda *_: None)
+
+    first = profiled()
+    (path,) = folder.glob("sensitivity-*.json")
     path.write_text(content)
     capsys.readouterr()
-    again = profile(problem, method, lambda *_: None)
+    again = profiled()
     assert (again.loss == first.loss).all()
     assert f"{path} is damaged and is made anew" in capsys.readouterr().err
-    profile(problem, method, lambda *_: None)
+    profiled()
     assert capsys.readouterr().err == ""
 
 
@@ -47,12 +51,12 @@ def test_a_damaged_latency_model_is_fitted_anew(
     monkeypatch.setattr(
         "orchestrator.search.lab.latency_model.latency_ms", lambda model, example: 1.0
     )
-    problem = plan[0].problem
+    lab = plan[0].lab
 
     def made() -> Any:
         return latency_model(
-            problem.model,
-            problem.structure,
+            lab.facts.model,
+            lab.facts.structure,
             Inputs((torch.zeros(1, 1, 8, 8),)),
             tmp_path,
             "m",
@@ -72,14 +76,14 @@ def test_a_file_does_not_ask_for_a_million_threads(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    problem = plan[0].problem
+    case = plan[0]
     settings = settings_of(tmp_path, "threads=auto")
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
 
     def chosen() -> None:
         choose_threads(
-            settings, problem.structure, problem.model, problem.data, torch.device("cpu")
+            settings, case.facts.structure, case.facts.model, case.data, torch.device("cpu")
         )
 
     chosen()
@@ -93,12 +97,12 @@ def test_a_file_does_not_ask_for_a_million_threads(
 def test_a_damaged_confirmation_is_confirmed_anew(
     plan: tuple[Bench, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem = plan[0].problem
-    candidate = Candidate("trial-0", problem.model, problem.structure.full(), "source")
-    first, _ = confirm(problem, candidate, tmp_path, lambda text: None)
-    assert confirm(problem, candidate, tmp_path, lambda text: None)[0] == first
+    lab, final = plan[0].lab, plan[0].final
+    candidate = Candidate("trial-0", lab.facts.model, lab.facts.structure.full(), "source")
+    first, _ = confirm(final, candidate, tmp_path, lambda text: None)
+    assert confirm(final, candidate, tmp_path, lambda text: None)[0] == first
     change(tmp_path / "trial-0.json", lambda d: d.update(best=17))
-    assert confirm(problem, candidate, tmp_path, lambda text: None)[0].test == first.test
+    assert confirm(final, candidate, tmp_path, lambda text: None)[0].test == first.test
     assert "trial-0.json is damaged and is made anew" in capsys.readouterr().err
 
 

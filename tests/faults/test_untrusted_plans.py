@@ -18,6 +18,7 @@ from lightning_modules.models import SmallResNet
 from orchestrator.load import load_pruned
 from orchestrator.search.plans.finished import INT8, load_finished
 from orchestrator.search.plans.given import read_plans
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.plans.trust import require_own, targets
 from orchestrator.stored import DEEPEST, read_json
 from tests.faults.harm import DEEP, change, flip, header, with_header
@@ -54,13 +55,13 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("case", sorted(PLANS))
 def test_a_plan_that_does_not_fit_is_refused_with_its_file(
-    case: str, plan: tuple[Bench, Path], mine: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, plan: tuple[Bench, Path], mine: Path
 ) -> None:
     here, (how, message) = plan[0], PLANS[case]
     change(mine / "plan.json", how)
-    monkeypatch.setattr(here.evaluator, "models", mine.parent)
+    store = PlanStore(mine.parent, here.facts)
     with pytest.raises(DataError, match=message) as refused:
-        here.evaluator.inherited(here.evaluator.read(mine))
+        store.weights(store.read(mine))
     assert str(mine) in str(refused.value)
 
 
@@ -68,7 +69,7 @@ def test_json_without_end_is_refused(mine: Path, plan: tuple[Bench, Path]) -> No
     for content in (DEEP, "{", '{"trial": 1e999999}', '{"trial": ' + "9" * 5000 + "}", "\x00\xff"):
         (mine / "plan.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(DataError, match=r"plan.json"):
-            load_finished(mine, plan[0].problem.structure)
+            load_finished(mine, plan[0].facts.structure)
 
 
 def test_json_too_large_is_not_read(tmp_path: Path) -> None:
@@ -104,13 +105,13 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("case", sorted(WEIGHTS))
 def test_weights_that_are_not_those_of_the_plan_are_refused_by_whoever_reads_them(
-    case: str, plan: tuple[Bench, Path], mine: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, plan: tuple[Bench, Path], mine: Path
 ) -> None:
     here, (harm, message) = plan[0], WEIGHTS[case]
     harm(mine / "weights.safetensors")
-    monkeypatch.setattr(here.evaluator, "models", mine.parent)
+    store = PlanStore(mine.parent, here.facts)
     with pytest.raises(DataError, match=message):
-        here.evaluator.inherited(here.evaluator.read(mine))
+        store.weights(store.read(mine))
     with pytest.raises(DataError, match="sha256 is" if case == "a unit more" else message):
         load_pruned(mine)
 
@@ -197,6 +198,11 @@ def test_shapes_that_each_could_be_and_do_not_fit_one_another_are_refused(mine: 
 # --- replay
 
 
+def only_method(document: dict[str, Any]) -> dict[str, Any]:
+    (method,) = document["lineage"]["methods"].values()
+    return method  # type: ignore[no-any-return]
+
+
 def test_a_replay_builds_no_method_that_nobody_named(
     plan: tuple[Bench, Path], mine: Path, tmp_path: Path
 ) -> None:
@@ -204,19 +210,19 @@ def test_a_replay_builds_no_method_that_nobody_named(
     bomb = {"_target_": "os.mkdir", "path": str(marker)}
     change(
         mine / "plan.json",
-        lambda d: d["lineage"]["links"][0]["plan"]["stages"][0]["method"].update(criterion=bomb),
+        lambda d: only_method(d).update(criterion=bomb),
     )
     with pytest.raises(
         DataError, match=r"trial 0 names os.mkdir: give the method it was made with"
     ):
-        orchestrator.replay(plan[0].problem.settings, mine)
+        orchestrator.replay(plan[0].settings, mine)
     assert not marker.exists()
     change(
         mine / "plan.json",
-        lambda d: d["lineage"]["links"][0]["plan"]["stages"][0].update(method={"name": 3}),
+        lambda d: only_method(d).update(name=3),
     )
     with pytest.raises(DataError, match="the plan of trial 0 does not fit this model"):
-        orchestrator.replay(plan[0].problem.settings, mine)
+        orchestrator.replay(plan[0].settings, mine)
 
 
 def test_a_path_through_our_modules_to_others_is_not_ours() -> None:

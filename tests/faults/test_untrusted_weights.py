@@ -17,7 +17,7 @@ from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
 from orchestrator.stored import check_shapes
 from tests.faults.harm import DEEP, STUDY, Bomb, change, flip, header, with_header
-from tests.search.problems import problem_of
+from tests.search.problems import lab_of
 
 # --- checkpoints
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_none_is_refused(
 ) -> None:
     write(tmp_path / name)
     with pytest.raises(DataError, match=message) as refused:
-        problem_of(tmp_path, f"phases.train.checkpoint={tmp_path / name}")
+        lab_of(tmp_path, f"phases.train.checkpoint={tmp_path / name}")
     assert name in str(refused.value)
 
 
@@ -132,12 +132,12 @@ def test_shapes_are_seen_before_tensors_are_read(
 def test_a_damaged_baseline_is_named_and_trained_anew(
     harm: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = problem_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
+    first = lab_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
     (folder,) = (path for path in (tmp_path / "baselines").iterdir() if path.is_dir())
     before = (folder / "weights.safetensors").read_bytes()
     harm(folder)
     capsys.readouterr()
-    again = problem_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
+    again = lab_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
     assert f"{folder} is damaged and is made anew" in capsys.readouterr().err
     assert (folder / "weights.safetensors").read_bytes() == before
     assert again.dense == first.dense
@@ -146,9 +146,9 @@ def test_a_damaged_baseline_is_named_and_trained_anew(
 def test_a_baseline_of_an_older_version_has_no_digest_and_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem_of(tmp_path, "phases.train.epochs=1")
+    lab_of(tmp_path, "phases.train.epochs=1")
     (record,) = (tmp_path / "baselines").glob("*/dense.json")
     change(record, lambda d: {name: value for name, value in d.items() if name != "sha256"})
     capsys.readouterr()
-    problem_of(tmp_path, "phases.train.epochs=1")
+    lab_of(tmp_path, "phases.train.epochs=1")
     assert "damaged" not in capsys.readouterr().err

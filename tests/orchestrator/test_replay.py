@@ -39,14 +39,14 @@ def chain(here: Bench, ratios: tuple[float, ...] = (0.6, 0.35, 0.2)) -> Path:
     for number, ratio in enumerate(ratios):
         measured = here.evaluator(here.propose(ratio), number, silent)
         assert (measured.state, measured.parent) == ("completed", number - 1 if number else None)
-    return here.evaluator.models / str(len(ratios) - 1)
+    return here.store.folder / str(len(ratios) - 1)
 
 
 def replayed(home: Path, tmp_path: Path, *overrides: str) -> list[str]:
     here = bench(home, tmp_path, *QUICK, *overrides)
     last = shutil.move(chain(here), tmp_path / "kept")
-    shutil.rmtree(here.evaluator.models)  # the study is gone
-    found = orchestrator.replay(here.problem.settings, last)
+    shutil.rmtree(here.store.folder)  # the study is gone
+    found = orchestrator.replay(here.settings, last)
     assert found.identical, [step.text() for step in found.steps]
     weights = load_file(last / "weights.safetensors")
     assert all(
@@ -91,8 +91,8 @@ def test_everything_that_can_happen_in_a_trial_is_replayed(
     here = bench(home, tmp_path, *QUICK, *how)
     for number, ratio in enumerate((0.6, 0.35, 0.2)):
         here.evaluator(here.propose(ratio), number, silent)
-    last = max(here.evaluator.finished(), key=lambda plan: (len(plan.ancestors), plan.number))
-    found = orchestrator.replay(here.problem.settings, here.evaluator.models / str(last.number))
+    last = max(here.store.finished(), key=lambda plan: (len(plan.ancestors), plan.number))
+    found = orchestrator.replay(here.settings, here.store.folder / str(last.number))
     assert found.identical, [step.text() for step in found.steps]
 
 
@@ -103,7 +103,7 @@ def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(
     last = chain(here)
     kept = lineage_in(read_plan(last), last).links[-1].kept
     assert [
-        kept[group.name] for group in here.problem.structure.groups if group.kind == "block"
+        kept[group.name] for group in here.facts.structure.groups if group.kind == "block"
     ].count(0) == 3
     plain = settings_of(home, *QUICK, "model.blocks=2")
     assert not plain.depth
@@ -164,7 +164,7 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(
 ) -> None:
     here = bench(home, tmp_path, *QUICK, "space.rounds=[1,1]")
     last = chain(here, (0.6, 0.4))
-    settings = here.problem.settings
+    settings = here.settings
     weights = load_file(last / "weights.safetensors")
     weights["fc.bias"][0] += 0.5
     save_file(weights, last / "weights.safetensors")
@@ -239,6 +239,6 @@ def test_other_settings_and_folders_without_a_lineage_are_refused(
     document.pop("lineage")
     (last / "plan.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match="must carry the chain it came from"):
-        orchestrator.replay(here.problem.settings, last)
+        orchestrator.replay(here.settings, last)
     with pytest.raises(DataError, match="a pruned model is a folder with"):
-        orchestrator.replay(here.problem.settings, tmp_path / "nowhere")
+        orchestrator.replay(here.settings, tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_modules.errors import PlanError
-from lightning_modules.pruning.plan import Plan, Rule, Stage, Timing
+from lightning_modules.pruning.plan import Plan, Rule, Thresholds, Timing
 from lightning_modules.pruning.structure import Group, Kind, Structure
 from lightning_modules.pruning.thresholds import choose, counts, normalised, quantiles, rounded
 
@@ -239,12 +239,20 @@ def test_the_highest_scores_stay_and_only_the_living_are_chosen() -> None:
 
 
 def test_a_plan_survives_json_and_refuses_nonsense() -> None:
-    stages = (Stage({"g0": 0.5}, "quantile", {"_target_": "x"}), Stage({"w": 1.5}, "mean", {}))
+    asked = (Thresholds({"g0": 0.5}, "quantile"), Thresholds({"w": 1.5}, "mean"))
     plan = Plan(
-        stages, Timing("cyclic", 3, 2, 0.1, 0.9), activation=0.5, int8=True, parent=3, seed=7
+        "l2",
+        {"g0": 3},
+        {"w": 0.25},
+        Timing("cyclic", 3, 2, 0.1, 0.9),
+        activation=0.5,
+        int8=True,
+        parent=3,
+        seed=7,
+        asked=asked,
     )
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     with pytest.raises(PlanError, match="fields of Plan"):
-        Plan.from_json({"stages": [], "timing": {}, "colour": 1})
+        Plan.from_json({"method": "l2", "asked": [], "timing": {}, "colour": 1})
     with pytest.raises(PlanError, match="fields of Plan"):
-        Plan.from_json({"stages": []})
+        Plan.from_json({"asked": []})

@@ -11,13 +11,15 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_modules.data.contract import set_up
+from lightning_modules.pruning.plan import Plan
 from orchestrator.progress import Progress
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.lab.problem import Problem
-from orchestrator.search.plans.measurement import Measurement, Proposal
-from orchestrator.search.space import Choices
-from orchestrator.search.trials.evaluate import Evaluator
-from orchestrator.search.trials.methods import check_method, prepare_method
+from orchestrator.search.plans.measurement import Measurement
+from orchestrator.search.plans.store import PlanStore
+from orchestrator.search.ready import make_ready
+from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
+from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings, load
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -40,46 +42,52 @@ def settings_of(folder: Path, *overrides: str) -> Settings:
     return load({key: value for key, value in config.items() if key != "hydra"})
 
 
-def problem_of(folder: Path, *overrides: str) -> Problem:
-    """The problem with its dense model trained, or read where it was trained before."""
-    settings = settings_of(folder, *overrides)
-    data = settings.data.build()
-    set_up(data)
-    return prepare(settings, data, Progress())
+class Prepared:
+    """Settings, data and the laboratory with its dense model trained, or read where it was trained before."""
+
+    def __init__(self, home: Path, *overrides: str) -> None:
+        self.settings = settings_of(home, *overrides)
+        self.data: Any = self.settings.data.build()
+        set_up(self.data)
+        self.final = prepare(self.settings, self.data, Progress())
+        self.lab, self.facts = self.final.lab, self.final.facts
+
+
+def lab_of(folder: Path, *overrides: str) -> Lab:
+    """The laboratory alone, as the search is given it: without test data."""
+    return Prepared(folder, *overrides).lab
 
 
 def silent(rung: int, ratio: float, metrics: Mapping[str, float]) -> None:
     return None
 
 
-class Bench:
-    """One problem with its methods, and a way to evaluate a chain's plan on it."""
+class Bench(Prepared):
+    """One laboratory with its methods, and a way to evaluate a chain's plan in it."""
 
     def __init__(self, home: Path, *overrides: str) -> None:
-        self.problem = problem_of(home, *overrides)
-        settings = self.problem.settings
-        self.methods = {
-            way.name: prepare_method(self.problem, way) for way in settings.method.choices()
-        }
-        terrains = {
-            name: method.terrain(self.problem, None) for name, method in self.methods.items()
-        }
-        space = settings.space.build()
-        check_method(settings, space)
-        self.space = Choices(space, settings.method, terrains)
-        self.terrain = next(iter(terrains.values()))
-        self.evaluator = Evaluator(self.problem, self.methods, settings.study.folder / "trials")
+        super().__init__(home, *overrides)
+        check_method(self.settings, self.settings.space.build())
+        ready = make_ready(self.settings, self.lab, _unprofiled(self.settings), Progress())
+        self.space, self.terrain, self.methods = ready.space, ready.terrain, ready.methods
+        self.store = PlanStore(self.settings.study.folder / "trials", self.facts)
+        self.evaluator = Evaluator(self.lab, trial_recipe(self.settings, self.lab), self.store)
 
-    def propose(self, ratio: float, **params: Any) -> Proposal:
+    def propose(self, ratio: float, **params: Any) -> Plan:
         named = {key.replace("__", "."): value for key, value in params.items()}
         return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio), **named})
 
-    def run(self, proposal: Proposal, number: int = 0) -> tuple[Measurement, nn.Module]:
-        measured = self.evaluator(proposal, number, silent)
-        parent = next(
-            (found for found in self.evaluator.finished() if found.number == number), None
-        )
-        return measured, self.evaluator.inherited(parent).model
+    def run(self, plan: Plan, number: int = 0) -> tuple[Measurement, nn.Module]:
+        measured = self.evaluator(plan, number, silent)
+        finished = {plan.number: plan for plan in self.store.finished()}
+        return measured, self.evaluator.inherited(finished.get(number)).model
+
+
+def _unprofiled(settings: Settings) -> Any:
+    """The space without a profile, which these plans do not need and which takes a second."""
+    space = settings.space.build()
+    object.__setattr__(space, "needs_profile", False)
+    return space
 
 
 def bench(home: Path, tmp_path: Path, *overrides: str) -> Bench:

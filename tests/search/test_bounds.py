@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.plan import Plan
 from orchestrator.search.bounds import check_bounds, costs_before
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.latency_model import pruned
-from orchestrator.search.lab.problem import Problem
 from orchestrator.search.plans.measurement import Measurement
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Uniform
-from orchestrator.search.trials.evaluate import Evaluator
+from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import prepare_method
-from tests.search.problems import problem_of
+from tests.search.problems import Prepared, lab_of
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bounds")
 
 
-def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
-    method = prepare_method(problem, problem.settings.method)
+def evaluated(case: Prepared, threshold: float, folder: Path) -> Measurement:
+    method = prepare_method(case.lab, case.settings.method)
     space = Uniform(steps=(1, 1), shapes=("one_shot",), rounds=(1, 1))
     params = {
         "threshold": threshold,
@@ -35,9 +37,10 @@ def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
         "schedule.shape": "one_shot",
         "finetune.rounds": 1,
     }
-    proposal = space.propose(method.terrain(problem, None), params)
-    evaluator = Evaluator(problem, {"l2": method}, folder / "models")
-    return evaluator(proposal, 0, lambda *_: None)
+    plan = space.propose(method.terrain(case.lab, None), params)
+    store = PlanStore(folder / "trials", case.facts)
+    evaluator = Evaluator(case.lab, trial_recipe(case.settings, case.lab), store)
+    return evaluator(plan, 0, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +60,8 @@ def evaluated(problem: Problem, threshold: float, folder: Path) -> Measurement:
 def test_what_is_known_before_training_rejects(
     home: Path, tmp_path: Path, bound: str, reason: str
 ) -> None:
-    problem = problem_of(home, f"objectives.bounds={{{bound}}}")
-    found = evaluated(problem, 0.3, tmp_path)
+    case = Prepared(home, f"objectives.bounds={{{bound}}}")
+    found = evaluated(case, 0.3, tmp_path)
     assert found.state == "rejected"
     assert found.rungs == ()
     assert re.search(reason, found.reason)
@@ -66,17 +69,17 @@ def test_what_is_known_before_training_rejects(
 
 
 def test_quality_and_nonzero_weights_are_known_afterwards(home: Path, tmp_path: Path) -> None:
-    problem = problem_of(
+    case = Prepared(
         home, "objectives.bounds={accuracy: {least: 0.999}, nonzero_params: {most: 10}}"
     )
-    found = evaluated(problem, 0.3, tmp_path)
+    found = evaluated(case, 0.3, tmp_path)
     assert found.state == "completed"
     values = {**found.costs, **found.metrics}
-    assert problem.goals.broken(values).count("objectives.bounds.") == 2
+    assert case.facts.goals.broken(values).count("objectives.bounds.") == 2
 
 
 def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path: Path) -> None:
-    problem = problem_of(home, "objectives.bounds={latency_ms: {most: 1000}}")
+    case = Prepared(home, "objectives.bounds={latency_ms: {most: 1000}}")
     calls: list[float] = []
 
     def clock(*_: Any) -> float:
@@ -85,7 +88,7 @@ def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.search.costs.latency_ms", clock)
-        found = evaluated(problem, 0.3, tmp_path)
+        found = evaluated(case, 0.3, tmp_path)
     assert found.state == "completed"
     assert (
         found.costs["latency_ms"] == calls[0]
@@ -93,18 +96,19 @@ def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path
 
 
 def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) -> None:
-    problem = problem_of(
+    case = Prepared(
         home, "objectives.bounds={size_mb: {most: 9}}", "objectives=quality_estimated_latency"
     )
-    found = evaluated(problem, 0.4, tmp_path)
-    kept = problem.structure.sizes * 0 + list(found.kept.values())
-    before = costs_before(problem, kept, {}, None, False)
+    found = evaluated(case, 0.4, tmp_path)
+    kept = case.facts.structure.sizes * 0 + list(found.kept.values())
+    plan = Plan("l2", kept=found.kept)
+    before = costs_before(case.lab, plan)
     assert set(before) == {"flops", "params", "effective_flops", "estimated_latency_ms", "size_mb"}
     assert before == pytest.approx({name: found.costs[name] for name in before})
-    assert "size_mb" not in costs_before(problem, kept, {}, None, True)
-    assert "effective_flops" not in costs_before(problem, kept, {}, 0.5, False)
-    shaped = Costed(kept, shaped=pruned(problem.model, problem.structure, kept))
-    assert costs_of(problem.prices, shaped, ["size_mb"]) == pytest.approx(
+    assert "size_mb" not in costs_before(case.lab, replace(plan, int8=True))
+    assert "effective_flops" not in costs_before(case.lab, replace(plan, activation=0.5))
+    shaped = Costed(kept, shaped=pruned(case.facts.model, case.facts.structure, kept))
+    assert costs_of(case.facts.prices, shaped, ["size_mb"]) == pytest.approx(
         {"size_mb": found.costs["size_mb"]}
     )
 
@@ -137,14 +141,14 @@ def test_bounds_that_nothing_keeps_are_refused_before_training(
     tmp_path: Path, bound: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        problem_of(tmp_path, f"objectives.bounds={{{bound}}}")
+        lab_of(tmp_path, f"objectives.bounds={{{bound}}}")
     assert not list(tmp_path.glob("baselines/*/dense.json"))
 
 
 def test_methods_of_single_weights_leave_sizes_as_they_are(home: Path) -> None:
-    problem = problem_of(home, "method=weight_l1", "objectives=quality_effective_flops")
-    settings = problem.settings
-    whole = problem.dense_costs["size_mb"]
+    case = Prepared(home, "method=weight_l1", "objectives=quality_effective_flops")
+    settings = case.settings
+    whole = case.facts.dense_costs["size_mb"]
     tight = settings.model_copy(
         update={
             "objectives": settings.objectives.model_validate(
@@ -153,4 +157,4 @@ def test_methods_of_single_weights_leave_sizes_as_they_are(home: Path) -> None:
         }
     )
     with pytest.raises(ConfigError, match=r"size_mb.most must be at least"):
-        check_bounds(tight, problem.prices, problem.model)
+        check_bounds(tight, case.facts.prices, case.facts.model)

@@ -21,7 +21,7 @@ from orchestrator.search.pace.budget import (
     Sharing,
     Speed,
     Unpaced,
-    fewer_rungs,
+    fewer_targets,
 )
 from orchestrator.search.pace.pacing import Plans, pacing_of
 from orchestrator.settings.budget import parse
@@ -156,7 +156,7 @@ def test_the_chain_ends_in_time_on_a_slower_machine(slower: Callable[[int], floa
 def test_the_chain_takes_what_is_available_the_same_time_on_all_rungs() -> None:
     machine = Machine([*CHAIN])
     pace = machine.pace(1000.0)
-    expected = [pace.rung_steps(ratio) for ratio in CHAIN]
+    expected = [pace.target_steps(ratio) for ratio in CHAIN]
     machine.run(pace)
     assert len(machine.ran) == len(CHAIN)
     times = [steps * SPEED.step_at(ratio) + SPEED.beside_at(ratio) for ratio, steps in machine.ran]
@@ -265,15 +265,15 @@ def test_epochs_are_shared_out_exactly() -> None:
     assert machine.now == 300.0
 
 
-def test_there_are_fewer_rungs_where_the_dearest_would_get_too_few_steps() -> None:
+def test_there_are_fewer_targets_where_the_dearest_would_get_too_few_steps() -> None:
     def rungs(count: int) -> list[float]:
         return CHAIN[:count]
 
     dearest = SPEED.beside_at(CHAIN[0]) + FEWEST * SPEED.step_at(CHAIN[0])
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest, Sharing()) == 6
-    assert fewer_rungs(rungs, 6, SPEED, 6 * dearest - 1.0, Sharing()) == 5
-    assert fewer_rungs(rungs, 6, SPEED, 0.0, Sharing()) == 3
-    assert fewer_rungs(rungs, 2, SPEED, 0.0, Sharing()) == 2
+    assert fewer_targets(rungs, 6, SPEED, 6 * dearest, Sharing()) == 6
+    assert fewer_targets(rungs, 6, SPEED, 6 * dearest - 1.0, Sharing()) == 5
+    assert fewer_targets(rungs, 6, SPEED, 0.0, Sharing()) == 3
+    assert fewer_targets(rungs, 2, SPEED, 0.0, Sharing()) == 2
 
 
 def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path:
     )
     ticks = itertools.count()
     study = optuna.create_study(directions=["maximize", "minimize"])
-    plans = Plans(here.evaluator, here.space, here.terrain)
+    plans = Plans(here.facts, here.space, here.terrain)
     pacing = pacing_of(plans, study, 0.0, Progress(), lambda: float(next(ticks)))
     assert pacing is not None
     assert pacing.speed.ratios == pytest.approx(

@@ -17,7 +17,7 @@ from lightning_modules.models import SmallResNet
 from orchestrator.jobs.checked import search
 from orchestrator.search.lab.dense import RECORD, WEIGHTS, dense_folder
 from orchestrator.settings import Settings
-from tests.search.problems import problem_of, settings_of
+from tests.search.problems import lab_of, settings_of
 
 QUICK = [
     "study.n_trials=2",
@@ -50,9 +50,9 @@ def test_a_study_refuses_a_checkpoint_that_was_replaced_under_its_path(tmp_path:
 def test_what_is_measured_on_dense_weights_is_kept_under_their_digest(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "weights.safetensors", 0)
     words = ["phases.train.epochs=0", f"phases.train.checkpoint={path}"]
-    first = problem_of(tmp_path, *words).dense_digest
+    first = lab_of(tmp_path, *words).facts.dense_digest
     checkpoint(path, 1)
-    assert problem_of(tmp_path, *words).dense_digest != first
+    assert lab_of(tmp_path, *words).facts.dense_digest != first
 
 
 def _trained(settings: Settings, log: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_the_weight_is_what_the_model_is_trained_with(home: Path, tmp_path: Path
 def test_mixed_copies_are_those_of_the_plan_or_as_configured(home: Path, tmp_path: Path) -> None:
     def weights(mixed: int | None, *overrides: str) -> dict[str, torch.Tensor]:
         one = here(home, tmp_path / str(len(list(tmp_path.iterdir()))), *overrides)
-        one.evaluator.mixed = mixed
+        one.evaluator = replace(one.evaluator, mixed=mixed)
         return one.run(one.propose(0.5))[1].state_dict()
 
     def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -69,7 +70,7 @@ def test_mixed_copies_are_those_of_the_plan_or_as_configured(home: Path, tmp_pat
 
 
 def test_plans_keep_it(home: Path, tmp_path: Path) -> None:
-    plan = Plan((), Timing(distillation=0.25))
+    plan = Plan("l2", timing=Timing(distillation=0.25))
     assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(PlanError, match="distillation"):
         Timing(distillation=1.5)

@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from lightning_modules.errors import UserError
+from lightning_modules.pruning.plan import Plan
 from orchestrator.search.plans.finished import PLAN
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
@@ -36,11 +37,11 @@ class Store:
 
 
 def run(study: optuna.Study, exchange: Exchange, n_trials: int) -> None:
-    def saves(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def saves(plan: Plan, number: int, report: Report) -> Measurement:
         folder = exchange.models / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PLAN).write_text(str(number))
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
     leases = Leases(study, 60.0)
     with leases.leading():

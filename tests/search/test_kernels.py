@@ -18,8 +18,8 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from orchestrator.search.lab import prepare
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
-from orchestrator.search.lab.problem import Problem, Training
-from tests.search.problems import problem_of
+from orchestrator.search.lab.lab import Training
+from tests.search.problems import Prepared, lab_of
 
 
 @pytest.fixture(autouse=True)
@@ -29,24 +29,22 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def chosen(problem, value: object) -> str:  # type: ignore[no-untyped-def]
-    settings = problem.settings.model_copy(update={"threads": value})
-    return choose_threads(
-        settings, problem.structure, problem.model, problem.data, torch.device("cpu")
-    )
+def chosen(case: Prepared, value: object) -> str:
+    settings = case.settings.model_copy(update={"threads": value})
+    return choose_threads(settings, case.facts.structure, case.facts.model, case.data, CPU)
 
 
 def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)
-    said = chosen(problem, "auto")
-    (path,) = problem.settings.study.baselines.glob("threads-*.json")
+    case = Prepared(tmp_path)
+    said = chosen(case, "auto")
+    (path,) = case.settings.study.baselines.glob("threads-*.json")
     measured = json.loads(path.read_text())
     assert set(measured) == {str(2**p) for p in range((os.cpu_count() or 1).bit_length())}
     fastest = min(measured, key=measured.get)
     assert torch.get_num_threads() == int(fastest)
     assert said.startswith(f"{fastest} of ")
     path.write_text(json.dumps({"1": 2.0, "2": 1.0}))
-    chosen(problem, "auto")
+    chosen(case, "auto")
     assert torch.get_num_threads() == 2  # what was measured once is not measured again
 
 
@@ -62,33 +60,31 @@ def test_a_number_is_set_before_the_structure_is_looked_for(
 
     monkeypatch.setattr(prepare, "find_structure", find_structure)
     torch.set_num_threads(2)
-    problem_of(tmp_path, "threads=1")
+    lab_of(tmp_path, "threads=1")
     assert seen == [1]
 
 
 def test_only_auto_measures(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)
+    case = Prepared(tmp_path)
     torch.set_num_threads(2)
-    assert chosen(problem, None) == chosen(problem, 1) == ""
+    assert chosen(case, None) == chosen(case, 1) == ""
     assert torch.get_num_threads() == 2
-    assert not list(problem.settings.study.baselines.glob("threads-*.json"))
+    assert not list(case.settings.study.baselines.glob("threads-*.json"))
 
 
 def test_anything_else_is_refused_with_the_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="threads"):
-        problem_of(tmp_path, "threads=some")
+        lab_of(tmp_path, "threads=some")
 
 
 def laid_out(
-    problem: Problem, name: str, milliseconds: dict[str, float] | None = None
+    case: Prepared, name: str, milliseconds: dict[str, float] | None = None
 ) -> tuple[str, str]:
-    settings = problem.settings.model_copy(update={"memory_format": name})
+    settings = case.settings.model_copy(update={"memory_format": name})
     if milliseconds is not None:
         (path,) = settings.study.baselines.glob("memory-format-*.json")
         path.write_text(json.dumps(milliseconds))
-    return choose_memory_format(
-        settings, problem.structure, problem.model, problem.data, torch.device("cpu")
-    )
+    return choose_memory_format(settings, case.facts.structure, case.facts.model, case.data, CPU)
 
 
 STRAIGHT = ("model=vgg_small", "model.width=2", "data.size=32")
@@ -96,48 +92,48 @@ STRAIGHT = ("model=vgg_small", "model.width=2", "data.size=32")
 
 
 def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, *STRAIGHT)  # has measured: auto is the default
-    assert problem.memory_format in FORMATS
-    (path,) = problem.settings.study.baselines.glob("memory-format-*.json")
+    case = Prepared(tmp_path, *STRAIGHT)  # has measured: auto is the default
+    assert case.lab.memory_format in FORMATS
+    (path,) = case.settings.study.baselines.glob("memory-format-*.json")
     assert set(json.loads(path.read_text())) == set(FORMATS)
-    name, said = laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 2.0})
+    name, said = laid_out(case, "auto", {"contiguous": 4.0, "channels_last": 2.0})
     assert (name, said) == (
         "channels_last",
         "channels_last; a step with contiguous: 4.0 ms, channels_last: 2.0 ms",
     )
-    assert laid_out(problem, "auto", {"contiguous": 4.0, "channels_last": 3.5})[0] == "contiguous"
-    assert laid_out(problem, "channels_last") == ("channels_last", "")
-    assert laid_out(problem, "contiguous") == ("contiguous", "")
+    assert laid_out(case, "auto", {"contiguous": 4.0, "channels_last": 3.5})[0] == "contiguous"
+    assert laid_out(case, "channels_last") == ("channels_last", "")
+    assert laid_out(case, "contiguous") == ("contiguous", "")
 
 
 def test_weights_of_five_dimensions_have_no_channels_last(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, "memory_format=contiguous")
-    volumes = replace(problem, model=torch.nn.Conv3d(1, 2, 3))
-    assert laid_out(volumes, "auto") == ("contiguous", "")
+    case = Prepared(tmp_path, "memory_format=contiguous")
+    case.facts = replace(case.facts, model=torch.nn.Conv3d(1, 2, 3))
+    assert laid_out(case, "auto") == ("contiguous", "")
     with pytest.raises(
         ConfigError, match="memory_format=channels_last needs weights of up to 4 dimensions"
     ):
-        laid_out(volumes, "channels_last")
-    assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
+        laid_out(case, "channels_last")
+    assert not list(case.settings.study.baselines.glob("memory-format-*.json"))
 
 
 def test_the_format_is_that_of_training_alone_and_says_the_same(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, *STRAIGHT, "memory_format=contiguous")
+    case = Prepared(tmp_path, *STRAIGHT, "memory_format=contiguous")
     found = {}
     for name in FORMATS:
-        model, seen = copy.deepcopy(problem.model), []
+        model, seen = copy.deepcopy(case.facts.model), []
 
         class Watch(Callback):
             def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
                 weights = [p for p in module.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
                 seen.append(all(p.is_contiguous() for p in weights))  # noqa: B023
 
-        replace(problem, memory_format=name).finetune(
+        replace(case.lab, memory_format=name).finetune(
             model, Training(1, 0, round_steps=3, callbacks=[Watch()])
         )
         assert seen == [name == "contiguous"] * 3
         assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
-        found[name] = problem.validate(model)["loss"]
+        found[name] = case.lab.validate(model)["loss"]
     assert found["channels_last"] == pytest.approx(found["contiguous"], rel=1e-3)
 
 
@@ -184,26 +180,27 @@ def test_wide_instructions_and_other_processors_are_not_concerned(
 
 @pytest.mark.usefixtures("narrow")
 def test_channels_last_is_not_tried_where_it_would_corrupt_memory(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)  # a ResNet
-    assert problem.memory_format == "contiguous"
-    assert not list(problem.settings.study.baselines.glob("memory-format-*.json"))
+    case = Prepared(tmp_path)  # a ResNet
+    assert case.lab.memory_format == "contiguous"
+    assert not list(case.settings.study.baselines.glob("memory-format-*.json"))
     with pytest.raises(
         ConfigError,
         match=r"memory_format=channels_last cannot be used here: 'stages\.1\.0\.shortcut",
     ):
-        laid_out(problem, "channels_last")
+        laid_out(case, "channels_last")
 
 
 @pytest.mark.usefixtures("narrow")
 def test_images_that_lie_channels_last_are_refused_there(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path)
+    case = Prepared(tmp_path)
 
     class Photographs:
         def train_batches(self, seed: int) -> Iterator[list[torch.Tensor]]:
             yield [torch.zeros(4, 8, 8, 3).permute(0, 3, 1, 2), torch.zeros(4)]
 
+    case.data = Photographs()
     with pytest.raises(
         ConfigError,
         match=r"images lie channels last in memory, and .*; give them as \.contiguous\(\)",
     ):
-        laid_out(replace(problem, data=Photographs()), "auto")
+        laid_out(case, "auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from lightning_modules.pruning.plan import Plan
 from orchestrator.search.plans.finished import Finished, nearest_parent, read_plan
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import enqueue_chain, take_over_interrupted
 from orchestrator.search.studies.study import Rules, Trials, open_study
-from orchestrator.search.trials.evaluate import Evaluator
 from tests.search.problems import Bench, bench, silent
 
 QUICK = [
@@ -79,10 +81,10 @@ def test_a_child_has_only_what_its_parent_has_and_costs_no_more(
     extra: dict[str, Any] = {"activation__level": 0.3} if method == "activation_topk" else {}
     for number in range(7):
         here.evaluator(here.propose(float(rng.uniform(0.15, 0.8)), **extra), number, silent)
-    found = {plan.number: plan for plan in here.evaluator.finished()}
+    found = {plan.number: plan for plan in here.store.finished()}
     children = 0
     for number, plan in found.items():
-        document = read_plan(here.evaluator.models / str(number))
+        document = read_plan(here.store.folder / str(number))
         parent = document["plan"]["parent"]
         assert document["ancestors"] == [
             link["trial"] for link in document["lineage"]["links"][:-1]
@@ -107,11 +109,12 @@ def test_a_plan_that_another_process_saved_meanwhile_becomes_a_parent(
     home: Path, tmp_path: Path
 ) -> None:
     here = bench(home, tmp_path, *QUICK)
-    other = Evaluator(here.problem, here.methods, here.evaluator.models)
+    elsewhere = PlanStore(here.store.folder, here.facts)
+    other = replace(here.evaluator, store=elsewhere)
     assert here.evaluator(here.propose(0.7), 0, silent).parent is None
     assert other(here.propose(0.5), 1, silent).parent == 0
     assert here.evaluator(here.propose(0.3), 2, silent).parent == 1
-    shutil.rmtree(other.models / "2")
+    shutil.rmtree(elsewhere.of(2))
     assert here.evaluator(here.propose(0.2), 3, silent).parent == 1
     # what is run again under its own number does not begin from what a killed run left there
     assert here.evaluator(here.propose(0.2), 3, silent).parent == 1
@@ -125,19 +128,17 @@ def studied(
     here: Bench, n_trials: int, killed_at: int | None = None
 ) -> dict[int, tuple[int | None, bytes]]:
     """Parent and weights by trial of a study that is killed between saving a plan and telling Optuna."""
-    settings = here.problem.settings
+    settings = here.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])
     enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2])
     leases = Leases(study, 60.0)
     take_over_interrupted(study, leases)
-    remove_orphans(study, here.evaluator.models)
-    rules = Rules(
-        here.problem.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed
-    )
+    remove_orphans(study, here.store.folder)
+    rules = Rules(here.facts.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed)
 
-    def evaluate(proposal: Proposal, number: int, report: Report) -> Measurement:
-        measured = here.evaluator(proposal, number, report)
+    def evaluate(plan: Plan, number: int, report: Report) -> Measurement:
+        measured = here.evaluator(plan, number, report)
         if number == killed_at:
             raise Killed
         return measured
@@ -155,7 +156,7 @@ def studied(
             read_plan(path)["plan"]["parent"],
             (path / "weights.safetensors").read_bytes(),
         )
-        for path in here.evaluator.models.iterdir()
+        for path in here.store.folder.iterdir()
     }
 
 
@@ -173,7 +174,7 @@ def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
         with pytest.raises(Killed):
             studied(bench(home, tmp_path / "parts", *extra), 6, killed_at=number)
     left = bench(home, tmp_path / "parts", *extra)
-    assert (left.evaluator.models / str(number)).exists()
+    assert (left.store.folder / str(number)).exists()
     assert studied(left, 6) == whole
     assert sum(parent is not None for parent, _ in whole.values()) >= 3
 
@@ -182,12 +183,12 @@ def test_what_is_saved_can_be_traced_to_the_dense_model(home: Path, tmp_path: Pa
     here = bench(home, tmp_path, *QUICK)
     for number, ratio in enumerate((0.6, 0.4, 0.2)):
         here.evaluator(here.propose(ratio), number, silent)
-    documents = [read_plan(here.evaluator.models / str(number)) for number in range(3)]
+    documents = [read_plan(here.store.folder / str(number)) for number in range(3)]
     links = documents[2]["lineage"]["links"]
     assert [link["trial"] for link in links] == [0, 1, 2]
     assert [link["plan"] for link in links] == [document["plan"] for document in documents]
     for number, link in enumerate(links):
-        weights = load_file(here.evaluator.models / str(number) / "weights.safetensors")
+        weights = load_file(here.store.folder / str(number) / "weights.safetensors")
         assert link["units"]["conv1"] == weights["conv1.weight"].shape[0]
         assert link["trained_rounds"] == documents[number]["trained_rounds"]
     assert (

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.search.pace.pacing import MIXED_EPOCHS, MOST_MIXED, mixed_copies
 from orchestrator.settings.budget import parse
-from tests.search.problems import problem_of
+from tests.search.problems import lab_of
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,15 @@ class Case:
     """A problem whose pass over the data takes `seconds`, and the pace of a budget."""
 
     def __init__(self, home: Path, *overrides: str, seconds: float = 10.0) -> None:
-        self.problem = problem_of(home, *overrides)
-        if self.problem.mixing is not None:
-            self.problem.mixing.seconds = seconds
+        self.lab = lab_of(home, *overrides)
+        if self.lab.mixing is not None:
+            self.lab.mixing.seconds = seconds
         self.study = optuna.create_study(directions=["maximize", "minimize"])
 
     def copies(self, budget: str, epochs: tuple[float, ...]) -> int | None:
-        steps = [rung * len(self.problem.data.train_batches(0)) for rung in epochs]
-        pacing: Any = SimpleNamespace(budget=parse(budget), rung_steps=steps)
-        return mixed_copies(self.problem, self.study, pacing)
+        steps = [each * len(self.lab.data.train_batches(0)) for each in epochs]
+        pacing: Any = SimpleNamespace(budget=parse(budget), target_steps=steps)
+        return mixed_copies(self.lab, self.study, pacing)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.weights import densities, effective_macs
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import read_plan
 from orchestrator.search.trials.methods import check_method
-from tests.search.problems import bench, problem_of, settings_of, silent
+from tests.search.problems import bench, lab_of, settings_of, silent
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def ratio_of(problem: Problem, model: nn.Module) -> float:
+def ratio_of(facts: Facts, model: nn.Module) -> float:
     """Parameters of a model against the dense one's."""
-    return sum(p.numel() for p in model.parameters()) / problem.dense_params
+    return sum(p.numel() for p in model.parameters()) / facts.dense_params
 
 
 @pytest.mark.parametrize("method", ["weight_l1", "rigl", "set", "surgery", "block"])
@@ -36,7 +36,7 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
     proposal = here.propose(0.2, schedule__steps=2)
     measured, model = here.run(proposal)
     wanted = here.evaluator.wanted(proposal).density
-    names = here.problem.weight_names
+    names = here.facts.weight_names
     found = densities(model, names)
     for name in names:
         # blocks at the edge are smaller; a weight that came back where no gradient goes is still zero
@@ -47,9 +47,9 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
         assert abs(found[name] - wanted.get(name, 1.0)) * numel <= slack
     assert measured.ratios["flops"] == 1.0
     assert measured.ratios["effective_flops"] == pytest.approx(0.2, abs=0.01)
-    full = here.problem.structure.full()
+    full = here.facts.structure.full()
     assert measured.costs["effective_flops"] == 2 * effective_macs(
-        here.problem.structure, full, found
+        here.facts.structure, full, found
     )
     child, sparser = here.run(here.propose(0.1), 1)
     assert child.parent == 0
@@ -78,19 +78,19 @@ def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(
 ) -> None:
     here = bench(home, tmp_path, "method=hybrid")
     measured, model = here.run(here.propose(0.3, then__sparsity=0.5))
-    assert ratio_of(here.problem, model) < 0.8
-    document = read_plan(here.evaluator.models / "0")
-    assert [stage["method"]["granularity"] for stage in document["plan"]["stages"]] == [
-        "unit",
-        "weight",
-    ]
-    left = sum(model.get_parameter(name).numel() for name in here.problem.weight_names)
-    zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in here.problem.weight_names)
+    assert ratio_of(here.facts, model) < 0.8
+    document = read_plan(here.store.folder / "0")
+    (method,) = document["lineage"]["methods"].values()
+    assert (method["granularity"], method["then"]["granularity"]) == ("unit", "weight")
+    assert document["plan"]["kept"]
+    assert document["plan"]["density"]
+    left = sum(model.get_parameter(name).numel() for name in here.facts.weight_names)
+    zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in here.facts.weight_names)
     assert zeros / left == pytest.approx(0.5, abs=0.02)
     assert measured.ratios["effective_flops"] < measured.ratios["flops"] < 1.0
     child, smaller = here.run(here.propose(0.1), 1)
     assert child.parent == 0
-    assert ratio_of(here.problem, smaller) < ratio_of(here.problem, model)
+    assert ratio_of(here.facts, smaller) < ratio_of(here.facts, model)
 
 
 def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
         here.run(here.propose(0.1, schedule__steps=1, finetune__rounds=2)) for here in (soft, hard)
     ]
     masks = [
-        [model.get_parameter(name) != 0 for name in soft.problem.weight_names] for _, model in found
+        [model.get_parameter(name) != 0 for name in soft.facts.weight_names] for _, model in found
     ]
     assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
     quality = [measured.metrics["accuracy"] for measured, _ in found]
@@ -118,19 +118,19 @@ def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape:
     proposal = here.propose(0.4)
     measured, model = here.run(proposal)
     assert list(measured.kept.values()) == here.evaluator.wanted(proposal).kept.tolist()
-    assert ratio_of(here.problem, model) == pytest.approx(measured.ratios["params"])
+    assert ratio_of(here.facts, model) == pytest.approx(measured.ratios["params"])
 
 
 def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) -> None:
     for method in ("soft_filter", "surgery", "group_lasso", "hybrid", "activation_topk"):
         here = bench(home, tmp_path / method, f"method={method}")
-        before = {name: value.clone() for name, value in here.problem.model.state_dict().items()}
+        before = {name: value.clone() for name, value in here.facts.model.state_dict().items()}
         here.run(here.propose(0.3))
         assert all(
             torch.equal(value, before[name])
-            for name, value in here.problem.model.state_dict().items()
+            for name, value in here.facts.model.state_dict().items()
         )
-        again = problem_of(home, f"method={method}").model.state_dict()
+        again = lab_of(home, f"method={method}").facts.model.state_dict()
         assert all(torch.equal(value, before[name]) for name, value in again.items())
 
 
@@ -138,7 +138,7 @@ def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> 
     here = bench(home, tmp_path, "method=depth", "model.blocks=2")
     measured, model = here.run(here.propose(0.5, blocks=2))
     assert sum(isinstance(module, nn.Identity) for module in model.stages.modules()) >= 2  # type: ignore[union-attr]
-    assert ratio_of(here.problem, model) == pytest.approx(measured.ratios["params"])
+    assert ratio_of(here.facts, model) == pytest.approx(measured.ratios["params"])
     child, _ = here.run(here.propose(0.2, blocks=3), 1)
     assert child.parent == 0
 
@@ -149,7 +149,7 @@ def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(
     isomorphic = ["method.scope=isomorphic", "space=per_group", "model.blocks=3"]
     here = bench(home, tmp_path / "units", "method=depth", *isomorphic)
     kinds = [
-        {here.problem.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()
+        {here.facts.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()
     ]
     assert max(len(pool) for pool in here.terrain.pools or ()) >= 2
     assert all(
@@ -161,14 +161,14 @@ def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(
     single = bench(home, tmp_path / "weights", "method=weight_l1", *isomorphic)
     for pool in single.terrain.pools or ():
         names = [single.terrain.structure.groups[i].name for i in pool]
-        assert len({single.problem.model.get_parameter(name).shape for name in names}) == 1
+        assert len({single.facts.model.get_parameter(name).shape for name in names}) == 1
 
 
 def test_rounded_widths_are_reported_beside_what_was_asked(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=l2", "method.round_to=4", "space=uniform")
     measured, _ = here.run(here.propose(0.5, threshold=0.4))
-    asked = measured.plan["stages"][0]["thresholds"]  # type: ignore[index]
-    for group in here.problem.structure.groups:
+    asked = measured.plan["asked"][0]["levels"]  # type: ignore[index]
+    for group in here.facts.structure.groups:
         kept = measured.kept[group.name]
         assert kept % 4 == 0
         assert group.size - kept <= asked[group.name] * group.size + 1e-9
@@ -195,14 +195,14 @@ def test_rewound_and_fresh_weights(home: Path, tmp_path: Path) -> None:
         "phases.finetune.begin=rewound",
         *frozen,
     )
-    assert here.problem.rewound is not None
+    assert here.facts.rewound is not None
     _, model = here.run(here.propose(0.5))
-    keep = here.evaluator.finished()[0].keep
-    row = here.problem.structure.table["fc.weight", 1]
-    expected = here.problem.rewound.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
+    keep = here.store.finished()[0].keep
+    row = here.facts.structure.table["fc.weight", 1]
+    expected = here.facts.rewound.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
     torch.testing.assert_close(model.get_parameter("fc.weight"), expected)
     assert not torch.allclose(
-        expected, here.problem.model.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
+        expected, here.facts.model.get_parameter("fc.weight")[:, torch.from_numpy(keep[row])]
     )
     fresh = bench(home, tmp_path / "b", "phases.finetune.begin=fresh", *frozen)
     weights = [fresh.run(fresh.propose(0.5, schedule__steps=1), number)[1] for number in (0, 1)]
@@ -227,14 +227,14 @@ def test_a_guard_stops_steps_back_or_slows_down(home: Path, tmp_path: Path) -> N
     wide = bench(home, tmp_path / "none", *hurt)
     free, _ = wide.run(wide.propose(0.05, **steps))
     assert free.state == "completed"
-    floor = wide.problem.dense["accuracy"] - 0.03
+    floor = wide.facts.dense_metrics["accuracy"] - 0.03
     assert free.metrics["accuracy"] < floor
     for action in ("stop", "step_back", "slow_down"):
         here = bench(home, tmp_path / action, GUARD % action, *hurt)
         found = here.evaluator(here.propose(0.05, **steps), 0, silent)
         if found.state == "stopped":
             assert found.reason.startswith("guard: accuracy")
-            assert not (here.evaluator.models / "0").exists()
+            assert not (here.store.folder / "0").exists()
         else:
             assert action != "stop"
             assert found.metrics["accuracy"] >= floor
@@ -290,13 +290,13 @@ def test_a_quantised_model_is_measured_as_it_is(home: Path, tmp_path: Path) -> N
     here = bench(home, tmp_path, "method=int8", "method.int8=[false,true]")
     plain, _ = here.run(here.propose(0.5, int8=False), 0)
     small, model = here.run(here.propose(0.45, int8=True), 1)
-    path = here.evaluator.models / "1" / "model.int8.onnx"
+    path = here.store.folder / "1" / "model.int8.onnx"
     assert small.costs["size_mb"] == path.stat().st_size / 1e6
-    assert not (here.evaluator.models / "0" / "model.int8.onnx").exists()
+    assert not (here.store.folder / "0" / "model.int8.onnx").exists()
     from lightning_modules.phases.quantization import Int8Model
 
-    assert here.problem.validate(Int8Model(path))["accuracy"] == small.metrics["accuracy"]
-    assert abs(here.problem.validate(model)["accuracy"] - small.metrics["accuracy"]) < 0.05
+    assert here.lab.validate(Int8Model(path))["accuracy"] == small.metrics["accuracy"]
+    assert abs(here.lab.validate(model)["accuracy"] - small.metrics["accuracy"]) < 0.05
     assert plain.costs["size_mb"] > 0.0
 
 
@@ -340,10 +340,10 @@ def test_combinations_that_cannot_be_are_refused_with_a_remedy(home: Path) -> No
 def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path)
     with torch.no_grad():
-        here.problem.model.get_parameter("stages.1.0.conv1.weight")[3] = float("nan")
+        here.facts.model.get_parameter("stages.1.0.conv1.weight")[3] = float("nan")
     method = next(iter(here.methods.values()))
     with pytest.raises(Exception, match=r"group 'stages.1.0.conv1' has 1"):
-        method.stages[0].pruner.scores(here.problem.model, here.problem.structure.full(), 0)
+        method.stages[0].pruner.scores(here.facts.model, here.facts.structure.full(), 0)
     assert np.isfinite(method.stages[0].scores).all()
 
 
@@ -371,7 +371,7 @@ def test_finetuning_that_a_guard_threw_away_is_paid_for_and_not_in_the_weights(
         here.propose(0.05, schedule__steps=3, schedule__shape="linear"), 0, silent
     )
     if found.state == "completed":
-        document = read_plan(here.evaluator.models / "0")
+        document = read_plan(here.store.folder / "0")
         assert document["lineage"]["links"][-1]["trained_rounds"] < found.trained_rounds
     else:
         assert found.trained_rounds > 0

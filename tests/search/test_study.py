@@ -15,10 +15,11 @@ from optuna.trial import FrozenTrial
 
 from lightning_modules.errors import ConfigError, DataError, PlanError, StorageError
 from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import differences
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.space import Allocation, Terrain
 from orchestrator.search.stopping import Band, Never
 from orchestrator.search.studies import leases
@@ -74,12 +75,10 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
     return found
 
 
-def pretend(proposal: Proposal, number: int, report: Report) -> Measurement:
+def pretend(plan: Plan, number: int, report: Report) -> Measurement:
     """Quality falls smoothly with the FLOPs removed; two rungs."""
     structure, cost = small_resnet(), Cost(small_resnet())
-    kept = np.array(
-        [round(g.size * (1 - proposal.cuts[0].thresholds[g.name])) for g in structure.groups]
-    )
+    kept = plan.counts(structure)
     ratio = cost.macs(kept) / cost.macs(structure.sizes)
     rungs, stop = [], None
     for rung in (1, 2):
@@ -139,12 +138,12 @@ def test_the_chain_comes_first_large_to_small_then_optuna(tmp_path: Path) -> Non
 
 
 def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_path: Path) -> None:
-    def fails(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def fails(plan: Plan, number: int, report: Report) -> Measurement:
         if number == 1:
             raise PlanError("a plan must remove at least one unit")
         if number == 2:
             raise RuntimeError("out of luck")
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
     study = start(tmp_path)
     run(study, 5, fails)
@@ -163,10 +162,10 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_study_goes_on(tmp_pa
 
 
 def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
-    def full(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def full(plan: Plan, number: int, report: Report) -> Measurement:
         if number == 1:
             raise StorageError("no room")
-        return pretend(proposal, number, report)
+        return pretend(plan, number, report)
 
     study = start(tmp_path)
     with pytest.raises(StorageError, match="no room"):
@@ -177,9 +176,9 @@ def test_a_full_disk_is_no_trials_fault(tmp_path: Path) -> None:
 
 
 def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
-    def bad(proposal: Proposal, number: int, report: Report) -> Measurement:
+    def bad(plan: Plan, number: int, report: Report) -> Measurement:
         return replace(
-            pretend(proposal, number, report), rungs=((1, {"accuracy": float("nan"), "loss": 1.0}),)
+            pretend(plan, number, report), rungs=((1, {"accuracy": float("nan"), "loss": 1.0}),)
         )
 
     study = start(tmp_path)
@@ -190,8 +189,8 @@ def test_an_infinite_score_fails_the_trial(tmp_path: Path) -> None:
 
 
 def test_a_rejected_plan_counts_and_has_no_score(tmp_path: Path) -> None:
-    def over(proposal: Proposal, number: int, report: Report) -> Measurement:
-        found = pretend(proposal, number, lambda *_: None)
+    def over(plan: Plan, number: int, report: Report) -> Measurement:
+        found = pretend(plan, number, lambda *_: None)
         return replace(found, state="rejected", rungs=(), reason="over") if number == 0 else found
 
     study = start(tmp_path)
@@ -220,10 +219,10 @@ def test_a_finished_study_is_extended_not_repeated(tmp_path: Path) -> None:
 
 
 def interrupted_at(number: int) -> Callable[..., Measurement]:
-    def evaluate(proposal: Proposal, trial: int, report: Report) -> Measurement:
+    def evaluate(plan: Plan, trial: int, report: Report) -> Measurement:
         if trial == number:
             raise KeyboardInterrupt
-        return pretend(proposal, trial, report)
+        return pretend(plan, trial, report)
 
     return evaluate
 

@@ -19,8 +19,10 @@ from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
-from orchestrator.search.lab.problem import Problem, Training, seed_of
+from orchestrator.search.lab.facts import Facts
+from orchestrator.search.lab.lab import FinalLab, Lab, Training, seed_of
 from orchestrator.search.trials.failures import in_smaller_parts
+from orchestrator.settings import PhaseSettings
 from orchestrator.stored import kept
 
 Tick = Callable[[str], None]
@@ -71,112 +73,130 @@ class Confirmed:
 
 
 def confirm(
-    problem: Problem, candidate: Candidate, folder: Path, tick: Tick
+    final: FinalLab, candidate: Candidate, folder: Path, tick: Tick
 ) -> tuple[Confirmed, nn.Module | None]:
     """Finetune copies of the candidate, one per seed, and test them; or read them back from `folder`.
 
     The model returned is the seed with the best validation quality, None when nothing had to be trained.
     """
-    how, label, level = problem.settings.phases.confirm, candidate.label, candidate.level
-    if (
-        stored := confirmed_before(problem, label, folder, candidate.source, candidate.round_steps)
-    ) is not None:
+    lab, label = final.lab, candidate.label
+    seeds = lab.phases.confirm.seeds
+    stored = confirmed_before(lab, label, folder, candidate.source, candidate.round_steps)
+    if stored is not None:
         return stored, None
-    validation, test, models, measured, parts = [], [], [], [], []
-    for place, seed in enumerate(how.seeds):
-        tick(f"{label}, seed {seed} ({place + 1} of {len(how.seeds)})")
-        copied, taken = _finetuned_in_memory(problem, candidate, seed)
-        parts.append(taken)
-        small = (
-            problem.quantised(copied, _int8_path(folder, label, seed), level)
-            if candidate.int8
-            else copied
-        )
-        validation.append(problem.validate(small, level))
-        test.append(problem.test(small, level))
-        models.append(copied.eval())
-        measured.append(small)
-    best = _best(problem, validation)
-    artifact = _int8_path(folder, label, how.seeds[best]) if candidate.int8 else None
-    costs = _costs(problem, candidate, models[best], measured[best], artifact)
-    found = Confirmed(tuple(validation), tuple(test), best, costs, parts[best])
-    record = {"key": _key(problem, candidate.source, candidate.round_steps), **asdict(found)}
+    results: list[_SeedResult] = []
+    for place, seed in enumerate(seeds):
+        tick(f"{label}, seed {seed} ({place + 1} of {len(seeds)})")
+        results.append(_one_seed(final, candidate, folder, seed))
+    best = _best(lab.facts, [result.validation for result in results])
+    chosen = results[best]
+    artifact = _int8_path(folder, label, seeds[best]) if candidate.int8 else None
+    confirmed = Confirmed(
+        tuple(result.validation for result in results),
+        tuple(result.test for result in results),
+        best,
+        _costs(lab, candidate, chosen.model, chosen.measured, artifact),
+        chosen.parts,
+    )
+    key = _key(lab.phases, candidate.source, candidate.round_steps)
+    record = {"key": key, **asdict(confirmed)}
     write_atomic(folder / f"{label}.json", json.dumps(record, indent=1))
-    return found, models[best]
+    return confirmed, chosen.model
+
+
+@dataclass(frozen=True)
+class _SeedResult:
+    """Of one seed: metrics, the model, what was measured (the model or its int8 form), the parts of its batches."""
+
+    validation: dict[str, float]
+    test: dict[str, float]
+    model: nn.Module
+    measured: Any
+    parts: int
+
+
+def _one_seed(final: FinalLab, candidate: Candidate, folder: Path, seed: int) -> _SeedResult:
+    lab, level = final.lab, candidate.level
+    model, parts = _finetuned_in_memory(lab, candidate, seed)
+    measured: Any = model
+    if candidate.int8:
+        measured = lab.quantised(model, _int8_path(folder, candidate.label, seed), level)
+    validation, test = lab.validate(measured, level), final.test(measured, level)
+    return _SeedResult(validation, test, model.eval(), measured, parts)
 
 
 def _costs(
-    problem: Problem, candidate: Candidate, model: nn.Module, measured: Any, artifact: Path | None
+    lab: Lab, candidate: Candidate, model: nn.Module, measured: Any, artifact: Path | None
 ) -> dict[str, float]:
     """Costs of a confirmed model; `measured` is what runs: the model, or the quantised one."""
-    kept = problem.structure.counts(candidate.keep)
-    density = problem.density(model, candidate.sparse, candidate.level)
+    kept = lab.facts.structure.counts(candidate.keep)
+    density = lab.density(model, candidate.sparse, candidate.level)
     costed = Costed(kept, density, shaped=measured, trained=model, artifact=artifact)
-    with problem.timed("evaluation"), attached(measured, problem.activation(candidate.level)):
-        return costs_of(problem.prices, costed)
+    with lab.timed("evaluation"), attached(measured, lab.activation(candidate.level)):
+        return costs_of(lab.facts.prices, costed)
 
 
-def _finetuned_in_memory(
-    problem: Problem, candidate: Candidate, seed: int
-) -> tuple[nn.Module, int]:
-    """With batches in as many parts as they came to need; the number."""
-    how = problem.settings.phases.confirm
+def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:
+    """The finetuned model, and the number of parts in which its batches came to fit into memory."""
+    how = lab.phases.confirm
 
     def attempt(parts: int) -> nn.Module:
-        return finetuned(
-            problem, replace(candidate, accumulate=parts), seed, how.rounds, how.lr_factor
-        )
+        smaller = replace(candidate, accumulate=parts)
+        return finetuned(lab, smaller, seed, how.rounds, how.lr_factor)
 
-    return in_smaller_parts(attempt, candidate.accumulate, problem.settings.study.on_out_of_memory)
+    return in_smaller_parts(attempt, candidate.accumulate, lab.on_out_of_memory)
 
 
 def finetuned(
-    problem: Problem, candidate: Candidate, seed: int, rounds: int, lr_factor: float
+    lab: Lab, candidate: Candidate, seed: int, rounds: int, lr_factor: float
 ) -> nn.Module:
     """A copy of the candidate's model after the finetuning of one seed, on the training data as it is."""
-    copied = copy.deepcopy(candidate.model)
-    held = [Sparse(masks)] if (masks := zeros_of(copied, candidate.sparse)) else []
-    seeded = seed_of(problem.settings.seed, 4, seed)
+    model = copy.deepcopy(candidate.model)
+    masks = zeros_of(model, candidate.sparse)
     training = Training(
         rounds,
-        seeded,
+        seed_of(lab.seed, 4, seed),
         round_steps=candidate.round_steps,
         lr_factor=lr_factor,
         level=candidate.level,
         accumulate=candidate.accumulate,
         mixed=0,
-        callbacks=held,
+        callbacks=[Sparse(masks)] if masks else [],
     )
-    problem.finetune(copied, training)
-    return copied
+    lab.finetune(model, training)
+    return model
 
 
 def _int8_path(folder: Path, label: str, seed: int) -> Path:
     return folder / f"{label}-{seed}.int8.onnx"
 
 
-def best_int8(
-    problem: Problem, candidate: Candidate, found: Confirmed, folder: Path
-) -> Path | None:
+def best_int8(lab: Lab, candidate: Candidate, confirmed: Confirmed, folder: Path) -> Path | None:
     """The quantised file of the seed that validated best; None where the candidate is not quantised."""
-    seed = problem.settings.phases.confirm.seeds[found.best]
-    return _int8_path(folder, candidate.label, seed) if candidate.int8 else None
+    if not candidate.int8:
+        return None
+    return _int8_path(folder, candidate.label, lab.phases.confirm.seeds[confirmed.best])
 
 
-def _best(problem: Problem, validation: list[dict[str, float]]) -> int:
-    quality = problem.settings.objectives.quality
-    return max(
-        range(len(validation)),
-        key=lambda i: (problem.sign * validation[i][quality], -problem.goals.loss(validation[i])),
-    )
+def _best(facts: Facts, validation: list[dict[str, float]]) -> int:
+    """The place of the best quality; of equals that with the lowest loss."""
+    goals = facts.goals
+
+    def rank(place: int) -> tuple[float, float]:
+        metrics = validation[place]
+        return goals.sign * metrics[goals.quality], -goals.loss(metrics)
+
+    return max(range(len(validation)), key=rank)
 
 
 def confirmed_before(
-    problem: Problem, label: str, folder: Path, source: Any, round_steps: int | None = None
+    lab: Lab, label: str, folder: Path, source: Any, round_steps: int | None = None
 ) -> Confirmed | None:
     """What an earlier run measured of the same model in the same way."""
-    found = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
-    return None if found is None or found[0] != _key(problem, source, round_steps) else found[1]
+    stored = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
+    if stored is None or stored[0] != _key(lab.phases, source, round_steps):
+        return None
+    return stored[1]
 
 
 def _parsed(data: Any) -> Confirmed:
@@ -195,8 +215,8 @@ def _metrics(data: Any) -> dict[str, float]:
     return {name: float(value) for name, value in data.items()}
 
 
-def _key(problem: Problem, source: Any, round_steps: int | None) -> str:
-    how, finetune = problem.settings.phases.confirm, problem.settings.phases.finetune
+def _key(phases: PhaseSettings, source: Any, round_steps: int | None) -> str:
+    how, finetune = phases.confirm, phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer", "scheduler"})
     rest["round_steps"] = round_steps or finetune.round_steps
     return digest(

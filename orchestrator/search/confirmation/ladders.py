@@ -1,7 +1,8 @@
 """Baselines: what an expert does by hand, at the costs of the front's models and with their finetuning budget.
 
-Each is a ladder, large to small, every rung cut from the finetuned one before it, with distillation; they differ in how
-a FLOPs target is shared out: equal ratios, random ratios, or one global ranking of all units.
+Each is a ladder, large to small. Every model is cut from the finetuned one before it, and is finetuned with
+distillation. Ladders differ in how a FLOPs target is shared out: equal ratios, random ratios, or one global ranking of
+all units.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import zeros_of
-from orchestrator.search.lab.problem import Problem, Training, seed_of
+from orchestrator.search.lab.lab import Lab, Training, seed_of
 from orchestrator.search.space.allocation import Macs, lowest_level, scaled
-from orchestrator.search.trials.methods import Method
+from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 
 Name = Literal["uniform", "random", "global"]
@@ -28,10 +29,11 @@ PLACES = {"uniform": 0, "random": 1, "global": 2}
 
 
 @dataclass(frozen=True)
-class Rung:
-    """Match `macs` for front trial `trial`, finetuned for `steps` optimizer steps in all, its ancestors' included.
+class LadderStep:
+    """A model of a ladder: it has the `macs` of front trial `trial`, and its `steps` of finetuning.
 
-    `mixed` copies of the training data were learnt beside it; None: as configured.
+    `steps` are optimizer steps in all, those of the trial's ancestors included. `mixed` copies of the training data
+    were learnt beside it; None: as configured.
     """
 
     trial: int
@@ -40,55 +42,80 @@ class Rung:
     mixed: int | None = None
 
 
-def steps_by_rung(rungs: Sequence[Rung], least: int) -> list[tuple[Rung, int]]:
-    """Rungs large to small, with the optimizer steps that each adds: what its match has more, `least` at least."""
-    spent, found = 0, []
-    for rung in sorted(rungs, key=lambda rung: -rung.macs):
-        steps = max(least, rung.steps - spent)
-        spent += steps
-        found.append((rung, steps))
-    return found
+def with_training_steps(ladder: Sequence[LadderStep], least: int) -> list[tuple[LadderStep, int]]:
+    """Large to small, with the optimizer steps that each model adds: what its match has more, `least` at least."""
+    spent, result = 0, []
+    for step in sorted(ladder, key=lambda step: -step.macs):
+        added = max(least, step.steps - spent)
+        spent += added
+        result.append((step, added))
+    return result
+
+
+class Climber:
+    """The model of a ladder, which gets smaller and is finetuned step by step.
+
+    It prunes as the first stage of the method does; a hybrid method is thus compared with removal alone.
+    """
+
+    def __init__(self, lab: Lab, method: PreparedMethod, name: Name) -> None:
+        self.lab, self.name = lab, name
+        self.pruner = method.stages[0].pruner
+        self.structure = self.pruner.structure
+        self.model, self.alive = lab.facts.model, self.structure.full()
+        self.units_alive = lab.facts.structure.full()
+        self.seed = seed_of(lab.seed, 5, PLACES[name])
+        patterns = any(group.kind == "pattern" for group in self.structure.groups)
+        self.least = 0 if patterns else 1  # whole blocks stay
+        draw = np.random.default_rng(self.seed)
+        self.random_shares = draw.uniform(0.1, 1.0, len(self.structure.groups))
+
+    def prune(self, macs: int) -> None:
+        """Down to these MACs."""
+        finetune = self.lab.phases.finetune
+        scores = self.pruner.scores(self.model, self.alive, self.seed)
+        now = self.structure.counts(self.alive)
+        kept = self._kept(scores, now, macs)
+        if not (kept < now).any():
+            return
+        keep = thresholds.choose(self.structure, scores, self.alive, kept)
+        self.model = self.pruner.prune(self.model, self.alive, keep, self.seed)
+        self.alive = keep
+        if isinstance(self.pruner, UnitPruner):
+            self.units_alive = keep
+        self.lab.recalibrate(self.model, finetune.recalibration_batches, self.seed)
+
+    def _kept(self, scores: Scores, now: Counts, macs: int) -> Counts:
+        structure, macs_of = self.structure, self.pruner.cost.macs
+        if self.name == "global":
+            return global_counts(structure, scores, self.alive, macs_of, macs, self.least)
+        share = np.ones(len(now)) if self.name == "uniform" else self.random_shares
+        return np.minimum(now, scaled(structure.sizes, macs_of, macs, share, self.least))
+
+    def finetune(self, index: int, steps: int, mixed: int | None) -> None:
+        masks = {}
+        if isinstance(self.pruner, WeightPruner):
+            masks = zeros_of(self.model, self.pruner.names)
+        training = Training(
+            1,
+            seed_of(self.seed, index),
+            round_steps=steps,
+            mixed=mixed,
+            callbacks=[Sparse(masks)] if masks else [],
+        )
+        self.lab.finetune(self.model, training)
 
 
 def climb(
-    problem: Problem, method: Method, name: Name, rungs: list[Rung]
-) -> Iterator[tuple[Rung, nn.Module, Keep]]:
-    """The ladder's model and dense units at each rung, large to small, after the steps its match has been finetuned.
-
-    A ladder prunes as the method's first stage does; a hybrid method is thus compared with removal alone.
-    """
-    pruner = method.stages[0].pruner
-    structure, cost = pruner.structure, pruner.cost
-    model, alive = problem.model, structure.full()
-    units_alive = problem.structure.full()
-    seed = seed_of(problem.settings.seed, 5, PLACES[name])
-    least = (
-        0 if any(group.kind == "pattern" for group in structure.groups) else 1
-    )  # whole blocks stay
-    shares = np.random.default_rng(seed).uniform(0.1, 1.0, len(structure.groups))
-    for place, (rung, steps) in enumerate(
-        steps_by_rung(rungs, problem.settings.phases.finetune.round_steps)
-    ):
-        scores = pruner.scores(model, alive, seed)
-        now = structure.counts(alive)
-        if name == "global":
-            kept = global_counts(structure, scores, alive, cost.macs, rung.macs, least)
-        else:
-            share = np.ones(len(now)) if name == "uniform" else shares
-            kept = np.minimum(now, scaled(structure.sizes, cost.macs, rung.macs, share, least))
-        if (kept < now).any():
-            keep = thresholds.choose(structure, scores, alive, kept)
-            model, alive = pruner.prune(model, alive, keep, seed), keep
-            if isinstance(pruner, UnitPruner):
-                units_alive = keep
-            problem.recalibrate(model, problem.settings.phases.finetune.recalibration_batches, seed)
-        masks = zeros_of(model, pruner.names) if isinstance(pruner, WeightPruner) else {}
-        held = [Sparse(masks)] if masks else []
-        training = Training(
-            1, seed_of(seed, place), round_steps=steps, mixed=rung.mixed, callbacks=held
-        )
-        problem.finetune(model, training)
-        yield rung, model.eval(), units_alive
+    lab: Lab, method: PreparedMethod, name: Name, ladder: Sequence[LadderStep]
+) -> Iterator[tuple[LadderStep, nn.Module, Keep]]:
+    """The ladder's models with their dense units, large to small, each finetuned as long as its match was."""
+    climber = Climber(lab, method, name)
+    usual = lab.phases.finetune.round_steps
+    for index, (step, training_steps) in enumerate(with_training_steps(ladder, usual)):
+        climber.prune(step.macs)
+        climber.finetune(index, training_steps, step.mixed)
+        yield step, climber.model.eval(), climber.units_alive
 
 
 def global_counts(

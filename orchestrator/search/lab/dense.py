@@ -21,10 +21,11 @@ from lightning_modules.phases.fit import OnRound, evaluate, fit
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
+from lightning_modules.tasks.metrics import directions_of
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
+from orchestrator.search.lab.lab import Timed, optimization, seed_everything
 from orchestrator.search.lab.made_up import metrics_of
-from orchestrator.search.lab.problem import Timed, optimization, seed_everything
 from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
@@ -157,7 +158,7 @@ def _make(
     if settings.phases.train.rewind_epoch == 0:
         write_atomic(folder / REWIND, save(tensors(model)))
     if settings.made_up is not None:
-        metrics = metrics_of(settings, 1.0, settings.phases.train.epochs)
+        metrics = metrics_of(directions_of(settings.task), 1.0, settings.phases.train.epochs)
         on_round(settings.phases.train.rewind_epoch or 0, metrics)
     else:
         with (

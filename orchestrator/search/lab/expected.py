@@ -21,7 +21,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.tasks.contract import build_task, divergence_of
 from orchestrator.search.lab.dense import RECORD, dense_folder
-from orchestrator.search.lab.problem import optimization
+from orchestrator.search.lab.lab import optimization
 from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 

@@ -1,8 +1,9 @@
-"""From settings to the problem of a study: everything that is made once, cheap checks before expensive work."""
+"""From settings to the laboratory of a study: everything that is made once, cheap checks before expensive work."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,15 +24,24 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.tasks.contract import build_task, divergence_of
+from lightning_modules.tasks.metrics import scale_of
 from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
-from orchestrator.search.lab.dense import build_model, example_of, rewound_model, train_dense
+from orchestrator.search.goals import goals_of
+from orchestrator.search.lab.dense import (
+    build_model,
+    example_of,
+    fresh_model,
+    rewound_model,
+    train_dense,
+)
+from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
+from orchestrator.search.lab.lab import FinalLab, Lab, SearchData, seed_of
 from orchestrator.search.lab.latency_model import LatencyModel, dense_latency, latency_model
-from orchestrator.search.lab.made_up import MadeUpProblem
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.made_up import MadeUpLab, conditions_of
 from orchestrator.search.plans.given import check_plans
 from orchestrator.search.samplers import sampler
 from orchestrator.search.space.outline import outline
@@ -57,7 +67,7 @@ def device_of(settings: Settings) -> torch.device:
     return device
 
 
-def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
+def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     """Find the structure, check budgets against it, then train or read the dense baseline."""
     device = device_of(settings)
     if isinstance(settings.threads, int):
@@ -67,54 +77,86 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> Problem:
     with progress.timed("structure"):
         example = example_of(settings, model, data)
         structure = find_structure(settings, model, example)
-    if found := choose_threads(settings, structure, model, data, device):
-        progress.phase("threads", found)
+    if chosen := choose_threads(settings, structure, model, data, device):
+        progress.phase("threads", chosen)
     with progress.timed("profile"):
-        memory_format, found = choose_memory_format(settings, structure, model, data, device)
-    if found:
-        progress.phase("memory format", found)
-    check_prunable(settings, structure)
-    sampler(settings.sampler, settings.seed, outline(settings, structure, model))
-    example = example.to(device)
-    latency = find_latency_model(settings, structure, model, example, progress)
-    prices = Prices(structure, Cost(structure), example, latency)
+        memory_format, chosen = choose_memory_format(settings, structure, model, data, device)
+    if chosen:
+        progress.phase("memory format", chosen)
+    latency = _checked(settings, structure, model, example.to(device), progress)
+    prices = Prices(structure, Cost(structure), example.to(device), latency)
     check_bounds(settings, prices, model)
     check_plans(settings, structure, model)
-    progress.phase(
-        "dense baseline",
-        f"{settings.phases.train.epochs} epochs, or read where it was trained before",
-    )
+    model, metrics = _dense(settings, model, data, device, progress, memory_format)
+    facts = _facts(settings, model, prices, metrics)
+    lab = _lab(settings, facts, data, device, progress)
+    return FinalLab(replace(lab, memory_format=memory_format), data.test_dataloader)
+
+
+def _checked(
+    settings: Settings, structure: Structure, model: nn.Module, example: Inputs, progress: Progress
+) -> LatencyModel | None:
+    """The latency model, after the checks that cost nothing."""
+    check_prunable(settings, structure)
+    sampler(settings.sampler, settings.seed, outline(settings, structure, model))
+    return find_latency_model(settings, structure, model, example, progress)
+
+
+def _dense(
+    settings: Settings,
+    model: nn.Module,
+    data: Any,
+    device: torch.device,
+    progress: Progress,
+    memory_format: str,
+) -> tuple[nn.Module, dict[str, float]]:
+    """The dense model, trained or read back, and its validation metrics."""
+    epochs = settings.phases.train.epochs
+    progress.phase("dense baseline", f"{epochs} epochs, or read where it was trained before")
 
     def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
         quality = metrics[settings.objectives.quality]
         progress.tick(f"epoch {epoch}: validation {settings.objectives.quality} {quality:.4f}")
         return True
 
-    model, metrics = train_dense(
-        settings, model, data, device, progress.timed, on_epoch, memory_format
-    )
-    made_up = settings.made_up is not None
-    distillation, mixing = (
-        (None, None) if made_up else _teaching(settings, model, data, device, progress)
-    )
-    rewound = rewound_model(settings, model)
-    costs = dense_costs(settings, model, prices)
-    kind = MadeUpProblem if made_up else Problem
-    return kind(
-        settings,
+    return train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
+
+
+def _facts(
+    settings: Settings, model: nn.Module, prices: Prices, metrics: dict[str, float]
+) -> Facts:
+    goals = goals_of(settings)
+    return Facts(
         model,
-        data,
-        example,
         prices,
+        goals,
         metrics,
-        distillation,
-        device,
-        progress.timed,
-        rewound,
-        costs,
-        mixing=mixing,
-        memory_format=memory_format,
+        scale_of(settings.task, goals.quality, metrics[goals.quality]),
+        dense_costs(settings, model, prices),
+        rewound_model(settings, model),
     )
+
+
+def _lab(
+    settings: Settings, facts: Facts, data: Any, device: torch.device, progress: Progress
+) -> Lab:
+    """The laboratory; one that is made up where the settings ask for it."""
+    parts: dict[str, Any] = {
+        "facts": facts,
+        "data": SearchData(data.train_batches, data.val_dataloader),
+        "task": lambda model: build_task(settings.task, model, data),
+        "phases": settings.phases,
+        "device": device,
+        "timed": progress.timed,
+        "fresh": partial(fresh_model, settings),
+        "activations": settings.method.activation,
+        "seed": settings.seed,
+        "on_out_of_memory": settings.study.on_out_of_memory,
+    }
+    if settings.made_up is not None:
+        return MadeUpLab(**parts, made_up=conditions_of(settings))
+    distillation, mixing = _teaching(settings, facts.model, data, device, progress)
+    return Lab(**parts, distillation=distillation, mixing=mixing)
 
 
 def _teaching(

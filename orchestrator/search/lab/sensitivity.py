@@ -18,30 +18,34 @@ from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
-from orchestrator.search.lab.problem import Problem, seed_of
+from orchestrator.search.lab.lab import Lab, seed_of
 from orchestrator.search.space.allocation import Sensitivity
-from orchestrator.search.trials.methods import Method
+from orchestrator.search.trials.methods import PreparedStage
+from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.stored import kept
 
 
-def profile(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
-    """Divergence of the outputs per group and ratio on training data after recalibration; read back where measured.
+def profile(
+    lab: Lab, stage: PreparedStage, folder: Path, tick: Callable[[int, int], None]
+) -> Sensitivity:
+    """Divergence of the outputs per group and ratio on training data after recalibration.
 
-    `tick` is told (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
+    It is kept in `folder`, and read back where it was measured before. `tick` is told (groups done, groups). Ratios that
+    leave the count of a small group unchanged cost nothing.
     """
-    settings = problem.settings
-    how = settings.phases.profile
-    first = method.stages[0]
-    sizes = [[group.name, group.size] for group in first.pruner.structure.groups]
-    what = [first.settings.scoring(), first.settings.granularity, first.settings.shape]
-    key = digest([problem.dense_digest, what, how.model_dump(mode="json"), sizes])
-    path = settings.study.baselines / f"sensitivity-{key}.json"
-    if (stored := kept(path, lambda data: _parsed(data, len(sizes), len(how.ratios)))) is not None:
+    how = lab.phases.profile
+    groups = stage.pruner.structure.groups
+    sizes = [[group.name, group.size] for group in groups]
+    scored = [stage.settings.scoring(), stage.settings.granularity, stage.settings.shape]
+    key = digest([lab.facts.dense_digest, scored, how.model_dump(mode="json"), sizes])
+    path = folder / f"sensitivity-{key}.json"
+    stored = kept(path, lambda data: _parsed(data, len(sizes), len(how.ratios)))
+    if stored is not None:
         return stored
-    with problem.timed("profile"):
-        found = _measure(problem, method, tick)
-    _write(path, found, [group.name for group in first.pruner.structure.groups])
-    return found
+    with lab.timed("profile"):
+        measured = _measure(lab, stage.pruner, tick)
+    _write(path, measured, [group.name for group in groups])
+    return measured
 
 
 def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
@@ -57,15 +61,17 @@ def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
     return found
 
 
-def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None]) -> Sensitivity:
-    how, pruner = problem.settings.phases.profile, method.stages[0].pruner
-    structure = pruner.structure
-    seed = seed_of(problem.settings.seed, 1)
-    batches = islice(problem.data.train_batches(seed), max(how.batches, how.recalibration_batches))
-    inputs = list(problem.inputs(problem.model, batches))
-    judge = _Judge(problem, inputs[: how.batches])
+def _measure(
+    lab: Lab, pruner: UnitPruner | WeightPruner, tick: Callable[[int, int], None]
+) -> Sensitivity:
+    how = lab.phases.profile
+    structure, dense = pruner.structure, lab.facts.model
+    seed = seed_of(lab.seed, 1)
+    batches = islice(lab.data.train_batches(seed), max(how.batches, how.recalibration_batches))
+    inputs = list(lab.inputs(dense, batches))
+    judge = _Judge(lab, inputs[: how.batches])
     full = structure.full()
-    scores = pruner.scores(problem.model, full, seed)
+    scores = pruner.scores(dense, full, seed)
     loss = np.zeros((len(structure.groups), len(how.ratios)))
     for index, group in enumerate(structure.groups):
         for place, ratio in enumerate(sorted(how.ratios)):
@@ -73,8 +79,8 @@ def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None])
             kept[index] = max(structure.least[index], round(group.size * (1.0 - ratio)))
             if kept[index] == group.size:
                 continue
-            model = pruner.prune(problem.model, full, choose(structure, scores, full, kept), seed)
-            recalibrate(model, inputs, how.recalibration_batches, problem.device)
+            model = pruner.prune(dense, full, choose(structure, scores, full, kept), seed)
+            recalibrate(model, inputs, how.recalibration_batches, lab.device)
             loss[index, place] = judge(model)
         tick(index + 1, len(structure.groups))
     return Sensitivity(tuple(sorted(how.ratios)), loss)
@@ -83,15 +89,15 @@ def _measure(problem: Problem, method: Method, tick: Callable[[int, int], None])
 class _Judge:
     """How far a model's outputs are from the dense model's on these inputs, as the task measures it."""
 
-    def __init__(self, problem: Problem, inputs: Sequence[Inputs]) -> None:
-        divergence = divergence_of(problem.task(problem.model))
+    def __init__(self, lab: Lab, inputs: Sequence[Inputs]) -> None:
+        divergence = divergence_of(lab.task(lab.facts.model))
         if divergence is None:
             raise ConfigError(
                 "a space with equal_loss compares outputs, and the task has no divergence between them; take "
                 "space.equal_loss=[0,0] or space=uniform"
             )
         self.divergence, self.inputs = divergence, inputs
-        self.dense = [run(problem.model, batch) for batch in inputs]
+        self.dense = [run(lab.facts.model, batch) for batch in inputs]
 
     def __call__(self, model: nn.Module) -> float:
         """The mean over the batches."""

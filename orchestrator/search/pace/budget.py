@@ -1,6 +1,6 @@
 """A budget in time: what a step costs on this machine, and how many of them each trial gets.
 
-Longer rungs come first, up to `search.chain.most_epochs` each, then trials around them: measured, steps that are
+Longer targets come first, up to `search.chain.most_epochs` each, then trials around them: measured, steps that are
 inherited pay most (docs/decisions.md). A budget in epochs is shared out in the same way, at one second per step.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST = 16
-"""Steps of a rung; below that there are fewer rungs."""
+"""Steps of a target; below that there are fewer targets."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,25 @@ class Sharing:
 
     most: float = math.inf
 
-    def steps(self, speed: Speed, left: float, ratio: float, rungs: Sequence[float]) -> float:
-        """Of the rung at `ratio` where all `rungs`, it included, take up what is `left`."""
-        open_rungs = list(rungs)
+    def steps(self, speed: Speed, left: float, ratio: float, targets: Sequence[float]) -> float:
+        """Of the target at `ratio` where all `targets`, it included, take up what is `left`."""
+        open_targets = list(targets)
         while True:
-            seconds = left / len(open_rungs)
-            full = [rung for rung in open_rungs if speed.steps(rung, seconds) > self.most]
-            if not full or len(full) == len(open_rungs):
+            seconds = left / len(open_targets)
+            full = [target for target in open_targets if speed.steps(target, seconds) > self.most]
+            if not full or len(full) == len(open_targets):
                 return min(self.most, speed.steps(ratio, seconds))
-            left -= sum(speed.price(rung, self.most) for rung in full)
-            open_rungs = [rung for rung in open_rungs if rung not in full]
+            left -= sum(speed.price(target, self.most) for target in full)
+            open_targets = [target for target in open_targets if target not in full]
 
 
 class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
     `clock` gives what is used up, in the unit of `available` and of `speed`; it is read between trials, and where they
-    take longer than `speed` says, those that follow get fewer steps. `chain` are the FLOPs ratios of its rungs, `left`
-    tells those of rungs that have not ended, the one at work first; `steps_done` tells the steps of all trials so far.
-    `sharing` says how the rungs that are left share what is left.
+    take longer than `speed` says, those that follow get fewer steps. `chain` are the FLOPs ratios of its targets, `left`
+    tells those of targets that have not ended, the one at work first; `steps_done` tells the steps of all trials so far.
+    `sharing` says how the targets that are left share what is left.
     """
 
     def __init__(
@@ -113,18 +113,18 @@ class Pace:
         return max(1, int(steps) // rounds)
 
     def more(self) -> bool:
-        """Whether the chain is not done, or another trial as long as its rungs would end in time."""
+        """Whether the chain is not done, or another trial as long as its targets would end in time."""
         if self.left():
             return True
         self._learn()
         mean = float(np.exp(np.mean(np.log(self.chain))))
         return (
-            self.slower * self.speed.price(mean, self.rung_steps(mean))
+            self.slower * self.speed.price(mean, self.target_steps(mean))
             <= self.available - self.clock()
         )
 
-    def rung_steps(self, ratio: float) -> int:
-        """Steps of a rung where the chain has all that is available, or as many as are wanted."""
+    def target_steps(self, ratio: float) -> int:
+        """Steps of a target where the chain has all that is available, or as many as are wanted."""
         return int(
             min(
                 self.sharing.most,
@@ -159,16 +159,16 @@ class Unpaced:
         return used + (used - self.begin) / max(1, self.trials) <= self.available
 
 
-def fewer_rungs(
-    rungs: Callable[[int], Sequence[float]],
+def fewer_targets(
+    targets: Callable[[int], Sequence[float]],
     most: int,
     speed: Speed,
     available: float,
     sharing: Sharing,
 ) -> int:
-    """The largest count up to `most` at which each of `rungs(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
+    """The largest count up to `most` at which each of `targets(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):
-        found = rungs(count)
+        found = targets(count)
         dearest = sharing.steps(speed, available, max(found), found)  # it gets the fewest
         if dearest >= min(FEWEST, sharing.most):
             return count

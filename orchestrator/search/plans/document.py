@@ -1,4 +1,4 @@
-"""The types of what stands in a `plan.json`: what is there has them; what has to be there, its readers say."""
+"""Type checks for `plan.json`: keys that are there have these types; which must be there, each reader checks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ class _Timing(_Part):
     mixed: Number | None = None
 
 
-class _Stage(_Part):
-    thresholds: dict[str, float] = {}
-    method: dict[str, Any] = {}
+class _Thresholds(_Part):
+    levels: dict[str, float] = {}
+    rule: str = ""
 
 
 class _Plan(_Part):
-    stages: list[_Stage] = []
+    method: str = ""
+    kept: dict[str, Number] = {}
+    density: dict[str, Share] = {}
+    asked: list[_Thresholds] = []
     timing: _Timing = _Timing()
     activation: float | None = None
     int8: bool = False
@@ -47,9 +50,8 @@ class _Plan(_Part):
 
 class _Link(_Part):
     trial: Number = 0
+    method: str = ""
     plan: _Plan = _Plan()
-    kept: dict[str, Number] = {}
-    density: dict[str, Share] = {}
     units: dict[str, Number] = {}
     trained_rounds: Number = 0
     weights: Digest = ""
@@ -60,6 +62,7 @@ class _Lineage(_Part):
     dense: Digest = ""
     rewound: Digest | None = None
     recipe: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any]] = {}
     links: list[_Link] = []
 
 

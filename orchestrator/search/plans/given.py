@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import nearest
-from orchestrator.search.plans.measurement import Cut, Proposal
 from orchestrator.search.space import Space, Terrain
 from orchestrator.search.space.outline import on_weights
 from orchestrator.settings import Settings
 from orchestrator.stored import read_json
 
-Thresholds = dict[str, float]
+Levels = dict[str, float]
+"""A threshold per group."""
 
 
-def read_plans(settings: Settings) -> list[Thresholds]:
+def read_plans(settings: Settings) -> list[Levels]:
     """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to numbers."""
     if settings.search.plans and len(settings.method.choices()[0].stages()) > 1:
         raise ConfigError(
@@ -30,7 +30,7 @@ def read_plans(settings: Settings) -> list[Thresholds]:
     return [_read(path) for path in settings.search.plans]
 
 
-def _read(path: Path) -> Thresholds:
+def _read(path: Path) -> Levels:
     rule = 'a plan is a JSON file {"group": threshold, ...} with numbers from 0 on, as in search.plans=[mine.json]'
     try:
         found = read_json(path, "mend it, or leave it out")
@@ -61,7 +61,11 @@ def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> N
             )
 
 
-def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Proposal:
-    """These thresholds in the unit of the method's rule, trained as a rung of the chain is; other groups stay whole."""
-    usual = space.propose(terrain, space.chain(terrain, 0.5))
-    return replace(usual, cuts=(Cut(dict(thresholds), terrain.rule),))
+def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Plan:
+    """A plan of these thresholds, on the scale of the method's rule; groups that are not named stay whole.
+
+    It is trained as a target of the chain is. Errors: PlanError for thresholds that empty a group.
+    """
+    unpruned = space.unpruned(terrain, space.chain(terrain, 0.5))
+    asked = Thresholds(dict(thresholds), terrain.rule)
+    return terrain.pruned(unpruned, terrain.counts(asked), asked)

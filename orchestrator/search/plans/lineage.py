@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,21 +12,23 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_modules.errors import DataError
+from lightning_modules.recipe import digest
 from orchestrator.redact import redact, redact_tree
 from orchestrator.settings import Settings
 
 
 @dataclass(frozen=True)
 class Link:
-    """One finished trial: what it was to come to (`kept` units per group, `density` per weight tensor) and came to.
+    """One finished trial: its plan, and what it came to.
 
-    `units` are those it has, `weights` is the sha256 of its weights file, `trained_rounds` what it was finetuned for.
+    `method` is the key of its method in `Lineage.methods`. `units` are those that the model has, which rounding, guards
+    and regrowth may make others than the plan's. `weights` is the sha256 of its weights file, `trained_rounds` are the
+    rounds of finetuning in it that are the trial's own.
     """
 
     trial: int
+    method: str
     plan: Mapping[str, Any]
-    kept: Mapping[str, int]
-    density: Mapping[str, float]
     units: Mapping[str, int]
     trained_rounds: int
     weights: str
@@ -35,16 +37,21 @@ class Link:
 
 @dataclass(frozen=True)
 class Lineage:
-    """`dense` and `rewound` are digests like a link's `weights`; `recipe` is the part of the settings that it needs."""
+    """From the dense model to a finished trial.
+
+    `dense` and `rewound` are digests like a link's `weights`; `recipe` is the part of the settings that it needs.
+    `methods` has the settings of every method that a link names, each once.
+    """
 
     dense: str
     rewound: str | None
     recipe: Mapping[str, Any]
+    methods: Mapping[str, Any] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
 
     @property
     def trained_rounds(self) -> int:
-        """Units of finetuning in the weights at the end, all links together."""
+        """Rounds of finetuning in the weights at the end, all links together."""
         return sum(link.trained_rounds for link in self.links)
 
     @property
@@ -56,8 +63,18 @@ class Lineage:
             for link in self.links
         )
 
+    def extended(self, link: Link, method: Mapping[str, Any]) -> Lineage:
+        """With one more link, which was pruned by `method`, settings as plain data."""
+        methods = {**self.methods, link.method: method}
+        return replace(self, methods=methods, links=(*self.links, link))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def method_key(method: Mapping[str, Any]) -> str:
+    """The name of a method and a digest of its settings: a plan of another study may have another one of that name."""
+    return f"{method['name']}-{digest(method)[:8]}"
 
 
 def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:

@@ -1,4 +1,4 @@
-"""The one seam of the search: `evaluate(proposal, number, report) -> Measurement`."""
+"""The one seam of the search: `evaluate(plan, number, report) -> Measurement`."""
 
 from __future__ import annotations
 
@@ -6,41 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from lightning_modules.pruning.plan import Rule, Timing
+from lightning_modules.pruning.plan import Plan
 from orchestrator.costs import with_ratios
 
-Rung = tuple[int, Mapping[str, float]]
+RoundResult = tuple[int, Mapping[str, float]]
 """(rounds of finetuning since the last pruning step, validation metrics)."""
 Report = Callable[[int, float, Mapping[str, float]], str | None]
 """From (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None to go on."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One stage's thresholds; `pooled` says that groups which the method's scope compares share them."""
-
-    thresholds: Mapping[str, float]
-    rule: Rule
-    pooled: bool = False
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What a space makes of a trial's parameters: a plan without its parent; one cut per stage of `method`."""
-
-    cuts: tuple[Cut, ...]
-    timing: Timing
-    method: str = ""
-    activation: float | None = None
-    int8: bool = False
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """What came of a plan: costs by objective name, validation metrics by rung, and how it ended.
+    """What came of a plan: costs by name, validation metrics by round, and how it ended.
 
     `kept` are units per group, `density` the share of nonzero weights of each tensor that has been pruned,
-    `trained_rounds` the rounds of finetuning spent in this trial. `rejected` = outside a bound that is known before
+    `trained_rounds` the rounds of finetuning spent in this trial. `plan` is the plan as plain data. `rejected` = outside a bound that is known before
     training, nothing was trained; `stopped` = the stopping rule or the guard ended it.
     """
 
@@ -49,7 +29,7 @@ class Measurement:
     costs: Mapping[str, float]
     ratios: Mapping[str, float]
     kept: Mapping[str, int]
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[RoundResult, ...] = ()
     reason: str = ""
     plan: Mapping[str, object] = field(default_factory=dict)
     method: str = ""
@@ -64,7 +44,7 @@ class Measurement:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Validation metrics at the last rung; empty when nothing was trained."""
+        """Validation metrics after the last round; empty when nothing was trained."""
         return self.rungs[-1][1] if self.rungs else {}
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +63,9 @@ class Measurement:
 
 
 class Evaluate(Protocol):
-    """Everything expensive stands behind this call; tests put a function in its place."""
+    """Everything expensive stands behind this call; tests put a function in its place.
 
-    def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement: ...
+    `plan` has no parent and no seed yet: who evaluates it completes it, and the measurement has the whole plan.
+    """
+
+    def __call__(self, plan: Plan, number: int, report: Report) -> Measurement: ...

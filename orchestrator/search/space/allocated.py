@@ -10,9 +10,9 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts, quantiles
-from orchestrator.search.plans.measurement import Cut, Proposal
 from orchestrator.search.space.allocation import Ratios, allocate, lowest_level
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
@@ -72,11 +72,10 @@ class Allocation(Recovery):
             **self.first(),
         }
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
         kept = self.kept(terrain, params)
-        return Proposal(
-            (Cut(quantiles(terrain.structure, kept), "quantile", False),), self.timing(params)
-        )
+        asked = Thresholds(quantiles(terrain.structure, kept), "quantile")
+        return terrain.pruned(self.unpruned(terrain, params), terrain.round(kept), asked)
 
     def kept(self, terrain: Terrain, params: Params) -> Counts:
         """Units kept per group, blocks included; rounded they are within the target; shape (n_groups,)."""
@@ -194,18 +193,14 @@ class Hybrid(Allocation):
         sparsity = min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])
         return {**super().chain(terrain, half), "then.sparsity": sparsity}
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        first = super().propose(terrain, params)
-        level = float(
-            params["then.applied"] if "then.applied" in params else params["then.sparsity"]
-        )
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
+        units_removed = super().propose(terrain, params)
         then = _then(terrain)
-        second = Cut(
-            {group.name: level for group in then.structure.groups},
-            "quantile",
-            then.pools is not None,
-        )
-        return replace(first, cuts=(*first.cuts, second))
+        level = params["then.applied"] if "then.applied" in params else params["then.sparsity"]
+        levels = dict.fromkeys((group.name for group in then.structure.groups), float(level))
+        asked = Thresholds(levels, "quantile")
+        kept = then.counts(asked, pooled=then.pools is not None)
+        return then.pruned(units_removed, kept, asked)
 
 
 def _then(terrain: Terrain) -> Terrain:

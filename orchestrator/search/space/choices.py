@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from orchestrator.search.plans.measurement import Proposal
+from lightning_modules.pruning.plan import Plan
 from orchestrator.search.space.contract import Params, Space, Terrain
 from orchestrator.search.space.levels import discretised, snapped
 from orchestrator.settings import MethodSettings
@@ -53,11 +53,19 @@ class Choices:
             found[INT8] = self.method.int8[0]
         return found if self.levels is None else snapped(found, self.distributions(terrain))
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
-        name = params.get(METHOD, next(iter(self.terrains)))
+    def unpruned(self, terrain: Terrain, params: Params) -> Plan:
+        return self._completed(self.space.unpruned(self._terrain(params), params), params)
+
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
+        return self._completed(self.space.propose(self._terrain(params), params), params)
+
+    def _terrain(self, params: Params) -> Terrain:
+        """That of the method which the parameters name, of the only one where there is no choice."""
+        return self.terrains[params.get(METHOD, next(iter(self.terrains)))]
+
+    def _completed(self, plan: Plan, params: Params) -> Plan:
         return replace(
-            self.space.propose(self.terrains[name], params),
-            method=name,
+            plan,
             activation=params.get(ACTIVATION),
             int8=params.get(INT8, self.method.int8[0]),
         )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from lightning_modules.pruning.plan import Rule
+from lightning_modules.pruning.plan import Plan, Rule, Thresholds, by_group
 from lightning_modules.pruning.structure import Counts, Structure
-from lightning_modules.pruning.thresholds import Pools, Scores, rounded
-from orchestrator.search.plans.measurement import Proposal
+from lightning_modules.pruning.thresholds import Pools, Scores, counts, rounded
+from lightning_modules.pruning.weights import Weight, shares_left
 from orchestrator.search.space.allocation import Macs, Sensitivity
 
 Params = dict[str, Any]
@@ -21,9 +21,9 @@ Params = dict[str, Any]
 class Terrain:
     """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its scope sees them.
 
-    `macs` is the cost of the axis: effective MACs where groups are single weights. `pools` are the groups that share a
-    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid method. A rung of the
-    opening ladder keeps flops_ratio^`depth` of the blocks.
+    `macs` is the cost of the axis: effective MACs where groups are single weights. `weight` says how those are counted,
+    None where units are removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
+    the terrain of the second stage of a hybrid method. A target of the chain keeps flops_ratio^`depth` of the blocks.
     """
 
     structure: Structure
@@ -38,6 +38,7 @@ class Terrain:
     method: str = ""
     then: Terrain | None = None
     depth: float = 0.0
+    weight: Weight | None = None
 
     @property
     def blocks(self) -> list[int]:
@@ -60,10 +61,35 @@ class Terrain:
         """Counts as the method rounds them for the hardware; blocks are not rounded."""
         return rounded(self.structure, kept, self.round_to)
 
+    def counts(self, thresholds: Thresholds, pooled: bool = False) -> Counts:
+        """Units that thresholds leave of each group by the dense scores, rounded for the hardware.
+
+        `pooled`: the groups that the method's scope compares share a threshold. Errors: PlanError, as `thresholds.counts`.
+        """
+        kept = counts(
+            self.structure,
+            self.scores,
+            self.structure.full(),
+            thresholds.levels,
+            thresholds.rule,
+            self.pools if pooled else None,
+        )
+        return self.round(kept)
+
+    def pruned(self, plan: Plan, kept: Counts, asked: Thresholds) -> Plan:
+        """The plan with these counts, of units or of single weights, as what the thresholds `asked` for came to."""
+        record = (*plan.asked, asked)
+        if self.weight is None:
+            return replace(plan, kept=by_group(self.structure, kept), asked=record)
+        return replace(plan, density=shares_left(self.structure, kept, self.weight), asked=record)
+
 
 class Space(Protocol):
-    """`chain` gives the parameters of one rung of the opening ladder, within the same distributions.
+    """`chain` gives the parameters of one target of the chain, within the same distributions.
 
+    `propose` makes of a trial's parameters its plan, without parent and seed; `unpruned` the same plan before anything is
+    removed: its method, its timing and what else does not depend on scores. Both errors: PlanError for parameters that
+    are no plan, such as thresholds that empty a group.
     `levels` is how many values every continuous dimension is cut into by whoever asks; None: it stays continuous.
     """
 
@@ -77,4 +103,6 @@ class Space(Protocol):
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params: ...
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal: ...
+    def unpruned(self, terrain: Terrain, params: Params) -> Plan: ...
+
+    def propose(self, terrain: Terrain, params: Params) -> Plan: ...

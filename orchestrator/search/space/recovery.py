@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.pruning.plan import Timing
+from lightning_modules.pruning.plan import Plan, Timing
 from lightning_modules.pruning.schedules import SCHEDULES
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.levels import check_levels
@@ -93,12 +93,14 @@ class Recovery:
             distillation=params.get("distillation.weight", self._middle()),
         )
 
+    def unpruned(self, terrain: Terrain, params: Params) -> Plan:
+        """The trial's plan before anything is removed."""
+        return Plan(terrain.method, timing=self.timing(params))
+
     def _middle(self) -> float | None:
-        return (
-            None
-            if self.distillation is None
-            else 0.5 * (self.distillation[0] + self.distillation[-1])
-        )
+        if self.distillation is None:
+            return None
+        return 0.5 * (self.distillation[0] + self.distillation[-1])
 
 
 def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:

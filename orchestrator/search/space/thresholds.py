@@ -9,10 +9,9 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from lightning_modules.errors import ConfigError, PlanError
-from lightning_modules.pruning.plan import Timing
+from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts
-from orchestrator.search.plans.measurement import Cut, Proposal
 from orchestrator.search.space.allocation import lowest_level
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
@@ -38,13 +37,13 @@ class PerGroup(Recovery):
         thresholds = {f"threshold.{name}": level for name in _pools(terrain)}
         return {**thresholds, **blocks, **self.first()}
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
         levels = {
             group: params[f"threshold.{name}"]
             for name, groups in _pools(terrain).items()
             for group in groups
         }
-        return _proposal(terrain, levels, params, self.timing(params))
+        return _pruned(terrain, levels, params, self.unpruned(terrain, params))
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,11 @@ class Uniform(Recovery):
         level = _uniform_threshold(terrain, flops_ratio, blocks, self.low, self.high)
         return {"threshold": level, **blocks, **self.first()}
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
         levels = {
             group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]
         }
-        return _proposal(terrain, levels, params, self.timing(params))
+        return _pruned(terrain, levels, params, self.unpruned(terrain, params))
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,12 @@ class Patterns(Recovery):
         }
         return {**applied, **self.first()}
 
-    def propose(self, terrain: Terrain, params: Params) -> Proposal:
+    def propose(self, terrain: Terrain, params: Params) -> Plan:
         levels = {
             group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups
         }
-        return Proposal((Cut(levels, "quantile", False),), self.timing(params))
+        asked = Thresholds(levels, "quantile")
+        return terrain.pruned(self.unpruned(terrain, params), terrain.counts(asked), asked)
 
 
 def _pools(terrain: Terrain) -> dict[str, list[str]]:
@@ -127,11 +127,11 @@ def _pools(terrain: Terrain) -> dict[str, list[str]]:
     return found
 
 
-def _proposal(
-    terrain: Terrain, levels: dict[str, float], params: Params, timing: Timing
-) -> Proposal:
+def _pruned(terrain: Terrain, levels: dict[str, float], params: Params, plan: Plan) -> Plan:
+    """The plan with these thresholds for groups that are no blocks."""
     levels = {**_at_most_all_but_one(terrain, levels), **_block_levels(terrain, params)}
-    return Proposal((Cut(levels, terrain.rule, terrain.pools is not None),), timing)
+    asked = Thresholds(levels, terrain.rule)
+    return terrain.pruned(plan, terrain.counts(asked, pooled=terrain.pools is not None), asked)
 
 
 def _block_levels(terrain: Terrain, params: Params) -> dict[str, float]:

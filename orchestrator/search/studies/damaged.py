@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_modules.errors import DataError
-from orchestrator.search.plans.finished import finished_weights
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.queue import running
 from orchestrator.search.studies.trial import (
@@ -21,10 +21,9 @@ from orchestrator.search.studies.trial import (
     FrozenTrial,
     Study,
 )
-from orchestrator.search.trials.evaluate import Evaluator
 
 
-def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
+def redo_damaged(study: Study, store: PlanStore) -> Iterator[str]:
     """A line for each trial whose plan is damaged or gone; its folder is renamed, its parameters wait once more.
 
     Optuna does not let an ended trial begin again, so that the trial made anew has a number of its own; the old one
@@ -33,16 +32,16 @@ def redo_damaged(study: Study, evaluator: Evaluator) -> Iterator[str]:
     """
     if running(study):
         return
-    problem, known = evaluator.problem, dict(study.user_attrs.get(DAMAGED, {}))
+    known = dict(study.user_attrs.get(DAMAGED, {}))
     for trial in study.get_trials(deepcopy=False):
         ended = (
             trial.state.is_finished()
         )  # one that was killed while it was told has the state of its end, and waits
         if not ended or trial.user_attrs.get(STATE) not in SAVED or str(trial.number) in known:
             continue
-        folder = evaluator.models / str(trial.number)
+        folder = store.of(trial.number)
         try:
-            finished_weights(folder, evaluator.read(folder), problem.model, problem.structure)
+            store.weights(store.read(folder))
         except DataError as error:
             aside = folder.with_name(f"damaged-{trial.number}")
             if folder.exists():

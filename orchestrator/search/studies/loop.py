@@ -12,7 +12,7 @@ from collections.abc import Callable
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from orchestrator.search.lab.problem import seed_of
+from orchestrator.search.lab.lab import seed_of
 from orchestrator.search.samplers import Distributions, sampler
 from orchestrator.search.studies.leases import LeaseLostError
 from orchestrator.search.studies.queue import (

@@ -47,7 +47,7 @@ from orchestrator.search.trials.failures import reason_of
 from orchestrator.settings import Settings
 
 IDENTITY, VERSION = "identity", "version"
-FORM = 2
+FORM = 3
 """Of plans and settings as they are stored: raised where a study made before could not be continued."""
 
 
@@ -171,12 +171,12 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
 
     try:
         own = trial.user_attrs.get(OWN)
-        proposal = (
+        plan = (
             trials.space.propose(terrain, trial.params)
             if own is None
             else given(trials.space, terrain, own)
         )
-        measured = trials.evaluate(proposal, trial.number, report)
+        measured = trials.evaluate(plan, trial.number, report)
         values = _values(measured, rules.goals)
         trials.leases.require(trial.number)
     except (LeaseLostError, StorageError):

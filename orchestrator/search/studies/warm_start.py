@@ -10,8 +10,8 @@ import difflib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from lightning_modules.pruning.plan import Timing
 from orchestrator.costs import with_ratios
 from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import PLAN, read_plan
 from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.storage import storage_of
 from orchestrator.search.studies.study import IDENTITY
 from orchestrator.search.studies.trial import (
@@ -40,12 +42,11 @@ from orchestrator.search.studies.trial import (
     WARM,
     Study,
 )
-from orchestrator.search.trials.evaluate import Evaluator
-from orchestrator.settings import Settings
+from orchestrator.settings import MethodSettings, Settings
 
 TAKEN_OVER = "taken_over"
 ABOUT = 0.1
-"""How far a cost may be from a rung's, as a part of it, to be about the same; rungs lie further apart."""
+"""How far a cost may be from a target's, as a part of it, to be about the same; targets lie further apart."""
 
 
 def check_warm_start(settings: Settings, study: Study) -> None:
@@ -72,127 +73,144 @@ def check_warm_start(settings: Settings, study: Study) -> None:
             )
 
 
-def take_over(study: Study, space: Space, terrain: Terrain, evaluator: Evaluator) -> int:
-    """How many plans this study has of the other one, each a trial of kind `warm`; taken over once.
+@dataclass(frozen=True)
+class Receiver:
+    """The study that takes plans over: its settings, what is known of its dense network, and what it proposes."""
+
+    study: Study
+    settings: Settings
+    facts: Facts
+    space: Space
+    terrain: Terrain
+
+
+def import_trials(receiver: Receiver, store: PlanStore) -> int:
+    """How many plans this study has of the other one, each a trial of kind `warm`; they are imported once.
 
     A trial whose parameters mean the same plan here is told to Optuna; the others are told as failed, which all
     samplers leave out, and stand on the front by their state alone. Plans that this study's objectives cannot place, or
     that lie outside its bounds, are parents and no more. Errors: ConfigError for weights of another dense model.
     """
-    problem = evaluator.problem
-    settings, known = problem.settings, study.get_trials(deepcopy=False)
+    settings, study = receiver.settings, receiver.study
     numbers = {
         trial.user_attrs[ORIGIN]["trial"]: trial.number
-        for trial in known
+        for trial in study.get_trials(deepcopy=False)
         if ORIGIN in trial.user_attrs
     }
     if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
         return len(numbers)
-    dense = problem.dense_digest
-    try:
-        first = optuna.load_study(
-            study_name=settings.search.warm_start, storage=storage_of(_other(settings))
-        )
-    except KeyError as error:
-        raise ConfigError(
-            f"search.warm_start={settings.search.warm_start} has plans, and its trials are not in the storage of this "
-            "study; give study.storage the value it had"
-        ) from error
-    trials = {
-        trial.number: trial
-        for trial in first.get_trials(deepcopy=False)
-        if trial.number in _plans(settings)
-    }
-    for number, trial in sorted(trials.items()):
-        if number in numbers or trial.user_attrs.get(STATE) not in (
-            "completed",
-            "infeasible",
-            "parent",
-        ):
+    other = _other_study(settings)
+    alike = _same_parameters(other, settings)
+    for trial in _importable(other, settings):
+        if trial.number in numbers:
             continue
-        lineage = _lineage(settings, number)
-        if lineage.dense != dense:
-            raise ConfigError(
-                f"search.warm_start={settings.search.warm_start} begins with other dense weights: {lineage.dense[:12]} "
-                f"there, {dense[:12]} here; take the same study.baselines (or phases.train.checkpoint), or null"
-            )
-        same = first.user_attrs[IDENTITY]["method"] == _plain(settings)["method"]
-        same = same and first.user_attrs[IDENTITY]["space"]["_target_"] == settings.space.target
-        study.add_trial(_trial(problem, study, trial, lineage, space if same else None, terrain))
-        numbers[number] = len(study.get_trials(deepcopy=False)) - 1
+        lineage = _lineage(settings, trial.number)
+        _require_same_weights(settings, lineage, receiver.facts)
+        study.add_trial(_trial(receiver, trial, lineage, alike))
+        numbers[trial.number] = len(study.get_trials(deepcopy=False)) - 1
     for old, new in numbers.items():
-        _copy(_plans(settings)[old], evaluator.models / str(new), numbers)
+        _copy(_plans(settings)[old], store.of(new), numbers)
     study.set_user_attr(TAKEN_OVER, True)
     return len(numbers)
 
 
-def filled(
-    study: Study,
-    space: Space,
-    terrain: Terrain,
-    evaluator: Evaluator,
-    granularities: Sequence[str],
-    rung_steps: Sequence[float],
-) -> Callable[[Params, int], bool]:
-    """Whether a plan that was taken over stands where a rung of the chain would, trained for as long; each stands once.
+def _other_study(settings: Settings) -> Study:
+    """Errors: ConfigError where its trials are not in this study's storage."""
+    name = settings.search.warm_start
+    assert name is not None
+    try:
+        return optuna.load_study(study_name=name, storage=storage_of(_other(settings)))
+    except KeyError as error:
+        raise ConfigError(
+            f"search.warm_start={name} has plans, and its trials are not in the storage of this "
+            "study; give study.storage the value it had"
+        ) from error
 
-    The rung is told by its parameters and its place in `rung_steps`; with lineage it would have the steps of those
-    before it as well.
-    """
-    problem = evaluator.problem
-    there = [
-        trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(KIND) == WARM
+
+def _importable(other: Study, settings: Settings) -> list[FrozenTrial]:
+    """Trials of the other study that have a finished plan, by number."""
+    plans = _plans(settings)
+    trials = [
+        trial
+        for trial in other.get_trials(deepcopy=False)
+        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED
     ]
+    return sorted(trials, key=lambda trial: trial.number)
 
-    def found(params: Params, place: int) -> bool:
-        if not there:
-            return False
-        steps = (
-            sum(rung_steps[: place + 1]) if problem.settings.search.lineage else rung_steps[place]
+
+def _same_parameters(other: Study, settings: Settings) -> bool:
+    """Whether parameters of the other study mean the same here: the method and the kind of space are the same."""
+    identity = other.user_attrs[IDENTITY]
+    same_method = identity["method"] == _plain(settings)["method"]
+    return bool(same_method and identity["space"]["_target_"] == settings.space.target)
+
+
+def _require_same_weights(settings: Settings, lineage: Lineage, facts: Facts) -> None:
+    if lineage.dense != facts.dense_digest:
+        raise ConfigError(
+            f"search.warm_start={settings.search.warm_start} begins with other dense weights: {lineage.dense[:12]} "
+            f"there, {facts.dense_digest[:12]} here; take the same study.baselines (or phases.train.checkpoint), or null"
         )
+
+
+class FilledTargets:
+    """Whether an imported plan stands where a target of the chain would, trained for as long; each stands once.
+
+    A target is told by its parameters and its place in `target_steps`, the optimizer steps of the chain's plans; with
+    lineage it would have the steps of those before it as well.
+    """
+
+    def __init__(self, receiver: Receiver, target_steps: Sequence[float]) -> None:
+        self.receiver, self.target_steps = receiver, target_steps
+        first = receiver.settings.method.choices()[0]
+        self.granularities = [stage.granularity for stage in first.stages()]
+        self.imported = [
+            trial
+            for trial in receiver.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get(KIND) == WARM and trial.user_attrs[STATE] == "completed"
+        ]
+
+    def __call__(self, params: Params, place: int) -> bool:
+        if not self.imported:
+            return False
+        facts, receiver = self.receiver.facts, self.receiver
         try:
-            wanted = evaluator.wanted(space.propose(terrain, params))
+            plan = receiver.space.propose(receiver.terrain, params)
         except PlanError:  # the trial will say so
             return False
-        cost = problem.ratios(wanted.kept, wanted.density)[problem.axis]
-        for trial in there:
-            measured, origin = trial.user_attrs[MEASURED], trial.user_attrs[ORIGIN]
-            alike = [
-                stage["method"]["granularity"] for stage in measured["plan"]["stages"]
-            ] == list(granularities)
-            near = abs(measured["ratios"][problem.axis] / cost - 1.0) <= ABOUT
-            if (
-                alike
-                and near
-                and origin["steps"] >= steps
-                and trial.user_attrs[STATE] == "completed"
-            ):
-                there.remove(trial)
+        cost = facts.ratios(plan.counts(facts.structure), plan.density)[facts.axis]
+        for trial in self.imported:
+            if self._stands_for(trial, cost, self._steps(place)):
+                self.imported.remove(trial)
                 return True
         return False
 
-    return found
+    def _steps(self, place: int) -> float:
+        if self.receiver.settings.search.lineage:
+            return sum(self.target_steps[: place + 1])
+        return self.target_steps[place]
+
+    def _stands_for(self, trial: FrozenTrial, cost: float, steps: float) -> bool:
+        measured, origin = trial.user_attrs[MEASURED], trial.user_attrs[ORIGIN]
+        near = abs(measured["ratios"][self.receiver.facts.axis] / cost - 1.0) <= ABOUT
+        alike = origin["granularities"] == self.granularities
+        return bool(near and alike and origin["steps"] >= steps)
 
 
-def _trial(
-    problem: Problem,
-    study: Study,
-    trial: FrozenTrial,
-    lineage: Lineage,
-    space: Space | None,
-    terrain: Terrain,
-) -> FrozenTrial:
-    """The trial as this study has it; `space` None: its parameters mean nothing here."""
-    measured = trial.user_attrs[MEASURED]
+def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool) -> FrozenTrial:
+    """The trial as this study has it; unless `alike`, its parameters mean nothing here."""
+    measured, goals = trial.user_attrs[MEASURED], receiver.facts.goals
+    method = MethodSettings.model_validate(lineage.methods[lineage.links[-1].method])
     origin = {
-        "study": problem.settings.search.warm_start,
+        "study": receiver.settings.search.warm_start,
         "trial": trial.number,
         "steps": lineage.trained_steps,
+        "granularities": [stage.granularity for stage in method.stages()],
     }
-    goals = problem.goals
     values = {**with_ratios(measured["costs"], measured["ratios"]), **measured["metrics"]}
     reasons = [f"{name} was not measured there" for name in goals.names if name not in values]
-    reasons += [broken] if (broken := goals.broken(values)) else []
+    if broken := goals.broken(values):
+        reasons.append(broken)
     attrs = {
         KIND: WARM,
         ORIGIN: origin,
@@ -202,7 +220,8 @@ def _trial(
         STATE: "parent" if reasons else "completed",
         REASON: "; ".join([f"trial {trial.number} of study {origin['study']}", *reasons]),
     }
-    if reasons or space is None or not _means_the_same(space, terrain, trial):
+    space, terrain = receiver.space, receiver.terrain
+    if reasons or not alike or not _means_the_same(space, terrain, trial):
         return create_trial(state=TrialState.FAIL, user_attrs=attrs)
     return create_trial(
         values=[values[name] for name in goals.names],
@@ -215,23 +234,21 @@ def _trial(
 
 def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
     """Whether the parameters lie in this space and have the timing, activations and int8 of the plan."""
-    here, plan = space.distributions(terrain), trial.user_attrs[MEASURED]["plan"]
-    if set(trial.params) != set(here):
+    distributions = space.distributions(terrain)
+    if set(trial.params) != set(distributions):
         return False
-    if not all(
-        here[name]._contains(here[name].to_internal_repr(value))
-        for name, value in trial.params.items()
-    ):
-        return False
-    proposal = space.propose(terrain, trial.params)
-    was = Timing(**plan["timing"])
+    for name, value in trial.params.items():
+        distribution = distributions[name]
+        if not distribution._contains(distribution.to_internal_repr(value)):
+            return False
+    recorded = trial.user_attrs[MEASURED]["plan"]
+    was = Timing(**recorded["timing"])
+    proposed = space.unpruned(terrain, trial.params)
     timing = replace(
-        proposal.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed
+        proposed.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed
     )
-    return timing == was and (proposal.activation, proposal.int8) == (
-        plan["activation"],
-        plan["int8"],
-    )
+    settings = (timing, proposed.activation, proposed.int8)
+    return settings == (was, recorded["activation"], recorded["int8"])
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:

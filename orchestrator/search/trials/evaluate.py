@@ -4,320 +4,270 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from lightning_modules.errors import DataError, PlanError
-from lightning_modules.pruning.plan import Plan
-from lightning_modules.pruning.plan import Stage as StagePlan
+from lightning_modules.errors import PlanError
+from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.removal import rebuild
-from lightning_modules.pruning.structure import Counts, Keep, dropped
+from lightning_modules.pruning.structure import Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
-from orchestrator.search.lab.problem import Problem, seed_of
-from orchestrator.search.plans.finished import (
-    INT8,
-    PLAN,
-    Finished,
-    finished_weights,
-    keep_to_json,
-    load_finished,
-    nearest_parent,
-    read_plan,
-    save_plan,
-)
+from orchestrator.search.lab.lab import Lab, seed_of
+from orchestrator.search.plans.finished import INT8, Finished, keep_to_json
 from orchestrator.search.plans.lineage import (
     Lineage,
     Link,
-    lineage_in,
     made_with,
+    method_key,
     recipe_of,
     weights_digest,
 )
-from orchestrator.search.plans.measurement import Measurement, Proposal, Report
+from orchestrator.search.plans.measurement import Measurement, Report
+from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.trials.failures import Deadline, sparing_memory
-from orchestrator.search.trials.measured import Wanted, by_group, measurement, quantised, with_costs
-from orchestrator.search.trials.methods import Method
-from orchestrator.search.trials.pruners import UnitPruner
-from orchestrator.search.trials.run_plan import Ended, planned_rounds, run_plan
+from orchestrator.search.trials.measured import measurement, quantised, with_costs
+from orchestrator.search.trials.run_plan import Outcome, planned_rounds, run_plan
 from orchestrator.search.trials.working import Working
+from orchestrator.settings import MethodSettings, Settings
+from orchestrator.settings.budget import Budget
+
+FORMAT = 5
+"""Of `plan.json`."""
+Pace = Callable[[float, int], int | None]
+"""From (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round; None: as configured."""
 
 
-def begun(
-    problem: Problem, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]
-) -> Working:
-    """What a trial begins from: the dense units `keep` of its parent with these weights, some of `sparse` at zero."""
-    gone = dropped(problem.structure, keep)
-    model = (
-        rebuild(problem.model, weights, gone, problem.structure.attention).to(problem.device).eval()
-    )
+def begun(lab: Lab, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
+    """What a trial begins from: units `keep` of the dense model with its parent's weights, some of `sparse` at zero."""
+    structure = lab.facts.structure
+    removed = dropped(structure, keep)
+    model = rebuild(lab.facts.model, weights, removed, structure.attention)
+    model = model.to(lab.device).eval()
     return Working(model, keep, zeros_of(model, sparse))
 
 
-@dataclass
-class Evaluator:
-    """Holds what does not change between trials; `models` is the folder of finished plans, the only state.
+@dataclass(frozen=True)
+class Recipe:
+    """What trials of a study have in common.
 
-    Thresholds are read on the dense model's scores: they say how many units stay, whatever the parent, so that costs
-    are known before anything is loaded and nothing drifts along a lineage. Which units stay is decided on the weights
-    of the moment. `pace` gives the optimizer steps of a round from FLOPs ratio and rounds in all, `mixed` is the number
-    of mixed copies of the training data; None: as configured. `told` are the trials that have ended in the study, the
-    others' plans are nobody's parents; `may_save` raises where a trial is somebody else's by now.
+    `methods` are those that plans name, by their names. `architecture` builds the dense network, `dense` is the lineage
+    of its weights, without a link. With `lineage` a trial begins from the nearest finished plan. `timeout` is the
+    longest that a trial may take.
     """
 
-    problem: Problem
-    methods: Mapping[str, Method]
-    models: Path
-    pace: Callable[[float, int], int | None] = lambda ratio, rounds: None
-    mixed: int | None = None
-    told: Callable[[], Container[int]] | None = None
-    may_save: Callable[[int], None] = lambda number: None
-    _known: dict[int, Finished] = field(default_factory=dict, repr=False)
-    _costs: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
+    methods: Mapping[str, MethodSettings]
+    architecture: Mapping[str, Any]
+    dense: Lineage
+    lineage: bool = True
+    timeout: Budget | None = None
 
-    def __call__(self, proposal: Proposal, number: int, report: Report) -> Measurement:
+
+def trial_recipe(settings: Settings, lab: Lab) -> Recipe:
+    """That of the study with these settings."""
+    rewound = lab.facts.rewound
+    early = None if rewound is None else weights_digest(rewound)
+    return Recipe(
+        {method.name: method for method in settings.method.choices()},
+        settings.model.without("weights", "pretrained").to_json(),
+        Lineage(lab.facts.dense_digest, early, recipe_of(settings)),
+        settings.search.lineage,
+        settings.study.trial_timeout,
+    )
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates plans in a laboratory; what it keeps is in the store.
+
+    `pace` gives the optimizer steps of a round. `mixed` is the number of mixed copies of the training data; None: as
+    configured. `may_save` raises where another process has taken over the trial.
+    """
+
+    lab: Lab
+    recipe: Recipe
+    store: PlanStore
+    pace: Pace = lambda ratio, rounds: None
+    mixed: int | None = None
+    may_save: Callable[[int], None] = lambda number: None
+    _latencies: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, plan: Plan, number: int, report: Report) -> Measurement:
         """Prune and finetune; see `Evaluate`.
 
-        Errors: PlanError for a plan that removes nothing or empties a group: it is rejected, not a failure.
-        TrialTimeoutError, and whatever the model, the task and the data raise.
+        Errors: PlanError for a plan that removes nothing: it is rejected, not a failure. TrialTimeoutError, and
+        whatever the model, the task and the data raise.
         """
-        problem, study = self.problem, self.problem.settings.study
-        if study.trial_timeout is not None:
-            problem = replace(problem, check=Deadline(study.trial_timeout, time.monotonic()))
+        lab = self.lab
+        if self.recipe.timeout is not None:
+            lab = replace(lab, check=Deadline(self.recipe.timeout, time.monotonic()))
+        evaluator = replace(self, lab=lab)
         return sparing_memory(
-            lambda tried: self._tried(problem, tried, number, report),
-            proposal,
-            study.on_out_of_memory,
+            lambda smaller: evaluator._evaluated(smaller, number, report),
+            plan,
+            lab.on_out_of_memory,
         )
 
-    def _tried(
-        self, problem: Problem, proposal: Proposal, number: int, report: Report
-    ) -> Measurement:
-        method = self._method(proposal)
-        wanted = self.wanted(proposal)
-        others = [found for found in self.finished() if found.number != number]
-        if (
-            (wanted.kept == problem.structure.sizes).all()
-            and not wanted.density
-            and proposal.activation is None
-        ):
-            raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
-        parent = self._parent(others, wanted)
-        seed = seed_of(problem.settings.seed, 2, number)
-        before = self._before(proposal, wanted)
-        if reason := problem.goals.broken(
-            with_ratios(before, ratios_of(before, problem.dense_costs))
-        ):
-            rejected = measurement(
-                problem,
-                "rejected",
-                parent,
-                wanted,
-                self._plan(proposal, parent, seed),
-                reason=reason,
-            )
-            return with_costs(rejected, before, problem.dense_costs)
+    def _evaluated(self, plan: Plan, number: int, report: Report) -> Measurement:
+        self._require_something_removed(plan)
+        parent = self.store.parent_of(plan, number) if self.recipe.lineage else None
+        plan = replace(
+            plan,
+            parent=None if parent is None else parent.number,
+            seed=seed_of(self.lab.seed, 2, number),
+        )
+        costs = self._costs_before(plan)
+        if reason := self._broken(costs):
+            rejected = measurement(self.lab, plan, self._kept(plan), plan.density)
+            rejected = replace(rejected, state="rejected", reason=reason)
+            return with_costs(rejected, costs, self.lab.facts.dense_costs)
         working = self.inherited(parent)
-        alive = problem.structure.counts(working.alive)
-        rounds = planned_rounds(
-            problem, method, proposal.timing, alive, wanted.kept, wanted.density
-        )
-        round_steps = self.pace(problem.ratios(wanted.kept)["flops"], rounds)
-        proposal = replace(
-            proposal, timing=replace(proposal.timing, round_steps=round_steps, mixed=self.mixed)
-        )
-        plan = self._plan(proposal, parent, seed)
-        ended = run_plan(problem, method, plan, working, wanted.kept, wanted.density, report)
-        if ended.reason:
-            return measurement(
-                problem,
-                "stopped",
-                parent,
-                wanted,
-                plan,
-                ended.rungs,
-                ended.reason,
-                None,
-                ended.spent,
-            )
-        return self._finish(number, plan, parent, wanted, ended, before)
+        plan = self._paced(plan, working)
+        outcome = run_plan(self.lab, self.recipe.methods[plan.method], plan, working, report)
+        if outcome.reason:
+            stopped = measurement(self.lab, plan, self._kept(plan), plan.density)
+            return replace(stopped, state="stopped", **outcome.record())
+        return self._finish(number, plan, parent, outcome, costs)
 
-    def _parent(self, others: list[Finished], wanted: Wanted) -> Finished | None:
-        if not self.problem.settings.search.lineage:
-            return None
-        return nearest_parent(others, self._vector(wanted))
+    def _require_something_removed(self, plan: Plan) -> None:
+        whole = (self._kept(plan) == self.lab.facts.structure.sizes).all()
+        if whole and not plan.density and plan.activation is None:
+            raise PlanError("a plan must remove something; this one keeps all: raise a threshold")
 
-    def _before(self, proposal: Proposal, wanted: Wanted) -> dict[str, float]:
+    def _kept(self, plan: Plan) -> Any:
+        return plan.counts(self.lab.facts.structure)
+
+    def _broken(self, costs: Mapping[str, float]) -> str:
+        facts = self.lab.facts
+        return facts.goals.broken(with_ratios(costs, ratios_of(costs, facts.dense_costs)))
+
+    def _costs_before(self, plan: Plan) -> dict[str, float]:
         """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""
-        level, int8 = proposal.activation, proposal.int8
-        key = (wanted.kept.tobytes(), tuple(sorted(wanted.density.items())), level, int8)
-        if key not in self._costs:
-            self._costs[key] = costs_before(self.problem, wanted.kept, wanted.density, level, int8)
-        return self._costs[key]
+        if not self.lab.facts.goals.bounded("latency_ms"):
+            return costs_before(self.lab, plan)
+        key = (
+            tuple(sorted(plan.kept.items())),
+            tuple(sorted(plan.density.items())),
+            plan.activation,
+            plan.int8,
+        )
+        if key not in self._latencies:
+            self._latencies[key] = costs_before(self.lab, plan)
+        return self._latencies[key]
 
-    def wanted(self, proposal: Proposal) -> Wanted:
-        """Counts and densities that the proposal's thresholds mean on the dense model's scores."""
-        method, structure = self._method(proposal), self.problem.structure
-        kept, density = structure.sizes, {}
-        for stage, cut in zip(method.stages, proposal.cuts, strict=True):
-            found = stage.counts(cut)
-            if isinstance(stage.pruner, UnitPruner):
-                kept = found
-            else:
-                shares = stage.pruner.densities(found)
-                density = {name: share for name, share in shares.items() if share < 1.0}
-        return Wanted(kept, density)
+    def _paced(self, plan: Plan, working: Working) -> Plan:
+        """With the steps of a round and the copies of the data that a budget in time sets."""
+        rounds = planned_rounds(self.lab, self.recipe.methods[plan.method], plan, working.alive)
+        ratio = self.lab.facts.ratios(self._kept(plan))["flops"]
+        timing = replace(plan.timing, round_steps=self.pace(ratio, rounds), mixed=self.mixed)
+        return replace(plan, timing=timing)
 
     def inherited(self, parent: Finished | None) -> Working:
-        """The model a trial begins from, and the dense units it still has. Errors: DataError for damaged weights."""
+        """What a trial begins from: a finished plan or the dense model. Errors: DataError for damaged weights."""
         if parent is None:
-            return Working(self.problem.model, self.problem.structure.full())
-        problem = self.problem
-        weights = finished_weights(
-            self.models / str(parent.number), parent, problem.model, problem.structure
-        )
-        return begun(self.problem, weights, parent.keep, parent.sparse)
-
-    def finished(self) -> list[Finished]:
-        """Every whole plan in the folder, also those that other workers or earlier runs left there."""
-        there = {
-            int(path.parent.name): path.parent
-            for path in self.models.glob(f"*/{PLAN}")
-            if path.parent.name.isdigit()
-        }
-        told = there if self.told is None else self.told()
-        self._known = {
-            number: self._known.get(number) or self.read(there[number])
-            for number in sorted(there)
-            if number in told
-        }
-        return list(self._known.values())
-
-    def read(self, folder: Path) -> Finished:
-        """The finished plan in a folder. Errors: DataError for one that is damaged, or another trial's."""
-        found = load_finished(folder, self.problem.structure, self.problem.weight_names)
-        if str(found.number) != folder.name:
-            raise DataError(
-                f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of {found.number}"
-            )
-        return found
-
-    @cached_property
-    def _dense(self) -> Lineage:
-        """The lineage of the dense model: no links."""
-        rewound = self.problem.rewound
-        early = None if rewound is None else weights_digest(rewound)
-        return Lineage(self.problem.dense_digest, early, recipe_of(self.problem.settings))
-
-    def _lineage(
-        self,
-        number: int,
-        plan: Plan,
-        parent: Finished | None,
-        wanted: Wanted,
-        kept: Counts,
-        ended: Ended,
-    ) -> Lineage:
-        """The parent's lineage with this trial as its last link."""
-        before = self._dense
-        if parent is not None:
-            folder = self.models / str(parent.number)
-            before = lineage_in(read_plan(folder), folder)
-        link = Link(
-            number,
-            plan.to_json(),
-            by_group(self.problem, wanted.kept),
-            dict(wanted.density),
-            by_group(self.problem, kept),
-            ended.rounds,
-            weights_digest(ended.working.model),
-            made_with(self.problem.device, self.problem.memory_format),
-        )
-        return replace(before, links=(*before.links, link))
-
-    def _method(self, proposal: Proposal) -> Method:
-        return (
-            self.methods[proposal.method] if proposal.method else next(iter(self.methods.values()))
-        )
-
-    def _vector(self, wanted: Wanted) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What a parent needs to have at least: units per group, then the density of each weight tensor."""
-        density = [wanted.density.get(name, 1.0) for name in self.problem.weight_names]
-        return np.concatenate([wanted.kept.astype(float), density])
-
-    def _plan(self, proposal: Proposal, parent: Finished | None, seed: int) -> Plan:
-        stages = tuple(
-            StagePlan(cut.thresholds, cut.rule, stage.settings.plain())
-            for stage, cut in zip(self._method(proposal).stages, proposal.cuts, strict=True)
-        )
-        number = None if parent is None else parent.number
-        return Plan(stages, proposal.timing, proposal.activation, proposal.int8, number, seed)
+            return Working(self.lab.facts.model, self.lab.facts.structure.full())
+        return begun(self.lab, self.store.weights(parent), parent.keep, parent.sparse)
 
     def _finish(
         self,
         number: int,
         plan: Plan,
         parent: Finished | None,
-        wanted: Wanted,
-        ended: Ended,
+        outcome: Outcome,
         before: Mapping[str, float],
     ) -> Measurement:
         """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
-        problem, working = self.problem, ended.working
-        structure = problem.structure
-        kept = structure.counts(working.alive)
+        lab, working = self.lab, outcome.working
         model = working.model.eval()
-        density = densities(model, working.masks)
-        found = Wanted(kept, problem.density(model, list(working.masks), plan.activation))
-        measured = measurement(
-            problem, "completed", parent, found, plan, ended.rungs, "", model, ended.spent
-        )
-        if (
-            "latency_ms" in before and (kept == wanted.kept).all()
-        ):  # one measurement: it may not pass and fail a bound
-            measured = with_costs(
-                measured, {"latency_ms": before["latency_ms"]}, problem.dense_costs
-            )
-        pruned = problem.activation(plan.activation)
-        folder = self.models / str(number)
+        kept = lab.facts.structure.counts(working.alive)
+        density = lab.density(model, list(working.masks), plan.activation)
+        measured = measurement(lab, plan, kept, density, model)
+        measured = replace(measured, **outcome.record())
+        if "latency_ms" in before and (kept == self._kept(plan)).all():
+            # one measurement decides: a plan may not pass its bound before training and fail it after
+            latency = {"latency_ms": before["latency_ms"]}
+            measured = with_costs(measured, latency, lab.facts.dense_costs)
         if plan.int8:
-            measured = quantised(problem, measured, model, folder / INT8, plan)
-        if wrong := {
-            name: value for name, value in measured.metrics.items() if not math.isfinite(value)
-        }:
-            raise ValueError(
-                f"metrics must be finite; got {wrong}"
-            )  # before it is saved: nobody may inherit from it
-        document = {
-            "format": 4,
+            measured = quantised(lab, measured, model, self.store.of(number) / INT8, plan)
+        _require_finite(measured.metrics)  # before it is saved: nobody may inherit from it
+        document = self._document(number, plan, parent, outcome, measured)
+        self.may_save(number)
+        self.store.save(number, document, model)
+        return measured
+
+    def _document(
+        self,
+        number: int,
+        plan: Plan,
+        parent: Finished | None,
+        outcome: Outcome,
+        measured: Measurement,
+    ) -> dict[str, Any]:
+        """What `plan.json` says of a finished trial."""
+        facts, working = self.lab.facts, outcome.working
+        structure = facts.structure
+        kept = structure.counts(working.alive)
+        density = densities(working.model, working.masks)
+        activation = self.lab.activation(plan.activation)
+        return {
+            "format": FORMAT,
             "trial": number,
-            "model": problem.settings.model.without("weights", "pretrained").to_json(),
-            "inputs": problem.example.to_json(),
-            "macs": problem.cost.macs(kept),
-            "effective_macs": effective_macs(structure, working.alive, found.density),
-            "params": problem.cost.params(kept),
+            "model": self.recipe.architecture,
+            "inputs": facts.example.to_json(),
+            "macs": facts.cost.macs(kept),
+            "effective_macs": effective_macs(structure, working.alive, measured.density),
+            "params": facts.cost.params(kept),
             "validation": dict(measured.metrics),
             "ancestors": [] if parent is None else [*parent.ancestors, parent.number],
-            "trained_rounds": ended.rounds,
-            "lineage": self._lineage(number, plan, parent, wanted, kept, ended).to_json(),
+            "trained_rounds": outcome.rounds,
+            "lineage": self._lineage(number, plan, parent, outcome).to_json(),
             "plan": plan.to_json(),
             "keep": keep_to_json(structure, working.alive),
             "density": density,
-            # of blocks that differ in size a plan's share is not the share of weights; what was asked is what counts
-            "shares": {
-                name: max(share, wanted.density.get(name, 0.0)) for name, share in density.items()
-            },
+            "shares": _shares(density, plan.density),
             "attention": structure.attention,
-            "activation": None if pruned is None else asdict(pruned),
+            "activation": None if activation is None else asdict(activation),
             "dropped": list(dropped(structure, working.alive)),
         }
-        self.may_save(number)
-        save_plan(folder, document, model)
-        return measured
+
+    def _lineage(
+        self, number: int, plan: Plan, parent: Finished | None, outcome: Outcome
+    ) -> Lineage:
+        """The parent's lineage with this trial as its last link."""
+        before = self.recipe.dense if parent is None else self.store.lineage(parent)
+        method, working = self._methods[plan.method], outcome.working
+        structure = self.lab.facts.structure
+        link = Link(
+            number,
+            method_key(method),
+            plan.to_json(),
+            by_group(structure, structure.counts(working.alive)),
+            outcome.rounds,
+            weights_digest(working.model),
+            made_with(self.lab.device, self.lab.memory_format),
+        )
+        return before.extended(link, method)
+
+    @cached_property
+    def _methods(self) -> dict[str, dict[str, Any]]:
+        """As plain data, by name."""
+        return {name: method.plain() for name, method in self.recipe.methods.items()}
+
+
+def _shares(density: Mapping[str, float], asked: Mapping[str, float]) -> dict[str, float]:
+    """Share of its units that each tensor keeps.
+
+    Of blocks that differ in size a share of units is not the share of weights; then what the plan asked for counts.
+    """
+    return {name: max(share, asked.get(name, 0.0)) for name, share in density.items()}
+
+
+def _require_finite(metrics: Mapping[str, float]) -> None:
+    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if wrong:
+        raise ValueError(f"metrics must be finite; got {wrong}")

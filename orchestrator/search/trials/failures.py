@@ -16,7 +16,8 @@ from typing import Literal, TypeVar
 from lightning_modules.errors import TrialTimeoutError, UserError
 from lightning_modules.phases.fit import DivergedError
 from lightning_modules.phases.memory import out_of_memory, release_memory
-from orchestrator.search.plans.measurement import Measurement, Proposal
+from lightning_modules.pruning.plan import Plan
+from orchestrator.search.plans.measurement import Measurement
 from orchestrator.settings.budget import Budget
 
 HALVED = "retried with half the batch after out of memory"
@@ -32,7 +33,7 @@ Outcome = tuple[str, str]
 
 
 def sparing_memory(
-    attempt: Callable[[Proposal], Measurement], proposal: Proposal, how: Literal["halve", "fail"]
+    attempt: Callable[[Plan], Measurement], plan: Plan, how: Literal["halve", "fail"]
 ) -> Measurement:
     """The attempt, made once more with half the batch where memory ran out; seen in its reason and in its plan.
 
@@ -40,9 +41,9 @@ def sparing_memory(
     a batch of odd size). Batch norms see half a batch then, and dropout other draws: the trial is not the one that the
     whole batch would have given, which is why its plan says so (`timing.accumulate`) and a replay does the same.
     """
-    timing = proposal.timing
+    timing = plan.timing
     found, parts = in_smaller_parts(
-        lambda parts: attempt(replace(proposal, timing=replace(timing, accumulate=parts))),
+        lambda parts: attempt(replace(plan, timing=replace(timing, accumulate=parts))),
         timing.accumulate,
         how,
     )

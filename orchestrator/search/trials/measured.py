@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from lightning_modules.pruning.plan import Plan
+from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of
 from orchestrator.search.costs import MEASURED, SHAPED, Costed, costs_of
-from orchestrator.search.lab.problem import Problem
-from orchestrator.search.plans.finished import Finished
-from orchestrator.search.plans.measurement import Measurement, Rung
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a proposal comes to: units per group of the dense model, and the share of weights each tensor keeps."""
-
-    kept: Counts
-    density: Mapping[str, float]
-
-
-def by_group(problem: Problem, kept: Counts) -> dict[str, int]:
-    names = [group.name for group in problem.structure.groups]
-    return dict(zip(names, np.asarray(kept).tolist(), strict=True))
+from orchestrator.search.lab.lab import Lab
+from orchestrator.search.plans.measurement import Measurement
 
 
 def quantised(
-    problem: Problem, measured: Measurement, model: nn.Module, path: Path, plan: Plan
+    lab: Lab, measured: Measurement, model: nn.Module, path: Path, plan: Plan
 ) -> Measurement:
     """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
-    small = problem.quantised(model, path, plan.activation)
+    small = lab.quantised(model, path, plan.activation)
     round = measured.rungs[-1][0] if measured.rungs else 0
     kept = np.array(list(measured.kept.values()))
-    with problem.timed("evaluation"):
+    with lab.timed("evaluation"):
         names = [name for name in SHAPED if name in measured.costs]
-        costs = costs_of(problem.prices, Costed(kept, shaped=small, artifact=path), names)
-    rungs = (*measured.rungs[:-1], (round, problem.validate(small)))
-    return replace(with_costs(measured, costs, problem.dense_costs), rungs=rungs)
+        costs = costs_of(lab.facts.prices, Costed(kept, shaped=small, artifact=path), names)
+    rungs = (*measured.rungs[:-1], (round, lab.validate(small)))
+    return replace(with_costs(measured, costs, lab.facts.dense_costs), rungs=rungs)
 
 
 def with_costs(
@@ -55,33 +40,25 @@ def with_costs(
 
 
 def measurement(
-    problem: Problem,
-    state: Any,
-    parent: Finished | None,
-    wanted: Wanted,
+    lab: Lab,
     plan: Plan,
-    rungs: tuple[Rung, ...] = (),
-    reason: str = "",
+    kept: Counts,
+    density: Mapping[str, float],
     model: nn.Module | None = None,
-    rounds: int = 0,
 ) -> Measurement:
-    """The costs of `wanted`, and of `model` where there is one, with how the trial ended."""
-    costed = Costed(wanted.kept, wanted.density, shaped=model, trained=model)
-    names = [
-        name for name in COSTS if name not in MEASURED or problem.settings.objectives.uses(name)
-    ]
-    with problem.timed("evaluation"):
-        costs = costs_of(problem.prices, costed, names)
+    """The costs of these units and weights, and of `model` where there is one; nothing of how the trial went yet."""
+    facts = lab.facts
+    costed = Costed(kept, density, shaped=model, trained=model)
+    names = [name for name in COSTS if name not in MEASURED or facts.goals.uses(name)]
+    with lab.timed("evaluation"):
+        costs = costs_of(facts.prices, costed, names)
     return Measurement(
-        state=state,
-        parent=None if parent is None else parent.number,
+        state="completed",
+        parent=plan.parent,
         costs=costs,
-        ratios=ratios_of(costs, problem.dense_costs),
-        kept=by_group(problem, wanted.kept),
-        density=dict(wanted.density),
-        rungs=rungs,
-        reason=reason,
+        ratios=ratios_of(costs, facts.dense_costs),
+        kept=by_group(facts.structure, kept),
+        density=dict(density),
         plan=plan.to_json(),
-        method=plan.stages[0].method["name"],
-        trained_rounds=rounds,
+        method=plan.method,
     )

@@ -1,4 +1,4 @@
-"""A method made ready for one problem: a pruner per stage, its scores on the dense model, and its terrain."""
+"""A method made ready for one network: a pruner per stage, and its scores on the dense model."""
 
 from __future__ import annotations
 
@@ -7,92 +7,59 @@ from typing import Any
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.quantization import require_packages
-from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.schedules import RETURNING
-from lightning_modules.pruning.structure import Counts
-from lightning_modules.pruning.thresholds import Pools, Scores
-from orchestrator.search.lab.problem import Problem, seed_of
-from orchestrator.search.plans.measurement import Cut
+from lightning_modules.pruning.thresholds import Scores
+from orchestrator.search.lab.lab import Lab, seed_of
 from orchestrator.search.space import Hybrid, Patterns, Terrain
 from orchestrator.search.space.allocation import Sensitivity
-from orchestrator.search.trials.pruners import (
-    UnitPruner,
-    WeightPruner,
-    comparable,
-    pools_of,
-    pruner_of,
-)
+from orchestrator.search.space.outline import terrain_of
+from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, comparable, pruner_of
 from orchestrator.settings import MethodSettings, Settings
 
 
 @dataclass(frozen=True)
-class Dense:
-    """One stage as it looks on the dense model; `scores` are as its scope compares them."""
+class PreparedStage:
+    """One stage of a method on the dense model; `scores` are as its scope compares them."""
 
     settings: MethodSettings
     pruner: UnitPruner | WeightPruner
     scores: Scores
-    pools: Pools | None
-
-    def counts(self, cut: Cut) -> Counts:
-        """Units that a cut leaves of each group, rounded for the hardware."""
-        structure = self.pruner.structure
-        pools = self.pools if cut.pooled else None
-        kept = thresholds.counts(
-            structure, self.scores, structure.full(), cut.thresholds, cut.rule, pools
-        )
-        return thresholds.rounded(structure, kept, self.settings.round_to)
-
-    def terrain(
-        self, problem: Problem, sensitivity: Sensitivity | None, then: Terrain | None
-    ) -> Terrain:
-        objectives, structure, macs = (
-            problem.settings.objectives,
-            self.pruner.structure,
-            self.pruner.cost.macs,
-        )
-        return Terrain(
-            structure=structure,
-            macs=macs,
-            dense_macs=macs(structure.sizes),
-            rule=self.settings.rule,
-            scores=self.scores,
-            sensitivity=sensitivity,
-            max_flops_ratio=objectives.largest_ratio or 1.0,
-            pools=self.pools,
-            round_to=self.settings.round_to,
-            method=self.settings.name,
-            then=then,
-            depth=problem.settings.search.chain.depth,
-        )
 
 
 @dataclass(frozen=True)
-class Method:
+class PreparedMethod:
     """The stages of a method in turn."""
 
     settings: MethodSettings
-    stages: tuple[Dense, ...]
+    stages: tuple[PreparedStage, ...]
 
-    def terrain(self, problem: Problem, sensitivity: Sensitivity | None) -> Terrain:
+    def terrain(self, lab: Lab, sensitivity: Sensitivity | None) -> Terrain:
+        """What spaces know of it; the sensitivity is that of the first stage."""
         then: Terrain | None = None
-        for stage in reversed(self.stages[1:]):
-            then = stage.terrain(problem, None, then)
-        return self.stages[0].terrain(problem, sensitivity, then)
+        for index, stage in reversed(list(enumerate(self.stages))):
+            then = terrain_of(
+                stage.settings,
+                stage.pruner.structure,
+                lab.facts.model,
+                stage.scores,
+                None if index else sensitivity,
+                then,
+            )
+        assert then is not None
+        return then
 
 
-def prepare_method(problem: Problem, settings: MethodSettings) -> Method:
+def prepare_method(lab: Lab, settings: MethodSettings) -> PreparedMethod:
     """Score the dense model once per stage. Errors: PlanError for scores that are not finite, with their group."""
-    return Method(settings, tuple(_dense(problem, stage) for stage in settings.stages()))
+    return PreparedMethod(settings, tuple(_prepared(lab, stage) for stage in settings.stages()))
 
 
-def _dense(problem: Problem, settings: MethodSettings) -> Dense:
-    pruner = pruner_of(problem, settings)
-    structure = pruner.structure
-    with problem.timed("scores"):
-        scores = pruner.scores(problem.model, structure.full(), seed_of(problem.settings.seed, 2))
-    pools = None if settings.scope == "local" else pools_of(structure, settings, problem.model)
-    return Dense(settings, pruner, comparable(structure, scores, structure.full(), settings), pools)
+def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
+    pruner = pruner_of(lab, settings)
+    full = pruner.structure.full()
+    with lab.timed("scores"):
+        scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, 2))
+    return PreparedStage(settings, pruner, comparable(pruner.structure, scores, full, settings))
 
 
 def check_method(settings: Settings, space: Any) -> None:

@@ -20,11 +20,10 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.criteria.blocks import block_scores
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Counts, Keep, Structure, isomorphic_classes
-from lightning_modules.pruning.thresholds import Pools, Scores
+from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import (
     Masks,
-    Weight,
     apply,
     masks_of,
     shares,
@@ -32,7 +31,8 @@ from lightning_modules.pruning.weights import (
     weight_structure,
 )
 from lightning_modules.tasks.contract import step_loss, to_device
-from orchestrator.search.lab.problem import Problem
+from orchestrator.search.lab.lab import Lab
+from orchestrator.search.space.outline import weight_of
 from orchestrator.settings import MethodSettings
 
 
@@ -40,17 +40,17 @@ from orchestrator.settings import MethodSettings
 class UnitPruner:
     """Removes coupled units."""
 
-    problem: Problem
+    lab: Lab
     method: MethodSettings
 
     def __post_init__(self) -> None:
-        self.structure, self.cost = self.problem.structure, self.problem.cost
+        self.structure, self.cost = self.lab.facts.structure, self.lab.facts.cost
         self.criterion = self.method.scoring().build()
 
     def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
         """Scores of the living units. Errors: PlanError for one that is not finite, with its group."""
         restricted = self.structure.restrict(alive)
-        shown = calibration(self.problem, self.method, model, seed)
+        shown = calibration(self.lab, self.method, model, seed)
         found: Scores = self.criterion(model, restricted, shown)
         if blocks := [group for group in self.structure.groups if group.kind == "block"]:
             measured = block_scores(model, restricted, shown)
@@ -67,15 +67,14 @@ class UnitPruner:
 class WeightPruner:
     """Sets weights to zero: single ones, blocks or N of M; `model` is what they are counted in, `keep` its units."""
 
-    problem: Problem
+    lab: Lab
     method: MethodSettings
     model: nn.Module
     keep: Keep
 
     def __post_init__(self) -> None:
-        assert self.method.granularity != "unit"
-        self.how = Weight(self.method.granularity, self.method.shape or (1, 1))
-        self.structure = weight_structure(self.problem.structure, self.keep, self.model, self.how)
+        self.how = weight_of(self.method)
+        self.structure = weight_structure(self.lab.facts.structure, self.keep, self.model, self.how)
         self.criterion = self.method.scoring().build()
 
     @cached_property
@@ -88,7 +87,7 @@ class WeightPruner:
 
     def elements(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
         """A score per weight, by tensor."""
-        shown = calibration(self.problem, self.method, model, seed)
+        shown = calibration(self.lab, self.method, model, seed)
         found: dict[str, Tensor] = self.criterion.weights(model, self.names, shown)
         return found
 
@@ -120,45 +119,17 @@ class WeightPruner:
                 )
         return keep
 
-    def densities(self, kept: Counts) -> dict[str, float]:
-        """Share of the weights left of each tensor by the units it keeps."""
-        pairs = zip(self.structure.groups, kept, strict=True)
-        if self.how.kind != "pattern":
-            return {group.name: int(count) / group.size for group, count in pairs}
-        n, m = self.how.shape
-        return {group.name: 1.0 if count else n / m for group, count in pairs}
-
     def shares(self, density: Mapping[str, float]) -> list[float]:
-        """Share of its units each tensor keeps, the other way round; a tensor that is not named keeps all."""
+        """Share of its units each tensor keeps, from the share of weights; a tensor that is not named keeps all."""
         found = [density.get(group.name, 1.0) for group in self.structure.groups]
         return [float(share == 1.0) for share in found] if self.how.kind == "pattern" else found
 
 
-def pruner_of(problem: Problem, method: MethodSettings) -> UnitPruner | WeightPruner:
+def pruner_of(lab: Lab, method: MethodSettings) -> UnitPruner | WeightPruner:
     """The pruner of the dense model."""
-    if method.granularity == "unit":
-        return UnitPruner(problem, method)
-    return WeightPruner(problem, method, problem.model, problem.structure.full())
-
-
-def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> Pools:
-    """Groups whose units are compared with one another under the method's scope; blocks are compared with none."""
-    apart = {i for i, group in enumerate(structure.groups) if group.kind in ("block", "pattern")}
-    alone = [[i] for i in sorted(apart)]
-    if method.scope == "local":
-        return [[i] for i in range(len(structure.groups))]
-    if method.scope == "global":
-        ranked = [i for i in range(len(structure.groups)) if i not in apart]
-        return ([ranked] if ranked else []) + alone
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    pools: dict[object, list[int]] = {}
-    for place, same in enumerate(isomorphic_classes(structure)):
-        for i in same:
-            if (
-                i not in apart
-            ):  # tensors of single weights are of one size in a class, and here of one shape too
-                pools.setdefault((place, shapes.get(structure.groups[i].name)), []).append(i)
-    return [*pools.values(), *alone]
+    if method.removes_units:
+        return UnitPruner(lab, method)
+    return WeightPruner(lab, method, lab.facts.model, lab.facts.structure.full())
 
 
 def comparable(structure: Structure, scores: Scores, alive: Keep, method: MethodSettings) -> Scores:
@@ -168,18 +139,15 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
     return thresholds.normalised(structure, scores, alive)
 
 
-def calibration(
-    problem: Problem, method: MethodSettings, model: nn.Module, seed: int
-) -> Calibration:
-    """The method's calibration batches on the problem's device, each watched by its check, and the task's loss."""
-    task = problem.task(model)
-    count = method.calibration_batches
+def calibration(lab: Lab, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
+    """The method's calibration batches on the device, each watched by the lab's check, and the task's loss."""
+    task = lab.task(model)
     batches = [
-        to_device(task, batch, problem.device)
-        for batch in islice(problem.data.train_batches(seed), count)
+        to_device(task, batch, lab.device)
+        for batch in islice(lab.data.train_batches(seed), method.calibration_batches)
     ]
 
     def loss(scored: nn.Module, batch: Any) -> Tensor:
-        return step_loss(task if scored is model else problem.task(scored), batch)
+        return step_loss(task if scored is model else lab.task(scored), batch)
 
-    return Calibration(WatchedBatches(batches, problem.check), loss, seed)
+    return Calibration(WatchedBatches(batches, lab.check), loss, seed)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 from pytorch_lightning import Callback
 
 from lightning_modules.phases.carried import Carried
 from lightning_modules.phases.penalised import Penalised
 from lightning_modules.phases.sparse import Sparse
-from lightning_modules.pruning.plan import Plan, Timing
-from lightning_modules.pruning.structure import Counts
-from orchestrator.search.lab.dense import fresh_model
-from orchestrator.search.lab.problem import Problem, Training, seed_of
-from orchestrator.search.plans.measurement import Report, Rung
-from orchestrator.search.trials.methods import Method
+from lightning_modules.pruning.plan import Plan
+from lightning_modules.pruning.structure import Keep, Structure
+from orchestrator.search.lab.lab import Lab, Training, seed_of
+from orchestrator.search.plans.measurement import Report, RoundResult
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.search.trials.working import Event, Stage, UnitStage, WeightStage, Working, events
 from orchestrator.settings import GuardSettings, MethodSettings
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning step.
 
     `spent` are the rounds of finetuning that were paid for, `rounds` those that are in the weights: a guard that goes
@@ -31,10 +29,14 @@ class Ended:
     """
 
     working: Working
-    rungs: tuple[Rung, ...]
+    rungs: tuple[RoundResult, ...]
     spent: int
     rounds: int
     reason: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As a measurement has it."""
+        return {"rungs": self.rungs, "reason": self.reason, "trained_rounds": self.spent}
 
 
 @dataclass
@@ -42,7 +44,7 @@ class _Good:
     """The last state within the guard's tolerance, what it measured, and the rounds of finetuning in its weights."""
 
     working: Working
-    rungs: tuple[Rung, ...]
+    rungs: tuple[RoundResult, ...]
     rounds: int
 
 
@@ -50,27 +52,27 @@ class _Run:
     """One plan at work; see `run_plan`."""
 
     def __init__(
-        self, problem: Problem, plan: Plan, working: Working, ratio: float, report: Report
+        self, lab: Lab, plan: Plan, working: Working, ratio: float, report: Report
     ) -> None:
-        self.problem, self.plan, self.working, self.ratio, self.report = (
-            problem,
+        self.lab, self.plan, self.working, self.ratio, self.report = (
+            lab,
             plan,
             working,
             ratio,
             report,
         )
-        self.how = problem.settings.phases.finetune
+        self.how = lab.phases.finetune
         self.spent, self.rounds, self.turn, self.reason = 0, 0, 0, ""
-        self.rungs: list[Rung] = []
+        self.rungs: list[RoundResult] = []
         self.good: _Good | None = None
 
     def sparsify(self, stage: UnitStage) -> None:
         """Training under a penalty before the first pruning step."""
-        if (how := self.problem.settings.phases.sparsify) is None:
+        if (how := self.lab.phases.sparsify) is None:
             return
         penalty, structure = (
             how.penalty.build(),
-            self.problem.structure.restrict(self.working.alive),
+            self.lab.facts.structure.restrict(self.working.alive),
         )
         keep = stage.staying(self.working, self.plan.seed)
         callback = Penalised(lambda model, progress: penalty(model, structure, keep, progress))
@@ -89,7 +91,7 @@ class _Run:
             stage.prune(self.working, event, self._seed())
             self._begin_weights(event)
             with stage.shown(self.working):
-                self.problem.recalibrate(
+                self.lab.recalibrate(
                     self.working.model, self.how.recalibration_batches, self._seed()
                 )
             if not event.rounds:
@@ -120,7 +122,7 @@ class _Run:
     def _end(self, guard: GuardSettings) -> None:
         """The trial ends with its last good state, or as stopped where there is none or it is not wanted."""
         if guard.action == "stop" or self.good is None:
-            quality = self.problem.settings.objectives.quality
+            quality = self.lab.facts.goals.quality
             value = self.rungs[-1][1][quality]
             self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
         else:
@@ -131,9 +133,10 @@ class _Run:
             )
 
     def _within(self, guard: GuardSettings) -> bool:
-        quality = self.problem.settings.objectives.quality
-        drop = self.problem.sign * (self.problem.dense[quality] - self.rungs[-1][1][quality])
-        return drop <= guard.tolerance * self.problem.scale
+        facts = self.lab.facts
+        reached = self.rungs[-1][1][facts.goals.quality]
+        drop = facts.goals.sign * (facts.dense_quality - reached)
+        return drop <= guard.tolerance * facts.scale
 
     def train(self, rounds: int, callbacks: list[Callback], last: bool) -> None:
         """`rounds` rounds; rungs are kept, and told to the search after the last pruning step."""
@@ -162,7 +165,7 @@ class _Run:
             mixed=timing.mixed,
             callbacks=found,
         )
-        done = self.problem.finetune(self.working.model, training, on_round)
+        done = self.lab.finetune(self.working.model, training, on_round)
         self.working.optimizer = carried.state if carried else None
         self.spent += done
         self.rounds += done
@@ -172,75 +175,68 @@ class _Run:
         """Weight rewinding, or fresh weights, for what is left."""
         if self.how.begin == "kept" or not event.hard:
             return
+        facts = self.lab.facts
         if self.how.begin == "rewound":
-            assert self.problem.rewound is not None
-            dense = self.problem.rewound
+            assert facts.rewound is not None
+            dense = facts.rewound
         else:
-            dense = fresh_model(self.problem.settings, seed_of(self.plan.seed, 9)).to(
-                self.problem.device
-            )
-        self.working.restart(dense, self.working.alive, self.problem.structure)
+            dense = self.lab.fresh(seed_of(self.plan.seed, 9)).to(self.lab.device)
+        self.working.restart(dense, self.working.alive, facts.structure)
 
     def _seed(self) -> int:
         return seed_of(self.plan.seed, self.turn + 1)
 
 
-def planned_rounds(
-    problem: Problem,
-    method: Method,
-    timing: Timing,
-    alive: Counts,
-    kept: Counts,
-    density: Mapping[str, float],
-) -> int:
-    """Rounds of finetuning in all stages of `run_plan` from `alive` units on, where no guard changes them."""
-    sparsify, found = problem.settings.phases.sparsify, 0
-    for stage in method.stages:
-        removes = isinstance(stage.pruner, UnitPruner)
-        if (kept < alive).any() if removes else density:
-            found += max(timing.total, 2 if stage.settings.soft else 1)
-            found += sparsify.rounds if removes and sparsify is not None else 0
-    return found or timing.total
+def planned_rounds(lab: Lab, method: MethodSettings, plan: Plan, alive: Keep) -> int:
+    """Rounds of finetuning of the whole plan from `alive` units on, where no guard changes them."""
+    sparsify, rounds = lab.phases.sparsify, 0
+    for stage in _stages_at_work(lab.facts.structure, method, plan, alive):
+        rounds += max(plan.timing.total, 2 if stage.soft else 1)
+        if stage.removes_units and sparsify is not None:
+            rounds += sparsify.rounds
+    return rounds or plan.timing.total
 
 
 def run_plan(
-    problem: Problem,
-    method: Method,
-    plan: Plan,
-    working: Working,
-    kept: Counts,
-    density: Mapping[str, float],
-    report: Report,
-) -> Ended:
-    """Prune `working` to `kept` units and `density` of the weights of each tensor, finetuning as the plan says."""
-    ratio = problem.ratios(kept, density)[problem.axis]
+    lab: Lab, method: MethodSettings, plan: Plan, working: Working, report: Report
+) -> Outcome:
+    """Carry the plan out on `working`: its stages in turn, with finetuning as its timing says.
+
+    The plan, its method and the weights that it begins from decide the result; the dense model is not scored.
+    """
+    facts = lab.facts
+    ratio = facts.ratios(plan.counts(facts.structure), plan.density)[facts.axis]
     # a copy: the dense model is shared by all trials
-    run = _Run(problem, plan, working.copy(), ratio, report)
-    makers: list[Callable[[], Stage]] = []
-    for stage in method.stages:
-        if isinstance(stage.pruner, UnitPruner):
-            if (kept < problem.structure.counts(working.alive)).any():
-                pruner = replace(stage.pruner, problem=problem)  # of this trial: with its deadline
-                makers.append(partial(_units, pruner, run, kept))
-        elif density:
-            makers.append(partial(_weights, problem, stage.settings, run, density))
-    if not makers:  # activations alone: the weights get used to it
+    run = _Run(lab, plan, working.copy(), ratio, report)
+    stages = _stages_at_work(facts.structure, method, plan, working.alive)
+    if not stages:  # activations alone: the weights get used to it
         run.train(plan.timing.total, [], last=True)
-    for place, make in enumerate(makers):
-        made = make()
-        if isinstance(made, UnitStage):
-            run.sparsify(made)
-        if not run.stage(made, last=place == len(makers) - 1):
+    for index, settings in enumerate(stages):
+        stage = _stage(lab, settings, run)
+        if isinstance(stage, UnitStage):
+            run.sparsify(stage)
+        if not run.stage(stage, last=index == len(stages) - 1):
             break
-    return Ended(run.working, tuple(run.rungs), run.spent, run.rounds, run.reason)
+    return Outcome(run.working, tuple(run.rungs), run.spent, run.rounds, run.reason)
 
 
-def _units(pruner: UnitPruner, run: _Run, kept: Counts) -> UnitStage:
-    return UnitStage(pruner, run.working, kept)
+def _stages_at_work(
+    structure: Structure, method: MethodSettings, plan: Plan, alive: Keep
+) -> list[MethodSettings]:
+    """The method's stages that have something to remove from these units."""
+    fewer_units = bool((plan.counts(structure) < structure.counts(alive)).any())
+    fewer_weights = bool(plan.density)
+    return [
+        stage
+        for stage in method.stages()
+        if (fewer_units if stage.removes_units else fewer_weights)
+    ]
 
 
-def _weights(
-    problem: Problem, settings: MethodSettings, run: _Run, density: Mapping[str, float]
-) -> WeightStage:
-    pruner = WeightPruner(problem, settings, run.working.model, run.working.alive)
-    return WeightStage(pruner, run.working, pruner.shares(density))
+def _stage(lab: Lab, settings: MethodSettings, run: _Run) -> Stage:
+    """A stage on the model as it is now, after the stages before it."""
+    if settings.removes_units:
+        kept = run.plan.counts(lab.facts.structure)
+        return UnitStage(UnitPruner(lab, settings), run.working, kept)
+    pruner = WeightPruner(lab, settings, run.working.model, run.working.alive)
+    return WeightStage(pruner, run.working, pruner.shares(run.plan.density))

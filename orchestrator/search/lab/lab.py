@@ -1,16 +1,14 @@
-"""The problem of a study, made once: the dense model, its structure and costs, its data and outputs."""
+"""The laboratory of a study: whatever runs on a device."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,17 +23,12 @@ from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
-from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.inputs import Inputs
-from lightning_modules.pruning.structure import Counts, Structure, some_of
-from lightning_modules.pruning.weights import densities, effective_macs, macs_by_tensor
+from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
-from lightning_modules.tasks.contract import build_task, inputs_from
-from lightning_modules.tasks.metrics import scale_of
-from orchestrator.search.costs import Prices
-from orchestrator.search.goals import Goals, goals_of
-from orchestrator.search.plans.lineage import weights_digest
-from orchestrator.settings import OptimizerSettings, Settings
+from lightning_modules.tasks.contract import inputs_from
+from orchestrator.search.lab.facts import Facts
+from orchestrator.settings import ActivationSettings, OptimizerSettings, PhaseSettings
 
 Timed = Callable[[str], AbstractContextManager[None]]
 """Charges the time inside a `with` block to a phase by name."""
@@ -62,75 +55,46 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """`example` is what the network is called with for one sample, `prices` is what costs follow from.
+class SearchData:
+    """Training and validation data and no more: test data is out of the search's reach.
 
-    `dense` holds the dense model's validation metrics, `dense_costs` what it costs; `rewound` is its early state, where
-    one was kept. `check` is called at every batch. `mixing` is there where there is `distillation` of class outputs.
+    `train_batches` gives the batches of one pass, in an order that follows from a seed.
     """
 
-    settings: Settings
-    model: nn.Module
-    data: Any
-    example: Inputs
-    prices: Prices
-    dense: dict[str, float]
-    distillation: Distillation | None
+    train_batches: Callable[[int], Any]
+    validation: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where the work of a search is done: train, recalibrate, validate, quantise. It cannot test.
+
+    `task` makes of a network what Lightning trains. `fresh` gives the architecture with weights drawn from a seed.
+    `activations` is how the method prunes activations, None where it does not. `check` is called at every batch.
+    `mixing` is there where there is `distillation` of class outputs. `timed` charges time to a phase by name.
+    """
+
+    facts: Facts
+    data: SearchData
+    task: Callable[[nn.Module], LightningModule]
+    phases: PhaseSettings
     device: torch.device
     timed: Timed
-    rewound: nn.Module | None = None
-    dense_costs: Mapping[str, float] = field(default_factory=dict)
-    check: Check = never
+    fresh: Callable[[int], nn.Module]
+    activations: ActivationSettings | None = None
+    seed: int = 0
+    on_out_of_memory: Literal["halve", "fail"] = "halve"
+    distillation: Distillation | None = None
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
-
-    @property
-    def structure(self) -> Structure:
-        return self.prices.structure
-
-    @property
-    def cost(self) -> Cost:
-        return self.prices.closed_form
-
-    @property
-    def sign(self) -> float:
-        """1 where more of the quality metric is better, -1 where less is."""
-        return self.goals.sign
-
-    @property
-    def scale(self) -> float:
-        """One unit of the quality metric, of which tolerances are multiples."""
-        quality = self.goals.quality
-        return scale_of(self.settings.task, quality, self.dense[quality])
-
-    @cached_property
-    def goals(self) -> Goals:
-        return goals_of(self.settings)
-
-    @cached_property
-    def dense_digest(self) -> str:
-        """The sha256 of the dense weights: the key of whatever is measured on them and kept."""
-        return weights_digest(self.model)
-
-    @property
-    def dense_macs(self) -> int:
-        return self.cost.macs(self.structure.sizes)
-
-    @property
-    def dense_params(self) -> int:
-        return self.cost.params(self.structure.sizes)
-
-    @property
-    def weight_names(self) -> list[str]:
-        """Parameters that MACs go through: those of which single weights may be pruned."""
-        return list(macs_by_tensor(self.structure, self.structure.full()))
+    check: Check = never
 
     def activation(self, level: float | None) -> ActivationPruning | None:
         """Pruning of what all layers but the first are fed; None where the plan has no level."""
-        how = self.settings.method.activation
-        if how is None or level is None:
+        if self.activations is None or level is None:
             return None
-        return ActivationPruning(how.kind, level, tuple(self.weight_names[1:]))
+        fed = tuple(self.facts.weight_names[1:])
+        return ActivationPruning(self.activations.kind, level, fed)
 
     def density(
         self, model: nn.Module, sparse: Sequence[str], level: float | None
@@ -140,11 +104,11 @@ class Problem:
         Activations count where the method prunes them; a model without a level then counts with the zeros it has.
         """
         nonzero = densities(model, sparse)
-        if self.settings.method.activation is None:
+        if self.activations is None:
             return nonzero
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            inputs = self.inputs(model, self.data.val_dataloader())
-            fed = activation_densities(model, self.weight_names, inputs, self.device)
+            inputs = self.inputs(model, self.data.validation())
+            fed = activation_densities(model, self.facts.weight_names, inputs, self.device)
         return {name: nonzero.get(name, 1.0) * fed.get(name, 1.0) for name in {**nonzero, **fed}}
 
     def inputs(self, model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
@@ -152,25 +116,6 @@ class Problem:
         return inputs_from(
             self.task(model).to(self.device), watched(batches, self.check), self.device
         )
-
-    @property
-    def axis(self) -> str:
-        """The cost along which targets, bands and baselines stand."""
-        return self.settings.objectives.axis
-
-    def ratios(
-        self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})
-    ) -> dict[str, float]:
-        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by weight tensor."""
-        effective = effective_macs(self.structure, some_of(self.structure, kept), density)
-        return {
-            "flops": self.cost.macs(kept) / self.dense_macs,
-            "params": self.cost.params(kept) / self.dense_params,
-            "effective_flops": effective / self.dense_macs,
-        }
-
-    def task(self, model: nn.Module) -> LightningModule:
-        return build_task(self.settings.task, model, self.data)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):
@@ -182,7 +127,7 @@ class Problem:
         self, model: nn.Module, training: Training, on_round: OnRound | None = None
     ) -> int:
         """Reproducible from the training's seed on one CPU. Returns the rounds done."""
-        round_steps = training.round_steps or self.settings.phases.finetune.round_steps
+        round_steps = training.round_steps or self.phases.finetune.round_steps
         task, teaching, batches = self.task(model), self.distillation, None
         if teaching is not None and training.distillation is not None:
             teaching = replace(teaching, weight=training.distillation)
@@ -202,7 +147,7 @@ class Problem:
                 rounds=training.rounds,
                 round_steps=round_steps,
                 device=self.device,
-                val=self.data.val_dataloader(),
+                val=self.data.validation(),
                 on_round=on_round,
                 callbacks=[*training.callbacks, Watched(self.check)],
                 accumulate=training.accumulate,
@@ -224,13 +169,13 @@ class Problem:
             yield
 
     def _copies(self, mixed: int | None) -> int:
-        how = self.settings.phases.finetune.distillation
+        how = self.phases.finetune.distillation
         if mixed is not None or how is None:
             return mixed or 0
         return 0 if how.mixed == "auto" else how.mixed
 
     def _optimization(self, steps: int, lr_factor: float) -> Optimization:
-        how, train = self.settings.phases.finetune, self.settings.phases.train
+        how, train = self.phases.finetune, self.phases.train
         if how.lr == "finetune":
             return optimization(how, lr_factor)
         whole = train.epochs * len(self.data.train_batches(0))
@@ -238,19 +183,35 @@ class Problem:
 
     def quantised(self, model: nn.Module, path: Path, level: float | None = None) -> Int8Model:
         """The model as int8 at `path`, calibrated on the batches that norms are recalibrated on."""
-        count = max(1, self.settings.phases.finetune.recalibration_batches)
-        batches = list(islice(self.data.train_batches(self.settings.seed), count))
+        count = max(1, self.phases.finetune.recalibration_batches)
+        batches = list(islice(self.data.train_batches(self.seed), count))
         with self.timed("quantisation"), attached(model, self.activation(level)):
             return quantise(model, list(self.inputs(model, batches)), path)
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
+        """Metrics on validation data."""
+        return self.measure(model, self.data.validation(), level)
+
+    def measure(self, model: nn.Module, batches: Any, level: float | None) -> dict[str, float]:
+        """The task's metrics on these batches, with activations pruned at `level`."""
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            return evaluate(self.task(model), self.data.val_dataloader(), self.device)
+            return evaluate(self.task(model), batches, self.device)
+
+
+@dataclass(frozen=True)
+class FinalLab:
+    """The laboratory of the end of a study: for models that are confirmed, test data is within reach."""
+
+    lab: Lab
+    test_batches: Callable[[], Any]
+
+    @property
+    def facts(self) -> Facts:
+        return self.lab.facts
 
     def test(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
-        """Metrics on test data: for confirmed models only."""
-        with self.timed("evaluation"), attached(model, self.activation(level)):
-            return evaluate(self.task(model), self.data.test_dataloader(), self.device)
+        """Metrics on test data."""
+        return self.lab.measure(model, self.test_batches(), level)
 
 
 def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:

@@ -1,0 +1,87 @@
+"""What is known of the dense network before the search begins. Nothing here does work, and nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+from torch import nn
+
+from lightning_modules.pruning.cost import Cost
+from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.pruning.structure import Counts, Structure, some_of
+from lightning_modules.pruning.weights import effective_macs, macs_by_tensor
+from orchestrator.search.costs import Prices
+from orchestrator.search.goals import Goals
+from orchestrator.search.plans.lineage import weights_digest
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The dense `model`, and what follows from it.
+
+    `prices` is what costs follow from. `goals` are what the study is after. `dense_metrics` are the dense model's
+    validation metrics and `dense_costs` its costs by name. `scale` is one unit of the quality metric, of which tolerances
+    are multiples. `rewound` is the model in an early state of its training, where one was kept.
+    """
+
+    model: nn.Module
+    prices: Prices
+    goals: Goals
+    dense_metrics: Mapping[str, float]
+    scale: float
+    dense_costs: Mapping[str, float] = field(default_factory=dict)
+    rewound: nn.Module | None = None
+
+    @property
+    def structure(self) -> Structure:
+        return self.prices.structure
+
+    @property
+    def cost(self) -> Cost:
+        return self.prices.closed_form
+
+    @property
+    def example(self) -> Inputs:
+        """What the network is called with for one sample."""
+        return self.prices.example
+
+    @property
+    def axis(self) -> str:
+        """The cost along which targets, bands and baselines stand."""
+        return self.goals.axis
+
+    @property
+    def dense_quality(self) -> float:
+        return self.dense_metrics[self.goals.quality]
+
+    @cached_property
+    def dense_digest(self) -> str:
+        """The sha256 of the dense weights: the key of whatever is measured on them and kept."""
+        return weights_digest(self.model)
+
+    @property
+    def dense_macs(self) -> int:
+        return self.cost.macs(self.structure.sizes)
+
+    @property
+    def dense_params(self) -> int:
+        return self.cost.params(self.structure.sizes)
+
+    @property
+    def weight_names(self) -> list[str]:
+        """Parameters that MACs go through: those of which single weights may be pruned."""
+        return list(macs_by_tensor(self.structure, self.structure.full()))
+
+    def ratios(
+        self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})
+    ) -> dict[str, float]:
+        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by weight tensor."""
+        effective = effective_macs(self.structure, some_of(self.structure, kept), density)
+        return {
+            "flops": self.cost.macs(kept) / self.dense_macs,
+            "params": self.cost.params(kept) / self.dense_params,
+            "effective_flops": effective / self.dense_macs,
+        }
