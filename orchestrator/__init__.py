@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["inspect", "load_int8", "load_pruned", "load_settings", "replay", "search"]
+__all__ = [
+    "inspect",
+    "load_exported",
+    "load_int8",
+    "load_pruned",
+    "load_settings",
+    "replay",
+    "search",
+]
 
 _WHERE = {
     "inspect": ("orchestrator.jobs.checked", "inspect"),
+    "load_exported": ("orchestrator.load", "load_exported"),
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.compose", "load_settings"),

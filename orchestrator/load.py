@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.phases.quantization import Int8Model
 from lightning_modules.pruning.activations import ActivationPruning
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
-from lightning_modules.recipe import Recipe
-from orchestrator.search.plans.finished import INT8, PLAN, WEIGHTS, read_plan
+from lightning_modules.recipe import Recipe, nearest
+from orchestrator.export.formats import FORMATS
+from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
 from orchestrator.stored import check_digest, read_weights, sha256_of
 
 REMEDY = "take the folder as it was exported, or delete it and give the command of its study again"
@@ -45,20 +45,31 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     return found
 
 
-def load_int8(path: str | Path) -> nn.Module:
-    """The quantised model in `path`, run by ONNX Runtime on the CPU; for plans with `int8`.
+def load_exported(path: str | Path, form: str) -> nn.Module:
+    """The model in the folder `path` as it was exported to a format, such as `int8`: what runs its file.
 
-    Errors: ConfigError without the extra `int8`, DataError for a folder without such a model, or one that was changed.
+    Errors: ConfigError for a format that there is not, or whose packages are missing; DataError for a folder without
+    such a file, or one that was changed.
     """
-    folder = Path(path)
-    digest = read_plan(folder).get("int8")
-    if (folder / INT8).exists():
-        if not digest:
+    if form not in FORMATS:
+        raise ConfigError(
+            f"a format must be one of {list(FORMATS)}; got '{form}'{nearest(form, list(FORMATS))}"
+        )
+    entry, folder = FORMATS[form], Path(path)
+    exports = read_plan(folder).get("exports", {})
+    file = folder / entry.file
+    if file.exists():
+        if not exports.get(entry.file):
             raise DataError(
-                f"{folder / PLAN} must have the sha256 of {INT8}; it has none; {REMEDY}"
+                f"{folder / PLAN} must have the sha256 of {entry.file}; it has none; {REMEDY}"
             )
-        check_digest(folder / INT8, sha256_of(folder / INT8), digest, REMEDY)
-    return Int8Model(folder / INT8)
+        check_digest(file, sha256_of(file), exports[entry.file], REMEDY)
+    return entry.load(file)
+
+
+def load_int8(path: str | Path) -> nn.Module:
+    """The quantised model in `path`, run by ONNX Runtime on the CPU; errors as `load_exported`."""
+    return load_exported(path, "int8")
 
 
 def _built(document: Mapping[str, Any], folder: Path) -> nn.Module:

@@ -93,8 +93,8 @@ class Plan:
 
     `method` is the name of the method, whose settings the study records once. `kept` are the units that stay of each
     group, `density` is the share of the weights that stays of each tensor; what is not named stays whole. A method that
-    prunes both does so in turn, each with the same timing. `activation` is the level of activation pruning and `int8`
-    says whether the result is quantised; see the phases of those names. `parent` is the number of the finished trial
+    prunes both does so in turn, each with the same timing. `activation` is the level of activation pruning.
+    `export` names the format whose file counts, with its quality, size and latency; None: the model itself. `parent` is the number of the finished trial
     whose weights are inherited, None for the dense model. `asked` records the thresholds behind the counts.
     """
 
@@ -103,7 +103,7 @@ class Plan:
     density: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = Timing()
     activation: float | None = None
-    int8: bool = False
+    export: str | None = None
     parent: int | None = None
     seed: int = 0
     asked: tuple[Thresholds, ...] = ()

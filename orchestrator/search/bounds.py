@@ -20,14 +20,14 @@ from orchestrator.settings.objectives import digits
 def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
     """What a plan costs, as far as no training changes it and it is bounded or free to know.
 
-    Sizes and latencies of quantised models are not known before there is one, effective FLOPs not where activations are
+    Sizes and latencies of exported files are not known before there is one, effective FLOPs not where activations are
     pruned.
     """
     facts = lab.facts
     kept = plan.counts(facts.structure)
     density = plan.density if plan.activation is None else None
     bounded = [name for name in SHAPED if facts.goals.bounded(name)]
-    if plan.int8 or not bounded:
+    if plan.export or not bounded:
         return costs_of(facts.prices, Costed(kept, density))
     with lab.timed("evaluation"):
         model = pruned(facts.model, facts.structure, kept).to(lab.device)

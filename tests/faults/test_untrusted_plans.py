@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import orchestrator
 from lightning_modules.errors import ConfigError, DataError, UserError
 from lightning_modules.models import SmallResNet
+from orchestrator.export.formats import FORMATS
 from orchestrator.load import load_pruned
-from orchestrator.search.plans.finished import INT8, load_finished
+from orchestrator.search.plans.finished import load_finished
 from orchestrator.search.plans.given import read_plans
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.plans.trust import require_own, targets
@@ -25,6 +26,9 @@ from tests.faults.harm import DEEP, change, flip, header, with_header
 from tests.search.problems import Bench, settings_of
 
 # --- finished plans
+
+
+INT8 = FORMATS["int8"].file
 
 
 def nested(document: dict[str, Any]) -> None:
@@ -171,7 +175,9 @@ def test_a_quantised_model_that_was_changed_is_refused_before_the_runtime_reads_
     mine: Path,
 ) -> None:
     (mine / INT8).write_bytes(b"model")
-    change(mine / "plan.json", lambda d: d.update(int8=hashlib.sha256(b"model").hexdigest()))
+    change(
+        mine / "plan.json", lambda d: d.update(exports={INT8: hashlib.sha256(b"model").hexdigest()})
+    )
     flip(mine / INT8)
     with pytest.raises(DataError, match=rf"{INT8} was changed or damaged"):
         orchestrator.load_int8(mine)

@@ -246,7 +246,7 @@ def test_a_plan_survives_json_and_refuses_nonsense() -> None:
         {"w": 0.25},
         Timing("cyclic", 3, 2, 0.1, 0.9),
         activation=0.5,
-        int8=True,
+        export="int8",
         parent=3,
         seed=7,
         asked=asked,

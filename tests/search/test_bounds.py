@@ -105,7 +105,7 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
     before = costs_before(case.lab, plan)
     assert set(before) == {"flops", "params", "effective_flops", "estimated_latency_ms", "size_mb"}
     assert before == pytest.approx({name: found.costs[name] for name in before})
-    assert "size_mb" not in costs_before(case.lab, replace(plan, int8=True))
+    assert "size_mb" not in costs_before(case.lab, replace(plan, export="int8"))
     assert "effective_flops" not in costs_before(case.lab, replace(plan, activation=0.5))
     shaped = Costed(kept, shaped=pruned(case.facts.model, case.facts.structure, kept))
     assert costs_of(case.facts.prices, shaped, ["size_mb"]) == pytest.approx(

@@ -17,6 +17,7 @@ from lightning_modules.pruning.activations import attached
 from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
+from orchestrator.export.formats import FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.facts import Facts
@@ -32,8 +33,8 @@ Tick = Callable[[str], None]
 class Candidate:
     """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
 
-    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `int8` what is
-    measured is the quantised model. `round_steps` are the optimizer steps of a round; None: as configured. `accumulate`
+    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with
+    `export` what is measured is the file of that format. `round_steps` are the optimizer steps of a round; None: as configured. `accumulate`
     is the number of parts in which its batches fit into memory.
     """
 
@@ -43,7 +44,7 @@ class Candidate:
     source: Any
     sparse: tuple[str, ...] = ()
     level: float | None = None
-    int8: bool = False
+    export: str | None = None
     round_steps: int | None = None
     accumulate: int = 1
 
@@ -90,7 +91,7 @@ def confirm(
         results.append(_one_seed(final, candidate, folder, seed))
     best = _best(lab.facts, [result.validation for result in results])
     chosen = results[best]
-    artifact = _int8_path(folder, label, seeds[best]) if candidate.int8 else None
+    artifact = exported_path(candidate, folder, seeds[best])
     confirmed = Confirmed(
         tuple(result.validation for result in results),
         tuple(result.test for result in results),
@@ -106,7 +107,7 @@ def confirm(
 
 @dataclass(frozen=True)
 class _SeedResult:
-    """Of one seed: metrics, the model, what was measured (the model or its int8 form), the parts of its batches."""
+    """Of one seed: metrics, the model, what was measured (the model or its exported file), the parts of its batches."""
 
     validation: dict[str, float]
     test: dict[str, float]
@@ -119,8 +120,9 @@ def _one_seed(final: FinalLab, candidate: Candidate, folder: Path, seed: int) ->
     lab, level = final.lab, candidate.level
     model, parts = _finetuned_in_memory(lab, candidate, seed)
     measured: Any = model
-    if candidate.int8:
-        measured = lab.quantised(model, _int8_path(folder, candidate.label, seed), level)
+    path = exported_path(candidate, folder, seed)
+    if candidate.export is not None and path is not None:
+        measured = lab.exported(model, FORMATS[candidate.export], path, level)
     validation, test = lab.validate(measured, level), final.test(measured, level)
     return _SeedResult(validation, test, model.eval(), measured, parts)
 
@@ -167,15 +169,12 @@ def finetuned(
     return model
 
 
-def _int8_path(folder: Path, label: str, seed: int) -> Path:
-    return folder / f"{label}-{seed}.int8.onnx"
-
-
-def best_int8(lab: Lab, candidate: Candidate, confirmed: Confirmed, folder: Path) -> Path | None:
-    """The quantised file of the seed that validated best; None where the candidate is not quantised."""
-    if not candidate.int8:
+def exported_path(candidate: Candidate, folder: Path, seed: int) -> Path | None:
+    """The exported file of a seed; None where the model itself is measured."""
+    if candidate.export is None:
         return None
-    return _int8_path(folder, candidate.label, lab.phases.confirm.seeds[confirmed.best])
+    suffix = FORMATS[candidate.export].file.removeprefix("model")
+    return folder / f"{candidate.label}-{seed}{suffix}"
 
 
 def _best(facts: Facts, validation: list[dict[str, float]]) -> int:

@@ -17,6 +17,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.phases.memory import release_memory
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.costs import ratios_of, with_ratios
+from orchestrator.export.formats import FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
@@ -25,15 +26,15 @@ from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.confirm import (
     Candidate,
     Confirmed,
-    best_int8,
     confirm,
     confirmed_before,
+    exported_path,
 )
 from orchestrator.search.confirmation.ladders import LadderStep, Name, climb
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import FinalLab
-from orchestrator.search.plans.finished import INT8, PLAN, keep_from_json, read_plan, save_plan
+from orchestrator.search.plans.finished import PLAN, keep_from_json, read_plan, save_plan
 from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.trials.evaluate import begun
@@ -161,17 +162,25 @@ def _confirmed_trial(confirmation: Confirmation, number: int) -> Confirmed:
         finished.weights,
         tuple(document["density"]),
         plan["activation"],
-        plan["int8"],
+        plan["export"],
         confirmation.round_steps,
         plan["timing"].get("accumulate", 1),
     )
     result, model = confirmation.confirmed(candidate)
     if model is not None:
-        int8 = best_int8(lab, candidate, result, confirmation.records)
-        if int8 is not None:
-            write_atomic(target / INT8, int8.read_bytes())
+        _copy_export(confirmation, candidate, result, target)
         save_plan(target, {**document, **_record(confirmation, result, model)}, model)
     return result
+
+
+def _copy_export(
+    confirmation: Confirmation, candidate: Candidate, result: Confirmed, target: Path
+) -> None:
+    """The exported file of the seed that validated best, beside its weights."""
+    seed = confirmation.final.lab.phases.confirm.seeds[result.best]
+    path = exported_path(candidate, confirmation.records, seed)
+    if candidate.export is not None and path is not None:
+        write_atomic(target / FORMATS[candidate.export].file, path.read_bytes())
 
 
 def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> dict[str, Any]:

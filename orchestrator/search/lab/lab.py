@@ -19,7 +19,6 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation, distilled
 from lightning_modules.phases.fit import OnRound, Optimization, evaluate, fit
 from lightning_modules.phases.mixing import Mixing
-from lightning_modules.phases.quantization import Int8Model, quantise
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
@@ -27,6 +26,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import inputs_from
+from orchestrator.export.formats import Format
 from orchestrator.search.lab.facts import Facts
 from orchestrator.settings import ActivationSettings, OptimizerSettings, PhaseSettings
 
@@ -181,12 +181,14 @@ class Lab:
         whole = train.epochs * len(self.data.train_batches(0))
         return replace(optimization(train, lr_factor), rewound=min(1.0, steps / max(1, whole)))
 
-    def quantised(self, model: nn.Module, path: Path, level: float | None = None) -> Int8Model:
-        """The model as int8 at `path`, calibrated on the batches that norms are recalibrated on."""
+    def exported(
+        self, model: nn.Module, form: Format, path: Path, level: float | None = None
+    ) -> nn.Module:
+        """The model as exported to `path`, calibrated on the batches that norms are recalibrated on."""
         count = max(1, self.phases.finetune.recalibration_batches)
         batches = list(islice(self.data.train_batches(self.seed), count))
-        with self.timed("quantisation"), attached(model, self.activation(level)):
-            return quantise(model, list(self.inputs(model, batches)), path)
+        with self.timed("export"), attached(model, self.activation(level)):
+            return form.write(model, list(self.inputs(model, batches)), path)
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         """Metrics on validation data."""

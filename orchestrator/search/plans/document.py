@@ -43,7 +43,7 @@ class _Plan(_Part):
     asked: list[_Thresholds] = []
     timing: _Timing = _Timing()
     activation: float | None = None
-    int8: bool = False
+    export: str | None = None
     parent: Number | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -95,7 +95,7 @@ class _Document(_Part):
     attention: Literal["head", "head_dim"] = "head"
     activation: _Activation | None = None
     dropped: list[str] = []
-    int8: Digest | None = None
+    exports: dict[str, Digest] = {}
     confirmation: _Confirmation | None = None
 
 

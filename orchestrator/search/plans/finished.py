@@ -18,10 +18,10 @@ from lightning_modules.errors import DataError, PlanError
 from lightning_modules.pruning.removal import state_shapes
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.weights import effective_macs
+from orchestrator.export.formats import FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.plans.document import read_document
 from orchestrator.search.plans.lineage import lineage_in, tensors
-from orchestrator.search.plans.names import INT8 as INT8
 from orchestrator.search.plans.names import PLAN as PLAN
 from orchestrator.search.plans.names import WEIGHTS as WEIGHTS
 from orchestrator.stored import read_weights, sha256_of
@@ -63,10 +63,11 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
-    """Weights first: a folder with a plan is whole. The plan has the digest of the int8 model that lies there."""
+    """Weights first: a folder with a plan is whole. The plan has the digests of the exported files that lie there."""
     write_atomic(folder / WEIGHTS, save(tensors(model)))
-    int8 = sha256_of(folder / INT8) if (folder / INT8).exists() else None
-    write_atomic(folder / PLAN, json.dumps({**document, "int8": int8}, indent=1))
+    paths = [folder / entry.file for entry in FORMATS.values()]
+    exports = {path.name: sha256_of(path) for path in paths if path.exists()}
+    write_atomic(folder / PLAN, json.dumps({**document, "exports": exports}, indent=1))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

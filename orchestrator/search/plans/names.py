@@ -1,5 +1,5 @@
-"""The files of a finished plan."""
+"""The files of a finished plan. What it exports has names of its own: see `orchestrator/export/formats.py`."""
 
 from __future__ import annotations
 
-PLAN, WEIGHTS, INT8 = "plan.json", "weights.safetensors", "model.int8.onnx"
+PLAN, WEIGHTS = "plan.json", "weights.safetensors"

@@ -67,5 +67,5 @@ class Choices:
         return replace(
             plan,
             activation=params.get(ACTIVATION),
-            int8=params.get(INT8, self.method.int8[0]),
+            export=INT8 if params.get(INT8, self.method.int8[0]) else None,
         )

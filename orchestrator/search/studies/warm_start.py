@@ -233,7 +233,7 @@ def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool
 
 
 def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
-    """Whether the parameters lie in this space and have the timing, activations and int8 of the plan."""
+    """Whether the parameters lie in this space and have the timing, activations and exported format of the plan."""
     distributions = space.distributions(terrain)
     if set(trial.params) != set(distributions):
         return False
@@ -247,8 +247,8 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
     timing = replace(
         proposed.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed
     )
-    settings = (timing, proposed.activation, proposed.int8)
-    return settings == (was, recorded["activation"], recorded["int8"])
+    settings = (timing, proposed.activation, proposed.export)
+    return settings == (was, recorded["activation"], recorded["export"])
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:

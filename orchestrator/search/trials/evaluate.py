@@ -19,7 +19,7 @@ from lightning_modules.pruning.weights import densities, effective_macs, zeros_o
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
 from orchestrator.search.lab.lab import Lab, seed_of
-from orchestrator.search.plans.finished import INT8, Finished, keep_to_json
+from orchestrator.search.plans.finished import Finished, keep_to_json
 from orchestrator.search.plans.lineage import (
     Lineage,
     Link,
@@ -31,7 +31,7 @@ from orchestrator.search.plans.lineage import (
 from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.trials.failures import Deadline, sparing_memory
-from orchestrator.search.trials.measured import measurement, quantised, with_costs
+from orchestrator.search.trials.measured import as_exported, measurement, with_costs
 from orchestrator.search.trials.run_plan import Outcome, planned_rounds, run_plan
 from orchestrator.search.trials.working import Working
 from orchestrator.settings import MethodSettings, Settings
@@ -154,7 +154,7 @@ class Evaluator:
             tuple(sorted(plan.kept.items())),
             tuple(sorted(plan.density.items())),
             plan.activation,
-            plan.int8,
+            plan.export,
         )
         if key not in self._latencies:
             self._latencies[key] = costs_before(self.lab, plan)
@@ -192,8 +192,7 @@ class Evaluator:
             # one measurement decides: a plan may not pass its bound before training and fail it after
             latency = {"latency_ms": before["latency_ms"]}
             measured = with_costs(measured, latency, lab.facts.dense_costs)
-        if plan.int8:
-            measured = quantised(lab, measured, model, self.store.of(number) / INT8, plan)
+        measured = as_exported(lab, measured, model, self.store.of(number), plan)
         _require_finite(measured.metrics)  # before it is saved: nobody may inherit from it
         document = self._document(number, plan, parent, outcome, measured)
         self.may_save(number)

@@ -1,4 +1,4 @@
-"""What is measured of a plan: its costs, those of its model, and those of the model as int8."""
+"""What is measured of a plan: its costs, those of its model, and those of the file it is exported to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from torch import nn
 from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of
+from orchestrator.export.formats import FORMATS
 from orchestrator.search.costs import MEASURED, SHAPED, Costed, costs_of
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.plans.measurement import Measurement
 
 
-def quantised(
-    lab: Lab, measured: Measurement, model: nn.Module, path: Path, plan: Plan
+def as_exported(
+    lab: Lab, measured: Measurement, model: nn.Module, folder: Path, plan: Plan
 ) -> Measurement:
-    """The measurement with quality, size and latency of the int8 model, which is written to `path`."""
-    small = lab.quantised(model, path, plan.activation)
-    round = measured.rungs[-1][0] if measured.rungs else 0
+    """The measurement with quality, size and latency of the exported file, which is written into `folder`."""
+    if plan.export is None:
+        return measured
+    form = FORMATS[plan.export]
+    path = folder / form.file
+    exported = lab.exported(model, form, path, plan.activation)
     kept = np.array(list(measured.kept.values()))
     with lab.timed("evaluation"):
         names = [name for name in SHAPED if name in measured.costs]
-        costs = costs_of(lab.facts.prices, Costed(kept, shaped=small, artifact=path), names)
-    rungs = (*measured.rungs[:-1], (round, lab.validate(small)))
+        costs = costs_of(lab.facts.prices, Costed(kept, shaped=exported, artifact=path), names)
+    last = measured.rungs[-1][0] if measured.rungs else 0
+    rungs = (*measured.rungs[:-1], (last, lab.validate(exported)))
     return replace(with_costs(measured, costs, lab.facts.dense_costs), rungs=rungs)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.quantization import require_packages
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
+from orchestrator.export.formats import FORMATS
 from orchestrator.search.lab.lab import Lab, seed_of
 from orchestrator.search.space import Hybrid, Patterns, Terrain
 from orchestrator.search.space.allocation import Sensitivity
@@ -74,7 +74,7 @@ def check_method(settings: Settings, space: Any) -> None:
             "phases.finetune.distillation with a weight above 0"
         )
     if any(settings.method.int8):
-        require_packages()
+        FORMATS["int8"].require()
     for method in settings.method.choices():
         stages = method.stages()
         for stage in stages:

@@ -1,0 +1,1 @@
+"""The files in which a model runs outside PyTorch, beside its weights."""
