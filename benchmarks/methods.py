@@ -45,12 +45,13 @@ from orchestrator import settings as schema
 from orchestrator.files import write_atomic
 from orchestrator.load import load_int8, load_pruned
 from orchestrator.progress import Progress
-from orchestrator.search.lab.lab import FinalLab, Lab, Training, seed_of
+from orchestrator.search.lab.lab import FinalLab, Lab, Training
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Choices, Terrain
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method, prepare_method
+from orchestrator.seeds import seed_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"

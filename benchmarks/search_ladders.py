@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs, run
-from orchestrator.search.lab.lab import Lab, Training, seed_of
+from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.search.pace.pacing import measure
 from orchestrator.search.space.allocation import evenly
+from orchestrator.seeds import seed_of
 
 Found = tuple[float, float, nn.Module]
 """FLOPs ratio, validation accuracy, model."""

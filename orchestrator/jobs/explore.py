@@ -45,7 +45,7 @@ from orchestrator.search.studies.queue import (
     enqueue_chain,
     enqueue_plans,
     own_trials,
-    take_over_interrupted,
+    reclaim_interrupted,
 )
 from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
@@ -178,7 +178,7 @@ class Exploration:
     def _take_up(self, store: PlanStore) -> None:
         """What earlier runs of this study left: open trials, files of trials that never ended or are damaged, records."""
         parts, progress = self.parts, self.progress
-        if taken := take_over_interrupted(parts.study, parts.leases):
+        if taken := reclaim_interrupted(parts.study, parts.leases):
             progress.tick(f"{taken} interrupted trials begin again")
         remove_orphans(parts.study, store.folder)
         for line in redo_damaged(parts.study, store):

@@ -19,7 +19,7 @@ from orchestrator.search.studies.trial import (
     Study,
 )
 from orchestrator.settings import Settings
-from orchestrator.tracking import Point, Tracker
+from orchestrator.tracking import Point, Tracker, TrialRecord
 
 
 def columns(settings: Settings) -> dict[str, str]:
@@ -68,8 +68,8 @@ def record_trial(
         metrics["quality"] = rungs[-1][2][quality]
     parent = measured.get("parent")
     same = columns(settings) | ({"method": measured["method"]} if measured.get("method") else {})
-    tracker.trial(
-        trial.number,
+    record = TrialRecord(
+        number=trial.number,
         state=known[STATE],
         params={**trial.params, **same, "parent": "dense" if parent is None else parent},
         tags={**same, "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
@@ -82,6 +82,7 @@ def record_trial(
         artifacts=_artifacts(structure, measured, known.get(TRACE, "")),
         at=None if trial.datetime_complete is None else trial.datetime_complete.timestamp(),
     )
+    tracker.trial(record)
 
 
 def _artifacts(structure: Structure, measured: dict[str, Any], trace: str) -> dict[str, str]:

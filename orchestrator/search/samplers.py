@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import Recipe, digest, locate, nearest
 from lightning_modules.tasks.metrics import Direction
+from orchestrator.search.studies.optuna_inside import enqueued_params
 
 Distributions = Mapping[str, BaseDistribution]
 _STOPS_ITSELF = ("optuna.samplers.GridSampler", "optuna.samplers.BruteForceSampler")
@@ -131,7 +132,7 @@ def places(trials: Sequence[FrozenTrial], distributions: Distributions) -> set[t
     values = {name: values_of(distribution) for name, distribution in distributions.items()}
     found = set()
     for trial in trials:
-        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        params = {**enqueued_params(trial), **trial.params}
         place = [_place(values[name], params.get(name)) for name in values]
         if None not in place:
             found.add(tuple(place))

@@ -26,7 +26,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Tally:
     """How many trials of the search have ended by themselves, the chain left out, and how many of them completed."""
 
     trials: int = 0
@@ -40,14 +40,14 @@ class Ended:
 class Stopping(Protocol):
     """The reason to stop the trial that stands at `mine`, or None to go on; `peers` are all earlier standings."""
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None: ...
+    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Never:
     """Every trial gets its full finetuning."""
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
+    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         return None
 
 
@@ -77,7 +77,7 @@ class Band:
         if self.octaves <= 0.0:
             raise ConfigError(f"stopping.octaves must be above 0; got {self.octaves}")
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
+    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         if reason := _lost(mine, self.max_drop):
             return reason
         band = [
@@ -85,7 +85,7 @@ class Band:
             for peer in _at_rung(mine, peers)
             if abs(math.log2(peer.flops_ratio / mine.flops_ratio)) <= self.octaves
         ]
-        if len(band) < self.min_peers or ended.owes(self.least_completed):
+        if len(band) < self.min_peers or tally.owes(self.least_completed):
             return None
         octaves = np.array([math.log2(peer.flops_ratio / mine.flops_ratio) for peer in band])
         losses = np.array([peer.loss for peer in band])
@@ -122,11 +122,11 @@ class Pareto:
     def __post_init__(self) -> None:
         _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
+    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         if reason := _lost(mine, self.max_drop):
             return reason
         rung = [mine, *_at_rung(mine, peers)]
-        if len(rung) <= self.min_peers or ended.owes(self.least_completed):
+        if len(rung) <= self.min_peers or tally.owes(self.least_completed):
             return None
         points = np.array([[standing.loss, math.log2(standing.flops_ratio)] for standing in rung])
         before = places(points)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,6 +20,24 @@ class Point:
     name: str
     step: int
     value: float
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is recorded of one ended trial.
+
+    `artifacts` maps file names to their text. A metric `seconds` sets the trial's duration. `at` is when it ended, in
+    seconds since the epoch; None: now.
+    """
+
+    number: int
+    state: TrialState
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Sequence[Point] = ()
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    at: float | None = None
 
 
 class TrackerError(UserError):
@@ -50,22 +68,8 @@ class Tracker(Protocol):
         """
         ...
 
-    def trial(
-        self,
-        number: int,
-        *,
-        state: TrialState,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        metrics: Mapping[str, float],
-        curves: Sequence[Point],
-        artifacts: Mapping[str, str],
-        at: float | None = None,
-    ) -> None:
-        """Records one ended trial; `artifacts` maps file names to their text. A metric `seconds` sets its duration.
-
-        `at` is when it ended, in seconds since the epoch, where that is not now.
-        """
+    def trial(self, record: TrialRecord) -> None:
+        """Records one ended trial."""
         ...
 
     def close_study(

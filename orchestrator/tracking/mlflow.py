@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking import Point, StudyEnd, TrialState
+from orchestrator.tracking import StudyEnd, TrialRecord
 from orchestrator.tracking.payload import Payload, batches, payload
 from orchestrator.tracking.server import answering, connect, exchange
 
@@ -62,37 +62,27 @@ class MlflowTracker:
             self._send(self._parent, made)
             self._look_up()
 
-    def trial(
-        self,
-        number: int,
-        *,
-        state: TrialState,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        metrics: Mapping[str, float],
-        curves: Sequence[Point],
-        artifacts: Mapping[str, str],
-        at: float | None = None,
-    ) -> None:
+    def trial(self, record: TrialRecord) -> None:
+        number = str(record.number)
         with self._spending(), self._exchange():
-            run_id, ended = self._trials.get(str(number), ("", False))
+            run_id, ended = self._trials.get(number, ("", False))
             if ended:
                 return
             if run_id:  # the process that wrote it died half way
                 self._client.delete_run(run_id)
-            named = {**tags, "state": state, "study": self._study, "kind": "trial"}
-            made = payload(params, named, metrics, curves, artifacts)
-            now = _milliseconds(at)
+            tags = {**record.tags, "state": record.state, "study": self._study, "kind": "trial"}
+            made = payload(record.params, tags, record.metrics, record.curves, record.artifacts)
+            now = _milliseconds(record.at)
             run = self._client.create_run(
                 self._experiment_id,
-                start_time=now - round(1000 * metrics.get("seconds", 0.0)),
-                tags={_PARENT: self._parent, _NUMBER: str(number)},
-                run_name=f"{self._study}-{number:04d}",
+                start_time=now - round(1000 * record.metrics.get("seconds", 0.0)),
+                tags={_PARENT: self._parent, _NUMBER: number},
+                run_name=f"{self._study}-{record.number:04d}",
             )
-            self._trials[str(number)] = (run.info.run_id, False)
-            self._send(run.info.run_id, made, at)
-            self._client.set_terminated(run.info.run_id, _STATUS[state], end_time=now)
-            self._trials[str(number)] = (run.info.run_id, True)
+            self._trials[number] = (run.info.run_id, False)
+            self._send(run.info.run_id, made, record.at)
+            self._client.set_terminated(run.info.run_id, _STATUS[record.state], end_time=now)
+            self._trials[number] = (run.info.run_id, True)
 
     def close_study(
         self,

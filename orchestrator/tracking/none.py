@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.tracking import Point, StudyEnd, TrialState
+from orchestrator.tracking import StudyEnd, TrialRecord
 
 
 class NoTracker:
@@ -16,18 +16,7 @@ class NoTracker:
     def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
         pass
 
-    def trial(
-        self,
-        number: int,
-        *,
-        state: TrialState,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        metrics: Mapping[str, float],
-        curves: Sequence[Point],
-        artifacts: Mapping[str, str],
-        at: float | None = None,
-    ) -> None:
+    def trial(self, record: TrialRecord) -> None:
         pass
 
     def close_study(

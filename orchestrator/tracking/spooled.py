@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import UserError
 from orchestrator.redact import redact
-from orchestrator.tracking import Point, StudyEnd, Tracker, TrackerError, TrialState
+from orchestrator.tracking import Point, StudyEnd, Tracker, TrackerError, TrialRecord
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spool import Spool, plain
 
@@ -72,35 +73,14 @@ class Spooled:
             self._spool.remember({**asked, "place": self._place, "trials": trials})
             self._send(opening=True)
 
-    def trial(
-        self,
-        number: int,
-        *,
-        state: TrialState,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-        metrics: Mapping[str, float],
-        curves: Sequence[Point],
-        artifacts: Mapping[str, str],
-        at: float | None = None,
-    ) -> None:
+    def trial(self, record: TrialRecord) -> None:
         with self._spending():
             study = self._spool.study
-            if number in study["trials"]:
+            if record.number in study["trials"]:
                 return
-            points = [(point.name, int(point.step), float(point.value)) for point in curves]
-            record = {
-                "number": number,
-                "state": state,
-                "params": params,
-                "tags": tags,
-                "metrics": {key: float(value) for key, value in metrics.items()},
-                "curves": points,
-                "artifacts": artifacts,
-                "at": time.time() if at is None else at,
-            }
-            self._spool.add({"trial": record})
-            self._spool.remember({**study, "trials": [*study["trials"], number]})
+            at = time.time() if record.at is None else record.at
+            self._spool.add({"trial": _plain(replace(record, at=at))})
+            self._spool.remember({**study, "trials": [*study["trials"], record.number]})
             if self._now() >= self._next_try:
                 self._send()
 
@@ -221,7 +201,8 @@ class Spooled:
 
     def _deliver(self, record: dict[str, Any]) -> None:
         if found := record.get("trial"):
-            self._inner.trial(**{**found, "curves": [Point(*point) for point in found["curves"]]})
+            points = [Point(*point) for point in found["curves"]]
+            self._inner.trial(TrialRecord(**{**found, "curves": points}))
             return
         close = record["close"]
         paths = [Path(path) for path in close["artifacts"]]
@@ -263,3 +244,10 @@ class Spooled:
 
 def _identity(study: Mapping[str, Any]) -> tuple[str, str | None]:
     return study["name"], study["tags"].get("study_id")
+
+
+def _plain(record: TrialRecord) -> dict[str, Any]:
+    """As it is stored; numbers of any kind become Python's."""
+    points = [(point.name, int(point.step), float(point.value)) for point in record.curves]
+    metrics = {name: float(value) for name, value in record.metrics.items()}
+    return {**vars(record), "metrics": metrics, "curves": points}

@@ -15,7 +15,7 @@ import torch
 
 from lightning_modules.errors import UserError
 from orchestrator.progress import Progress
-from orchestrator.search.studies.leases import LEASE, here
+from orchestrator.search.studies.leases import LEASE, process_identity
 from orchestrator.search.studies.queue import fail, own_trials, running
 from orchestrator.search.studies.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
@@ -76,7 +76,7 @@ class Workers:
         """Replace those that died, and say what runs. Errors: UserError with what they said where all keep ending."""
         open_trials = running(self._study)
         progress.tick(_in_words(open_trials))
-        place_here = here()["place"]
+        place_here = process_identity()["place"]
         for trial in open_trials:
             if (lease := trial.user_attrs.get(LEASE)) and lease["place"] == place_here:
                 self._trial[lease["pid"]] = trial.number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from orchestrator.search.trials.failures import (
     sparing_memory,
 )
 from orchestrator.settings.budget import parse_time
+from orchestrator.tracking import TrialRecord
 from orchestrator.tracking.none import NoTracker
 from tests.search.problems import Bench, bench, settings_of, silent
 from tests.search.test_study import GOALS, RULES, SPACE, TERRAIN, pretend, run, settings, start
@@ -322,7 +322,7 @@ def test_a_study_survives_a_trial_without_memory_and_one_with_a_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
-    told: dict[int, Mapping[str, Any]] = {}
+    records: dict[int, TrialRecord] = {}
     whole_run, whole_step = evaluate.run_plan, Classification.training_step
 
     def run_plan(*arguments: Any) -> Any:
@@ -336,8 +336,8 @@ def test_a_study_survives_a_trial_without_memory_and_one_with_a_bug(
             raise ZeroDivisionError("a bug in the task")
         return whole_step(self, batch, index)
 
-    def trial(self: NoTracker, number: int, **what: Any) -> None:
-        told[number] = what
+    def trial(self: NoTracker, record: TrialRecord) -> None:
+        records[record.number] = record
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "run_plan", run_plan)
@@ -360,9 +360,9 @@ def test_a_study_survives_a_trial_without_memory_and_one_with_a_bug(
         "",
         "",
     ]
-    assert told[1]["tags"]["reason"] == HALVED
-    assert "in step\n" in told[2]["artifacts"]["traceback.txt"]
-    assert "traceback.txt" not in told[1]["artifacts"]
+    assert records[1].tags["reason"] == HALVED
+    assert "in step\n" in records[2].artifacts["traceback.txt"]
+    assert "traceback.txt" not in records[1].artifacts
     retried = tmp_path / "runs" / "digits_small" / "trials" / "1"
     assert read_plan(retried)["plan"]["timing"]["accumulate"] == 2
 

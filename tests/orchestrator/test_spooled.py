@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.tracking import Point, Tracker, TrackerError
+from orchestrator.tracking import Point, Tracker, TrackerError, TrialRecord
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spooled import Spooled, spooled
 
@@ -44,12 +44,13 @@ class Server:
         self._reach()
         self.calls.append(("open", name, params))
 
-    def trial(self, number: int, **given: Any) -> None:
+    def trial(self, record: TrialRecord) -> None:
         self._reach()
+        number = record.number
         if number in self.refuses:
             raise TrackerError("never", reason="invalid value", refused=True)
         if number not in self.trials:
-            self.trials[number] = given
+            self.trials[number] = vars(record)
             self.calls.append(number)
 
     def close_study(
@@ -91,7 +92,7 @@ def desk(tmp_path: Path) -> Desk:
 
 def log(tracker: Tracker, number: int, **more: Any) -> None:
     given: dict[str, Any] = {"params": {}, "tags": {}, "metrics": {}, "curves": [], "artifacts": {}}
-    tracker.trial(number, state="completed", **(given | more))
+    tracker.trial(TrialRecord(number, state="completed", **(given | more)))
 
 
 def test_with_a_server_that_answers_nothing_waits_and_nothing_is_said(desk: Desk) -> None:
@@ -310,9 +311,9 @@ def test_after_an_interruption_sending_has_little_time(
     desk.server.down, desk.time = False, 1000.0
     slow = desk.server.trial
 
-    def trial(number: int, **given: Any) -> None:
+    def trial(record: TrialRecord) -> None:
         desk.time += 2.0
-        slow(number, **given)
+        slow(record)
 
     monkeypatch.setattr(desk.server, "trial", trial)
     tracker.close_study({}, [], "interrupted")

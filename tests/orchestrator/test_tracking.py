@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.tracking import Point, Tracker, TrackerError, TrialState
+from orchestrator.tracking import Point, Tracker, TrackerError, TrialRecord, TrialState
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.payload import batches, payload, safe_keys
@@ -58,7 +58,7 @@ def log(tracker: Tracker, number: int, state: TrialState = "completed", **more: 
         "curves": [],
         "artifacts": {},
     }
-    tracker.trial(number, state=state, **(given | more))
+    tracker.trial(TrialRecord(number, state=state, **(given | more)))
 
 
 def client_of(database: Path) -> Any:

@@ -31,9 +31,9 @@ from orchestrator.search.studies.loop import run_claimed
 from orchestrator.search.studies.queue import (
     claim,
     put_back,
+    reclaim_abandoned,
+    reclaim_interrupted,
     running,
-    take_over,
-    take_over_interrupted,
 )
 from orchestrator.search.studies.storage import Journal
 from orchestrator.search.studies.study import Trials
@@ -114,7 +114,7 @@ def test_the_trial_of_a_dead_process_on_this_machine_is_abandoned_at_once(
     assert judge.abandoned(trial)  # also while its parent has not looked
     child.wait()
     assert judge.abandoned(trial)
-    assert take_over_interrupted(study, judge) == 1
+    assert reclaim_interrupted(study, judge) == 1
 
 
 def test_a_later_process_with_the_number_of_a_dead_one_is_not_taken_for_it(
@@ -135,7 +135,7 @@ def test_a_living_process_is_left_alone_for_as_long_as_it_beats(
             assert not judge.abandoned(trial)
             clock.now += PATIENCE / 4
         trial = beat(study, trial, count, place=place)
-    assert take_over(study, judge) == 0
+    assert reclaim_abandoned(study, judge) == 0
 
 
 def test_a_silent_process_elsewhere_is_taken_for_dead_after_the_patience_of_the_judges_own_clock(
@@ -170,7 +170,7 @@ def test_a_running_trial_that_nobody_signed_is_taken_over_after_a_moment(
         sleeps.append(seconds)
         clock.now += seconds
 
-    assert take_over_interrupted(study, judge, sleep) == 1
+    assert reclaim_interrupted(study, judge, sleep) == 1
     assert UNSIGNED_SECONDS <= sum(sleeps) <= UNSIGNED_SECONDS + 0.5
     assert running(study) == []
 

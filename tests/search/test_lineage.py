@@ -19,7 +19,7 @@ from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
 from orchestrator.search.studies.orphans import remove_orphans
-from orchestrator.search.studies.queue import enqueue_chain, take_over_interrupted
+from orchestrator.search.studies.queue import enqueue_chain, reclaim_interrupted
 from orchestrator.search.studies.study import Rules, Trials, open_study
 from tests.search.problems import Bench, bench, silent
 
@@ -133,7 +133,7 @@ def studied(
     study = open_study(settings, ["maximize", "minimize"])
     enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2])
     leases = Leases(study, 60.0)
-    take_over_interrupted(study, leases)
+    reclaim_interrupted(study, leases)
     remove_orphans(study, here.store.folder)
     rules = Rules(here.facts.goals, 1.0, settings.stopping.build(), settings.sampler, settings.seed)
 

@@ -19,11 +19,11 @@ from orchestrator.search.goals import Goals
 from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.stopping import (
     Band,
-    Ended,
     Never,
     Pareto,
     Standing,
     Stopping,
+    Tally,
     places,
     trend,
 )
@@ -35,7 +35,7 @@ from orchestrator.search.studies.study import Rules, Trials
 from orchestrator.search.studies.trial import RUNGS
 
 RULE = Band(octaves=0.5, keep=0.5, min_peers=3, max_drop=0.3)
-MANY = Ended(100, 50)
+MANY = Tally(100, 50)
 
 
 def at(trial: int, flops_ratio: float, loss: float, rung: int = 1, drop: float = 0.0) -> Standing:
@@ -121,13 +121,13 @@ def test_few_peers_decide_nothing() -> None:
 
 def test_nobody_is_stopped_while_few_are_completed_but_the_quality_floor_holds() -> None:
     for rule in (RULE, Pareto(min_peers=3)):
-        assert rule(at(9, 0.31, 0.9), PEERS, Ended(19, 3)) is not None
-        assert rule(at(9, 0.31, 0.9), PEERS, Ended(20, 3)) is None
+        assert rule(at(9, 0.31, 0.9), PEERS, Tally(19, 3)) is not None
+        assert rule(at(9, 0.31, 0.9), PEERS, Tally(20, 3)) is None
         assert (
-            rule(at(9, 0.31, 0.9, drop=0.31), PEERS, Ended(20, 3))
+            rule(at(9, 0.31, 0.9, drop=0.31), PEERS, Tally(20, 3))
             == "lost 0.310 of quality, more than 0.3"
         )
-        assert rule(at(9, 0.31, 0.9), PEERS, Ended()) is None
+        assert rule(at(9, 0.31, 0.9), PEERS, Tally()) is None
 
 
 @pytest.mark.parametrize("rule", [RULE, Pareto()])
@@ -248,8 +248,8 @@ class Watched:
     rule: Stopping
     stopped: list[tuple[Standing, list[Standing]]]
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], ended: Ended) -> str | None:
-        reason = self.rule(mine, peers, ended)
+    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
+        reason = self.rule(mine, peers, tally)
         if reason and mine.rung < UNITS:
             self.stopped.append((mine, [peer for peer in peers if peer.rung == mine.rung]))
         return reason

@@ -27,7 +27,7 @@ from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import search
 from orchestrator.search.studies.orphans import remove_orphans
-from orchestrator.search.studies.queue import done, enqueue_chain, take_over_interrupted
+from orchestrator.search.studies.queue import done, enqueue_chain, reclaim_interrupted
 from orchestrator.search.studies.results import candidates, front, rows
 from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
@@ -243,8 +243,8 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
 def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     study = start(tmp_path)
     left = study.ask(SPACE.distributions(terrain()))
-    assert take_over_interrupted(study, Leases(study, 60.0)) == 1
-    assert take_over_interrupted(study, Leases(study, 60.0)) == 0
+    assert reclaim_interrupted(study, Leases(study, 60.0)) == 1
+    assert reclaim_interrupted(study, Leases(study, 60.0)) == 0
     run(study, 3)
     again = study.get_trials()[left.number]
     assert (again.params, again.user_attrs[STATE]) == (left.params, "completed")
@@ -277,7 +277,7 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         monkeypatch.setattr(
             leases, "_started", lambda pid, name=name: name
         )  # another process has this number now
-        assert take_over_interrupted(again, Leases(again, 60.0)) == int(not signalled)
+        assert reclaim_interrupted(again, Leases(again, 60.0)) == int(not signalled)
         run(again, 7)
         assert [t.params for t in again.get_trials()] == [t.params for t in whole.get_trials()]
         assert [t.values for t in again.get_trials()] == [t.values for t in whole.get_trials()]

@@ -21,8 +21,9 @@ from orchestrator.export.formats import FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.facts import Facts
-from orchestrator.search.lab.lab import FinalLab, Lab, Training, seed_of
+from orchestrator.search.lab.lab import FinalLab, Lab, Training
 from orchestrator.search.trials.failures import in_smaller_parts
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import PhaseSettings
 from orchestrator.stored import kept
 
@@ -157,7 +158,7 @@ def finetuned(
     masks = zeros_of(model, candidate.sparse)
     training = Training(
         rounds,
-        seed_of(lab.seed, 4, seed),
+        seed_of(lab.seed, Stream.CONFIRMATION, seed),
         round_steps=candidate.round_steps,
         lr_factor=lr_factor,
         level=candidate.level,

@@ -19,10 +19,11 @@ from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts, Keep, Structure
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import zeros_of
-from orchestrator.search.lab.lab import Lab, Training, seed_of
+from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.search.space.allocation import Macs, lowest_level, scaled
 from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
+from orchestrator.seeds import Stream, seed_of
 
 Name = Literal["uniform", "random", "global"]
 PLACES = {"uniform": 0, "random": 1, "global": 2}
@@ -64,7 +65,7 @@ class Climber:
         self.structure = self.pruner.structure
         self.model, self.alive = lab.facts.model, self.structure.full()
         self.units_alive = lab.facts.structure.full()
-        self.seed = seed_of(lab.seed, 5, PLACES[name])
+        self.seed = seed_of(lab.seed, Stream.BASELINE, PLACES[name])
         patterns = any(group.kind == "pattern" for group in self.structure.groups)
         self.least = 0 if patterns else 1  # whole blocks stay
         draw = np.random.default_rng(self.seed)

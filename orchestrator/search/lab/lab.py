@@ -235,8 +235,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def seed_of(*parts: int) -> int:
-    """One seed from several numbers (study seed, trial, step), well mixed."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -39,12 +39,13 @@ from orchestrator.search.lab.dense import (
 )
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
-from orchestrator.search.lab.lab import FinalLab, Lab, SearchData, seed_of
+from orchestrator.search.lab.lab import FinalLab, Lab, SearchData
 from orchestrator.search.lab.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.lab.made_up import MadeUpLab, conditions_of
 from orchestrator.search.plans.given import check_plans
 from orchestrator.search.samplers import sampler
 from orchestrator.search.space.outline import outline
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import Settings
 
 
@@ -193,7 +194,9 @@ def _teaching(
     if how.weight == 0.0 or not classifies:
         return distillation, None
     seconds = time.perf_counter() - begin
-    return distillation, Mixing(task, data, cached, device, seed_of(settings.seed, 6), seconds)
+    return distillation, Mixing(
+        task, data, cached, device, seed_of(settings.seed, Stream.MIXING), seconds
+    )
 
 
 def find_latency_model(

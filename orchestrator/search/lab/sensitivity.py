@@ -18,10 +18,11 @@ from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
-from orchestrator.search.lab.lab import Lab, seed_of
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.trials.methods import PreparedStage
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.stored import kept
 
 
@@ -66,7 +67,7 @@ def _measure(
 ) -> Sensitivity:
     how = lab.phases.profile
     structure, dense = pruner.structure, lab.facts.model
-    seed = seed_of(lab.seed, 1)
+    seed = seed_of(lab.seed, Stream.PROFILE)
     batches = islice(lab.data.train_batches(seed), max(how.batches, how.recalibration_batches))
     inputs = list(lab.inputs(dense, batches))
     judge = _Judge(lab, inputs[: how.batches])

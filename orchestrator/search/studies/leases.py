@@ -19,6 +19,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 
 from lightning_modules.errors import ConfigError
+from orchestrator.search.studies.optuna_inside import set_attribute, stored_trial
 from orchestrator.search.studies.trial import FrozenTrial, Study, TrialState
 
 LEASE = "lease"
@@ -27,7 +28,7 @@ LEADER = "leader"
 BEATS = 6
 """Signs of life within the time after which a silent holder is taken for dead."""
 UNSIGNED_SECONDS = 2.0
-"""A running trial without a lease had its process killed between the two; this long for one to be written yet."""
+"""Seconds to wait for a running trial's first lease. If none comes, its process died before it wrote one."""
 SETTLE_SECONDS = 0.2
 """Two that claim a study at the same moment both write, wait, and read who wrote last (Fischer's algorithm)."""
 
@@ -38,7 +39,7 @@ class LeaseLostError(Exception):
     """Somebody else works on this trial now; what this process has of it is not wanted any more."""
 
 
-def here() -> dict[str, Any]:
+def process_identity() -> dict[str, Any]:
     """This process, as others on the same machine can look it up."""
     return {
         "host": platform.node(),
@@ -65,20 +66,22 @@ class Leases:
         self._lock = threading.Lock()
 
     @contextmanager
-    def trial(self, number: int, trial_id: int) -> Iterator[None]:
-        """Holds the lease of a trial that this process has begun. Errors: LeaseLostError where it came too late."""
-        storage = self.study._storage
-        found = storage.get_trial(trial_id)
-        if found.state != TrialState.RUNNING or found.user_attrs.get(LEASE) is not None:
-            raise _lost(number, found)
-        storage.set_trial_user_attr(trial_id, LEASE, self._signed())
-        self._ids[number] = trial_id
+    def trial(self, number: int, identity: int) -> Iterator[None]:
+        """Holds the lease of a trial that this process has begun; `identity` is its name in the storage.
+
+        Errors: LeaseLostError where it came too late.
+        """
+        study = self.study
+        stored = stored_trial(study, identity)
+        if stored.state != TrialState.RUNNING or stored.user_attrs.get(LEASE) is not None:
+            raise _lost(number, stored)
+        set_attribute(study, identity, LEASE, self._signed())
+        self._ids[number] = identity
 
         def renew() -> None:
-            if (
-                owner_of(storage.get_trial(trial_id)) == self.owner
-            ):  # a trial that was taken over is not taken back
-                storage.set_trial_user_attr(trial_id, LEASE, self._signed())
+            # a trial that was taken over is not taken back
+            if owner_of(stored_trial(study, identity)) == self.owner:
+                set_attribute(study, identity, LEASE, self._signed())
 
         with self._holding(f"trial {number}", renew):
             yield
@@ -113,9 +116,9 @@ class Leases:
         """
         if self._error is not None:
             raise self._error
-        found = self.study._storage.get_trial(self._ids[number])
-        if found.state != TrialState.RUNNING or owner_of(found) != self.owner:
-            raise _lost(number, found)
+        stored = stored_trial(self.study, self._ids[number])
+        if stored.state != TrialState.RUNNING or owner_of(stored) != self.owner:
+            raise _lost(number, stored)
 
     def require_lead(self) -> None:
         """Errors: ConfigError where this process was silent for so long that another one leads the study; as above."""
@@ -201,7 +204,7 @@ class Leases:
 
     def _signed(self) -> dict[str, Any]:
         self._beat += 1
-        return {**here(), "owner": self.owner, "beat": self._beat}
+        return {**process_identity(), "owner": self.owner, "beat": self._beat}
 
 
 def words(lease: Lease | None) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from orchestrator.search.lab.lab import seed_of
-from orchestrator.search.samplers import Distributions, sampler
+from orchestrator.search.samplers import sampler
 from orchestrator.search.studies.leases import LeaseLostError
+from orchestrator.search.studies.optuna_inside import draw, opened, trial_id
 from orchestrator.search.studies.queue import (
     LOOK_SECONDS,
     WANTED,
@@ -22,9 +21,9 @@ from orchestrator.search.studies.queue import (
     claim,
     own_trials,
     put_back,
+    reclaim_abandoned,
     running,
     slots_left,
-    take_over,
     waiting,
 )
 from orchestrator.search.studies.study import Trials, run_trial
@@ -34,18 +33,19 @@ from orchestrator.search.studies.trial import (
     REASON,
     STATE,
     FrozenTrial,
-    Study,
     TrialState,
 )
 from orchestrator.search.trials.failures import Outcome, check_failures
+from orchestrator.seeds import Stream, seed_of
 
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
 AHEAD = 100
 """Most trials that wait: helpers find work while the searching process is busy with a trial of its own."""
-FEW, EACH = 8, 8
-"""So many wait without helpers, and so many more for each trial that runs: every one that is open costs each look at
-a database some time."""
+FEW = 8
+"""Trials that wait where no helper is at work. Few: every open trial makes each look at a database slower."""
+EACH = 8
+"""Trials more that wait for each one that runs."""
 LONGEST_REST = 30.0
 """Seconds: a look may have been long because the database was away."""
 
@@ -67,7 +67,7 @@ def search(
     study, tell = trials.study, ended_since(trials, on_trial)
     while in_time():
         begin = time.perf_counter()
-        take_over(study, trials.leases)
+        reclaim_abandoned(study, trials.leases)
         top_up(trials, n_trials, ahead)
         if (taken := claim(study, n_trials)) is not None:
             run_claimed(trials, taken)
@@ -85,7 +85,7 @@ def help_search(
     """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees those run here."""
     while go_on():
         begin = time.perf_counter()
-        take_over(trials.study, trials.leases)
+        reclaim_abandoned(trials.study, trials.leases)
         if (taken := claim(trials.study, trials.study.user_attrs.get(WANTED, 0))) is None:
             sleep(_rest(begin))
         elif run_claimed(trials, taken):
@@ -107,7 +107,7 @@ def supply(
     while True:
         begin = time.perf_counter()
         look()
-        take_over(study, trials.leases)
+        reclaim_abandoned(study, trials.leases)
         if not top_up(trials, n_trials, AHEAD) and not running(study):
             break
         tell()
@@ -171,17 +171,12 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
     """One trial that this process has claimed; False where another has taken it over meanwhile."""
     study, rules, distributions = trials.study, trials.rules, trials.distributions
     try:
-        with trials.leases.trial(taken.number, taken._trial_id):
+        with trials.leases.trial(taken.number, trial_id(taken)):
             trials.exchange.fetch()
-            study.sampler = sampler(
-                rules.sampler, seed_of(rules.seed, 3, taken.number), distributions
-            )
-            study._thread_local.cached_all_trials = (
-                None  # as `ask` does: samplers see what has ended by now
-            )
-            trial = optuna.Trial(study, taken._trial_id)
+            seed = seed_of(rules.seed, Stream.SAMPLER, taken.number)
+            trial = opened(study, taken, sampler(rules.sampler, seed, distributions))
             if OWN not in taken.user_attrs:
-                _draw(study, trial, distributions)
+                draw(study, trial, distributions)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)
     except (LeaseLostError, UpdateFinishedTrialError):
@@ -190,19 +185,3 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
         put_back(study, taken.number, trials.leases.owner)
         raise
     return True
-
-
-def _draw(study: Study, trial: optuna.Trial, distributions: Distributions) -> None:
-    """The parameters, one by one.
-
-    Where a process was killed in between, the first are there: Optuna would not draw them again, and whatever a sampler
-    draws next from the same random numbers would be another value than in a study that nobody disturbed.
-    """
-    there = set(trial.params)
-    for name, distribution in distributions.items():
-        given = trial._is_fixed_param(name, distribution) or trial._is_relative_param(
-            name, distribution
-        )
-        if name in there and not given and not distribution.single():
-            study.sampler.sample_independent(study, trial._get_latest_trial(), name, distribution)
-        trial._suggest(name, distribution)

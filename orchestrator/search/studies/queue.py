@@ -16,6 +16,7 @@ from optuna.trial import create_trial
 from orchestrator.search.samplers import Distributions, combinations, places
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.leases import LEASE, Leases, owner_of
+from orchestrator.search.studies.optuna_inside import set_attribute, set_state, trial_id
 from orchestrator.search.studies.trial import (
     DAMAGED,
     GIVEN,
@@ -46,9 +47,9 @@ def enqueue_chain(
     targets: Sequence[float],
     filled: Callable[[Params, int], bool] = lambda params, place: False,
 ) -> None:
-    """The opening ladder, rung by rung from large to small, once in a study's life; methods take turns on its rungs.
+    """The chain, target by target from large to small, once in a study's life; methods take turns.
 
-    A rung that is `filled` already, by its parameters and place, is left out.
+    A target that is `filled` already, by its parameters and place, is left out.
     """
     if study.user_attrs.get(CHAINED):
         return
@@ -138,7 +139,7 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
     """The oldest trial that waits, running from now on; None where none does. Of several who ask, one gets it."""
     for trial in parting(waiting(study, n_trials)):
         try:
-            if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            if set_state(study, trial, TrialState.RUNNING):
                 return trial
         except UpdateFinishedTrialError:
             continue
@@ -151,9 +152,9 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
 
 
 def parting(trials: Sequence[T]) -> Iterator[T]:
-    """All, the first one first; then one of the next two, of the next four and so on, then the others in their order.
+    """The first trial, then a random one from a window that doubles each time (2, 4, 8 ...), then the rest in order.
 
-    Many who ask at once would otherwise follow one another from trial to trial, each of which one of them gets.
+    If all workers asked in the same order, they would contend for every trial in turn.
     """
     left, size = list(trials), 1
     while size <= len(left):
@@ -164,26 +165,25 @@ def parting(trials: Sequence[T]) -> Iterator[T]:
 
 def put_back(study: Study, number: int, owner: str | None) -> None:
     """A trial that `owner` ran waits again, unless it has ended or another process has signed it since."""
-    trial, storage = study.get_trials(deepcopy=False)[number], study._storage
+    trial = study.get_trials(deepcopy=False)[number]
     if trial.state != TrialState.RUNNING or owner_of(trial) not in (owner, None):
         return
     try:
-        storage.set_trial_user_attr(trial._trial_id, LEASE, None)
-        storage.set_trial_user_attr(
-            trial._trial_id, RUNGS, []
-        )  # of what is run again: no standing for others
-        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        set_attribute(study, trial_id(trial), LEASE, None)
+        # what is run again has no standing for others until it gets there
+        set_attribute(study, trial_id(trial), RUNGS, [])
+        set_state(study, trial, TrialState.WAITING)
     except UpdateFinishedTrialError:
         return
 
 
 def fail(study: Study, number: int, reason: str) -> None:
     """Record a trial as failed whose own process cannot."""
-    trial, storage = study.get_trials(deepcopy=False)[number], study._storage
+    trial = study.get_trials(deepcopy=False)[number]
     try:
         for name, value in {STATE: "failed", REASON: reason, SECONDS: 0.0}.items():
-            storage.set_trial_user_attr(trial._trial_id, name, value)
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            set_attribute(study, trial_id(trial), name, value)
+        set_state(study, trial, TrialState.FAIL)
     except UpdateFinishedTrialError:
         return
 
@@ -192,7 +192,7 @@ def running(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def take_over(study: Study, leases: Leases) -> int:
+def reclaim_abandoned(study: Study, leases: Leases) -> int:
     """Trials whose process is gone wait again; how many."""
     gone = [trial for trial in running(study) if leases.abandoned(trial)]
     for trial in gone:
@@ -200,12 +200,12 @@ def take_over(study: Study, leases: Leases) -> int:
     return len(gone)
 
 
-def take_over_interrupted(
+def reclaim_interrupted(
     study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """As `take_over`, at the beginning: waits for the moment that a process has to sign what it has just begun."""
-    found = take_over(study, leases)
+    """As `reclaim_abandoned`, at the beginning: waits for the moment that a process has to sign what it has just begun."""
+    count = reclaim_abandoned(study, leases)
     while any(trial.user_attrs.get(LEASE) is None for trial in running(study)):
         sleep(LOOK_SECONDS)
-        found += take_over(study, leases)
-    return found
+        count += reclaim_abandoned(study, leases)
+    return count

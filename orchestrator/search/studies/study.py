@@ -26,7 +26,7 @@ from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions
 from orchestrator.search.space import Space, Terrain
-from orchestrator.search.stopping import Ended, Standing, Stopping
+from orchestrator.search.stopping import Standing, Stopping, Tally
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import LeaseLostError, Leases
 from orchestrator.search.studies.storage import storage_of
@@ -167,7 +167,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
             return None
         mine = _standing(trial.number, rung, flops_ratio, metrics, rules)
         others = study.get_trials(deepcopy=False)
-        return rules.stopping(mine, _peers(others, trial.number, rules), _ended(others))
+        return rules.stopping(mine, _peers(others, trial.number, rules), _tally(others))
 
     try:
         own = trial.user_attrs.get(OWN)
@@ -265,8 +265,8 @@ def _peers(trials: Sequence[FrozenTrial], number: int, rules: Rules) -> list[Sta
     ]
 
 
-def _ended(trials: Sequence[FrozenTrial]) -> Ended:
+def _tally(trials: Sequence[FrozenTrial]) -> Tally:
     """Failed trials are left out, as samplers do."""
     told = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     found = [trial.state for trial in told if trial.user_attrs.get(KIND) == "search"]
-    return Ended(len(found), found.count(TrialState.COMPLETE))
+    return Tally(len(found), found.count(TrialState.COMPLETE))

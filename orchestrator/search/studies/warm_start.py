@@ -28,6 +28,7 @@ from orchestrator.search.plans.finished import PLAN, read_plan
 from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.studies.optuna_inside import contains
 from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.storage import storage_of
 from orchestrator.search.studies.study import IDENTITY
@@ -238,8 +239,7 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
     if set(trial.params) != set(distributions):
         return False
     for name, value in trial.params.items():
-        distribution = distributions[name]
-        if not distribution._contains(distribution.to_internal_repr(value)):
+        if not contains(distributions[name], value):
             return False
     recorded = trial.user_attrs[MEASURED]["plan"]
     was = Timing(**recorded["timing"])

@@ -18,7 +18,7 @@ from lightning_modules.pruning.structure import Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
-from orchestrator.search.lab.lab import Lab, seed_of
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.plans.finished import Finished, keep_to_json
 from orchestrator.search.plans.lineage import (
     Lineage,
@@ -34,6 +34,7 @@ from orchestrator.search.trials.failures import Deadline, sparing_memory
 from orchestrator.search.trials.measured import as_exported, measurement, with_costs
 from orchestrator.search.trials.run_plan import Outcome, planned_rounds, run_plan
 from orchestrator.search.trials.working import Working
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings, Settings
 from orchestrator.settings.budget import Budget
 
@@ -119,7 +120,7 @@ class Evaluator:
         plan = replace(
             plan,
             parent=None if parent is None else parent.number,
-            seed=seed_of(self.lab.seed, 2, number),
+            seed=seed_of(self.lab.seed, Stream.TRIAL, number),
         )
         costs = self._costs_before(plan)
         if reason := self._broken(costs):

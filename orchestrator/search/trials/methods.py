@@ -9,11 +9,12 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
 from orchestrator.export.formats import FORMATS
-from orchestrator.search.lab.lab import Lab, seed_of
+from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space import Hybrid, Patterns, Terrain
 from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.space.outline import terrain_of
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, comparable, pruner_of
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings, Settings
 
 
@@ -58,7 +59,7 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
     pruner = pruner_of(lab, settings)
     full = pruner.structure.full()
     with lab.timed("scores"):
-        scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, 2))
+        scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, Stream.SCORES))
     return PreparedStage(settings, pruner, comparable(pruner.structure, scores, full, settings))
 
 

@@ -13,10 +13,11 @@ from lightning_modules.phases.penalised import Penalised
 from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Keep, Structure
-from orchestrator.search.lab.lab import Lab, Training, seed_of
+from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.search.plans.measurement import Report, RoundResult
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.search.trials.working import Event, Stage, UnitStage, WeightStage, Working, events
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import GuardSettings, MethodSettings
 
 
@@ -180,7 +181,9 @@ class _Run:
             assert facts.rewound is not None
             dense = facts.rewound
         else:
-            dense = self.lab.fresh(seed_of(self.plan.seed, 9)).to(self.lab.device)
+            dense = self.lab.fresh(seed_of(self.plan.seed, Stream.FRESH_WEIGHTS)).to(
+                self.lab.device
+            )
         self.working.restart(dense, self.working.alive, facts.structure)
 
     def _seed(self) -> int:
