@@ -47,44 +47,48 @@ def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = 
     """
     from orchestrator import settings  # not for --help
 
-    needed = [name for name, about in settings.Settings.model_fields.items() if about.is_required()]
-    if (
-        all(name in config and not isinstance(config[name], str) for name in needed)
-        and "experiment" not in config
-    ):
+    if _is_whole(config, settings.Settings):
         return settings.load(config)
-    before = (
-        VersionBase.instance().version_base
-    )  # what Hydra does not put back, and the caller may use Hydra, too
+    # Hydra does not put this back, and the caller may use Hydra, too
+    before = VersionBase.instance().version_base
     places = ",".join(f"'{Path(place).resolve().as_uri()}'" for place in searchpath)
     words = [f"hydra.searchpath=[{places}]"] if searchpath else []
     require_folders(words)
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-            loader = GlobalHydra.instance().config_loader()
-            _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, words)  # type: ignore[attr-defined]
-            names = {
-                key: value for key, value in config.items() if _chooses(key, value, repository)
-            }
-            words += [
-                f"{'+' if key == 'experiment' else ''}{key}={_choice(value)}"
-                for key, value in names.items()
-            ]
-            own: dict[str, Any] = {}
-            for key, value in config.items():
-                if key not in names:
-                    _put(own, key.split("."), value)
-            composed = hydra.compose(CONFIG_NAME, words)
-            OmegaConf.set_struct(composed, False)
-            found = OmegaConf.merge(composed, OmegaConf.create(own, flags={"allow_objects": True}))
-            assert isinstance(found, DictConfig)
-            return settings.load(settled(found, words, own))
+            return settings.load(_merged(config, words))
     except MissingConfigException as error:
         raise ConfigError(unknown_choice(error)) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
     finally:
         VersionBase.instance().version_base = before
+
+
+def _is_whole(config: Mapping[str, Any], model: Any) -> bool:
+    """Whether every part is there as a mapping, so that no default is missing."""
+    if "experiment" in config:
+        return False
+    needed = [name for name, about in model.model_fields.items() if about.is_required()]
+    return all(name in config and not isinstance(config[name], str) for name in needed)
+
+
+def _merged(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The defaults with the groups that `config` chooses, and its own values over them."""
+    loader = GlobalHydra.instance().config_loader()
+    _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(words))  # type: ignore[attr-defined]
+    chosen, own = list(words), dict[str, Any]()
+    for key, value in config.items():
+        if _chooses(key, value, repository):
+            prefix = "+" if key == "experiment" else ""
+            chosen.append(f"{prefix}{key}={_choice(value)}")
+        else:
+            _put(own, key.split("."), value)
+    composed = hydra.compose(CONFIG_NAME, chosen)
+    OmegaConf.set_struct(composed, False)
+    merged = OmegaConf.merge(composed, OmegaConf.create(own, flags={"allow_objects": True}))
+    assert isinstance(merged, DictConfig)
+    return settled(merged, chosen, own)
 
 
 def _chooses(key: str, value: Any, repository: Any) -> bool:

@@ -17,7 +17,14 @@ from orchestrator.redact import redact_tree
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import front_table, show, summary_table
 from orchestrator.results.quantities import duration, percent
-from orchestrator.results.rows import ConfirmedRow, RungRow, TrialRow, read_csv, write_csv
+from orchestrator.results.rows import (
+    ConfirmedRow,
+    Rows,
+    RungRow,
+    TrialRow,
+    read_csv,
+    write_csv,
+)
 from orchestrator.search.plans.names import PLAN
 from orchestrator.search.studies.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
@@ -47,6 +54,10 @@ class Outputs:
     dense: ConfirmedRow
     summary: Mapping[str, Any]
 
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.trials, self.front, self.baselines, self.dense)
+
     def rungs(self) -> list[RungRow]:
         """How far each rung foretold the end."""
         return [RungRow(**row) for row in self.summary.get("rungs", ())]
@@ -70,11 +81,8 @@ class Outputs:
         write_csv(self.folder / BASELINES, [self.dense, *self.baselines], ConfirmedRow)
         pareto(
             self.folder / PICTURE,
-            self.trials,
-            self.front,
-            self.baselines,
+            self.rows,
             quality=self.objectives.quality,
-            dense=self.dense,
             title=settings.study.name,
             sign=goals_of(settings).sign,
         )
@@ -84,49 +92,42 @@ class Outputs:
         """The front beside its baselines, then where things are and where the time went."""
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
-        show(
-            front_table(
-                self.front,
-                self.baselines,
-                quality=objectives.quality,
-                dense=self.dense,
-                further=further,
-            )
-        )
-        lines = [
-            (
-                "trials",
-                ", ".join(f"{count} {state}" for state, count in self.summary["states"].items()),
-            ),
-            ("rungs", in_words(self.rungs())),
-            (
-                "hypervolume",
-                f"{self.summary['hypervolume']:.4f} of the confirmed front (test data)",
-            ),
-            *(
-                [("left out", _left_out(self.summary))]
-                if self.summary.get("baselines_left_out")
-                else []
-            ),
-            *(
-                ("failed", f"{name}: {reason}")
-                for name, reason in self.summary.get("failed", {}).items()
-            ),
-            ("time", duration(self.summary["seconds"])),
-            *((f"  {name}", duration(seconds)) for name, seconds in self.summary["phases"].items()),
-            (
-                "orchestration",
-                f"{percent(self.summary['orchestration_share'])} of the time: all but training and evaluation",
-            ),
-            ("tracking", f"{percent(self.summary['tracking_share'])} of the time"),
-            ("tables", ", ".join(str(self.folder / name) for name in (FRONT, BASELINES, TRIALS))),
-            ("picture", str(self.folder / PICTURE)),
-            (
-                "models",
-                f"{self.folder / 'models'}/<trial>; orchestrator.load_pruned(path) gives the nn.Module",
-            ),
-        ]
+        show(front_table(self.rows, objectives.quality, further))
+        lines = [*self._result_lines(), *self._time_lines(), *self._place_lines()]
         show(summary_table(f"{self.folder.name}: {headline}", lines))
+
+    def _result_lines(self) -> list[tuple[str, str]]:
+        """What the study came to, and what it left out."""
+        summary = self.summary
+        states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
+        volume = f"{summary['hypervolume']:.4f} of the confirmed front (test data)"
+        lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
+        if summary.get("baselines_left_out"):
+            lines.append(("left out", _left_out(summary)))
+        for name, reason in summary.get("failed", {}).items():
+            lines.append(("failed", f"{name}: {reason}"))
+        return lines
+
+    def _time_lines(self) -> list[tuple[str, str]]:
+        summary = self.summary
+        lines = [("time", duration(summary["seconds"]))]
+        for name, seconds in summary["phases"].items():
+            lines.append((f"  {name}", duration(seconds)))
+        orchestration = percent(summary["orchestration_share"])
+        lines.append(
+            ("orchestration", f"{orchestration} of the time: all but training and evaluation")
+        )
+        lines.append(("tracking", f"{percent(summary['tracking_share'])} of the time"))
+        return lines
+
+    def _place_lines(self) -> list[tuple[str, str]]:
+        tables = ", ".join(str(self.folder / name) for name in (FRONT, BASELINES, TRIALS))
+        models = f"{self.folder / 'models'}/<trial>"
+        return [
+            ("tables", tables),
+            ("picture", str(self.folder / PICTURE)),
+            ("models", f"{models}; orchestrator.load_pruned(path) gives the nn.Module"),
+        ]
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

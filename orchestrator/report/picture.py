@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.files import write_atomic
 from orchestrator.results.quantities import axis_words, cost_words
-from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,22 +28,13 @@ _BASELINES = (
     ("#E69F00", "v"),
     ("#56B4E9", "P"),
 )
-_BELOW_SPAN = (
-    0.35  # of the confirmed models' span of quality, left below them for trials and baselines
-)
+_BELOW_SPAN = 0.35
+"""Room below the confirmed models for trials and baselines, as a share of their span of quality."""
+_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""Ratios of the cost that the axis may name."""
 
 
-def pareto(
-    path: str | Path,
-    trials: Sequence[TrialRow],
-    front: Sequence[ConfirmedRow],
-    baselines: Sequence[ConfirmedRow],
-    *,
-    quality: str,
-    dense: ConfirmedRow | None,
-    title: str,
-    sign: float = 1.0,
-) -> None:
+def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: float = 1.0) -> None:
     """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on validation data.
 
     `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than the part that matters
@@ -53,30 +44,18 @@ def pareto(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
-    trials = [
-        row if row.quality is None else replace(row, quality=sign * row.quality) for row in trials
-    ]
-    front = [replace(row, test_mean=sign * row.test_mean) for row in front]
-    baselines = [replace(row, test_mean=sign * row.test_mean) for row in baselines]
-    dense = None if dense is None else replace(dense, test_mean=sign * dense.test_mean)
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    measured = [
-        row
-        for row in trials
-        if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio
-    ]
-    floor, top = _quality_limits(measured, front, baselines, dense)
-    _draw_trials(axes, measured, floor)
-    _draw_baselines(axes, baselines, floor)
-    _draw_front(axes, front)
-    if dense is not None:
-        _draw_dense(axes, dense)
+    upright = _upright(rows, sign)
+    floor, top = _quality_limits(upright)
+    _draw_trials(axes, upright.trials, floor)
+    _draw_baselines(axes, upright.baselines, floor)
+    _draw_front(axes, upright.front)
+    if upright.dense is not None:
+        _draw_dense(axes, upright.dense)
     axes.set_ylim(floor, top)
-    ratios = [row.cost_ratio for row in front] + [row.cost_ratio for row in baselines]
-    ratios += [row.cost_ratio for row in measured]
-    _dress(axes, ratios, quality, title, dense, _axis(front, trials))
+    _dress(axes, upright, quality, title)
     if sign < 0.0:
         axes.yaxis.set_major_formatter(lambda value, _: f"{sign * value + 0.0:g}")
         axes.set_ylabel(f"{quality} (less is better)")
@@ -86,24 +65,37 @@ def pareto(
     write_atomic(path, picture.getvalue())
 
 
-def _quality_limits(
-    trials: Sequence[TrialRow],
-    front: Sequence[ConfirmedRow],
-    baselines: Sequence[ConfirmedRow],
-    dense: ConfirmedRow | None,
-) -> tuple[float, float]:
+def _upright(rows: Rows, sign: float) -> Rows:
+    """With qualities of which more is better, and without trials that have no place in the picture."""
+    trials = []
+    for row in rows.trials:
+        if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio:
+            trials.append(replace(row, quality=sign * row.quality))
+
+    def turned(row: ConfirmedRow) -> ConfirmedRow:
+        return replace(row, test_mean=sign * row.test_mean)
+
+    return Rows(
+        trials,
+        [turned(row) for row in rows.front],
+        [turned(row) for row in rows.baselines],
+        None if rows.dense is None else turned(rows.dense),
+    )
+
+
+def _quality_limits(rows: Rows) -> tuple[float, float]:
     """The axis follows the confirmed models: one trial at chance level must not flatten the rest."""
-    confirmed = [*front, *([dense] if dense else [])]
+    confirmed = [*rows.front, *([rows.dense] if rows.dense else [])]
     low = [row.test_mean - row.test_std for row in confirmed]
     high = [row.test_mean + row.test_std for row in confirmed]
-    everything = [row.quality for row in trials if row.quality is not None] + [
-        row.test_mean for row in baselines
-    ]
+    others = [row.quality for row in rows.trials if row.quality is not None]
+    others += [row.test_mean for row in rows.baselines]
     if not confirmed:
-        low, high = everything or [0.0], everything or [1.0]
+        low, high = others or [0.0], others or [1.0]
     span = max(max(high) - min(low), 0.02 * abs(max(high)), 1e-6)
-    bottom = max(min([*low, *everything]), min(low) - _BELOW_SPAN * span)
-    top = max([*high, *(value for value in everything if value < max(high) + _BELOW_SPAN * span)])
+    bottom = max(min([*low, *others]), min(low) - _BELOW_SPAN * span)
+    near = [value for value in others if value < max(high) + _BELOW_SPAN * span]
+    top = max([*high, *near])
     return bottom - 0.07 * span, top + 0.10 * span
 
 
@@ -227,30 +219,19 @@ def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
     )
 
 
-def _dress(
-    axes: Axes,
-    ratios: Sequence[float],
-    quality: str,
-    title: str,
-    dense: ConfirmedRow | None,
-    axis: str,
-) -> None:
+def _dress(axes: Axes, rows: Rows, quality: str, title: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    lowest = min([*ratios, 0.5])
-    ticks = [
-        t
-        for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-        if t >= lowest / 2
-    ]
+    ratios = [row.cost_ratio for row in (*rows.front, *rows.baselines, *rows.trials)]
+    lowest, highest = min([*ratios, 0.5]), max([*ratios, 1.0])
+    left = lowest / 1.25
     axes.set_xscale("log")
-    axes.set_xlim(
-        lowest / 1.25, max(1.15, 1.05 * max([*ratios, 1.0]))
-    )  # a measured cost may be above the dense one
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick >= lowest / 1.25]))
+    axes.set_xlim(left, max(1.15, 1.05 * highest))  # a measured cost may be above the dense one
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if tick >= left]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    whole = f"; 100 % = {cost_words(axis, dense.cost)}" if dense is not None else ""
+    axis, dense = rows.axis, rows.dense
+    whole = "" if dense is None else f"; 100 % = {cost_words(axis, dense.cost)}"
     axes.set_xlabel(f"{axis_words(axis)} left, share of the dense model (log scale{whole})")
     axes.set_ylabel(quality)
     axes.set_title(title, loc="left", fontsize=12)
@@ -258,11 +239,6 @@ def _dress(
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _axis(*rows: Sequence[ConfirmedRow] | Sequence[TrialRow]) -> str:
-    """The axis of the study that the rows are of."""
-    return next((row.axis for some in rows for row in some), "flops")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -15,7 +15,7 @@ from orchestrator.results.quantities import (
     mean_and_spread,
     percent,
 )
-from orchestrator.results.rows import ConfirmedRow
+from orchestrator.results.rows import ConfirmedRow, Rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,14 +24,7 @@ _ROOMY_WIDTH = 130  # columns
 _PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
 
 
-def front_table(
-    front: Sequence[ConfirmedRow],
-    baselines: Sequence[ConfirmedRow],
-    *,
-    quality: str,
-    dense: ConfirmedRow | None,
-    further: Sequence[str] = (),
-) -> Table:
+def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
     """One line per confirmed model, large to small, beside it the baselines matched to it (`ConfirmedRow.trial`).
 
     All qualities are on test data; 'against dense' is the difference of the means. Methods that differ are named.
@@ -39,32 +32,34 @@ def front_table(
     """
     from rich.table import Table
 
-    names = list(dict.fromkeys(row.origin for row in baselines))
-    matched = {(row.origin, row.trial): row for row in baselines}
+    names = list(dict.fromkeys(row.origin for row in rows.baselines))
     table = Table(
         title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left"
     )
-    axis = next((row.axis for row in front), "flops")
-    methods = len({row.method for row in front}) > 1
-    columns = _columns(axis, further)
-    for header in ("trial", *(["method"] if methods else []), *columns):
+    several_methods = len({row.method for row in rows.front}) > 1
+    columns = _columns(rows.axis, further)
+    for header in ("trial", *(["method"] if several_methods else []), *columns):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
-    if dense is not None:
-        name = ["dense", *([""] if methods else [])]
-        costs = (cell(dense) for cell in columns.values())
-        table.add_row(*name, *costs, mean_and_spread(dense.test_mean, dense.test_std))
-    for row in sorted(front, key=lambda member: -member.cost):
-        table.add_row(
-            str(row.trial),
-            *([row.method] if methods else []),
-            *(cell(row) for cell in columns.values()),
-            mean_and_spread(row.test_mean, row.test_std),
-            "" if dense is None else f"{row.test_mean - dense.test_mean:+.4f}",
-            *(_baseline_cell(matched.get((name, row.trial))) for name in names),
-        )
+
+    def begin(row: ConfirmedRow, name: str) -> list[str]:
+        method = [row.method] if several_methods else []
+        quality_cell = mean_and_spread(row.test_mean, row.test_std)
+        return [name, *method, *(cell(row) for cell in columns.values()), quality_cell]
+
+    if rows.dense is not None:
+        table.add_row(*begin(rows.dense, "dense"))
+    for row in sorted(rows.front, key=lambda member: -member.cost):
+        table.add_row(*begin(row, str(row.trial)), *_compared(row, rows, names))
     return table
+
+
+def _compared(row: ConfirmedRow, rows: Rows, names: Sequence[str]) -> list[str]:
+    """The cells beside a front row: against the dense model, then its match in each baseline."""
+    matched = {(other.origin, other.trial): other for other in rows.baselines}
+    against = "" if rows.dense is None else f"{row.test_mean - rows.dense.test_mean:+.4f}"
+    return [against, *(_baseline_cell(matched.get((name, row.trial))) for name in names)]
 
 
 def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:

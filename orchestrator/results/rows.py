@@ -109,6 +109,26 @@ SPREAD = ("costs", "ratios")
 """Fields that become columns of their own."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a study found: its trials, the confirmed front, the baselines matched to it, the dense model.
+
+    `dense` is finetuned as long as the front's models; None where it is not confirmed.
+    """
+
+    trials: Sequence[TrialRow] = ()
+    front: Sequence[ConfirmedRow] = ()
+    baselines: Sequence[ConfirmedRow] = ()
+    dense: ConfirmedRow | None = None
+
+    @property
+    def axis(self) -> str:
+        """The cost along which the front is laid out."""
+        for row in (*self.front, *self.trials):
+            return row.axis
+        return "flops"
+
+
 def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
     """Writes the header also when there are no rows; None is an empty cell, floats keep every digit.
 

@@ -60,23 +60,24 @@ class MethodSettings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> MethodSettings:
-        for wrong, message in self._conflicts():
+        for wrong, message in (*self._choosing(), *self._on_weights(), *self._staging()):
             if wrong:
                 raise ValueError(f"'{self.name}': {message}")
         return self
 
-    def _conflicts(self) -> list[tuple[bool, str]]:
-        units, single = self.granularity == "unit", self.granularity in ("unit", "weight")
-        then = self.then
-        kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in self.among}
+    def _choosing(self) -> list[tuple[bool, str]]:
+        """What is wrong with a criterion, or with a list of methods among which to choose."""
+        among = self.among
+        kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in among}
         arguments = {} if self.criterion is None else self.criterion.arguments
+        deleted = INSTEAD["method.criterion.combine"]
         return [
             (
                 "combine" in arguments,
-                f"criterion.combine is not a setting any more: {INSTEAD['method.criterion.combine']}",
+                f"criterion.combine is not a setting any more: {deleted}",
             ),
             (
-                (self.criterion is None) == (not self.among),
+                (self.criterion is None) == (not among),
                 "a method has a criterion or, to choose, a list `among`",
             ),
             (
@@ -84,27 +85,32 @@ class MethodSettings(Part):
                 "methods to choose among prune the same thing: granularity, shape, attention, depth, then",
             ),
             (
-                len({m.name for m in self.among}) < len(self.among),
+                len({m.name for m in among}) < len(among),
                 "methods to choose among need names of their own",
             ),
-            (any(m.among for m in self.among), "a method to choose among is not itself a choice"),
+            (any(m.among for m in among), "a method to choose among is not itself a choice"),
             (
-                any(m.activation is not None or any(m.int8) for m in self.among),
+                any(m.activation is not None or any(m.int8) for m in among),
                 "`activation` and `int8` belong to the method that chooses, not to those it chooses among",
             ),
+        ]
+
+    def _on_weights(self) -> list[tuple[bool, str]]:
+        """What is wrong with blocks, patterns and single weights."""
+        units, pattern = self.removes_units, self.granularity == "pattern"
+        shapeless = self.granularity in ("unit", "weight")
+        return [
             (
-                single != (self.shape is None),
+                shapeless != (self.shape is None),
                 "`shape` is for granularity block (rows, columns) and pattern (N, M)",
             ),
             (
-                self.granularity == "pattern" and (self.rule, self.scope) != ("quantile", "local"),
+                pattern and (self.rule, self.scope) != ("quantile", "local"),
                 "N:M has no threshold, so no rule and no scope: leave them out and take space=patterns",
             ),
-            (self.granularity == "pattern" and self.soft, "N:M is hard; leave `soft` out"),
+            (pattern and self.soft, "N:M is hard; leave `soft` out"),
             (
-                self.granularity == "pattern"
-                and self.shape is not None
-                and self.shape[0] >= self.shape[1],
+                pattern and self.shape is not None and self.shape[0] >= self.shape[1],
                 f"a pattern keeps N of M with N < M; got {self.shape}",
             ),
             (
@@ -112,15 +118,21 @@ class MethodSettings(Part):
                 "`round_to` rounds units; single weights have no width",
             ),
             (
-                not units and (self.depth or self.attention != "head"),
+                not units and bool(self.depth or self.attention != "head"),
                 "`depth` and `attention` are for units",
             ),
+        ]
+
+    def _staging(self) -> list[tuple[bool, str]]:
+        """What is wrong with regrowth, a second stage and quantisation."""
+        units, then, regrowth = self.removes_units, self.then, self.regrowth
+        return [
             (
-                units and self.regrowth is not None,
+                units and regrowth is not None,
                 "`regrowth` moves single weights; for units take `soft`",
             ),
             (
-                self.regrowth is not None and self.granularity != "weight",
+                regrowth is not None and self.granularity != "weight",
                 "`regrowth` moves single weights: granularity weight",
             ),
             (

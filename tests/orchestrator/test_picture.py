@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from orchestrator.report.picture import pareto
-from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
 
 def trial(number: int, state: str, quality: float | None, ratio: float | None) -> TrialRow:
@@ -56,10 +56,10 @@ def test_every_combination_gives_a_png(
     dense: ConfirmedRow | None,
 ) -> None:
     path = tmp_path / "pareto.png"
-    pareto(path, trials, front, baselines, quality="accuracy", dense=dense, title="a study")
+    pareto(path, Rows(trials, front, baselines, dense), quality="accuracy", title="a study")
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
-    pareto(path, trials, front, baselines, quality="accuracy", dense=dense, title="a study")
+    pareto(path, Rows(trials, front, baselines, dense), quality="accuracy", title="a study")
     assert path.read_bytes() == content
 
 
@@ -76,15 +76,7 @@ def test_a_quality_that_is_to_be_small_has_its_good_models_above(
 
     monkeypatch.setattr(Axes, "set_ylim", noted)
     flipped = [dataclasses.replace(row, test_mean=-row.test_mean) for row in FRONT]
-    pareto(tmp_path / "up.png", [], FRONT, [], quality="accuracy", dense=None, title="a study")
-    pareto(
-        tmp_path / "down.png",
-        [],
-        flipped,
-        [],
-        quality="error",
-        dense=None,
-        title="a study",
-        sign=-1.0,
-    )
+    pareto(tmp_path / "up.png", Rows(front=FRONT), quality="accuracy", title="a study")
+    down = Rows(front=flipped)
+    pareto(tmp_path / "down.png", down, quality="error", title="a study", sign=-1.0)
     assert limits[0] == pytest.approx(limits[1])

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.progress import Progress
 from orchestrator.report.tables import front_table, show, summary_table
 from orchestrator.results.quantities import count, duration, flops, percent
-from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
 
 def confirmed(
@@ -132,7 +132,7 @@ def test_tables_show_each_model_beside_its_baselines() -> None:
     dense = confirmed("dense", None, 0.95, 0.0, 10_440_000_000, 1.0)
     baselines = [confirmed("uniform", 3, 0.88, 0.02, 2_600_000_000, 0.249)]
     stream = io.StringIO()
-    show(front_table(front, baselines, quality="accuracy", dense=dense), stream)
+    show(front_table(Rows((), front, baselines, dense), "accuracy"), stream)
     show(summary_table("Summary", [("orchestration", percent(0.031))]), stream)
     lines = stream.getvalue().splitlines()
     assert any(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.space.allocation import Sensitivity, allocate, scaled
+from orchestrator.search.space.allocation import Sensitivity, Shares, allocate, scaled
 from tests.structures import small_resnet
 
 
@@ -41,7 +41,9 @@ def flat() -> Sensitivity:
 def test_the_target_is_met_and_no_group_is_empty(
     target: float, blend: float, offsets: list[float]
 ) -> None:
-    kept = allocate(sizes(), cost().macs, int(target * dense()), flat(), blend, np.array(offsets))
+    kept = allocate(
+        sizes(), cost().macs, int(target * dense()), Shares(blend, flat(), np.array(offsets))
+    )
     assert cost().macs(kept) <= target * dense()
     assert (kept >= 1).all()
     assert (kept <= sizes()).all()
@@ -51,8 +53,8 @@ def test_equal_sensitivities_share_like_uniform() -> None:
     target = dense() // 3
     assert (
         abs(
-            allocate(sizes(), cost().macs, target, flat(), 1.0)
-            - allocate(sizes(), cost().macs, target, None, 0.0)
+            allocate(sizes(), cost().macs, target, Shares(1.0, flat()))
+            - allocate(sizes(), cost().macs, target, Shares())
         ).max()
         <= 1
     )
@@ -61,7 +63,7 @@ def test_equal_sensitivities_share_like_uniform() -> None:
 def test_a_sensitive_group_keeps_more() -> None:
     loss = np.ones((len(sizes()), 1))
     loss[2] = 100.0
-    kept = allocate(sizes(), cost().macs, dense() // 3, Sensitivity((0.5,), loss), 1.0)
+    kept = allocate(sizes(), cost().macs, dense() // 3, Shares(1.0, Sensitivity((0.5,), loss)))
     shares = kept / sizes()
     assert shares[2] == shares.max()
     assert shares[2] > 1.5 * np.delete(shares, 2).max()

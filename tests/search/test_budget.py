@@ -17,6 +17,7 @@ from orchestrator.progress import Progress
 from orchestrator.search.pace.budget import (
     FEWEST,
     STEPWISE,
+    Ledger,
     Pace,
     Sharing,
     Speed,
@@ -124,9 +125,7 @@ class Machine:
             CHAIN,
             available,
             Sharing(most),
-            lambda: self.now,
-            lambda: self.rungs,
-            lambda: self.steps,
+            Ledger(lambda: self.now, lambda: self.rungs, lambda: self.steps),
         )
 
     def run(self, pace: Pace, ratio: float = 0.3, units: int = 2, last: int = 100) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,97 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
     return twin.eval()
 
 
-def train_dense(
-    settings: Settings,
-    model: nn.Module,
-    data: Any,
-    device: torch.device,
-    timed: Timed,
-    on_epoch: OnRound,
-    memory_format: str = "contiguous",
-) -> tuple[nn.Module, dict[str, float]]:
+@dataclass(frozen=True)
+class DenseTraining:
+    """The training of a dense model: on which data and device, in which memory format, who is told of its epochs."""
+
+    settings: Settings
+    data: Any
+    device: torch.device
+    timed: Timed
+    on_epoch: OnRound
+    memory_format: str = "contiguous"
+
+    def make(self, model: nn.Module) -> dict[str, float]:
+        """Train the model and keep it in its folder; its validation metrics."""
+        if self.settings.phases.train.rewind_epoch == 0:
+            self._keep_early(model)
+        if self.settings.made_up is None:
+            metrics = self._trained(model)
+        else:
+            metrics = self._made_up(model)
+        quality = self.settings.objectives.quality
+        if quality not in metrics:
+            raise ConfigError(
+                f"the task's validation must log '{quality}', the quality (objectives.quality); "
+                f"it logs {sorted(metrics)}"
+            )
+        self._keep(model, metrics)
+        return metrics
+
+    def _keep_early(self, model: nn.Module) -> None:
+        """The weights that a pruned model may go back to."""
+        write_atomic(dense_folder(self.settings) / REWIND, save(tensors(model)))
+
+    def _trained(self, model: nn.Module) -> dict[str, float]:
+        settings, data = self.settings, self.data
+        how = settings.phases.train
+
+        def on_round(epoch: int, metrics: dict[str, float]) -> bool:
+            if epoch == how.rewind_epoch:
+                self._keep_early(model)
+            return self.on_epoch(epoch, metrics)
+
+        if how.epochs > 0:
+            task = build_task(settings.task, model, data)
+            batches = data.train_batches(settings.seed)
+            with (
+                needed("training of the dense model", SMALLER.format("train")),
+                self.timed("dense training"),
+            ):
+                fit(
+                    task,
+                    batches,
+                    optimization(how),
+                    rounds=how.epochs,
+                    round_steps=len(batches),
+                    device=self.device,
+                    val=data.val_dataloader(),
+                    on_round=on_round,
+                    memory_format=self.memory_format,
+                )
+        with self.timed("evaluation"):
+            task = build_task(settings.task, model, data)
+            return evaluate(task, data.val_dataloader(), self.device)
+
+    def _made_up(self, model: nn.Module) -> dict[str, float]:
+        train = self.settings.phases.train
+        if train.rewind_epoch is not None:
+            self._keep_early(model)
+        metrics = metrics_of(directions_of(self.settings.task), 1.0, train.epochs)
+        self.on_epoch(train.epochs, metrics)
+        return metrics
+
+    def _keep(self, model: nn.Module, metrics: Mapping[str, float]) -> None:
+        folder, settings = dense_folder(self.settings), self.settings
+        write_atomic(folder / WEIGHTS, save(tensors(model)))
+        files = [name for name in (WEIGHTS, REWIND) if (folder / name).exists()]
+        record = {
+            "model": redact_tree(settings.model.to_json()),
+            "data": redact_tree(settings.data.to_json()),
+            "validation": metrics,
+            "sha256": {name: sha256_of(folder / name) for name in files},
+        }
+        write_atomic(folder / RECORD, json.dumps(record, indent=1))
+
+
+def train_dense(training: DenseTraining, model: nn.Module) -> tuple[nn.Module, dict[str, float]]:
     """The model trained, with its validation metrics; read back where the same recipe was run before.
 
     A baseline whose files are damaged is named and trained anew: it follows from its recipe. Of several processes that
     need it at once one trains it, the others wait.
     """
+    settings = training.settings
     folder = dense_folder(settings)
     metrics = _read_back(settings, model, folder)
     if metrics is None:
@@ -109,8 +187,8 @@ def train_dense(
         with _alone(folder):  # another process may have made it meanwhile
             metrics = _read_back(settings, model, folder)
             if metrics is None:
-                metrics = _make(settings, model, data, device, timed, on_epoch, memory_format)
-    return model.to(device).eval(), metrics
+                metrics = training.make(model)
+    return model.to(training.device).eval(), metrics
 
 
 @contextmanager
@@ -138,56 +216,6 @@ def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, 
     return metrics
 
 
-def _make(
-    settings: Settings,
-    model: nn.Module,
-    data: Any,
-    device: torch.device,
-    timed: Timed,
-    on_epoch: OnRound,
-    memory_format: str,
-) -> dict[str, float]:
-    """Train the model and keep it; its validation metrics."""
-    folder = dense_folder(settings)
-
-    def on_round(epoch: int, found: dict[str, float]) -> bool:
-        if epoch == settings.phases.train.rewind_epoch:
-            write_atomic(folder / REWIND, save(tensors(model)))
-        return on_epoch(epoch, found)
-
-    if settings.phases.train.rewind_epoch == 0:
-        write_atomic(folder / REWIND, save(tensors(model)))
-    if settings.made_up is not None:
-        metrics = metrics_of(directions_of(settings.task), 1.0, settings.phases.train.epochs)
-        on_round(settings.phases.train.rewind_epoch or 0, metrics)
-    else:
-        with (
-            needed("training of the dense model", SMALLER.format("train")),
-            timed("dense training"),
-        ):
-            _train(settings, model, data, device, on_round, memory_format)
-        with timed("evaluation"):
-            metrics = evaluate(
-                build_task(settings.task, model, data), data.val_dataloader(), device
-            )
-    if settings.objectives.quality not in metrics:
-        raise ConfigError(
-            f"the task's validation must log '{settings.objectives.quality}', the quality (objectives.quality); "
-            f"it logs {sorted(metrics)}"
-        )
-    write_atomic(folder / WEIGHTS, save(tensors(model)))
-    record = {
-        "model": redact_tree(settings.model.to_json()),
-        "data": redact_tree(settings.data.to_json()),
-        "validation": metrics,
-        "sha256": {
-            name: sha256_of(folder / name) for name in (WEIGHTS, REWIND) if (folder / name).exists()
-        },
-    }
-    write_atomic(folder / RECORD, json.dumps(record, indent=1))
-    return metrics
-
-
 def _kept(
     folder: Path, model: nn.Module, settings: Settings
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -207,32 +235,6 @@ def _kept(
     if (folder / REWIND).exists():
         read_weights(folder / REWIND, model.state_dict(), ANEW, digests[REWIND])
     return read_weights(folder / WEIGHTS, model.state_dict(), ANEW, digests[WEIGHTS]), metrics
-
-
-def _train(
-    settings: Settings,
-    model: nn.Module,
-    data: Any,
-    device: torch.device,
-    on_epoch: OnRound,
-    memory_format: str,
-) -> None:
-    how = settings.phases.train
-    if how.epochs == 0:
-        return
-    batches = data.train_batches(settings.seed)
-    task = build_task(settings.task, model, data)
-    fit(
-        task,
-        batches,
-        optimization(how),
-        rounds=how.epochs,
-        round_steps=len(batches),
-        device=device,
-        val=data.val_dataloader(),
-        on_round=on_epoch,
-        memory_format=memory_format,
-    )
 
 
 def _name(settings: Settings, checkpoint: Path | None) -> str:

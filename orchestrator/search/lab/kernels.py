@@ -70,40 +70,49 @@ def choose_memory_format(
     memory. Kept as the number of threads is.
     Errors: ConfigError where the model cannot be laid out as asked.
     """
-    if fault := channels_last_fault(model, device):
-        if settings.memory_format == "channels_last":
-            raise ConfigError(
-                f"memory_format=channels_last cannot be used here: {fault}; take memory_format=auto"
-            )
-        _require_rows(data, fault)
+    fault = channels_last_fault(model, device)
     dims = {parameter.dim() for parameter in model.parameters()}
-    if settings.memory_format == "channels_last" and 5 in dims:
-        raise ConfigError(
-            "memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5"
-        )
+    _check_layout(settings, data, fault, dims)
     if settings.memory_format != "auto":
         return settings.memory_format, ""
     if device.type != "cpu" or 4 not in dims or 5 in dims or fault:
         return "contiguous", ""
-
-    def measured() -> dict[str, float]:
-        tasks = {name: _middle(settings, structure, model, data) for name in FORMATS}
-        for name, task in tasks.items():
-            task.to(memory_format=FORMATS[name])
-        turns = list(
-            zip(*(_step_times(task, data) for task in tasks.values()), strict=True)
-        )  # by turns: load changes
-        return {
-            name: min(times[1:])
-            for name, times in zip(tasks, zip(*turns, strict=True), strict=True)
-        }
-
+    path = _path("memory-format", settings, torch.get_num_threads())
     milliseconds = _once(
-        _path("memory-format", settings, torch.get_num_threads()), list(FORMATS), measured
+        path, list(FORMATS), lambda: _format_times(settings, structure, model, data)
     )
-    much = milliseconds["channels_last"] <= MUCH_FASTER * milliseconds["contiguous"]
-    name = "channels_last" if much else "contiguous"
+    faster = milliseconds["channels_last"] <= MUCH_FASTER * milliseconds["contiguous"]
+    name = "channels_last" if faster else "contiguous"
     return name, f"{name}; a step with {_words(milliseconds)}"
+
+
+def _check_layout(settings: Settings, data: Any, fault: str, dims: set[int]) -> None:
+    """Errors: ConfigError where the model cannot lie channels last and is to, or the data lies so and may not."""
+    asked = settings.memory_format == "channels_last"
+    if fault and asked:
+        raise ConfigError(
+            f"memory_format=channels_last cannot be used here: {fault}; take memory_format=auto"
+        )
+    if fault:
+        _require_rows(data, fault)
+    if asked and 5 in dims:
+        raise ConfigError(
+            "memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5"
+        )
+
+
+def _format_times(
+    settings: Settings, structure: Structure, model: nn.Module, data: Any
+) -> dict[str, float]:
+    """Milliseconds of a step in each format; the formats take turns, as the machine's load changes."""
+    steps = []
+    for layout in FORMATS.values():
+        task = _middle(settings, structure, model, data)
+        task.to(memory_format=layout)
+        steps.append(_step_times(task, data))
+    turns = list(zip(*steps, strict=True))[1:]  # the first one warms up
+    times = zip(*turns, strict=True)
+    return {name: min(taken) for name, taken in zip(FORMATS, times, strict=True)}
 
 
 def _require_rows(data: Any, fault: str) -> None:

@@ -31,6 +31,7 @@ from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
 from orchestrator.search.goals import goals_of
 from orchestrator.search.lab.dense import (
+    DenseTraining,
     build_model,
     example_of,
     fresh_model,
@@ -88,7 +89,13 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     prices = Prices(structure, Cost(structure), example.to(device), latency)
     check_bounds(settings, prices, model)
     check_plans(settings, structure, model)
-    model, metrics = _dense(settings, model, data, device, progress, memory_format)
+    progress.phase(
+        "dense baseline",
+        f"{settings.phases.train.epochs} epochs, or read where it was trained before",
+    )
+    on_epoch = partial(_tell_epoch, settings, progress)
+    training = DenseTraining(settings, data, device, progress.timed, on_epoch, memory_format)
+    model, metrics = train_dense(training, model)
     facts = _facts(settings, model, prices, metrics)
     lab = _lab(settings, facts, data, device, progress)
     return FinalLab(replace(lab, memory_format=memory_format), data.test_dataloader)
@@ -103,24 +110,12 @@ def _checked(
     return find_latency_model(settings, structure, model, example, progress)
 
 
-def _dense(
-    settings: Settings,
-    model: nn.Module,
-    data: Any,
-    device: torch.device,
-    progress: Progress,
-    memory_format: str,
-) -> tuple[nn.Module, dict[str, float]]:
-    """The dense model, trained or read back, and its validation metrics."""
-    epochs = settings.phases.train.epochs
-    progress.phase("dense baseline", f"{epochs} epochs, or read where it was trained before")
-
-    def on_epoch(epoch: int, metrics: dict[str, float]) -> bool:
-        quality = metrics[settings.objectives.quality]
-        progress.tick(f"epoch {epoch}: validation {settings.objectives.quality} {quality:.4f}")
-        return True
-
-    return train_dense(settings, model, data, device, progress.timed, on_epoch, memory_format)
+def _tell_epoch(
+    settings: Settings, progress: Progress, epoch: int, metrics: dict[str, float]
+) -> bool:
+    quality = settings.objectives.quality
+    progress.tick(f"epoch {epoch}: validation {quality} {metrics[quality]:.4f}")
+    return True
 
 
 def _facts(

@@ -70,13 +70,25 @@ class Sharing:
             open_targets = [target for target in open_targets if target not in full]
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """What trials have used and what is open; each entry is read anew whenever it is asked for.
+
+    `spent` is what is used up, in the unit of the budget. `open_targets` are the FLOPs ratios of the chain's plans that
+    have not ended, the one at work first. `steps_done` are the optimizer steps of all trials so far.
+    """
+
+    spent: Callable[[], float]
+    open_targets: Callable[[], Sequence[float]]
+    steps_done: Callable[[], float]
+
+
 class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
-    `clock` gives what is used up, in the unit of `available` and of `speed`; it is read between trials, and where they
-    take longer than `speed` says, those that follow get fewer steps. `chain` are the FLOPs ratios of its targets, `left`
-    tells those of targets that have not ended, the one at work first; `steps_done` tells the steps of all trials so far.
-    `sharing` says how the targets that are left share what is left.
+    `chain` are the FLOPs ratios of its plans, `available` is the budget in the unit of `speed`, and `sharing` says how
+    the targets that are left share what is left. The ledger is read between trials: where they take longer than `speed`
+    says, those that follow get fewer steps.
     """
 
     def __init__(
@@ -85,17 +97,10 @@ class Pace:
         chain: Sequence[float],
         available: float,
         sharing: Sharing,
-        clock: Callable[[], float],
-        left: Callable[[], Sequence[float]],
-        steps_done: Callable[[], float],
+        ledger: Ledger,
     ) -> None:
-        self.speed, self.chain, self.available, self.sharing = (
-            speed,
-            tuple(chain),
-            available,
-            sharing,
-        )
-        self.clock, self.left, self.steps_done = clock, left, steps_done
+        self.speed, self.chain, self.available = speed, tuple(chain), available
+        self.sharing, self.ledger = sharing, ledger
         self._took = self._expected = 0.0
         self._open: tuple[float, float, float] | None = None
 
@@ -107,30 +112,26 @@ class Pace:
     def __call__(self, ratio: float, rounds: int) -> int:
         """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning; `ratio` is that of FLOPs."""
         self._learn()
-        left = (self.available - self.clock()) / self.slower
-        steps = self.sharing.steps(self.speed, left, ratio, [ratio, *self.left()[1:]])
-        self._open = (self.clock(), self.steps_done(), ratio)
+        ledger = self.ledger
+        left = (self.available - ledger.spent()) / self.slower
+        sharers = [ratio, *ledger.open_targets()[1:]]
+        steps = self.sharing.steps(self.speed, left, ratio, sharers)
+        self._open = (ledger.spent(), ledger.steps_done(), ratio)
         return max(1, int(steps) // rounds)
 
     def more(self) -> bool:
         """Whether the chain is not done, or another trial as long as its targets would end in time."""
-        if self.left():
+        if self.ledger.open_targets():
             return True
         self._learn()
         mean = float(np.exp(np.mean(np.log(self.chain))))
-        return (
-            self.slower * self.speed.price(mean, self.target_steps(mean))
-            <= self.available - self.clock()
-        )
+        price = self.slower * self.speed.price(mean, self.target_steps(mean))
+        return price <= self.available - self.ledger.spent()
 
     def target_steps(self, ratio: float) -> int:
         """Steps of a target where the chain has all that is available, or as many as are wanted."""
-        return int(
-            min(
-                self.sharing.most,
-                max(FEWEST, self.sharing.steps(self.speed, self.available, ratio, self.chain)),
-            )
-        )
+        steps = self.sharing.steps(self.speed, self.available, ratio, self.chain)
+        return int(min(self.sharing.most, max(FEWEST, steps)))
 
     def _learn(self) -> None:
         """From all trials together: one that was held up does not starve the next."""
@@ -138,13 +139,14 @@ class Pace:
             return
         begin, before, ratio = self._open
         self._open = None
-        if (steps := self.steps_done() - before) > 0.0:
-            self._took += self.clock() - begin
+        if self.ledger.steps_done() > before:
+            self._took += self.ledger.spent() - begin
+            steps = self.ledger.steps_done() - before
             self._expected += self.speed.price(ratio, steps)
 
 
 class Unpaced:
-    """Trials as long as configured until another of their mean length would not end in time: a search without chain."""
+    """Without a chain: trials have their configured length; no more where the mean trial would not end in time."""
 
     slower = 1.0
 
@@ -168,8 +170,8 @@ def fewer_targets(
 ) -> int:
     """The largest count up to `most` at which each of `targets(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
     for count in range(most, 3, -1):
-        found = targets(count)
-        dearest = sharing.steps(speed, available, max(found), found)  # it gets the fewest
-        if dearest >= min(FEWEST, sharing.most):
+        ratios = targets(count)
+        fewest = sharing.steps(speed, available, max(ratios), ratios)
+        if fewest >= min(FEWEST, sharing.most):
             return count
     return min(most, 3)

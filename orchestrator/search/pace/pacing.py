@@ -20,6 +20,7 @@ from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.search.pace.budget import (
     FEWEST,
     STEPWISE,
+    Ledger,
     Pace,
     Sharing,
     Speed,
@@ -206,7 +207,7 @@ def pacing_of(
         return [plans.flops_ratio(params) for params in queued(study)]
 
     priced = [plans.at(target) for target in targets]
-    pace = Pace(speed, priced, available, sharing, spent, left, steps.done)
+    pace = Pace(speed, priced, available, sharing, Ledger(spent, left, steps.done))
     return Pacing(budget, targets, pace, speed, spent)
 
 

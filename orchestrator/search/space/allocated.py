@@ -13,7 +13,7 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts, quantiles
-from orchestrator.search.space.allocation import Ratios, allocate, lowest_level
+from orchestrator.search.space.allocation import Ratios, Shares, allocate, lowest_level
 from orchestrator.search.space.contract import Params, Terrain
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
 
@@ -81,22 +81,21 @@ class Allocation(Recovery):
         """Units kept per group, blocks included; rounded they are within the target; shape (n_groups,)."""
         widths, blocks = terrain.widths, terrain.without_blocks(params.get("blocks", 0))
 
-        def macs(found: Counts) -> int:
-            return terrain.macs(terrain.round(np.concatenate([found, blocks])))
+        def macs(kept: Counts) -> int:
+            return terrain.macs(terrain.round(np.concatenate([kept, blocks])))
 
         sensitivity = terrain.sensitivity
         if sensitivity is not None:
             sensitivity = replace(sensitivity, loss=sensitivity.loss[:widths])
-        found = allocate(
-            terrain.structure.sizes[:widths],
-            macs,
-            int(params["flops_ratio"] * terrain.dense_macs),
-            sensitivity,
+        shares = Shares(
             params["equal_loss"],
+            sensitivity,
             self.octaves(terrain, params),
             ranked(terrain, macs),
         )
-        return np.concatenate([found, blocks])
+        target = int(params["flops_ratio"] * terrain.dense_macs)
+        kept = allocate(terrain.structure.sizes[:widths], macs, target, shares)
+        return np.concatenate([kept, blocks])
 
 
 def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:

@@ -84,28 +84,36 @@ def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Modul
     return remove(model, structure, keep)
 
 
-def allocate(
-    sizes: Counts,
-    macs: Macs,
-    target: int,
-    sensitivity: Sensitivity | None,
-    blend: float,
-    offsets: Ratios | None = None,
-    ranked: Callable[[int], Counts] | None = None,
-) -> Counts:
-    """Units kept per group, the most that stay within `target` MACs.
+@dataclass(frozen=True)
+class Shares:
+    """How a target is shared out among the groups.
 
-    `blend` goes from uniform (0) to equal loss (1); `offsets` are octaves: group g keeps 2^offset as much as its share.
-    `ranked` gives the counts of a ranking over several groups at a target, which then stand in for uniform ones.
+    `blend` goes from uniform (0) to equal loss (1), which the `sensitivity` tells. `offsets` are octaves: group g keeps
+    2^offset as much as its share; shape (n_groups,). `ranked` gives the counts of a ranking over several groups at a
+    target, which then stand in for uniform ones.
     """
-    even = scaled(sizes, macs, target, np.ones(len(sizes))) if ranked is None else ranked(target)
-    if blend == 0.0 and (offsets is None or not offsets.any()):
+
+    blend: float = 0.0
+    sensitivity: Sensitivity | None = None
+    offsets: Ratios | None = None
+    ranked: Callable[[int], Counts] | None = None
+
+
+def allocate(sizes: Counts, macs: Macs, target: int, shares: Shares) -> Counts:
+    """Units kept per group, the most that stay within `target` MACs; shapes (n_groups,)."""
+    if shares.ranked is None:
+        even = scaled(sizes, macs, target, np.ones(len(sizes)))
+    else:
+        even = shares.ranked(target)
+    moved = shares.offsets is not None and bool(shares.offsets.any())
+    if shares.blend == 0.0 and not moved:
         return even
     ratios = 1.0 - even / sizes
-    if blend > 0.0 and sensitivity is not None:
-        ratios = (1.0 - blend) * ratios + blend * equal_loss(sizes, macs, target, sensitivity)
-    share = (1.0 - ratios) * (1.0 if offsets is None else np.exp2(offsets))
-    return scaled(sizes, macs, target, share)
+    if shares.blend > 0.0 and shares.sensitivity is not None:
+        by_loss = equal_loss(sizes, macs, target, shares.sensitivity)
+        ratios = (1.0 - shares.blend) * ratios + shares.blend * by_loss
+    factor = 1.0 if shares.offsets is None else np.exp2(shares.offsets)
+    return scaled(sizes, macs, target, (1.0 - ratios) * factor)
 
 
 def lowest_level(

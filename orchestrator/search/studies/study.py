@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 
 from lightning_modules.errors import ConfigError, PlanError, StorageError
+from lightning_modules.pruning.plan import Plan
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.metrics import Direction
 from orchestrator.redact import redact, redact_tree
@@ -152,32 +153,11 @@ class Trials:
 
 def run_trial(trials: Trials, trial: optuna.Trial) -> None:
     """One trial from its parameters to what is told. Errors: LeaseLostError where another process has taken it over."""
-    study, rules, terrain = trials.study, trials.rules, trials.terrain
     begin = time.perf_counter()
-    rungs: list[tuple[int, float, dict[str, float]]] = []
-
-    def report(rung: int, flops_ratio: float, metrics: Any) -> str | None:
-        trials.leases.require(trial.number)
-        rungs[:] = [
-            earlier for earlier in rungs if earlier[0] < rung
-        ]  # what is done again has its rungs anew
-        rungs.append((rung, flops_ratio, dict(metrics)))
-        trial.set_user_attr(RUNGS, rungs)
-        if trial.user_attrs[KIND] != "search":
-            return None
-        mine = _standing(trial.number, rung, flops_ratio, metrics, rules)
-        others = study.get_trials(deepcopy=False)
-        return rules.stopping(mine, _peers(others, trial.number, rules), _tally(others))
-
     try:
-        own = trial.user_attrs.get(OWN)
-        plan = (
-            trials.space.propose(terrain, trial.params)
-            if own is None
-            else given(trials.space, terrain, own)
-        )
-        measured = trials.evaluate(plan, trial.number, report)
-        values = _values(measured, rules.goals)
+        plan = _plan(trials, trial)
+        measured = trials.evaluate(plan, trial.number, _Reporter(trials, trial))
+        values = _values(measured, trials.rules.goals)
         trials.leases.require(trial.number)
     except (LeaseLostError, StorageError):
         raise
@@ -189,16 +169,45 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
     else:
         trials.exchange.publish(trial.number)
         trial.set_user_attr(MEASURED, measured.to_json())
-        state, reason = _judge(trial, measured, rules.goals)
+        state, reason = _judge(trial, measured, trials.rules.goals)
         _close(trial, state, reason, begin)
-        if (
-            not trial.params
-        ):  # samplers must not see it: they draw from the dimensions that all trials have
+        if not trial.params:
+            # samplers must not see it: they draw from the dimensions that all trials have
             _tell(trials, trial, state=TrialState.FAIL)
         elif measured.state == "completed":
             _tell(trials, trial, values)
         else:
             _tell(trials, trial, state=TrialState.PRUNED)
+
+
+def _plan(trials: Trials, trial: optuna.Trial) -> Plan:
+    """What the trial's parameters stand for, or the user's own thresholds."""
+    thresholds = trial.user_attrs.get(OWN)
+    if thresholds is None:
+        return trials.space.propose(trials.terrain, trial.params)
+    return given(trials.space, trials.terrain, thresholds)
+
+
+class _Reporter:
+    """Records the rungs of a trial as they come, and asks the stopping rule."""
+
+    def __init__(self, trials: Trials, trial: optuna.Trial) -> None:
+        self.trials, self.trial = trials, trial
+        self.rungs: list[tuple[int, float, dict[str, float]]] = []
+
+    def __call__(self, rung: int, flops_ratio: float, metrics: Any) -> str | None:
+        """The reason to stop. Errors: LeaseLostError."""
+        trial, rules = self.trial, self.trials.rules
+        self.trials.leases.require(trial.number)
+        # a stage that is done again reports its rungs anew
+        self.rungs = [earlier for earlier in self.rungs if earlier[0] < rung]
+        self.rungs.append((rung, flops_ratio, dict(metrics)))
+        trial.set_user_attr(RUNGS, self.rungs)
+        if trial.user_attrs[KIND] != "search":
+            return None
+        standing = _standing(trial.number, rung, flops_ratio, metrics, rules)
+        others = self.trials.study.get_trials(deepcopy=False)
+        return rules.stopping(standing, _peers(others, trial.number, rules), _tally(others))
 
 
 def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[str, str]:

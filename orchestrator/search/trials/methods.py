@@ -65,46 +65,58 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
 
 def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
-    shapes = set(getattr(space, "shapes", ()))
+    _check_distillation(settings, space)
+    if any(settings.method.int8):
+        FORMATS["int8"].require()
+    for method in settings.method.choices():
+        for stage in method.stages():
+            _check_criterion(stage)
+            _check_returning(stage, space)
+        _check_space(method, space)
+    if (sparsify := settings.phases.sparsify) is not None:
+        sparsify.penalty.build()
+
+
+def _check_distillation(settings: Settings, space: Any) -> None:
     distillation = settings.phases.finetune.distillation
-    if getattr(space, "distillation", None) is not None and (
-        distillation is None or not distillation.weight
-    ):
+    taught = distillation is not None and distillation.weight > 0.0
+    if getattr(space, "distillation", None) is not None and not taught:
         raise ConfigError(
             "space.distillation searches the weight of the dense outputs in the loss; it needs "
             "phases.finetune.distillation with a weight above 0"
         )
-    if any(settings.method.int8):
-        FORMATS["int8"].require()
-    for method in settings.method.choices():
-        stages = method.stages()
-        for stage in stages:
-            criterion = stage.scoring().build()
-            if stage.granularity != "unit" and not hasattr(criterion, "weights"):
-                raise ConfigError(
-                    f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single weights; take a "
-                    "criterion that does, such as l1, taylor or lamp"
-                )
-            regrowth = None if stage.regrowth is None else stage.regrowth.build()
-            if (
-                not stage.soft
-                and not (regrowth and regrowth.dense)
-                and (returning := shapes & RETURNING)
-            ):
-                raise ConfigError(
-                    f"space.shapes {sorted(returning)} let pruned units come back, which a hard method cannot; "
-                    "take method.soft=true, or leave them out"
-                )
-        pattern = stages[0].granularity == "pattern"
-        if pattern != isinstance(space, Patterns):
-            raise ConfigError(
-                "N:M has no threshold; take space=patterns"
-                if pattern
-                else "space=patterns is for methods of granularity pattern (N:M); take space=allocation"
-            )
-        if isinstance(space, Hybrid) != (len(stages) > 1):
-            raise ConfigError(
-                "a method with a second stage (`then`) and space=hybrid go together; take both or neither"
-            )
-    if (sparsify := settings.phases.sparsify) is not None:
-        sparsify.penalty.build()
+
+
+def _check_criterion(stage: MethodSettings) -> None:
+    criterion = stage.scoring().build()
+    if not stage.removes_units and not hasattr(criterion, "weights"):
+        raise ConfigError(
+            f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single weights; take a "
+            "criterion that does, such as l1, taylor or lamp"
+        )
+
+
+def _check_returning(stage: MethodSettings, space: Any) -> None:
+    """Some schedules let what was pruned come back; a hard method removes it for good."""
+    regrowth = None if stage.regrowth is None else stage.regrowth.build()
+    comes_back = stage.soft or bool(regrowth and regrowth.dense)
+    returning = set(getattr(space, "shapes", ())) & RETURNING
+    if returning and not comes_back:
+        raise ConfigError(
+            f"space.shapes {sorted(returning)} let pruned units come back, which a hard method cannot; "
+            "take method.soft=true, or leave them out"
+        )
+
+
+def _check_space(method: MethodSettings, space: Any) -> None:
+    pattern, searches_patterns = method.granularity == "pattern", isinstance(space, Patterns)
+    if pattern and not searches_patterns:
+        raise ConfigError("N:M has no threshold; take space=patterns")
+    if searches_patterns and not pattern:
+        raise ConfigError(
+            "space=patterns is for methods of granularity pattern (N:M); take space=allocation"
+        )
+    if isinstance(space, Hybrid) != (len(method.stages()) > 1):
+        raise ConfigError(
+            "a method with a second stage (`then`) and space=hybrid go together; take both or neither"
+        )
