@@ -29,7 +29,7 @@ class RunFolders:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._uri, self._experiment, self._study_id = uri, experiment, study_id
+        self._uri, self._experiment, self._study_key = uri, experiment, study_id
         self._patience, self._now, self._sleep = patience, now, sleep
         self._client: Any = None
         self._run = ""
@@ -40,9 +40,9 @@ class RunFolders:
             self._client, experiment = connect(self._uri, self._experiment)
         with exchange(self._uri):
             found = self._client.search_runs(
-                [experiment], f"tags.{_KEY} = '{self._study_id}'", max_results=1
+                [experiment], f"tags.{_KEY} = '{self._study_key}'", max_results=1
             )
-            tags = {_KEY: self._study_id, "study": name, "kind": "plans"}
+            tags = {_KEY: self._study_key, "study": name, "kind": "plans"}
             run = (
                 found[0]
                 if found
