@@ -15,7 +15,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe, nearest
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
 from orchestrator.stored import check_digest, read_weights, sha256_of
 
@@ -51,11 +51,11 @@ def load_exported(path: str | Path, form: str) -> nn.Module:
     Errors: ConfigError for a format that there is not, or whose packages are missing; DataError for a folder without
     such a file, or one that was changed.
     """
-    if form not in FORMATS:
+    if form not in EXPORT_FORMATS:
         raise ConfigError(
-            f"a format must be one of {list(FORMATS)}; got '{form}'{nearest(form, list(FORMATS))}"
+            f"a format must be one of {list(EXPORT_FORMATS)}; got '{form}'{nearest(form, list(EXPORT_FORMATS))}"
         )
-    entry, folder = FORMATS[form], Path(path)
+    entry, folder = EXPORT_FORMATS[form], Path(path)
     exports = read_plan(folder).get("exports", {})
     file = folder / entry.file
     if file.exists():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _waiting: list[int] | None = None
-"""Signals that came inside `undisturbed`; None outside."""
+"""Signals that came inside `signals_held`; None outside."""
 
 
 class Stopped(BaseException):
@@ -34,7 +34,7 @@ def stoppable(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Itera
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Inside, a signal waits for the end: for what takes milliseconds and may not be left half done."""
     global _waiting
     if threading.current_thread() is not threading.main_thread() or _waiting is not None:
@@ -58,7 +58,7 @@ def beginning_processes() -> Iterator[None]:
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with undisturbed():
+        with signals_held():
             yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -32,7 +32,7 @@ class Format:
     load: Callable[[Path], nn.Module]
 
 
-FORMATS = {
+EXPORT_FORMATS = {
     entry.name: entry
     for entry in (Format("int8", "model.int8.onnx", require_packages, quantise, Int8Model),)
 }

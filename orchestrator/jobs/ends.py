@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.jobs.outputs import Outputs
-from orchestrator.search.studies.rungs import columns
+from orchestrator.search.studies.rungs import rung_columns
 from orchestrator.settings import Settings
 from orchestrator.tracking import Tracker
 from orchestrator.tracking.spooled import Spooled, spooled
@@ -24,7 +24,7 @@ def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
     metrics = {
         **{name: value for name, value in summary.items() if isinstance(value, int | float)},
         **{f"reference_{name}": value for name, value in summary["reference"].items()},
-        **columns(outputs.rungs()),
+        **rung_columns(outputs.rungs()),
     }
     return metrics, outputs.files()
 

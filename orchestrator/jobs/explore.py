@@ -36,8 +36,7 @@ from orchestrator.search.samplers import exhausted
 from orchestrator.search.studies.damaged import redo_damaged
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import AHEAD, supply
-from orchestrator.search.studies.loop import search as run_trials
+from orchestrator.search.studies.loop import AHEAD, run_trials, supply
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import (
     WANTED,
@@ -66,7 +65,7 @@ from orchestrator.workers.pool import Workers
 
 
 @dataclass(frozen=True)
-class Parts:
+class StudyParts:
     """What the configuration names and this job calls."""
 
     space: Any
@@ -77,7 +76,7 @@ class Parts:
     exchange: Exchange
 
 
-def parts_of(settings: Settings, goals: Goals) -> Parts:
+def parts_of(settings: Settings, goals: Goals) -> StudyParts:
     """What a study needs beside its problem; `check_parts` has seen that the parts go together."""
     space, stopping = settings.space.build(), settings.stopping.build()
     tracker = tracker_of(settings)
@@ -87,7 +86,7 @@ def parts_of(settings: Settings, goals: Goals) -> Parts:
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
     leases, exchange = Leases(study, settings.study.lease), exchange_of(settings, study)
-    return Parts(space, stopping, tracker, study, leases, exchange)
+    return StudyParts(space, stopping, tracker, study, leases, exchange)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Exploration:
 
     settings: Settings
     lab: Lab
-    parts: Parts
+    parts: StudyParts
     progress: Progress
 
     @property

@@ -28,10 +28,10 @@ from orchestrator.results.rows import (
 from orchestrator.search.plans.names import PLAN
 from orchestrator.search.studies.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
-from orchestrator.settings.budget import parse
+from orchestrator.settings.budget import parse_budget
 from orchestrator.stored import kept, tell_damaged
 
-CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY = (
+CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY = (
     "config.yaml",
     "trials.csv",
     "rungs.csv",
@@ -66,7 +66,7 @@ class Outputs:
         """The tables, the picture and the summary."""
         return [
             self.folder / name
-            for name in (CONFIG, TRIALS, RUNGS, FRONT, BASELINES, PICTURE, SUMMARY)
+            for name in (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY)
         ]
 
     def write(self, settings: Settings) -> None:
@@ -76,7 +76,7 @@ class Outputs:
         plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
         write_atomic(self.folder / CONFIG, plain)
         write_csv(self.folder / TRIALS, self.trials, TrialRow)
-        write_csv(self.folder / RUNGS, self.rungs(), RungRow)
+        write_csv(self.folder / RUNGS_FILE, self.rungs(), RungRow)
         write_csv(self.folder / FRONT, self.front, ConfirmedRow)
         write_csv(self.folder / BASELINES, [self.dense, *self.baselines], ConfirmedRow)
         pareto(
@@ -151,7 +151,7 @@ def finished_before(settings: Settings) -> Outputs | None:
     if paced is None:
         enough = summary["trials"] >= settings.study.n_trials
     else:
-        enough = summary.get("budget") is not None and parse(summary["budget"]).covers(paced)
+        enough = summary.get("budget") is not None and parse_budget(summary["budget"]).covers(paced)
     whole = enough or summary.get("exhausted", False)
     if summary["key"] != key(settings) or not whole or summary.get("failed"):
         return None

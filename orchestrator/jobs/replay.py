@@ -79,7 +79,7 @@ class Replay:
         return all(step.identical for step in self.steps)
 
 
-def check(settings: Settings, model: str) -> Replay:
+def replay_or_fail(settings: Settings, model: str) -> Replay:
     """`replay` for the command line. Errors: DataError where a link's weights are not the same bit for bit."""
     found = replay(settings, model)
     show(summary_table(f"replay of {model}", [(step.name, step.text()) for step in found.steps]))

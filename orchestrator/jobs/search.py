@@ -12,14 +12,14 @@ from lightning_modules.data.contract import set_up
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.jobs.ends import end_of
-from orchestrator.jobs.explore import Exploration, Explored, Parts, parts_of
+from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import Confirmation, confirm_front, run_baselines
 from orchestrator.search.confirmation.ladders import LadderStep
-from orchestrator.search.goals import Reference, reference_of
+from orchestrator.search.goals import Reference, study_reference
 from orchestrator.search.lab.lab import FinalLab
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.pace.pacing import Clock
@@ -71,13 +71,13 @@ class _Job:
 
     settings: Settings
     final: FinalLab
-    parts: Parts
+    parts: StudyParts
     progress: Progress
     begin: float
 
     def run(self) -> Outputs:
         settings, facts, study = self.settings, self.final.facts, self.parts.study
-        reference = reference_of(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
+        reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
         explored = exploration.run(Clock(self.begin))

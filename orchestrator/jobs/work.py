@@ -7,7 +7,7 @@ import time
 from orchestrator.progress import Progress
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.settings import Settings
-from orchestrator.workers.helping import LOOK_SECONDS, begun, help_alone, joined
+from orchestrator.workers.helping import POLL_SECONDS, dense_is_ready, help_alone, joined
 from orchestrator.workers.pool import Workers
 
 
@@ -24,8 +24,8 @@ def work(settings: Settings, name: str = "") -> None:
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
     with Progress() as progress:
-        if begun(study, leases, progress):
+        if dense_is_ready(study, leases, progress):
             with Workers(settings, study, leads=False) as workers:
                 while workers.busy():
                     workers.look(progress)
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(POLL_SECONDS)

@@ -104,7 +104,7 @@ class RungRow:
     quality_at_cost: float | None
 
 
-Row = TypeVar("Row")
+AnyRow = TypeVar("AnyRow")
 SPREAD = ("costs", "ratios")
 """Fields that become columns of their own."""
 
@@ -129,7 +129,7 @@ class Rows:
         return "flops"
 
 
-def write_csv(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
+def write_csv(path: str | Path, rows: Sequence[AnyRow], row_type: type[AnyRow]) -> None:
     """Writes the header also when there are no rows; None is an empty cell, floats keep every digit.
 
     Costs that no row has get no column.
@@ -165,7 +165,7 @@ def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
     return columns
 
 
-def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
+def read_csv(path: str | Path, row_type: type[AnyRow]) -> list[AnyRow]:
     """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
     names = _plain_columns(row_type)
     known = {
@@ -198,12 +198,12 @@ def read_csv(path: str | Path, row_type: type[Row]) -> list[Row]:
 
 
 def _row(
-    row_type: type[Row],
+    row_type: type[AnyRow],
     names: list[str],
     spread: list[tuple[str, str, str]],
     cells: list[str],
     where: str,
-) -> Row:
+) -> AnyRow:
     hints = get_type_hints(row_type)
     values = {
         n: _value(cell, hints[n], where, n)

@@ -10,11 +10,11 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Plan
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of, with_ratios
-from orchestrator.search.costs import SHAPED, Costed, Prices, costs_of
+from orchestrator.search.costs import SHAPE_COSTS, Costed, Prices, costs_of
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.latency_model import pruned
 from orchestrator.settings import Settings
-from orchestrator.settings.objectives import digits
+from orchestrator.settings.objectives import four_digits
 
 
 def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
@@ -26,7 +26,7 @@ def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
     facts = lab.facts
     kept = plan.counts(facts.structure)
     density = plan.density if plan.activation is None else None
-    bounded = [name for name in SHAPED if facts.goals.bounded(name)]
+    bounded = [name for name in SHAPE_COSTS if facts.goals.bounded(name)]
     if plan.export or not bounded:
         return costs_of(facts.prices, Costed(kept, density))
     with lab.timed("evaluation"):
@@ -44,13 +44,13 @@ def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
     for name, bound in settings.objectives.bounds.items():
         if bound.most is not None and smallest.get(name, 0.0) > bound.most:
             raise ConfigError(
-                f"objectives.bounds.{name}.most must be at least {digits(smallest[name])}, what the smallest plan has; "
-                f"got {digits(bound.most)}"
+                f"objectives.bounds.{name}.most must be at least {four_digits(smallest[name])}, what the smallest plan has; "
+                f"got {four_digits(bound.most)}"
             )
         if bound.least is not None and largest.get(name, float("inf")) < bound.least:
             raise ConfigError(
-                f"objectives.bounds.{name}.least must be at most {digits(largest[name])}, what the dense model has; "
-                f"got {digits(bound.least)}"
+                f"objectives.bounds.{name}.least must be at most {four_digits(largest[name])}, what the dense model has; "
+                f"got {four_digits(bound.least)}"
             )
 
 
@@ -64,7 +64,7 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
     density: Mapping[str, float] | None = (
         {} if by_counts and settings.method.activation is None else None
     )
-    bounded = [name for name in SHAPED if settings.objectives.bounded(name)]
+    bounded = [name for name in SHAPE_COSTS if settings.objectives.bounded(name)]
     if any(settings.method.int8) or not bounded:
         return costs_of(prices, Costed(kept, density))
     shaped = pruned(model, prices.structure, kept).to(prices.example.device)
@@ -73,4 +73,4 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
 
 def _with_free(bounded: list[str]) -> list[str]:
     """These costs, and all that take no model of the right shapes."""
-    return [name for name in COSTS if name not in SHAPED or name in bounded]
+    return [name for name in COSTS if name not in SHAPE_COSTS or name in bounded]

@@ -95,9 +95,9 @@ FORMULAS: dict[str, Callable[[Prices, Costed], float | None]] = {
     "latency_ms": _latency_ms,
     "estimated_latency_ms": _estimated_latency_ms,
 }
-SHAPED = ("size_mb", "latency_ms")
+SHAPE_COSTS = ("size_mb", "latency_ms")
 """Costs of a model in floating point that follow from its shapes: an untrained one tells them."""
-MEASURED = ("latency_ms",)
+MEASURED_COSTS = ("latency_ms",)
 """Costs that take time to know: asked for only where they count."""
 
 

@@ -184,7 +184,7 @@ class Reference:
         return self.goals.point({self.goals.quality: self.quality, **self.metrics}, self.ratios)
 
 
-def reference_of(
+def study_reference(
     settings: Settings, goals: Goals, dense: Mapping[str, float], costs: Mapping[str, float]
 ) -> Reference:
     """`dense` are the dense model's validation metrics, `costs` its costs.
@@ -193,13 +193,14 @@ def reference_of(
     """
     objectives = settings.objectives
     given = objectives.references
-    quality = objectives.reference_quality
+    quality = given.get(goals.quality)
     if quality is None:
         quality = task_reference(settings.task, goals.quality)
     if quality is None:
         unit = scale_of(settings.task, goals.quality, dense[goals.quality])
         quality = dense[goals.quality] - goals.sign * WORSE * unit
-    area = len(goals.names) == 2 and goals.costs[0] in AXES and not given
+    by_area = not set(given) - {goals.quality}
+    area = len(goals.names) == 2 and goals.costs[0] in AXES and by_area
     bound = objectives.bounds.get(ratio_name(objectives.axis))
     least = LEAST_RATIO if bound is None or bound.least is None else bound.least
     return Reference(

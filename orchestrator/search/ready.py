@@ -12,7 +12,7 @@ from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Choices, Terrain
-from orchestrator.search.space.outline import limited
+from orchestrator.search.space.outline import within_study
 from orchestrator.search.studies.orphans import plans_told
 from orchestrator.search.studies.study import Rules
 from orchestrator.search.studies.trial import Study
@@ -54,7 +54,7 @@ def make_ready(settings: Settings, lab: Lab, space: Any, progress: Progress) -> 
                 settings.study.baselines,
                 lambda done, of: progress.tick(f"{done} of {of} groups"),
             )
-        terrains[choice.name] = limited(method.terrain(lab, sensitivity), settings)
+        terrains[choice.name] = within_study(method.terrain(lab, sensitivity), settings)
     choices = Choices(space, settings.method, terrains)
     return Ready(choices, tuple(methods), tuple(terrains.values()))
 

@@ -121,10 +121,12 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
     if whole is None or len(trials) < whole:
         return False
     tried = [trial for trial in trials if trial.state.is_finished()]
-    return len(places(tried, distributions)) == whole
+    return len(tried_places(tried, distributions)) == whole
 
 
-def places(trials: Sequence[FrozenTrial], distributions: Distributions) -> set[tuple[int, ...]]:
+def tried_places(
+    trials: Sequence[FrozenTrial], distributions: Distributions
+) -> set[tuple[int, ...]]:
     """Where in the space each trial with a value for every dimension lies; what lies off the grid is left out.
 
     A trial that waits lies where it will be, if its parameters are given.
@@ -174,7 +176,7 @@ class BruteForce(BaseSampler):
         others = [
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
-        tried = {_index(place, shape) for place in places(others, search_space)}
+        tried = {_index(place, shape) for place in tried_places(others, search_space)}
         draw = random.Random(self._seed)
         chosen = _nth_untried(draw.randrange(max(1, whole - len(tried))), sorted(tried))
         if chosen >= whole:  # all are: only another worker's trial can be left to wait for

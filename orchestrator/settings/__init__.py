@@ -17,7 +17,7 @@ from pydantic import (
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import digest, nearest
-from orchestrator.settings.budget import Budget, parse, parse_time
+from orchestrator.settings.budget import Budget, parse_budget, parse_time
 from orchestrator.settings.deleted import instead
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
@@ -59,7 +59,8 @@ class StudySettings(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     n_trials: Positive
     budget: Annotated[
-        Budget | None, BeforeValidator(lambda value: value if value is None else parse(value))
+        Budget | None,
+        BeforeValidator(lambda value: value if value is None else parse_budget(value)),
     ] = None
     out: Path = Path("runs")
     baselines: Path = Path("baselines")

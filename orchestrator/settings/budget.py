@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SECONDS_PER_UNIT = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Budget:
 
 def parse_time(value: Any) -> Budget:
     """Errors: ValueError for anything but a time."""
-    found = parse(value)
+    found = parse_budget(value)
     if found.measure != "seconds":
         raise ValueError(f"must be a time: 90s, 20min, 1.5h or 2d; got {value!r}")
     return found
 
 
-def parse(value: Any) -> Budget:
+def parse_budget(value: Any) -> Budget:
     """Errors: ValueError for anything but a number above 0 with one of its units."""
     if isinstance(value, Budget):
         return value
@@ -48,4 +48,4 @@ def parse(value: Any) -> Budget:
     unit, text = match[2], f"{match[1]}{match[2]}"
     if unit == "epochs":
         return Budget(number, "epochs", text)
-    return Budget(number * SECONDS[unit], "seconds", text)
+    return Budget(number * SECONDS_PER_UNIT[unit], "seconds", text)

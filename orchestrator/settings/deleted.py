@@ -14,6 +14,7 @@ INSTEAD = {
     "phases.confirm.units": "take phases.confirm.rounds",
     "phases.sparsify.units": "take phases.sparsify.rounds",
     "space.units": "take space.rounds",
+    "objectives.reference_quality": "take objectives.references={accuracy: 0.5}, by the name of the quality",
     "objectives.max_flops_ratio": "take objectives.bounds={flops_ratio: {most: 0.5}}",
     "objectives.max_params_ratio": "take objectives.bounds={params_ratio: {most: 0.5}}",
     "objectives.least_flops_ratio": "take objectives.bounds={flops_ratio: {least: 0.03}}",

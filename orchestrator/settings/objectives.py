@@ -23,7 +23,7 @@ def _cost(name: str) -> str:
 CostKey = Annotated[str, AfterValidator(_cost)]
 
 
-def digits(value: float) -> str:
+def four_digits(value: float) -> str:
     """Four digits, or all before the point: 0.12345 -> '0.1235', 200472.0 -> '200472'."""
     return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
@@ -55,13 +55,9 @@ class Bound(Part):
         if self.excess(value) <= 0.0:
             return ""
         if self.most is not None and value > self.most:
-            return (
-                f"{name} {digits(value)} is over objectives.bounds.{name}.most {digits(self.most)}"
-            )
+            return f"{name} {four_digits(value)} is over objectives.bounds.{name}.most {four_digits(self.most)}"
         assert self.least is not None
-        return (
-            f"{name} {digits(value)} is under objectives.bounds.{name}.least {digits(self.least)}"
-        )
+        return f"{name} {four_digits(value)} is under objectives.bounds.{name}.least {four_digits(self.least)}"
 
 
 class ObjectiveSettings(Part):
@@ -69,14 +65,13 @@ class ObjectiveSettings(Part):
 
     The front is laid out along the first cost. `bounds` are of costs and metrics, or of a cost against the dense
     model's: `flops_ratio`. `references` is the point from which the hypervolume counts: for a cost its ratio to the
-    dense model's (1), for a further metric its value (one unit worse than the dense model's).
+    dense model's (1), for the quality and further metrics a value (as the task says, or worse than the dense model's).
     """
 
     quality: str = "accuracy"
     metrics: tuple[str, ...] = ()
     costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
-    reference_quality: float | None = None
     references: Mapping[str, float] = {}
 
     @field_validator("bounds", "references", mode="before")
@@ -129,9 +124,9 @@ class ObjectiveSettings(Part):
                 f"a study has 2 to {MOST_OBJECTIVES} objectives; quality, metrics and costs are {count}: "
                 f"{[*metrics, *self.costs]}; leave some out, or bound them (objectives.bounds)"
             )
-        if unknown := sorted(set(self.references) - {*self.metrics, *self.costs}):
+        if unknown := sorted(set(self.references) - {*metrics, *self.costs}):
             raise ValueError(
-                f"objectives.references must be of objectives.metrics or objectives.costs; got {unknown}; "
-                "the quality's is objectives.reference_quality"
+                "objectives.references must be of objectives.quality, objectives.metrics or objectives.costs; "
+                f"got {unknown}"
             )
         return self

@@ -31,15 +31,15 @@ from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
 from orchestrator.workers.exchange import exchange_of
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 def help_alone(settings: Settings, name: str = "") -> None:
-    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and `begun`."""
+    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and `dense_is_ready`."""
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
     with Progress() as progress:
-        if begun(study, leases, progress):
+        if dense_is_ready(study, leases, progress):
             _work(settings, study, leases, progress, name)
 
 
@@ -56,7 +56,7 @@ def joined(settings: Settings) -> tuple[Study, Leases]:
     return study, Leases(study, settings.study.lease)
 
 
-def begun(study: Study, leases: Leases, progress: Progress) -> bool:
+def dense_is_ready(study: Study, leases: Leases, progress: Progress) -> bool:
     """Wait until the searching process has its dense model; False where the search has ended.
 
     Errors: ConfigError where no process searches.
@@ -68,7 +68,7 @@ def begun(study: Study, leases: Leases, progress: Progress) -> bool:
             raise ConfigError(
                 f"study '{study.study_name}' has no search that leads it; start one: job=search"
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     if study.user_attrs.get(OVER):
         progress.phase("work", f"study '{study.study_name}' is complete: nothing to help with")
         return False

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from orchestrator.costs import COSTS, cost_of, known_names, ratio_name, ratios_of, with_ratios
-from orchestrator.search.costs import FORMULAS, MEASURED, SHAPED, Costed, costs_of
+from orchestrator.search.costs import FORMULAS, MEASURED_COSTS, SHAPE_COSTS, Costed, costs_of
 from orchestrator.search.lab.latency_model import pruned
 from tests.search.problems import lab_of
 
 
 def test_the_table_and_the_formulas_are_of_the_same_costs() -> None:
     assert list(FORMULAS) == list(COSTS)
-    assert set(SHAPED) | set(MEASURED) <= set(COSTS)
+    assert set(SHAPE_COSTS) | set(MEASURED_COSTS) <= set(COSTS)
 
 
 @pytest.mark.parametrize("name", COSTS)
@@ -31,7 +31,7 @@ def test_a_cost_falls_with_the_model_and_is_one_against_itself(
         costs.append(costs_of(lab.facts.prices, Costed(kept, shaped=model, trained=model), [name]))
     dense, small = costs
     assert ratios_of(dense, dense) == {name: 1.0}
-    assert 0.0 < small[name] < dense[name] or name in MEASURED
+    assert 0.0 < small[name] < dense[name] or name in MEASURED_COSTS
 
 
 def test_what_is_not_known_yet_is_left_out(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from orchestrator.search.space import Allocation, Choices, PerGroup, Terrain, Un
 from orchestrator.search.stopping import Never
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.queue import enqueue_chain
 from orchestrator.search.studies.study import Rules, Trials
 from orchestrator.search.studies.trial import STATE, Study
@@ -139,7 +139,7 @@ def fresh() -> Study:
 def ran(study: Study, space: Choices, evaluate: Evaluate, rules: Rules, n_trials: int) -> None:
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(
+        run_trials(
             Trials(study, space, terrain(), evaluate, rules, leases, Exchange(study, Path())),
             n_trials,
             lambda trial: None,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import orchestrator
 from lightning_modules.errors import ConfigError, DataError, UserError
 from lightning_modules.models import SmallResNet
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.load import load_pruned
 from orchestrator.search.plans.finished import load_finished
 from orchestrator.search.plans.given import read_plans
@@ -28,7 +28,7 @@ from tests.search.problems import Bench, settings_of
 # --- finished plans
 
 
-INT8 = FORMATS["int8"].file
+INT8 = EXPORT_FORMATS["int8"].file
 
 
 def nested(document: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def test_they_are_tried_behind_the_chain_and_inherit_like_others() -> None:
     command = [*OURS, "search.plans=[wide.json,mine.json]"]
     assert main([*command, "study.n_trials=5"]) == 0
     rows = read_csv("runs/ours/trials.csv", TrialRow)
-    assert [row.kind for row in rows] == [*["chain"] * 3, "given", "given"]
+    assert [row.kind for row in rows] == [*["chain"] * 3, "user", "user"]
     assert {row.state for row in rows} == {"completed"}
     units = read_plan(Path("runs/ours/trials/4"))["lineage"]["links"][-1]["kept"]
     assert (units["conv1"], units["stages.1.0.conv1"], units["stages.2.0.conv1"]) == (4, 8, 8)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import orchestrator
 from lightning_modules.errors import ConfigError, DataError
 from orchestrator.__main__ import main
-from orchestrator.jobs.replay import check
+from orchestrator.jobs.replay import replay_or_fail
 from orchestrator.search.plans.finished import read_plan
 from orchestrator.search.plans.lineage import lineage_in
 from tests.search.problems import Bench, bench, settings_of, silent
@@ -180,7 +180,7 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(
         DataError,
         match=r"differs from 'trial 1' on, different: by up to 0.5, threads was 64, now 1",
     ):
-        check(settings, str(last))
+        replay_or_fail(settings, str(last))
     document["lineage"]["links"][0]["plan"]["seed"] += 1  # another order of batches
     document["lineage"]["links"][1]["kept"]["conv1"] -= 1
     (last / "plan.json").write_text(json.dumps(document))

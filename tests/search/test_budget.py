@@ -25,7 +25,7 @@ from orchestrator.search.pace.budget import (
     fewer_targets,
 )
 from orchestrator.search.pace.pacing import Plans, pacing_of
-from orchestrator.settings.budget import parse
+from orchestrator.settings.budget import parse_budget
 from tests.search.problems import bench, settings_of
 
 SPEED = Speed((1.0, 0.2, 0.05), (2.0, 0.8, 0.5), (5.0, 4.0, 3.0))
@@ -44,10 +44,10 @@ CHAIN = [0.7, 0.43, 0.26, 0.16, 0.1, 0.06]
     ],
 )
 def test_a_budget_is_a_number_and_a_unit(text: str, amount: float, unit: str) -> None:
-    found = parse(text)
+    found = parse_budget(text)
     assert (found.amount, found.measure) == (amount, unit)
-    assert parse(found.text) == found
-    assert parse(found) is found
+    assert parse_budget(found.text) == found
+    assert parse_budget(found) is found
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_anything_else_is_refused_with_examples(value: Any) -> None:
     with pytest.raises(
         ValueError, match=r"a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got"
     ):
-        parse(value)
+        parse_budget(value)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_whole_blocks_go_in_a_chain_under_a_budget_in_time(
 
 
 def test_a_budget_covers_less_of_the_same_however_it_is_written() -> None:
-    assert parse("1h").covers(parse("60min"))
-    assert parse("2h").covers(parse("60min"))
-    assert not parse("59min").covers(parse("1h"))
-    assert not parse("2h").covers(parse("1epochs"))
+    assert parse_budget("1h").covers(parse_budget("60min"))
+    assert parse_budget("2h").covers(parse_budget("60min"))
+    assert not parse_budget("59min").covers(parse_budget("1h"))
+    assert not parse_budget("2h").covers(parse_budget("1epochs"))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from orchestrator.search.plans.finished import PLAN
 from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.study import Trials
 from orchestrator.search.studies.trial import TrialState
 from tests.search.test_study import RULES, SPACE, pretend, start, terrain
@@ -45,7 +45,7 @@ def run(study: optuna.Study, exchange: Exchange, n_trials: int) -> None:
 
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(
+        run_trials(
             Trials(study, SPACE, terrain(), saves, RULES, leases, exchange),
             n_trials,
             lambda trial: None,

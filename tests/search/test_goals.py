@@ -16,7 +16,7 @@ from lightning_modules.recipe import Recipe
 from orchestrator.costs import COSTS
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import volume
-from orchestrator.search.goals import Goals, goals_of, reference_of
+from orchestrator.search.goals import Goals, goals_of, study_reference
 from orchestrator.search.studies.results import candidates, front
 from orchestrator.settings import ObjectiveSettings
 from orchestrator.settings.objectives import Bound
@@ -150,7 +150,7 @@ def reference(**changes: Any) -> Any:
     settings: Any = SimpleNamespace(
         objectives=objectives, task=Recipe("lightning_modules.tasks.Classification")
     )
-    return reference_of(
+    return study_reference(
         settings,
         goals,
         {"accuracy": 0.95, "loss": 0.2, "f1": 0.9},
@@ -166,7 +166,7 @@ def test_two_objectives_along_flops_keep_the_area_over_the_log_axis() -> None:
 
 
 def test_a_quality_that_is_to_be_small_counts_below_its_reference() -> None:
-    found = reference(quality="loss", reference_quality=0.5)
+    found = reference(quality="loss", references={"loss": 0.5})
     half = [{"flops": 100.0 * math.sqrt(1 / 32)}]
     assert found.volume([{"loss": 0.1}], half) == pytest.approx(0.4 * 0.5)
     assert found.volume([{"loss": 0.9}], half) == 0.0

@@ -16,7 +16,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from orchestrator.search.lab.latency_model import (
     dense_latency,
-    fit,
+    fit_latency,
     latency_model,
     pruned,
     random_counts,
@@ -58,7 +58,7 @@ def test_features_are_shares_of_the_dense_model_and_fall_with_the_counts() -> No
 def test_a_latency_that_is_linear_in_the_macs_is_found_exactly() -> None:
     counts, cost = random_counts(shallow(), 48, 0), Cost(shallow())
     measured = 0.2 + 1e-6 * cost.macs_batch(counts) + 2e-6 * cost.params_batch(counts)
-    found = fit(Features(shallow()), counts, measured)
+    found = fit_latency(Features(shallow()), counts, measured)
     assert found.worst_error < 1e-6
     assert (found.coefficients >= 0.0).all()
     unseen = random_counts(shallow(), 5, 9)
@@ -70,7 +70,7 @@ def test_a_latency_that_is_linear_in_the_macs_is_found_exactly() -> None:
 
 def test_fewer_units_are_never_estimated_slower() -> None:
     counts = random_counts(shallow(), 48, 0)
-    found = fit(
+    found = fit_latency(
         Features(shallow()), counts, np.random.default_rng(0).uniform(1.0, 2.0, 48)
     )  # noise alone
     for kept in counts[:10]:

@@ -17,7 +17,7 @@ from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import enqueue_chain, reclaim_interrupted
 from orchestrator.search.studies.study import Rules, Trials, open_study
@@ -144,7 +144,7 @@ def studied(
         return measured
 
     with leases.leading():
-        search(
+        run_trials(
             Trials(
                 study, here.space, here.terrain, evaluate, rules, leases, Exchange(study, Path())
             ),

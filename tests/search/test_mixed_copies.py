@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from orchestrator.search.pace.pacing import MIXED_EPOCHS, MOST_MIXED, mixed_copies
-from orchestrator.settings.budget import parse
+from orchestrator.settings.budget import parse_budget
 from tests.search.problems import lab_of
 
 
@@ -30,7 +30,7 @@ class Case:
 
     def copies(self, budget: str, epochs: tuple[float, ...]) -> int | None:
         steps = [each * len(self.lab.data.train_batches(0)) for each in epochs]
-        pacing: Any = SimpleNamespace(budget=parse(budget), target_steps=steps)
+        pacing: Any = SimpleNamespace(budget=parse_budget(budget), target_steps=steps)
         return mixed_copies(self.lab, self.study, pacing)
 
 

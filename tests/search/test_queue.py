@@ -19,7 +19,7 @@ from orchestrator.search.studies import loop
 from orchestrator.search.studies.database import database
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import LONGEST_REST, help_search, search, supply
+from orchestrator.search.studies.loop import LONGEST_REST, help_search, run_trials, supply
 from orchestrator.search.studies.queue import (
     WANTED,
     add_slot,
@@ -35,7 +35,7 @@ from orchestrator.search.studies.queue import (
 )
 from orchestrator.search.studies.storage import Journal
 from orchestrator.search.studies.study import Trials
-from orchestrator.search.studies.trial import GIVEN, KIND, WARM
+from orchestrator.search.studies.trial import ENQUEUED, KIND, WARM
 from tests.search.test_study import RULES, SPACE, pretend, terrain
 
 STORAGES = ["journal", "sqlite"]
@@ -203,7 +203,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
     enqueue_chain(whole, SPACE, [terrain()], [0.6, 0.3, 0.3])
     enqueue_plans(whole, [{"g": 0.5}])
     assert queued(study) == queued(whole)
-    assert [trial.user_attrs[GIVEN] for trial in own_trials(study)] == queued(whole)
+    assert [trial.user_attrs[ENQUEUED] for trial in own_trials(study)] == queued(whole)
 
 
 def trials_of(study: optuna.Study) -> Trials:
@@ -215,7 +215,7 @@ def trials_of(study: optuna.Study) -> Trials:
 def run(study: optuna.Study, n_trials: int) -> None:
     trials = trials_of(study)
     with trials.leases.leading():
-        search(trials, n_trials, lambda trial: None)
+        run_trials(trials, n_trials, lambda trial: None)
 
 
 @pytest.mark.parametrize("kind", STORAGES)

@@ -29,7 +29,7 @@ from orchestrator.search.stopping import (
 )
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.queue import enqueue_chain
 from orchestrator.search.studies.study import Rules, Trials
 from orchestrator.search.studies.trial import RUNGS
@@ -278,7 +278,7 @@ def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     )
     leases = Leases(study, 60.0)
     with leases.leading():
-        search(
+        run_trials(
             Trials(study, space, terrain, noisy, rules, leases, Exchange(study, Path())),
             n_trials,
             lambda _: None,

@@ -25,7 +25,7 @@ from orchestrator.search.stopping import Band, Never
 from orchestrator.search.studies import leases
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import search
+from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import done, enqueue_chain, reclaim_interrupted
 from orchestrator.search.studies.results import candidates, front, rows
@@ -115,7 +115,7 @@ def run(
     seen: list[FrozenTrial] = []
     mine = Leases(study, 60.0)
     with mine.leading():
-        search(
+        run_trials(
             Trials(study, SPACE, terrain(), evaluate, rules, mine, Exchange(study, Path())),
             n,
             seen.append,

@@ -17,7 +17,7 @@ from lightning_modules.pruning.activations import attached
 from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.facts import Facts
@@ -123,7 +123,7 @@ def _one_seed(final: FinalLab, candidate: Candidate, folder: Path, seed: int) ->
     measured: Any = model
     path = exported_path(candidate, folder, seed)
     if candidate.export is not None and path is not None:
-        measured = lab.exported(model, FORMATS[candidate.export], path, level)
+        measured = lab.exported(model, EXPORT_FORMATS[candidate.export], path, level)
     validation, test = lab.validate(measured, level), final.test(measured, level)
     return _SeedResult(validation, test, model.eval(), measured, parts)
 
@@ -174,7 +174,7 @@ def exported_path(candidate: Candidate, folder: Path, seed: int) -> Path | None:
     """The exported file of a seed; None where the model itself is measured."""
     if candidate.export is None:
         return None
-    suffix = FORMATS[candidate.export].file.removeprefix("model")
+    suffix = EXPORT_FORMATS[candidate.export].file.removeprefix("model")
     return folder / f"{candidate.label}-{seed}{suffix}"
 
 

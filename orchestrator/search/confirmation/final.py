@@ -17,7 +17,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.phases.memory import release_memory
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.costs import ratios_of, with_ratios
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
@@ -180,7 +180,7 @@ def _copy_export(
     seed = confirmation.final.lab.phases.confirm.seeds[result.best]
     path = exported_path(candidate, confirmation.records, seed)
     if candidate.export is not None and path is not None:
-        write_atomic(target / FORMATS[candidate.export].file, path.read_bytes())
+        write_atomic(target / EXPORT_FORMATS[candidate.export].file, path.read_bytes())
 
 
 def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> dict[str, Any]:

@@ -28,11 +28,13 @@ from orchestrator.redact import redact_tree
 from orchestrator.search.lab.lab import Timed, optimization, seed_everything
 from orchestrator.search.lab.made_up import metrics_of
 from orchestrator.search.plans.lineage import tensors
+from orchestrator.search.plans.names import WEIGHTS as WEIGHTS
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
 from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
 
-RECORD, WEIGHTS, REWIND = "dense.json", "weights.safetensors", "rewind.safetensors"
+RECORD, REWIND = "dense.json", "rewind.safetensors"
+"""Files of a dense model beside its weights: its metrics, and its weights in an early state."""
 ANEW = "delete its folder, and the dense model is made anew"
 
 

@@ -25,14 +25,14 @@ from orchestrator.search.lab.lab import optimization
 from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 
-STEPS = (3, 60)
+TIMED_STEPS = (3, 60)
 """Training steps that are timed, least and most: two seconds of them."""
 CHOSEN, MEMBERS = 2 / 3, 2 / 3
 """Of the trials that many are confirmed, and of those that many stay on the front."""
 
 
 @dataclass(frozen=True)
-class Prices:
+class ModelSeconds:
     """Seconds of one model's: a training step, a call of the trainer, a pass over validation and over test data."""
 
     step: float
@@ -40,10 +40,10 @@ class Prices:
     validation: float
     test: float
 
-    def toward(self, other: Prices, share: float) -> Prices:
+    def toward(self, other: ModelSeconds, share: float) -> ModelSeconds:
         """Of a model at `share` of the way to the other one."""
         mine, others = vars(self), vars(other)
-        return Prices(
+        return ModelSeconds(
             **{name: max(0.0, mine[name] + share * (others[name] - mine[name])) for name in mine}
         )
 
@@ -82,8 +82,8 @@ class _Work:
     """What the job does, at the `dense` model's prices and at those of the mean `pruned` one."""
 
     settings: Settings
-    dense: Prices
-    pruned: Prices
+    dense: ModelSeconds
+    pruned: ModelSeconds
     epoch: int
     """Training batches in one."""
 
@@ -121,7 +121,7 @@ class _Work:
             + (self.settings.study.n_trials - rungs) * around
         )
 
-    def confirming(self, one: Prices) -> float:
+    def confirming(self, one: ModelSeconds) -> float:
         """One model, finetuned for each seed without a look at validation data between."""
         how = self.settings.phases.confirm
         looks = (1 - how.rounds) * one.validation + one.test
@@ -137,7 +137,7 @@ class _Work:
         confirmed = min(how.max_baseline_models, members) * self.confirming(self.pruned)
         return len(how.baselines) * (ladder + confirmed)
 
-    def finetuning(self, one: Prices, rounds: float, calls: float = 1.0) -> float:
+    def finetuning(self, one: ModelSeconds, rounds: float, calls: float = 1.0) -> float:
         """Recalibrated after each pruning step, and validated after each round."""
         how = self.settings.phases.finetune
         recalibration = how.recalibration_batches * one.step / 3.0
@@ -152,8 +152,8 @@ def _pruned(
     data: Any,
     structure: Structure,
     device: torch.device,
-    dense: Prices,
-) -> Prices:
+    dense: ModelSeconds,
+) -> ModelSeconds:
     """At the mean of the chain's log-uniform FLOPs ratios, between a model of its middle and the dense one."""
     if not structure.groups:
         return dense
@@ -166,7 +166,7 @@ def _pruned(
     return prices(settings, cut, data, device).toward(dense, (mean - middle) / (1.0 - middle))
 
 
-def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device) -> Prices:
+def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device) -> ModelSeconds:
     """Timed with the trainer itself and with batches as the data gives them, after one step to warm up."""
 
     def task() -> Any:
@@ -184,8 +184,8 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
         return time.perf_counter() - begin
 
     one = min(fitted(1), fitted(1))
-    guess = max(1e-3, (fitted(1 + STEPS[0]) - one) / STEPS[0])
-    steps = min(STEPS[1], max(STEPS[0], round(2.0 / guess)))
+    guess = max(1e-3, (fitted(1 + TIMED_STEPS[0]) - one) / TIMED_STEPS[0])
+    steps = min(TIMED_STEPS[1], max(TIMED_STEPS[0], round(2.0 / guess)))
     step = max(1e-5, (fitted(1 + steps) - one) / steps)
     some = _Some(data.val_dataloader())
     first = min(evaluated(some.first), evaluated(some.first))
@@ -194,7 +194,7 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
         first + (_count(loader) - 1) * further
         for loader in (data.val_dataloader(), data.test_dataloader())
     )
-    return Prices(step, max(0.0, one - step), val, test)
+    return ModelSeconds(step, max(0.0, one - step), val, test)
 
 
 def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillation | None:

@@ -29,7 +29,7 @@ from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 from orchestrator.stored import kept
 
-STEPS = 4
+COMPARED_STEPS = 4
 """Training steps timed in each way, after one to warm up."""
 MUCH_FASTER = 0.75
 """Of the time in the usual memory format: a gain that no noise of a busy machine gives or takes."""
@@ -141,7 +141,7 @@ def _middle(
 
 def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
     """Milliseconds of training steps on the first batches, that of the warm-up first; at least two."""
-    batches = list(islice(data.train_batches(0), STEPS + 1))
+    batches = list(islice(data.train_batches(0), COMPARED_STEPS + 1))
     for batch in batches if len(batches) > 1 else 2 * batches:
         begin = time.perf_counter()
         step_loss(task, batch).backward()  # type: ignore[no-untyped-call]

@@ -51,7 +51,7 @@ class LatencyModel:
         return float(self.features(counts) @ self.coefficients)
 
 
-def fit(
+def fit_latency(
     features: Features, counts: Counts, measured: npt.NDArray[np.float64], held: int = HELD_OUT
 ) -> LatencyModel:
     """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
@@ -124,7 +124,7 @@ def latency_model(
         latency = latency_ms(pruned(model, structure, counts[place]).to(example.device), example)
         measured[place] = min(measured[place], latency)
         tick(turn + 1, PASSES * PLANS)
-    found = fit(features, counts, measured)
+    found = fit_latency(features, counts, measured)
     if path is None:
         return found
     document = {

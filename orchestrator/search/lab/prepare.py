@@ -28,7 +28,7 @@ from lightning_modules.tasks.metrics import scale_of
 from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
-from orchestrator.search.costs import MEASURED, Costed, Prices, costs_of
+from orchestrator.search.costs import MEASURED_COSTS, Costed, Prices, costs_of
 from orchestrator.search.goals import goals_of
 from orchestrator.search.lab.dense import (
     DenseTraining,
@@ -225,7 +225,7 @@ def find_latency_model(
 def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[str, float]:
     """Costs of the dense model that ratios are against; a measured latency where one is optimised or bounded."""
     costed = Costed(prices.structure.sizes, shaped=model, trained=model)
-    costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED])
+    costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED_COSTS])
     if settings.objectives.uses("latency_ms"):
         folder = settings.study.baselines
         costs["latency_ms"] = dense_latency(model, prices.example, folder, _architecture(settings))

@@ -36,7 +36,7 @@ from orchestrator.settings.budget import Budget
 
 CONFIRMING = 0.2
 """The part of a budget in time that is kept for confirming the front."""
-STEPS = 3
+SPEED_STEPS = 3
 """Optimizer steps that are timed at each of the ratios."""
 USUAL_ROUNDS = 2
 """Rounds of finetuning of a trial: each begins and ends with work that is no optimizer step."""
@@ -317,12 +317,12 @@ def measure(lab: Lab, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed
 def _timed(lab: Lab, model: nn.Module, now: Callable[[], float]) -> tuple[float, float]:
     """Seconds of a step, and of a trial beside its steps; the first run of one step warms up."""
     moments = [0.0]
-    for steps in (1, 1, 1 + STEPS):
+    for steps in (1, 1, 1 + SPEED_STEPS):
         begin = now()
         lab.finetune(model, Training(1, 0, round_steps=steps))
         moments.append(now() - begin)
     one, several = moments[-2:]
-    step = max((several - one) / STEPS, 0.25 * several / (1 + STEPS))
+    step = max((several - one) / SPEED_STEPS, 0.25 * several / (1 + SPEED_STEPS))
     begin = now()
     lab.recalibrate(model, lab.phases.finetune.recalibration_batches, 0)
     lab.validate(model)

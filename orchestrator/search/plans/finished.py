@@ -18,7 +18,7 @@ from lightning_modules.errors import DataError, PlanError
 from lightning_modules.pruning.removal import state_shapes
 from lightning_modules.pruning.structure import Keep, Structure
 from lightning_modules.pruning.weights import effective_macs
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.plans.document import read_document
 from orchestrator.search.plans.lineage import lineage_in, tensors
@@ -65,7 +65,7 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
     """Weights first: a folder with a plan is whole. The plan has the digests of the exported files that lie there."""
     write_atomic(folder / WEIGHTS, save(tensors(model)))
-    paths = [folder / entry.file for entry in FORMATS.values()]
+    paths = [folder / entry.file for entry in EXPORT_FORMATS.values()]
     exports = {path.name: sha256_of(path) for path in paths if path.exists()}
     write_atomic(folder / PLAN, json.dumps({**document, "exports": exports}, indent=1))
 

@@ -1,4 +1,4 @@
-"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `given` behind the chain."""
+"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `user` behind the chain."""
 
 from __future__ import annotations
 

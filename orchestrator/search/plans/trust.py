@@ -8,7 +8,7 @@ from typing import Any
 from lightning_modules.errors import DataError
 from lightning_modules.recipe import TARGET, locate
 
-OWN = "lightning_modules.pruning."
+OWN_MODULES = "lightning_modules.pruning."
 """Criteria, regrowth: what a plan's method is made of where it is ours. Importing it runs nothing else."""
 
 
@@ -24,9 +24,9 @@ def require_own(named: Iterable[str], who: str) -> None:
     """Errors: DataError for a target that is not defined in the pruning core; nothing else is imported to see it."""
     for target in sorted(named):
         # a path may lead through a module of ours to one that it imports
-        if not target.startswith(OWN) or not str(
+        if not target.startswith(OWN_MODULES) or not str(
             getattr(locate(target), "__module__", "")
-        ).startswith(OWN):
+        ).startswith(OWN_MODULES):
             raise DataError(
                 f"a plan may name criteria of this program, or those that the configuration names; {who} names "
                 f"{target}: give the method it was made with (method=...), if you trust it like code"

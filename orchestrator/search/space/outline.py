@@ -22,7 +22,7 @@ def outline(
 ) -> dict[str, BaseDistribution]:
     """What the sampler is asked for, by name; the dimensions depend on nothing that costs something to know."""
     terrains = {
-        method.name: limited(unscored(method, structure, model), settings)
+        method.name: within_study(unscored(method, structure, model), settings)
         for method in settings.method.choices()
     }
     choices = Choices(settings.space.build(), settings.method, terrains)
@@ -61,9 +61,9 @@ def terrain_of(
     )
 
 
-def limited(terrain: Terrain, settings: Settings) -> Terrain:
+def within_study(terrain: Terrain, settings: Settings) -> Terrain:
     """With what the study asks of every plan: the largest FLOPs ratio, and how many blocks the chain drops."""
-    then = None if terrain.then is None else limited(terrain.then, settings)
+    then = None if terrain.then is None else within_study(terrain.then, settings)
     return replace(
         terrain,
         max_flops_ratio=settings.objectives.largest_ratio or 1.0,

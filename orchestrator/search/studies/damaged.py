@@ -13,10 +13,10 @@ from orchestrator.search.studies.queue import running
 from orchestrator.search.studies.trial import (
     ANEW_OF,
     DAMAGED,
-    GIVEN,
+    ENQUEUED,
     KIND,
-    OWN,
     STATE,
+    USER_THRESHOLDS,
     WARM,
     FrozenTrial,
     Study,
@@ -59,7 +59,9 @@ def _again(study: Study, trial: FrozenTrial) -> str:
     if trial.user_attrs.get(KIND) == WARM:
         return "; it came from another study and is left out"
     attrs: dict[str, Any] = {
-        name: trial.user_attrs[name] for name in (KIND, GIVEN, OWN) if name in trial.user_attrs
+        name: trial.user_attrs[name]
+        for name in (KIND, ENQUEUED, USER_THRESHOLDS)
+        if name in trial.user_attrs
     }
     trials = study.get_trials(deepcopy=False)
     there = next(

@@ -29,13 +29,13 @@ from orchestrator.search.studies.queue import (
 from orchestrator.search.studies.study import Trials, run_trial
 from orchestrator.search.studies.trial import (
     KIND,
-    OWN,
     REASON,
     STATE,
+    USER_THRESHOLDS,
     FrozenTrial,
     TrialState,
 )
-from orchestrator.search.trials.failures import Outcome, check_failures
+from orchestrator.search.trials.failures import Ending, check_failures
 from orchestrator.seeds import Stream, seed_of
 
 OnTrial = Callable[[FrozenTrial], None]
@@ -50,7 +50,7 @@ LONGEST_REST = 30.0
 """Seconds: a look may have been long because the database was away."""
 
 
-def search(
+def run_trials(
     trials: Trials,
     n_trials: int,
     on_trial: OnTrial,
@@ -159,7 +159,7 @@ def ended_since(trials: Trials, on_trial: OnTrial) -> Callable[[], None]:
     return tell
 
 
-def _outcome(trial: FrozenTrial) -> Outcome:
+def _outcome(trial: FrozenTrial) -> Ending:
     return (
         (trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, ""))
         if trial.state.is_finished()
@@ -175,7 +175,7 @@ def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
             trials.exchange.fetch()
             seed = seed_of(rules.seed, Stream.SAMPLER, taken.number)
             trial = opened(study, taken, sampler(rules.sampler, seed, distributions))
-            if OWN not in taken.user_attrs:
+            if USER_THRESHOLDS not in taken.user_attrs:
                 draw(study, trial, distributions)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)

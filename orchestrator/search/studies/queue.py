@@ -13,19 +13,19 @@ from typing import TypeVar
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
 
-from orchestrator.search.samplers import Distributions, combinations, places
+from orchestrator.search.samplers import Distributions, combinations, tried_places
 from orchestrator.search.space import Params, Space, Terrain
 from orchestrator.search.studies.leases import LEASE, Leases, owner_of
 from orchestrator.search.studies.optuna_inside import set_attribute, set_state, trial_id
 from orchestrator.search.studies.trial import (
     DAMAGED,
-    GIVEN,
+    ENQUEUED,
     KIND,
-    OWN,
     REASON,
     RUNGS,
     SECONDS,
     STATE,
+    USER_THRESHOLDS,
     WARM,
     FrozenTrial,
     Study,
@@ -55,7 +55,7 @@ def enqueue_chain(
         return
     # of a run that was killed while it enqueued them
     there = [
-        trial.user_attrs[GIVEN]
+        trial.user_attrs[ENQUEUED]
         for trial in study.get_trials(deepcopy=False)
         if trial.user_attrs.get(KIND) == "chain"
     ]
@@ -68,7 +68,7 @@ def enqueue_chain(
             continue
         study.enqueue_trial(
             params,
-            user_attrs={KIND: "chain", GIVEN: params},
+            user_attrs={KIND: "chain", ENQUEUED: params},
             skip_if_exists=space.levels is not None,
         )
     study.set_user_attr(CHAINED, True)
@@ -76,16 +76,18 @@ def enqueue_chain(
 
 def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
     """The user's own plans, by their thresholds, each once in a study's life."""
-    known = [trial.user_attrs.get(OWN) for trial in study.get_trials(deepcopy=False)]
+    known = [trial.user_attrs.get(USER_THRESHOLDS) for trial in study.get_trials(deepcopy=False)]
     for thresholds in plans:
         if thresholds not in known:
-            study.enqueue_trial({}, user_attrs={KIND: "given", GIVEN: {}, OWN: dict(thresholds)})
+            study.enqueue_trial(
+                {}, user_attrs={KIND: "user", ENQUEUED: {}, USER_THRESHOLDS: dict(thresholds)}
+            )
 
 
 def queued(study: Study) -> list[Params]:
     """Parameters of the enqueued trials that have not ended, in the order in which they run, the open one included."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    return [trial.user_attrs[GIVEN] for trial in trials if GIVEN in trial.user_attrs]
+    return [trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs]
 
 
 def done(study: Study) -> int:
@@ -122,7 +124,9 @@ def slots_left(
     left = n_trials - len(own_trials(study, trials))
     if (whole := combinations(distributions)) is not None:
         ended = [trial for trial in trials if trial.state.is_finished()]
-        left = min(left, whole - len(places(ended, distributions)) - (len(trials) - len(ended)))
+        left = min(
+            left, whole - len(tried_places(ended, distributions)) - (len(trials) - len(ended))
+        )
     return max(0, left)
 
 

@@ -78,7 +78,7 @@ def _without(ranks: Values, fixed: Values) -> Values:
     return ranks if length == 0.0 else ranks - (ranks @ fixed / length) * fixed
 
 
-def columns(rows: Sequence[RungRow]) -> dict[str, float]:
+def rung_columns(rows: Sequence[RungRow]) -> dict[str, float]:
     """The correlations there are, under names for tracking: `rung_1_loss_rank`, ..."""
     found = {}
     for row in rows:

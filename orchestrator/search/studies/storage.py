@@ -18,7 +18,7 @@ from lightning_modules.errors import DataError
 from orchestrator.files import writing
 from orchestrator.redact import redact
 from orchestrator.settings import Settings
-from orchestrator.stopped import undisturbed
+from orchestrator.stopped import signals_held
 
 try:
     import fcntl
@@ -63,7 +63,7 @@ class WholeJournalStorage(JournalStorage):
     """
 
     def _sync_with_backend(self) -> None:
-        with undisturbed():
+        with signals_held():
             super()._sync_with_backend()
 
 
@@ -86,7 +86,7 @@ class Journal(BaseJournalBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         # without a buffer: what one could not write it would write once more when it is closed, behind the end
         with (
-            undisturbed(),
+            signals_held(),
             writing(self._path),
             open(self._path, "r+b", buffering=0) as stream,
             _locked(stream),

@@ -34,12 +34,12 @@ from orchestrator.search.studies.storage import storage_of
 from orchestrator.search.studies.trial import (
     KIND,
     MEASURED,
-    OWN,
     REASON,
     RUNGS,
     SECONDS,
     STATE,
     TRACE,
+    USER_THRESHOLDS,
     FrozenTrial,
     Study,
     TrialState,
@@ -182,7 +182,7 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
 
 def _plan(trials: Trials, trial: optuna.Trial) -> Plan:
     """What the trial's parameters stand for, or the user's own thresholds."""
-    thresholds = trial.user_attrs.get(OWN)
+    thresholds = trial.user_attrs.get(USER_THRESHOLDS)
     if thresholds is None:
         return trials.space.propose(trials.terrain, trial.params)
     return given(trials.space, trials.terrain, thresholds)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState as TrialState
 
 KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
 MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
-GIVEN, ORIGIN, OWN = "given", "origin", "own"
+ENQUEUED, ORIGIN, USER_THRESHOLDS = "enqueued", "origin", "user_thresholds"
 DAMAGED = "damaged"
 """Of a study: the reason by the number of each trial whose files were damaged; it is made anew under another number."""
 ANEW_OF = "anew_of"

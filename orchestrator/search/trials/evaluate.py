@@ -40,7 +40,7 @@ from orchestrator.settings.budget import Budget
 
 FORMAT = 5
 """Of `plan.json`."""
-Pace = Callable[[float, int], int | None]
+RoundSteps = Callable[[float, int], int | None]
 """From (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round; None: as configured."""
 
 
@@ -54,7 +54,7 @@ def begun(lab: Lab, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrialRecipe:
     """What trials of a study have in common.
 
     `methods` are those that plans name, by their names. `architecture` builds the dense network, `dense` is the lineage
@@ -69,11 +69,11 @@ class Recipe:
     timeout: Budget | None = None
 
 
-def trial_recipe(settings: Settings, lab: Lab) -> Recipe:
+def trial_recipe(settings: Settings, lab: Lab) -> TrialRecipe:
     """That of the study with these settings."""
     rewound = lab.facts.rewound
     early = None if rewound is None else weights_digest(rewound)
-    return Recipe(
+    return TrialRecipe(
         {method.name: method for method in settings.method.choices()},
         settings.model.without("weights", "pretrained").to_json(),
         Lineage(lab.facts.dense_digest, early, recipe_of(settings)),
@@ -91,9 +91,9 @@ class Evaluator:
     """
 
     lab: Lab
-    recipe: Recipe
+    recipe: TrialRecipe
     store: PlanStore
-    pace: Pace = lambda ratio, rounds: None
+    pace: RoundSteps = lambda ratio, rounds: None
     mixed: int | None = None
     may_save: Callable[[int], None] = lambda number: None
     _latencies: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)

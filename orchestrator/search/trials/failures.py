@@ -21,14 +21,14 @@ from orchestrator.search.plans.measurement import Measurement
 from orchestrator.settings.budget import Budget
 
 HALVED = "retried with half the batch after out of memory"
-FEWEST = 5
+FEWEST_ENDED = 5
 """Trials that must have ended before a share of failures says anything."""
 
 SMALLER = (
     "take a smaller phases.{}.optimizer.lr, or where memory is short a smaller data.batch_size"
 )
 Found = TypeVar("Found")
-Outcome = tuple[str, str]
+Ending = tuple[str, str]
 """(state, reason) of a trial; ("", "") before it has ended."""
 
 
@@ -116,7 +116,7 @@ def reason_of(error: Exception) -> str:
     return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
-def check_failures(last: Outcome, own: Sequence[Outcome], most: float) -> None:
+def check_failures(last: Ending, own: Sequence[Ending], most: float) -> None:
     """To be called after each trial with its outcome and those of all of the study's own trials.
 
     Looked at after a failed trial alone: a study whose cause of failure was mended goes on, however much failed before.
@@ -127,7 +127,7 @@ def check_failures(last: Outcome, own: Sequence[Outcome], most: float) -> None:
     release_memory()
     ended = [(state, reason) for state, reason in own if state]
     reasons = [reason for state, reason in ended if state == "failed"]
-    if len(ended) < FEWEST or len(reasons) <= most * len(ended):
+    if len(ended) < FEWEST_ENDED or len(reasons) <= most * len(ended):
         return
     times, reason = most_common(reasons)
     raise UserError(

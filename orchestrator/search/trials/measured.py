@@ -12,8 +12,8 @@ from torch import nn
 from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.structure import Counts
 from orchestrator.costs import COSTS, ratios_of
-from orchestrator.export.formats import FORMATS
-from orchestrator.search.costs import MEASURED, SHAPED, Costed, costs_of
+from orchestrator.export.formats import EXPORT_FORMATS
+from orchestrator.search.costs import MEASURED_COSTS, SHAPE_COSTS, Costed, costs_of
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.plans.measurement import Measurement
 
@@ -24,12 +24,12 @@ def as_exported(
     """The measurement with quality, size and latency of the exported file, which is written into `folder`."""
     if plan.export is None:
         return measured
-    form = FORMATS[plan.export]
+    form = EXPORT_FORMATS[plan.export]
     path = folder / form.file
     exported = lab.exported(model, form, path, plan.activation)
     kept = np.array(list(measured.kept.values()))
     with lab.timed("evaluation"):
-        names = [name for name in SHAPED if name in measured.costs]
+        names = [name for name in SHAPE_COSTS if name in measured.costs]
         costs = costs_of(lab.facts.prices, Costed(kept, shaped=exported, artifact=path), names)
     last = measured.rungs[-1][0] if measured.rungs else 0
     rungs = (*measured.rungs[:-1], (last, lab.validate(exported)))
@@ -54,7 +54,7 @@ def measurement(
     """The costs of these units and weights, and of `model` where there is one; nothing of how the trial went yet."""
     facts = lab.facts
     costed = Costed(kept, density, shaped=model, trained=model)
-    names = [name for name in COSTS if name not in MEASURED or facts.goals.uses(name)]
+    names = [name for name in COSTS if name not in MEASURED_COSTS or facts.goals.uses(name)]
     with lab.timed("evaluation"):
         costs = costs_of(facts.prices, costed, names)
     return Measurement(

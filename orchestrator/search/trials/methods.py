@@ -8,7 +8,7 @@ from typing import Any
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
-from orchestrator.export.formats import FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space import Hybrid, Patterns, Terrain
 from orchestrator.search.space.allocation import Sensitivity
@@ -67,7 +67,7 @@ def check_method(settings: Settings, space: Any) -> None:
     """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
     _check_distillation(settings, space)
     if any(settings.method.int8):
-        FORMATS["int8"].require()
+        EXPORT_FORMATS["int8"].require()
     for method in settings.method.choices():
         for stage in method.stages():
             _check_criterion(stage)
