@@ -25,7 +25,7 @@ from orchestrator.search.studies.leases import (
     UNSIGNED_SECONDS,
     LeaseLostError,
     Leases,
-    here,
+    process_identity,
 )
 from orchestrator.search.studies.loop import run_claimed
 from orchestrator.search.studies.queue import (
@@ -84,7 +84,7 @@ def running_trial(study: optuna.Study, lease: dict[str, Any] | None) -> FrozenTr
 
 def elsewhere(beat: int = 1, **changes: Any) -> dict[str, Any]:
     """The lease of a process on another machine."""
-    return {**here(), "host": "far", "place": "far 1", "owner": "them", "beat": beat, **changes}
+    return {**process_identity(), "host": "far", "place": "far 1", "owner": "them", "beat": beat, **changes}
 
 
 def beat(study: optuna.Study, trial: FrozenTrial, count: int, **changes: Any) -> FrozenTrial:
@@ -106,7 +106,7 @@ def test_a_lease_says_nothing_of_the_time() -> None:
 def test_the_trial_of_a_dead_process_on_this_machine_is_abandoned_at_once(
     study: optuna.Study, child: subprocess.Popen[bytes]
 ) -> None:
-    lease = {**elsewhere(), **here(), "pid": child.pid, "started": module._started(child.pid)}
+    lease = {**elsewhere(), **process_identity(), "pid": child.pid, "started": module._started(child.pid)}
     trial, judge = running_trial(study, lease), Leases(study, PATIENCE)
     assert not judge.abandoned(trial)
     child.send_signal(signal.SIGKILL)
@@ -120,11 +120,11 @@ def test_the_trial_of_a_dead_process_on_this_machine_is_abandoned_at_once(
 def test_a_later_process_with_the_number_of_a_dead_one_is_not_taken_for_it(
     study: optuna.Study,
 ) -> None:
-    trial = running_trial(study, {**elsewhere(), **here(), "started": "1"})
+    trial = running_trial(study, {**elsewhere(), **process_identity(), "started": "1"})
     assert Leases(study, PATIENCE).abandoned(trial)
 
 
-@pytest.mark.parametrize("place", [here()["place"], "far 1"])
+@pytest.mark.parametrize("place", [process_identity()["place"], "far 1"])
 def test_a_living_process_is_left_alone_for_as_long_as_it_beats(
     study: optuna.Study, place: str
 ) -> None:
@@ -176,7 +176,7 @@ def test_a_running_trial_that_nobody_signed_is_taken_over_after_a_moment(
 
 
 def test_what_two_judges_find_abandoned_is_put_back_once(study: optuna.Study) -> None:
-    trial = running_trial(study, {**elsewhere(), **here(), "started": "1"})
+    trial = running_trial(study, {**elsewhere(), **process_identity(), "started": "1"})
     first, second = Leases(study, PATIENCE), Leases(study, PATIENCE)
     assert first.abandoned(trial)
     assert second.abandoned(trial)
@@ -220,7 +220,7 @@ def test_of_two_that_claim_the_lead_at_once_one_gets_it(tmp_path: Path) -> None:
 def test_a_second_leader_on_this_machine_is_refused_at_once_with_process_and_host(
     study: optuna.Study,
 ) -> None:
-    name = f"process {os.getpid()} on {here()['host']}"
+    name = f"process {os.getpid()} on {process_identity()['host']}"
     second = Leases(study, PATIENCE)
     with (
         Leases(study, PATIENCE).leading(),
