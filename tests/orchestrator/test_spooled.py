@@ -50,7 +50,7 @@ class Server:
         if number in self.refuses:
             raise TrackerError("never", reason="invalid value", refused=True)
         if number not in self.trials:
-            self.trials[number] = vars(record)
+            self.trials[number] = {k: v for k, v in vars(record).items() if k != "number"}
             self.calls.append(number)
 
     def close_study(

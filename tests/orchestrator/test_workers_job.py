@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from lightning_modules.errors import UserError
 from orchestrator.__main__ import main
 from orchestrator.progress import Progress
-from orchestrator.search.studies.leases import LEADER, LEASE, here
+from orchestrator.search.studies.leases import LEADER, LEASE, process_identity
 from orchestrator.search.studies.queue import put_back
 from orchestrator.search.studies.storage import Journal
 from orchestrator.workers import pool as workers
@@ -95,7 +95,9 @@ def test_a_second_search_is_refused_and_leaves_the_first_alone(
         with study_in(tmp_path) as study:
             before = wait_for(lambda: study.user_attrs.get(LEADER) and study.user_attrs, "a leader")
         assert main([*TINY, "method=l1"]) == 2
-        refused = f"is being searched by process {first.process.pid} on {here()['host']}"
+        refused = (
+            f"is being searched by process {first.process.pid} on {process_identity()['host']}"
+        )
         assert refused in capsys.readouterr().err
         with study_in(tmp_path) as study:
             after = study.user_attrs
@@ -169,7 +171,7 @@ def test_a_trial_over_which_workers_keep_dying_is_recorded_as_failed(
         for _ in range(DEATHS):
             assert not over()
             process = team._processes[0]
-            lease = {**here(), "pid": process.pid, "owner": "them", "beat": 1}
+            lease = {**process_identity(), "pid": process.pid, "owner": "them", "beat": 1}
             storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             storage.set_trial_user_attr(trial._trial_id, LEASE, lease)
             team.look(Progress())
@@ -192,7 +194,7 @@ def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
     trial = study.ask()
     with watched(tmp_path, study) as team:
         lease = {
-            **here(),
+            **process_identity(),
             "place": "far",
             "pid": team._processes[0].pid,
             "owner": "them",

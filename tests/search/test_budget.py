@@ -24,7 +24,7 @@ from orchestrator.search.pace.budget import (
     Unpaced,
     fewer_targets,
 )
-from orchestrator.search.pace.pacing import Plans, pacing_of
+from orchestrator.search.pace.pacing import Clock, Plans, pacing_of
 from orchestrator.settings.budget import parse_budget
 from tests.search.problems import bench, settings_of
 
@@ -282,7 +282,8 @@ def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path:
     ticks = itertools.count()
     study = optuna.create_study(directions=["maximize", "minimize"])
     plans = Plans(here.facts, here.space, here.terrain)
-    pacing = pacing_of(plans, study, 0.0, Progress(), lambda: float(next(ticks)))
+    clock = Clock(0.0, lambda: float(next(ticks)))
+    pacing = pacing_of(here.settings, here.lab, plans, study, clock, Progress())
     assert pacing is not None
     assert pacing.speed.ratios == pytest.approx(
         (1.0, pacing.targets[2], pacing.targets[-1]), rel=0.2

@@ -84,7 +84,14 @@ def running_trial(study: optuna.Study, lease: dict[str, Any] | None) -> FrozenTr
 
 def elsewhere(beat: int = 1, **changes: Any) -> dict[str, Any]:
     """The lease of a process on another machine."""
-    return {**process_identity(), "host": "far", "place": "far 1", "owner": "them", "beat": beat, **changes}
+    return {
+        **process_identity(),
+        "host": "far",
+        "place": "far 1",
+        "owner": "them",
+        "beat": beat,
+        **changes,
+    }
 
 
 def beat(study: optuna.Study, trial: FrozenTrial, count: int, **changes: Any) -> FrozenTrial:
@@ -106,7 +113,12 @@ def test_a_lease_says_nothing_of_the_time() -> None:
 def test_the_trial_of_a_dead_process_on_this_machine_is_abandoned_at_once(
     study: optuna.Study, child: subprocess.Popen[bytes]
 ) -> None:
-    lease = {**elsewhere(), **process_identity(), "pid": child.pid, "started": module._started(child.pid)}
+    lease = {
+        **elsewhere(),
+        **process_identity(),
+        "pid": child.pid,
+        "started": module._started(child.pid),
+    }
     trial, judge = running_trial(study, lease), Leases(study, PATIENCE)
     assert not judge.abandoned(trial)
     child.send_signal(signal.SIGKILL)

@@ -33,9 +33,9 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
     home: Path, tmp_path: Path, method: str
 ) -> None:
     here = bench(home, tmp_path, f"method={method}")
-    proposal = here.propose(0.2, schedule__steps=2)
-    measured, model = here.run(proposal)
-    wanted = here.evaluator.wanted(proposal).density
+    plan = here.propose(0.2, schedule__steps=2)
+    measured, model = here.run(plan)
+    wanted = plan.density
     names = here.facts.weight_names
     found = densities(model, names)
     for name in names:
@@ -65,8 +65,8 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
 def test_n_of_m_in_every_tensor_that_has_the_pattern(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=nm_2_4")
     names = [group.name for group in here.terrain.structure.groups]
-    proposal = here.propose(0.1, **{f"pattern.{name}": name != names[0] for name in names})
-    _, model = here.run(proposal)
+    plan = here.propose(0.1, **{f"pattern.{name}": name != names[0] for name in names})
+    _, model = here.run(plan)
     for name in names:
         weight = model.get_parameter(name).movedim(1, -1)
         kept = (weight.reshape(-1, 4) != 0).sum(1)
@@ -115,9 +115,9 @@ def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape:
     here = bench(
         home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]"
     )
-    proposal = here.propose(0.4)
-    measured, model = here.run(proposal)
-    assert list(measured.kept.values()) == here.evaluator.wanted(proposal).kept.tolist()
+    plan = here.propose(0.4)
+    measured, model = here.run(plan)
+    assert measured.kept == plan.kept
     assert ratio_of(here.facts, model) == pytest.approx(measured.ratios["params"])
 
 
@@ -263,11 +263,11 @@ def test_a_window_of_pruning_begins_late_and_ends_early(home: Path, tmp_path: Pa
     here = bench(
         home, tmp_path, "space.start=[0.0,0.5]", "space.end=[0.6,1.0]", "space.steps=[1,4]"
     )
-    proposal = here.propose(
+    plan = here.propose(
         0.5, schedule__steps=4, schedule__start=0.25, schedule__end=0.75, finetune__rounds=1
     )
-    measured, _ = here.run(proposal)
-    assert proposal.timing.moments() == [1, 1, 2, 2]
+    measured, _ = here.run(plan)
+    assert plan.timing.moments() == [1, 1, 2, 2]
     assert measured.trained_rounds == 4
     assert [rung for rung, _ in measured.rungs] == [1, 2]
 
@@ -341,7 +341,7 @@ def test_scores_that_are_not_finite_name_their_group(home: Path, tmp_path: Path)
     here = bench(home, tmp_path)
     with torch.no_grad():
         here.facts.model.get_parameter("stages.1.0.conv1.weight")[3] = float("nan")
-    method = next(iter(here.methods.values()))
+    method = here.methods[0]
     with pytest.raises(Exception, match=r"group 'stages.1.0.conv1' has 1"):
         method.stages[0].pruner.scores(here.facts.model, here.facts.structure.full(), 0)
     assert np.isfinite(method.stages[0].scores).all()
@@ -351,10 +351,8 @@ def test_a_stopped_trial_is_charged_for_the_finetuning_that_it_got(
     home: Path, tmp_path: Path
 ) -> None:
     here = bench(home, tmp_path, "space.rounds=[1,4]")
-    proposal = here.propose(0.5, schedule__steps=1, finetune__rounds=4)
-    stopped = here.evaluator(
-        proposal, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None
-    )
+    plan = here.propose(0.5, schedule__steps=1, finetune__rounds=4)
+    stopped = here.evaluator(plan, 0, lambda unit, ratio, metrics: "enough" if unit == 1 else None)
     assert (stopped.state, stopped.trained_rounds) == ("stopped", 1)
 
 
