@@ -53,13 +53,20 @@ def draw(study: Study, trial: optuna.Trial, distributions: Mapping[str, BaseDist
     """
     drawn_before = set(trial.params)
     for name, distribution in distributions.items():
-        fixed = trial._is_fixed_param(name, distribution)
-        relative = trial._is_relative_param(name, distribution)
-        independent = not fixed and not relative and not distribution.single()
-        if name in drawn_before and independent:
+        if name in drawn_before and _is_independent(trial, name, distribution):
             frozen = trial._get_latest_trial()
             study.sampler.sample_independent(study, frozen, name, distribution)
         trial._suggest(name, distribution)
+
+
+def _is_independent(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> bool:
+    """Whether the sampler draws this parameter by itself.
+
+    Whether it is fixed is asked first: the other question lets a genetic sampler make a generation.
+    """
+    if trial._is_fixed_param(name, distribution) or distribution.single():
+        return False
+    return not trial._is_relative_param(name, distribution)
 
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:
