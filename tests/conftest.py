@@ -1,11 +1,17 @@
-"""What all tests share: no time limit that a busy machine could miss, and each structure discovered once."""
+"""What all tests share: no time limit that a busy machine could miss, and once what is always the same."""
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from omegaconf import OmegaConf
 
 settings.register_profile(
     "tests",
@@ -16,9 +22,59 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _structures_are_discovered_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.structures import share
+def _of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A folder that every worker of this run sees."""
+    mine = factory.getbasetemp()
+    return mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
 
-    mine = tmp_path_factory.getbasetemp()
-    share((mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "structures")
+
+@pytest.fixture(autouse=True, scope="session")
+def _structures_are_discovered_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Those that tests ask for, and those of the project's own models that a search prepares."""
+    from orchestrator.search.lab import prepare
+    from tests.structures import as_before, share
+
+    share(_of_all_workers(tmp_path_factory) / "structures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "discover", as_before)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _a_configuration_file_is_parsed_once() -> Iterator[None]:
+    """By its content: each composition reads some twenty of them."""
+    load, known = OmegaConf.load, dict[str, Any]()
+
+    def remembered(source: Any) -> Any:
+        if not hasattr(source, "read"):
+            return load(source)
+        content = source.read()
+        if content not in known:
+            source.seek(0)
+            known[content] = load(source)
+        return copy.deepcopy(known[content])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(remembered))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mlflow_makes_its_schema_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A new database is a copy of the first one, which was made as every other would be."""
+    from orchestrator.tracking import database
+
+    put, first = database._put, _of_all_workers(tmp_path_factory) / "mlflow.db"
+
+    def copied(place: Path, *, replace: bool) -> None:
+        if replace or not first.exists():
+            put(place, replace=replace)
+        source, target = (first, place) if first.exists() else (place, first)
+        if not target.exists():
+            part = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copy(source, part)
+            part.rename(target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "_put", copied)
+        yield

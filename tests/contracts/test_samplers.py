@@ -41,8 +41,8 @@ from orchestrator.settings.objectives import Bound
 from tests.structures import small_resnet
 
 SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
-# A plan of a Gaussian process takes a second; how a study resumes is the same code for all.
-RESUMED = [
+# A plan of a Gaussian process takes a second; how a study is seeded and resumes is the same code for all.
+FITTED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem == "gp" else path for path in SAMPLERS
 ]
 CRITERION = {"_target_": "lightning_modules.pruning.criteria.Magnitude"}
@@ -173,6 +173,7 @@ def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: 
     )  # two proposals may meet, all alike they may not
 
 
+@pytest.mark.parametrize("recipe", FITTED, ids=lambda path: path.stem, indirect=True)
 def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(recipe: Recipe) -> None:
     n_trials = 5 if slow_to_fit(recipe.target) else 10
     found = [run(fresh(), recipe, n_trials) for _ in range(2)]
@@ -183,7 +184,7 @@ def test_the_same_seed_gives_the_same_proposals_and_another_seed_others(recipe: 
     assert run(fresh(), reseeded, n_trials, seed=6)[2:] != found[0][2:]
 
 
-@pytest.mark.parametrize("recipe", RESUMED, ids=lambda path: path.stem, indirect=True)
+@pytest.mark.parametrize("recipe", FITTED, ids=lambda path: path.stem, indirect=True)
 def test_a_resumed_study_proposes_what_an_undisturbed_one_does(recipe: Recipe) -> None:
     whole = run(fresh(), recipe, 10)
     storage = optuna.storages.InMemoryStorage()

@@ -36,6 +36,7 @@ SMALL = [
     "tracking=none",
 ]
 STUDY = [*SMALL, "study.n_trials=2"]
+UNTRAINED = [*STUDY, "made_up={}"]
 RUN = Path("runs/digits_small")
 Failing = Callable[[Candidate], None]
 
@@ -77,7 +78,7 @@ def test_what_fails_is_left_out_and_said_and_made_by_the_same_command(
 ) -> None:
     reason = "DivergedError: the training loss became nan at step 3"
     failing(diverges("trial-0", "uniform-1"))
-    assert main(STUDY) == 0
+    assert main(UNTRAINED) == 0
     said = capsys.readouterr()
     trace = RUN / "confirm" / "trial-0.traceback.txt"
     assert f"trial-0: left out, it failed: {reason}; see {trace}" in said.err
@@ -88,11 +89,11 @@ def test_what_fails_is_left_out_and_said_and_made_by_the_same_command(
     assert [row.origin for row in read_csv(RUN / "baselines.csv", ConfirmedRow)] == ["dense"]
 
     failing(lambda candidate: None)
-    assert main(STUDY) == 0
+    assert main(UNTRAINED) == 0
     assert summary()["failed"] == {}
     assert 0 in [row.trial for row in read_csv(RUN / "front.csv", ConfirmedRow)]
     capsys.readouterr()
-    assert main(STUDY) == 0
+    assert main(UNTRAINED) == 0
     assert "this study is complete" in capsys.readouterr().out
 
 
@@ -100,7 +101,7 @@ def test_without_any_confirmed_model_there_is_no_front_and_the_reason_is_said(
     failing: Callable[[Failing], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(diverges("trial-0", "trial-1"))
-    assert main(STUDY) == 2
+    assert main(UNTRAINED) == 2
     said = capsys.readouterr().err
     assert "none of 2 is: DivergedError: the training loss became nan at step 3 (2 times)" in said
     assert "Traceback" not in said

@@ -13,15 +13,26 @@ from pathlib import Path
 import pytest
 
 from orchestrator.workers.pool import DEATHS
-from tests.faults.tiny import alive, check_whole, finished, results, run, trials_in, wait_for
+from tests.faults.tiny import (
+    AS_A_USER,
+    alive,
+    check_whole,
+    finished,
+    results,
+    run,
+    trials_in,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
 SINGLE, OF_WORKERS, OF_PARENTS = 20, 7, 3
+TRAINED = "made_up=null"
 MANY = 24
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is right."""
-LONGER = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.round_steps=20"]
+SLOW = ["made_up={seconds: 0.02}", "phases.finetune.round_steps=20"]
+LONGER = [*SLOW, "workers=2", f"study.n_trials={MANY}"]
 LONGEST = [*LONGER, f"study.n_trials={2 * MANY}"]
 
 
@@ -30,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], flo
     """What an undisturbed run finds, and how long it takes."""
     folder = tmp_path_factory.mktemp("whole")
     begin = time.perf_counter()
-    finished(folder)
+    finished(folder, TRAINED)
     seconds = time.perf_counter() - begin
     check_whole(folder)
     return results(folder), seconds
@@ -45,7 +56,7 @@ def test_a_study_killed_at_random_times_ends_as_an_undisturbed_one(
     while kills < SINGLE or studies < 2:
         folder = tmp_path / str(studies)
         folder.mkdir(exist_ok=True)
-        with run(folder) as process:
+        with run(folder, TRAINED, before=() if kills else AS_A_USER) as process:
             try:
                 assert (
                     process.process.wait(
@@ -60,7 +71,7 @@ def test_a_study_killed_at_random_times_ends_as_an_undisturbed_one(
                 continue
         check_whole(folder)
         assert results(folder) == expected
-        assert "this study is complete" in finished(folder)
+        assert "this study is complete" in finished(folder, TRAINED)
         studies += 1
 
 

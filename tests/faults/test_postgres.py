@@ -16,6 +16,7 @@ from tests.faults.tiny import Run, check_whole, finished, results, run, trials_i
 pytestmark = pytest.mark.slow
 
 MANY = 24
+SLOW = ["made_up={seconds: 0.01}", "phases.finetune.round_steps=60"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_two_hosts_share_a_study_and_each_is_killed_once(
         f"study.out={tmp_path}/runs",
         f"study.baselines={tmp_path}/baselines",
     ]
-    command = [*shared, f"study.n_trials={MANY}", "study.lease=3", "phases.finetune.round_steps=60"]
+    command = [*shared, f"study.n_trials={MANY}", "study.lease=3", *SLOW]
     one, two = hosts
     with run(one.folder, *command, before=one.words()) as search:
         begun(tmp_path, url, search, 1)

@@ -79,7 +79,12 @@ def only(pid: int, number: int) -> None:
 
 
 MANY = 12
-COMMAND = ["workers=2", f"study.n_trials={MANY}", "phases.finetune.round_steps=20"]
+COMMAND = [
+    "made_up={seconds: 0.02}",
+    "workers=2",
+    f"study.n_trials={MANY}",
+    "phases.finetune.round_steps=20",
+]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tests.faults.mlflow_server import Server
 pytestmark = pytest.mark.slow
 
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "study.name=digits_small",
     "model.width=8",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +9,17 @@ import pytest
 
 import orchestrator
 from tests.faults.mlflow_server import Server
+from tests.faults.tiny import run
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-TRIALS = 16
 SMALL = [
-    "+experiment=digits_small",
-    "study.name=digits_small",
-    "model.width=8",
-    "phases.train.epochs=2",
+    "made_up={seconds: 0.01}",
     "phases.finetune.round_steps=60",
-    "phases.confirm.rounds=1",
     "phases.confirm.max_models=3",
     "phases.confirm.baselines=[]",
-    "search.chain.targets=3",
-    "threads=1",
     "stopping=never",
-    f"study.n_trials={TRIALS}",
+    "study.n_trials=16",
 ]
 
 
@@ -44,43 +34,28 @@ def server(tmp_path: Path) -> Iterator[Server]:
         found.kill()
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
-    folder.mkdir()
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *SMALL, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_plans_travel_as_artifacts(server: Server, tmp_path: Path) -> None:
     place = [
+        *SMALL,
         f"study.storage=sqlite:///{tmp_path / 'study.db'}",
         "study.results=mlflow",
+        "tracking=mlflow",
         f"tracking.uri={server.uri}",
     ]
-    searching = begun(tmp_path / "a", *place)
-    assert searching.stderr is not None
-    before = []
-    for line in searching.stderr:
-        before.append(line)
-        if "search:" in line:
-            break
-    helping = begun(tmp_path / "b", *place, "job=work", "job.name=b")
-    _, rest = searching.communicate(timeout=300)
-    _, helped = helping.communicate(timeout=120)
-    assert searching.returncode == 0, "".join(before) + rest
-    assert helping.returncode == 0, helped
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with run(tmp_path / "a", *place) as searching:
+        assert searching.says("search:"), searching.text
+        with run(tmp_path / "b", *place, "job=work", "job.name=b") as helping:
+            assert searching.ends(300.0) == 0, searching.text
+            assert helping.ends() == 0, helping.text
     theirs = [
         line.split()[1]
-        for line in helped.splitlines()
+        for line in helping.lines
         if line.startswith("trial ") and "completed" in line
     ]
-    assert theirs, helped
-    here, there = (tmp_path / name / "runs" / "digits_small" for name in ("a", "b"))
+    assert theirs, helping.text
+    here, there = (tmp_path / name / "runs" / "tiny" for name in ("a", "b"))
     for number in theirs:  # made there, fetched by the process that confirms the front
         weights = (there / "trials" / number / "weights.safetensors").read_bytes()
         assert (here / "trials" / number / "weights.safetensors").read_bytes() == weights

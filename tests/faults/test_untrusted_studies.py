@@ -12,8 +12,11 @@ from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
 from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.studies.study import open_study
-from tests.faults.harm import STUDY, change, flip
+from tests.faults.harm import STUDY as TRAINED
+from tests.faults.harm import change, flip
 from tests.search.test_study import settings as made_up
+
+STUDY = ["made_up={}", *TRAINED]
 
 
 def test_a_warm_start_from_outside_is_refused(

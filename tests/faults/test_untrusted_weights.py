@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_modules.errors import DataError, UserError
 from lightning_modules.models import SmallResNet
 from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
+from orchestrator.search.lab.lab import Lab
 from orchestrator.stored import check_shapes
 from tests.faults.harm import DEEP, STUDY, Bomb, change, flip, header, with_header
 from tests.search.problems import lab_of
@@ -113,6 +115,21 @@ def test_shapes_are_seen_before_tensors_are_read(
 
 # --- the dense baseline
 
+BRIEF = ["phases.train.epochs=1", "phases.train.rewind_epoch=0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lab]:
+    """Where a dense model was trained, not to be touched, and its laboratory."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, lab_of(folder, *BRIEF)
+
+
+@pytest.fixture
+def baselines(trained: tuple[Path, Lab], tmp_path: Path) -> Path:
+    """A copy of its baselines."""
+    return Path(shutil.copytree(trained[0] / "baselines", tmp_path / "baselines"))
+
 
 @pytest.mark.parametrize(
     "harm",
@@ -130,25 +147,27 @@ def test_shapes_are_seen_before_tensors_are_read(
     ],
 )
 def test_a_damaged_baseline_is_named_and_trained_anew(
-    harm: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harm: Callable[[Path], None],
+    trained: tuple[Path, Lab],
+    baselines: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first = lab_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
-    (folder,) = (path for path in (tmp_path / "baselines").iterdir() if path.is_dir())
+    (folder,) = (path for path in baselines.iterdir() if path.is_dir())
     before = (folder / "weights.safetensors").read_bytes()
     harm(folder)
     capsys.readouterr()
-    again = lab_of(tmp_path, "phases.train.epochs=1", "phases.train.rewind_epoch=0")
+    again = lab_of(tmp_path, *BRIEF)
     assert f"{folder} is damaged and is made anew" in capsys.readouterr().err
     assert (folder / "weights.safetensors").read_bytes() == before
-    assert again.dense == first.dense
+    assert again.dense == trained[1].dense
 
 
 def test_a_baseline_of_an_older_version_has_no_digest_and_loads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    baselines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab_of(tmp_path, "phases.train.epochs=1")
-    (record,) = (tmp_path / "baselines").glob("*/dense.json")
+    (record,) = baselines.glob("*/dense.json")
     change(record, lambda d: {name: value for name, value in d.items() if name != "sha256"})
     capsys.readouterr()
-    lab_of(tmp_path, "phases.train.epochs=1")
+    lab_of(tmp_path, *BRIEF)
     assert "damaged" not in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""A study of a few seconds in processes of its own, and what has to hold of it whatever happened to them."""
+"""A study of a few seconds in processes of its own, and what has to hold of it whatever happened to them.
+
+It trains nothing, unless a test says `made_up=null`.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.studies.leases import LEADER
 from orchestrator.search.studies.storage import Journal
+from tests.faults.forked import Forked
 
 TRIALS = 8
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "model.width=4",
     "phases.train.epochs=1",
@@ -43,6 +48,8 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 """Seconds within which whatever is waited for here happens, on a machine that is busy with other things too."""
 TIMES = ("seconds", "latency_ms")
+AS_A_USER = ("env",)
+"""What a run begins with that starts as a user's does: it imports everything first."""
 
 
 def command(*words: str) -> list[str]:
@@ -52,19 +59,27 @@ def command(*words: str) -> list[str]:
 
 
 class Run:
-    """One process with a command line of its own, its standard error read as it comes."""
+    """One process with a command line of its own, its standard error read as it comes.
+
+    It has imported everything already, unless it begins `before`: with the words of another program.
+    """
 
     def __init__(self, folder: Path, *words: str, before: tuple[str, ...] = ()) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "orchestrator", *command(*words)],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        self.process: subprocess.Popen[str] | Forked
+        if before:
+            self.process = subprocess.Popen(
+                [*before, sys.executable, "-m", "orchestrator", *command(*words)],
+                cwd=folder,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        else:
+            self.process = Forked(folder, command(*words), environment)
         self.lines: list[str] = []
         self._new = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -162,7 +177,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.1)  # a study is read anew each time
     return found
 
 

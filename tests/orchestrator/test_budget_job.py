@@ -143,13 +143,12 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.family
 @pytest.mark.parametrize(
     "method",
     [
-        ["method=l2"],
+        pytest.param(["method=l2"], marks=pytest.mark.family),
         ["method=weight_l1"],
-        ["method=hybrid"],
+        pytest.param(["method=hybrid"], marks=pytest.mark.family),
         ["method=nm_2_4", "space=patterns"],
         ["method=soft_filter"],
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,16 @@ HEAVY = (
     "scipy",
 )
 SCRIPT = """
-import sys
+import contextlib, io, json, os, sys
 from orchestrator.__main__ import main
-code = main({words!r})
-print("code", code, [name for name in {heavy!r} if name in sys.modules])
+
+answers = []
+for folder, words, heavy in {asked!r}:
+    os.chdir(folder)
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        code = main(words)
+    answers.append((code, [name for name in heavy if name in sys.modules], said.getvalue()))
+print(json.dumps(answers))
 """
 MINE = """
 from torch import nn
@@ -44,37 +51,41 @@ class Data:
 SMALL = ["+experiment=digits_small", "tracking=none"]
 
 
-def answer(folder: Path, words: list[str], heavy: tuple[str, ...]) -> tuple[str, str]:
-    """The last line on stdout, and what was said on stderr."""
-    command = [sys.executable, "-c", SCRIPT.format(words=words, heavy=heavy)]
+Asked = tuple[str, list[str], tuple[str, ...]]
+"""Where a command line is given, its words, and what it must not import."""
+
+
+def answers(folder: Path, *asked: Asked) -> list[tuple[int, list[str], str]]:
+    """Exit code, what was imported although it must not be, and what was said; in turn, in one process."""
+    command = [sys.executable, "-c", SCRIPT.format(asked=list(asked))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.stdout, done.stderr
-    return done.stdout.splitlines()[-1], done.stderr
+    return [(code, heavy, said) for code, heavy, said in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize(
-    ("words", "said", "heavy"),
-    [
-        (["model._target_=nowhere.Net"], "no module holds 'nowhere.Net'", (*HEAVY, "torch")),
-        (["data._target_=mine.Date"], "has no 'Date'; nearest: Data", HEAVY),
-        (
-            ["model._target_=mine.Net", "+model.hiden=4"],
-            "unexpected keyword argument 'hiden'",
-            HEAVY,
-        ),
-        (["data._target_=mine.Data"], "missing a required argument: 'folder'", HEAVY),
-        (["task._target_=mine.Net"], "unexpected keyword argument 'model'", HEAVY),
-        (["method.criterion._target_=mine.Score"], "mine has no 'Score'", HEAVY),
-        (["job=inspect", "model._target_=mine.Net", "+model.hiden=4"], "argument 'hiden'", HEAVY),
-    ],
-)
+MISTAKES = [
+    (["model._target_=nowhere.Net"], "no module holds 'nowhere.Net'", (*HEAVY, "torch")),
+    (["data._target_=mine.Date"], "has no 'Date'; nearest: Data", HEAVY),
+    (["model._target_=mine.Net", "+model.hiden=4"], "unexpected keyword argument 'hiden'", HEAVY),
+    (["data._target_=mine.Data"], "missing a required argument: 'folder'", HEAVY),
+    (["task._target_=mine.Net"], "unexpected keyword argument 'model'", HEAVY),
+    (["method.criterion._target_=mine.Score"], "mine has no 'Score'", HEAVY),
+    (["job=inspect", "model._target_=mine.Net", "+model.hiden=4"], "argument 'hiden'", HEAVY),
+]
+"""Words, what is said of them, and what has not been imported by then; the first imports least."""
+
+
 def test_a_mistake_in_ones_own_class_is_told_before_anything_large_is_imported(
-    tmp_path: Path, words: list[str], said: str, heavy: tuple[str, ...]
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    last, error = answer(tmp_path, [*SMALL, *words], heavy)
-    assert last == "code 2 []"
-    assert said in error
+    place = str(tmp_path)
+    asked: list[Asked] = [(place, [*SMALL, *words], heavy) for words, _, heavy in MISTAKES]
+    for (words, message, _), (code, heavy, said) in zip(
+        MISTAKES, answers(tmp_path, *asked), strict=True
+    ):
+        assert (code, heavy) == (2, []), words
+        assert message in said
 
 
 class Expensive:
@@ -140,16 +151,11 @@ def finished(folder: Path, blocks: bool = False) -> Settings:
 
 
 def test_a_study_that_is_complete_is_shown_without_torch(tmp_path: Path) -> None:
-    finished(tmp_path)
-    last, error = answer(tmp_path, SMALL, (*HEAVY, "torch"))
-    assert last == "code 0 []", error
-
-
-def test_a_finished_study_whose_blocks_went_too_is_shown_also_without_its_budget(
-    tmp_path: Path,
-) -> None:
-    """Whole blocks go by default under a budget in time: a key that the user never gave."""
-    settings = finished(tmp_path, blocks=True)
+    """Also one whose blocks went too: under a budget in time they do by default, a key that the user never gave."""
+    places = [tmp_path / "plain", tmp_path / "blocks"]
+    for place, blocks in zip(places, (False, True), strict=True):
+        settings = finished(place, blocks)
     assert key(settings.with_depth(True)) != key(settings)
-    last, error = answer(tmp_path, SMALL, (*HEAVY, "torch"))
-    assert last == "code 0 []", error
+    asked: list[Asked] = [(str(place), SMALL, (*HEAVY, "torch")) for place in places]
+    for code, heavy, said in answers(tmp_path, *asked):
+        assert (code, heavy) == (0, []), said

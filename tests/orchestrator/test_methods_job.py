@@ -44,7 +44,15 @@ def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -
     from mlflow import MlflowClient
 
     assert (
-        main(["+experiment=digits_small", "method=search", *SMALL, "method.among=[l1,fpgm,random]"])
+        main(
+            [
+                "+experiment=digits_small",
+                "method=search",
+                *SMALL,
+                "made_up={}",
+                "method.among=[l1,fpgm,random]",
+            ]
+        )
         == 0
     )
     trials = read_csv("runs/digits_small/trials.csv", TrialRow)
@@ -61,6 +69,8 @@ def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -
     assert tags == {row.number: row.method for row in trials}
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
     assert main(["+experiment=digits_small", "method=weight_lamp", *SMALL, "tracking=none"]) == 0
     front = read_csv("runs/digits_small/front.csv", ConfirmedRow)
@@ -85,6 +95,8 @@ def test_single_weights_are_compared_and_exported_by_effective_flops() -> None:
             )
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_activations_stay_pruned_in_the_exported_model() -> None:
     levels = "method.activation.levels=[0.2,0.3]"
     assert (
@@ -139,6 +151,8 @@ def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
         orchestrator.load_int8(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_the_dense_baseline_on_disk_is_never_written_to() -> None:
     small = [*SMALL, "phases.confirm.baselines=[]", "tracking=none"]
     assert main(["+experiment=digits_small", "method=soft_filter", *small]) == 0
@@ -158,6 +172,7 @@ def test_methods_to_choose_among_may_be_the_user_s_own_and_unknown_ones_are_name
         "name: own\ncriterion: {_target_: lightning_modules.pruning.criteria.Random}\n"
     )
     own = [
+        "+experiment=digits_small",
         f"hydra.searchpath=[file://{Path.cwd() / 'mine'}]",
         "method=search",
         "method.among=[l1,own]",

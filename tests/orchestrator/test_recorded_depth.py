@@ -26,7 +26,7 @@ TINY = [
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("n_trials=2", "budget=12s"), ("budget=12s", "n_trials=30")]
+    ("first", "second"), [("n_trials=2", "budget=8s"), ("budget=8s", "n_trials=30")]
 )
 def test_another_kind_of_budget_is_no_other_search(
     tmp_path: Path,

@@ -220,7 +220,8 @@ def test_the_dense_baseline_is_shared_between_studies(home: Path) -> None:
         path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()
     }
     with inside(home):
-        assert main([*SMALL, *BRIEF, "study.name=other", "space=uniform"]) == 0
+        few = ["study.n_trials=2", "phases.confirm.max_models=1"]
+        assert main([*SMALL, *BRIEF, *few, "study.name=other", "space=uniform"]) == 0
     after = {
         path: path.stat().st_mtime_ns for path in (home / "baselines").rglob("*") if path.is_file()
     }
@@ -237,10 +238,9 @@ def test_test_data_is_not_touched_before_confirmation(
         raise TouchedError
 
     monkeypatch.setattr(InMemory, "test_dataloader", touch)
+    brief = ["study.n_trials=3", "stopping=never", "phases.train.epochs=1", "tracking=none"]
     with inside(tmp_path):
-        assert (
-            main([*SMALL, "study.n_trials=4", "tracking=none"]) == 2
-        )  # confirmation is where it ends
+        assert main([*SMALL, *brief]) == 2  # confirmation is where it ends
     assert len(list((tmp_path / "runs" / "digits_small" / "trials").iterdir())) >= 3
     traces = list((tmp_path / "runs" / "digits_small").glob("confirm/*"))
     assert traces
@@ -250,7 +250,16 @@ def test_test_data_is_not_touched_before_confirmation(
 def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path) -> None:
     with inside(tmp_path):
         assert (
-            main([*SMALL, *BRIEF, "search.lineage=false", "study.n_trials=4", "space=per_group"])
+            main(
+                [
+                    *SMALL,
+                    *BRIEF,
+                    "made_up={}",
+                    "search.lineage=false",
+                    "study.n_trials=4",
+                    "space=per_group",
+                ]
+            )
             == 0
         )
     trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
@@ -260,7 +269,7 @@ def test_without_lineage_every_trial_begins_from_the_dense_model(tmp_path: Path)
 def test_a_budget_is_kept_before_training(tmp_path: Path) -> None:
     budget = ["objectives.bounds={flops_ratio: {most: 0.3}}", "space=per_group"]
     with inside(tmp_path):
-        assert main([*SMALL, *BRIEF, *budget, "study.n_trials=8"]) == 0
+        assert main([*SMALL, *BRIEF, "made_up={}", *budget, "study.n_trials=8"]) == 0
     trials = read_csv(tmp_path / "runs" / "digits_small" / "trials.csv", TrialRow)
     assert {row.state for row in trials} >= {"completed", "rejected"}
     for row in trials:

@@ -118,6 +118,7 @@ def test_a_checkpoint_that_fits_is_used_as_it_is(capsys: pytest.CaptureFixture[s
         "mine.ckpt",
     )
     few = [
+        "made_up={}",
         "study.n_trials=1",
         "phases.finetune.round_steps=2",
         "phases.confirm.max_models=1",

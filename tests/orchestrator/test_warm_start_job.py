@@ -18,6 +18,7 @@ from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
 SMALL = [
+    "made_up={}",
     "+experiment=digits_small",
     "model.width=8",
     "phases.train.epochs=3",

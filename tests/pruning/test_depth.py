@@ -85,7 +85,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
 }
 
 
-ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name == "mobilenet_v2")) for name in MODELS]
+ALL = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("mobilenet_v2", "convnext")))
+    for name in MODELS
+]
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -69,6 +69,8 @@ def _checker() -> str | None:
     return HEAP_CHECKER
 
 
+@pytest.mark.slow
+@pytest.mark.family
 @pytest.mark.skipif(
     _checker() is None, reason=f"{HEAP_CHECKER} is part of glibc >= 2.34, not of this system"
 )

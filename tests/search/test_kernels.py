@@ -35,7 +35,7 @@ def chosen(case: Prepared, value: object) -> str:
 
 
 def test_auto_takes_the_fastest_and_keeps_what_it_measured(tmp_path: Path) -> None:
-    case = Prepared(tmp_path)
+    case = Prepared(tmp_path, "made_up={}")
     said = chosen(case, "auto")
     (path,) = case.settings.study.baselines.glob("threads-*.json")
     measured = json.loads(path.read_text())
@@ -60,12 +60,12 @@ def test_a_number_is_set_before_the_structure_is_looked_for(
 
     monkeypatch.setattr(prepare, "find_structure", find_structure)
     torch.set_num_threads(2)
-    lab_of(tmp_path, "threads=1")
+    lab_of(tmp_path, "threads=1", "made_up={}")
     assert seen == [1]
 
 
 def test_only_auto_measures(tmp_path: Path) -> None:
-    case = Prepared(tmp_path)
+    case = Prepared(tmp_path, "made_up={}")
     torch.set_num_threads(2)
     assert chosen(case, None) == chosen(case, 1) == ""
     assert torch.get_num_threads() == 2
@@ -92,7 +92,7 @@ STRAIGHT = ("model=vgg_small", "model.width=2", "data.size=32")
 
 
 def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_path: Path) -> None:
-    case = Prepared(tmp_path, *STRAIGHT)  # has measured: auto is the default
+    case = Prepared(tmp_path, *STRAIGHT, "made_up={}")  # has measured: auto is the default
     assert case.lab.memory_format in FORMATS
     (path,) = case.settings.study.baselines.glob("memory-format-*.json")
     assert set(json.loads(path.read_text())) == set(FORMATS)
@@ -107,7 +107,7 @@ def test_channels_last_is_taken_where_it_is_much_faster_and_measured_once(tmp_pa
 
 
 def test_weights_of_five_dimensions_have_no_channels_last(tmp_path: Path) -> None:
-    case = Prepared(tmp_path, "memory_format=contiguous")
+    case = Prepared(tmp_path, "memory_format=contiguous", "made_up={}")
     case.facts = replace(case.facts, model=torch.nn.Conv3d(1, 2, 3))
     assert laid_out(case, "auto") == ("contiguous", "")
     with pytest.raises(
@@ -180,7 +180,7 @@ def test_wide_instructions_and_other_processors_are_not_concerned(
 
 @pytest.mark.usefixtures("narrow")
 def test_channels_last_is_not_tried_where_it_would_corrupt_memory(tmp_path: Path) -> None:
-    case = Prepared(tmp_path)  # a ResNet
+    case = Prepared(tmp_path, "made_up={}")  # a ResNet
     assert case.lab.memory_format == "contiguous"
     assert not list(case.settings.study.baselines.glob("memory-format-*.json"))
     with pytest.raises(
@@ -192,7 +192,7 @@ def test_channels_last_is_not_tried_where_it_would_corrupt_memory(tmp_path: Path
 
 @pytest.mark.usefixtures("narrow")
 def test_images_that_lie_channels_last_are_refused_there(tmp_path: Path) -> None:
-    case = Prepared(tmp_path)
+    case = Prepared(tmp_path, "made_up={}")
 
     class Photographs:
         def train_batches(self, seed: int) -> Iterator[list[torch.Tensor]]:

@@ -108,7 +108,7 @@ def test_a_child_has_only_what_its_parent_has_and_costs_no_more(
 def test_a_plan_that_another_process_saved_meanwhile_becomes_a_parent(
     home: Path, tmp_path: Path
 ) -> None:
-    here = bench(home, tmp_path, *QUICK)
+    here = bench(home, tmp_path, *QUICK, "made_up={}")
     elsewhere = PlanStore(here.store.folder, here.facts)
     other = replace(here.evaluator, store=elsewhere)
     assert here.evaluator(here.propose(0.7), 0, silent).parent is None
@@ -164,7 +164,7 @@ def studied(
 def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
     home: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = [*QUICK, "stopping=never", "space=uniform", "space.high=0.8"]
+    extra = [*QUICK, "made_up={}", "stopping=never", "space=uniform", "space.high=0.8"]
     whole = studied(bench(home, tmp_path / "whole", *extra), 6)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -180,7 +180,7 @@ def test_a_study_killed_after_saving_ends_with_the_same_parents_and_weights(
 
 
 def test_what_is_saved_can_be_traced_to_the_dense_model(home: Path, tmp_path: Path) -> None:
-    here = bench(home, tmp_path, *QUICK)
+    here = bench(home, tmp_path, *QUICK, "made_up={}")
     for number, ratio in enumerate((0.6, 0.4, 0.2)):
         here.evaluator(here.propose(ratio), number, silent)
     documents = [read_plan(here.store.folder / str(number)) for number in range(3)]

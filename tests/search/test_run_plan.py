@@ -121,6 +121,8 @@ def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape:
     assert ratio_of(here.facts, model) == pytest.approx(measured.ratios["params"])
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) -> None:
     for method in ("soft_filter", "surgery", "group_lasso", "hybrid", "activation_topk"):
         here = bench(home, tmp_path / method, f"method={method}")
@@ -143,6 +145,8 @@ def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> 
     assert child.parent == 0
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(
     home: Path, tmp_path: Path
 ) -> None:
@@ -285,6 +289,8 @@ def test_methods_take_turns_in_the_chain_and_are_recorded(home: Path, tmp_path: 
     assert here.space.distributions(here.terrain)["method"].choices == tuple(names)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_a_quantised_model_is_measured_as_it_is(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     here = bench(home, tmp_path, "method=int8", "method.int8=[false,true]")
