@@ -32,8 +32,6 @@ LONG = {
     "orchestrator/search/trials/evaluate.py _finish",
     "orchestrator/search/trials/methods.py check_method",
     "orchestrator/settings/method.py _conflicts",
-    "lightning_modules/phases/fit.py fit",
-    "lightning_modules/pruning/thresholds.py counts",
 }
 """Functions that are too long as yet; the list only shrinks."""
 WIDE = {

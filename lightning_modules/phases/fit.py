@@ -146,14 +146,14 @@ def fit(
     Errors: DivergedError if the loss is not finite at the end of a round.
     """
     watch = _Rounds(round_steps, on_round)
-    steps = rounds * round_steps
-    validated = val is not None and on_round is not None
-    interval = round_steps * accumulate if validated else None
+    if on_round is None:
+        val = None
+    interval = None if val is None else round_steps * accumulate
     # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
     task.train()
-    with _quiet(), _optimized(task, optimization, steps):
+    with _quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
-            max_steps=steps,
+            max_steps=rounds * round_steps,
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
@@ -161,8 +161,8 @@ def fit(
             **_plain(device),
         )
         with _in_format(task, memory_format):
-            trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
-    return watch.rounds if validated else rounds
+            trainer.fit(task, in_parts(batches, accumulate), val)
+    return rounds if val is None else watch.rounds
 
 
 def evaluate(
