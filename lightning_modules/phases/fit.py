@@ -138,16 +138,15 @@ def fit(
 ) -> int:
     """Train for `rounds` rounds of `round_steps` optimizer steps each; return the rounds done.
 
-    With both `val` and `on_round`, the task is validated after each round, and `on_round` decides
-    whether training goes on. The caller seeds torch's RNG. `callbacks` are Lightning's; sparse.py
-    has those that train under masks. `accumulate` is the number of parts in which each batch goes
-    through the model; their gradients make one step. `memory_format` names the one of `FORMATS` in
-    which the weights lie during training; afterwards they are contiguous.
+    With both `val` and `on_round` the task is validated after each round, and `on_round` decides
+    whether training goes on. The caller seeds torch's RNG. sparse.py has `callbacks` that train
+    under masks. `accumulate` is the number of parts in which each batch goes through the model; the
+    gradients of all make one step. `memory_format` names the one of `FORMATS` in which the weights
+    lie during training; afterwards they are contiguous.
     Errors: DivergedError if the loss is not finite at the end of a round.
     """
     watch = _Rounds(round_steps, on_round)
-    if on_round is None:
-        val = None
+    val = None if on_round is None else val
     interval = None if val is None else round_steps * accumulate
     # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
     task.train()
