@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +36,7 @@ class Recipe:
         Errors: ConfigError as in `check`.
         """
         function = locate(self.target)
-        keywords = {key: _built(value) for key, value in self.arguments.items()}
-        keywords.update(extra)
+        keywords = {**_built(self.arguments), **extra}
         _check_call(self.target, function, positional, keywords)
         return function(*positional, **keywords)
 
@@ -69,13 +68,9 @@ class Recipe:
 
 def parse(value: Any) -> Any:
     """Plain config data with every mapping that has a `_target_`, at any depth, made a recipe."""
-    if isinstance(value, Mapping):
-        if TARGET in value:
-            return Recipe.from_json(value)
-        return {key: parse(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [parse(item) for item in value]
-    return value
+    if isinstance(value, Mapping) and TARGET in value:
+        return Recipe.from_json(value)
+    return _each(value, parse, (list, tuple))
 
 
 def digest(value: Any) -> str:
@@ -135,11 +130,7 @@ def _is_missing(module: str, error: ModuleNotFoundError) -> bool:
 def _built(value: Any) -> Any:
     if isinstance(value, Recipe):
         return value.build()
-    if isinstance(value, Mapping):
-        return {key: _built(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_built(item) for item in value]
-    return value
+    return _each(value, _built, (list,))
 
 
 def _recipes_in(value: Any) -> list[Recipe]:
@@ -159,10 +150,15 @@ def _recipes_in(value: Any) -> list[Recipe]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Recipe):
         return value.to_json()
+    return _each(value, _plain, (list, tuple))
+
+
+def _each(value: Any, change: Callable[[Any], Any], sequences: tuple[type, ...]) -> Any:
+    """`change` of every item of a mapping or a sequence; any other value as it is."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return {key: change(item) for key, item in value.items()}
+    if isinstance(value, sequences):
+        return [change(item) for item in value]
     return value
 
 

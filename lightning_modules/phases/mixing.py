@@ -107,7 +107,9 @@ class Copies:
     """
 
     def __init__(self, data: Data, outputs: Tensor, seed: int) -> None:
-        inputs, targets, places = [], [], []
+        inputs = []
+        targets = []
+        places = []
         for batch in data.ordered_batches():
             inputs.append(batch[0])
             targets.append(batch[1])

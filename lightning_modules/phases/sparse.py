@@ -97,7 +97,8 @@ class Sparse(Callback):
             parameter = self._parameters[name]
             if parameter.grad is None:
                 continue
-            kept, weight = self._kept[name], parameter.detach()
+            kept = self._kept[name]
+            weight = parameter.detach()
             moved = self.regrowth(weight, mask, parameter.grad, kept, progress, self._generator)
             mask.copy_(moved)
         self._hold()

@@ -36,9 +36,13 @@ class SlimAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         fused = query is key and key is value
         if not batched:
-            query, key, value = query[None], key[None], value[None]
+            query = query[None]
+            key = key[None]
+            value = value[None]
         elif not self.batch_first:
-            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+            query = query.transpose(0, 1)
+            key = key.transpose(0, 1)
+            value = value.transpose(0, 1)
         q, k, v = self._heads_of(query, key, value, fused)
         mask = _merge(attn_mask, key_padding_mask, q, k)
         weights: Tensor | None = None
@@ -71,7 +75,8 @@ class SlimAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, fused: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Projected queries, keys and values, each (batch, heads, tokens, width of a head)."""
-        width, width_v = self.head_dim, self.head_dim_v
+        width = self.head_dim
+        width_v = self.head_dim_v
         rows = [self.num_heads * width, self.num_heads * width, self.num_heads * width_v]
         q, k, v = self._project((query, key, value), fused, rows)
         return self._heads(q, width), self._heads(k, width), self._heads(v, width_v)
@@ -80,7 +85,8 @@ class SlimAttention(nn.MultiheadAttention):
         self, inputs: tuple[Tensor, Tensor, Tensor], fused: bool, rows: list[int]
     ) -> tuple[Tensor, ...]:
         """Queries, keys and values; one product for all if `fused`, when the inputs are the same."""
-        weight, bias = self.in_proj_weight, self.in_proj_bias
+        weight = self.in_proj_weight
+        bias = self.in_proj_bias
         if weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif fused:

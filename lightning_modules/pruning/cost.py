@@ -75,12 +75,12 @@ class _Sum:
         forms = _Forms(structure)
         terms: dict[Term, int] = {}
         for product in products:
-            term = tuple(sorted(forms.index(factor) for factor in product.factors))
+            term = tuple(sorted(map(forms.index, product.factors)))
             terms[term] = terms.get(term, 0) + product.constant
         self._fixed = terms.pop((), 0)
         dense = self._fixed
         for term, constant in terms.items():
-            dense += constant * math.prod(forms.dense_length(index) for index in term)
+            dense += constant * math.prod(map(forms.dense_length, term))
         dtype: Any = np.int64 if dense < INT64_LIMIT else object
         matrix = forms.matrix()
         self._slopes: Matrix = matrix[:, :-1].T.astype(dtype)

@@ -125,7 +125,8 @@ def _squares(model: nn.Module, structure: Structure) -> tuple[Tensor, Tensor]:
     squares = torch.zeros(structure.n_units, dtype=like.dtype, device=like.device)
     elements = np.zeros(structure.n_units)
     for name, dim in axes:
-        weight, row = tensors[name], structure.table[name, dim]
+        weight = tensors[name]
+        row = structure.table[name, dim]
         positions = np.flatnonzero(row >= 0)
         units = row[positions].astype(np.int64)
         each = weight.movedim(dim, 0).flatten(1).square().sum(1)

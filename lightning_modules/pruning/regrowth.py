@@ -61,7 +61,8 @@ class _Exchange:
         """Replaces the kept weights of least magnitude by the pruned ones of highest `growth`."""
         angle = math.pi * min(1.0, progress / self.end)
         share = 0.5 * self.fraction * (1.0 + math.cos(angle))
-        n_kept, n_pruned = int(mask.sum()), int((~mask).sum())
+        n_kept = int(mask.sum())
+        n_pruned = int((~mask).sum())
         moved = min(round(share * n_kept), n_pruned)
         if moved == 0:
             return mask

@@ -54,9 +54,11 @@ def _conv(conv: _ConvNd) -> None:
     groups = first * conv.groups // first_before if conv.groups > 1 else 1
     conv.groups = groups
     if transposed:
-        conv.in_channels, conv.out_channels = first, second * groups
+        conv.in_channels = first
+        conv.out_channels = second * groups
     else:
-        conv.out_channels, conv.in_channels = first, second * groups
+        conv.out_channels = first
+        conv.in_channels = second * groups
 
 
 def _channel_norm(norm: _NormBase) -> None:

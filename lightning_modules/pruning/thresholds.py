@@ -118,7 +118,7 @@ _SCALES: dict[str, Callable[[Scores], float]] = {
 
 
 def _lengths(parts: Sequence[Scores]) -> Counts:
-    return np.array([len(part) for part in parts], dtype=np.int64)
+    return np.array(list(map(len, parts)), dtype=np.int64)
 
 
 def _at_least(living: Sequence[Scores], threshold: float, rule: Rule) -> Counts:
@@ -144,8 +144,8 @@ def _highest(living: Sequence[Scores], least: Counts, wanted: int) -> Counts:
             part[np.argmax(part)] = np.inf
     chosen = _top(np.concatenate(parts), wanted)
     ends = np.cumsum(_lengths(parts))[:-1]
-    per_part = [part.sum() for part in np.split(chosen, ends)]
-    return np.array(per_part, dtype=np.int64)
+    per_part = map(np.sum, np.split(chosen, ends))
+    return np.array(list(per_part), dtype=np.int64)
 
 
 def _top(values: Scores, count: int) -> Keep:

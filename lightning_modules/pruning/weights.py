@@ -151,7 +151,8 @@ def _unit_count(weight: Tensor, granularity: Weight) -> int:
 def _blocks(weight: Tensor, granularity: Weight) -> tuple[int, int]:
     """Blocks along the rows and along the columns of the matrix, those at the edges included."""
     height, width = granularity.shape
-    rows, columns = weight.shape[0], weight[0].numel()
+    rows = weight.shape[0]
+    columns = weight[0].numel()
     return -(-rows // height), -(-columns // width)
 
 

@@ -64,7 +64,8 @@ class Classification(LightningModule):
         return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        logits, targets = self.model(batch[0]), batch[1]
+        logits = self.model(batch[0])
+        targets = batch[1]
         self.mean_loss.update(F.cross_entropy(logits, targets), len(targets))
         self.metrics.update(logits, targets)
 

@@ -73,7 +73,8 @@ class _Moments:
 
 def _scores(group: Group, seen: list[_Moments]) -> Scores:
     """The scores of a group's living units, from the moments at each of its consumers."""
-    likenesses, variances = [], []
+    likenesses = []
+    variances = []
     for moments in seen:
         likeness, variance = _correlations(moments)
         likenesses.append(likeness)

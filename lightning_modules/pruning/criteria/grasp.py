@@ -17,7 +17,7 @@ from lightning_modules.pruning.criteria.gradients import (
     mean_gradients,
     reached,
 )
-from lightning_modules.pruning.criteria.members import named
+from lightning_modules.pruning.criteria.members import floating, named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -64,8 +64,8 @@ def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> 
 def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The floating-point parameters of two or more dimensions."""
     matrices = {}
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dim() >= 2:
+    for name, parameter in floating(model).items():
+        if parameter.dim() >= 2:
             matrices[name] = parameter
     return matrices
 

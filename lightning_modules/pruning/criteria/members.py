@@ -164,7 +164,7 @@ def named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
 
     Errors: PlanError for names that the model does not have.
     """
-    known = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    known = floating(model)
     names = list(names)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -173,6 +173,11 @@ def named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
             f"{unknown[:5]}; take names from model.named_parameters()"
         )
     return {name: known[name] for name in names}
+
+
+def floating(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All floating-point parameters by name."""
+    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
 
 
 def as_scores(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

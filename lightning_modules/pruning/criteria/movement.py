@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError, PlanError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients
-from lightning_modules.pruning.criteria.members import named
+from lightning_modules.pruning.criteria.members import floating, named
 from lightning_modules.pruning.criteria.saliency import of_units, of_weights
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Structure
@@ -56,13 +56,14 @@ class Movement:
     ) -> dict[str, Tensor]:
         named(model, names)  # raises for unknown names
         twin = copy.deepcopy(model)
-        moving = {name: p for name, p in twin.named_parameters() if p.is_floating_point()}
+        moving = floating(twin)
         total: dict[str, Tensor] = {}
         with scoring(twin, calibration.seed):
             finite = True
             for step in range(self.steps):
                 gradients = mean_gradients(twin, moving, calibration)
-                was_finite, finite = finite, _all_finite(gradients)
+                was_finite = finite
+                finite = _all_finite(gradients)
                 # gradients that are not finite in the first step are no fault of the descent
                 if step and was_finite and not finite:
                     raise PlanError(

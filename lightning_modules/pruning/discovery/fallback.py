@@ -120,7 +120,8 @@ class _Reader:
             if ids is None or len(item.idxs) != len(item.root_idxs):
                 continue
             if max(item.idxs) < len(ids) and max(item.root_idxs) < len(root):
-                positions, root_positions = np.asarray(item.idxs), np.asarray(item.root_idxs)
+                positions = np.asarray(item.idxs)
+                root_positions = np.asarray(item.root_idxs)
                 self._labels.union(ids[positions], root[root_positions])
             else:
                 target = item.dep.target.name

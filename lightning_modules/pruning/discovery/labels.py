@@ -50,9 +50,11 @@ class Labels:
     def union(self, left: Ids, right: Ids) -> None:
         """Join the classes position by position; `left` and `right` broadcast."""
         left, right = np.broadcast_arrays(left, right)
-        left, right = left.ravel(), right.ravel()
+        left = left.ravel()
+        right = right.ravel()
         while True:
-            a, b = self.roots(left), self.roots(right)
+            a = self.roots(left)
+            b = self.roots(right)
             apart = a != b
             if not apart.any():
                 return

@@ -65,7 +65,9 @@ def _watch(
     period: float,
 ) -> None:
     """Interrupt the thread `caller`, and say why in `breach`, if a limit is passed."""
-    start, start_cpu, start_gb = time.monotonic(), time.process_time(), _resident_gb()
+    start = time.monotonic()
+    start_cpu = time.process_time()
+    start_gb = _resident_gb()
     while not done.wait(period):
         passed = time.monotonic() - start
         grown = _resident_gb() - start_gb
@@ -113,7 +115,8 @@ def _settle(done: threading.Event, watchdog: threading.Thread, breach: list[str]
 
 def _strike(thread: int) -> None:
     """Raise `_Stop` in another thread."""
-    identifier, exception = ctypes.c_ulong(thread), ctypes.py_object(_Stop)
+    identifier = ctypes.c_ulong(thread)
+    exception = ctypes.py_object(_Stop)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(identifier, exception)
 
 

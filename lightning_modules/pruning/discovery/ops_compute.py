@@ -53,7 +53,8 @@ def _tie_groups(trace: Trace, left: Label, right: Label, groups: int, where: str
     if isinstance(right, str):
         trace.freeze(left, right or f"grouped convolution with a fixed weight at {where}")
         return right
-    inputs, outputs = left.reshape(groups, -1), right.reshape(groups, -1)
+    inputs = left.reshape(groups, -1)
+    outputs = right.reshape(groups, -1)
     rows: Ids = np.concatenate([inputs, outputs], axis=1)
     trace.labels.union(rows[:, :1], rows[:, 1:])
     if left.size > groups:
@@ -78,8 +79,10 @@ def _count_convolution(
 
 def conv(trace: Trace, node: Node) -> Dims:
     """Convolutions of any rank, with or without a batch."""
-    a, where = bind(node), trace.where(node)
-    weight, groups = a["weight"], a["groups"]
+    a = bind(node)
+    where = trace.where(node)
+    weight = a["weight"]
+    groups = a["groups"]
     x = trace.dims(a["input"])
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
@@ -102,8 +105,10 @@ def conv(trace: Trace, node: Node) -> Dims:
 
 def conv_transpose(trace: Trace, node: Node) -> Dims:
     """Transposed convolutions of any rank, with or without a batch."""
-    a, where = bind(node), trace.where(node)
-    weight, groups = a["weight"], a["groups"]
+    a = bind(node)
+    where = trace.where(node)
+    weight = a["weight"]
+    groups = a["groups"]
     x = trace.dims(a["input"])
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
@@ -126,8 +131,10 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
 
 def linear(trace: Trace, node: Node) -> Dims:
     """Linear layers; a weight of one dimension gives a single output without an axis."""
-    a, where = bind(node), trace.where(node)
-    x, weight = trace.dims(a["input"]), a["weight"]
+    a = bind(node)
+    where = trace.where(node)
+    x = trace.dims(a["input"])
+    weight = a["weight"]
     batch = x[:-1]
     if len(shape(weight)) == 1:
         trace.join(trace.dims(weight)[0], x[-1], where)
@@ -136,7 +143,8 @@ def linear(trace: Trace, node: Node) -> Dims:
     into = trace.join(into, x[-1], where)
     out = _bias(trace, a["bias"], out, where)
     sizes = [*shape(a["input"])[:-1], *shape(weight)]
-    name, tensor = _name(trace, weight, node), trace.parameter(weight)
+    name = _name(trace, weight, node)
+    tensor = trace.parameter(weight)
     trace.multiply(name, sizes, [*batch, out, into], tensor=tensor)
     return [*batch, out]
 
@@ -146,7 +154,8 @@ def matmul(trace: Trace, node: Node) -> Dims:
 
     A parameter as the second operand is a weight of shape (..., inputs, outputs).
     """
-    left, right = node.args[0], node.args[1]
+    left = node.args[0]
+    right = node.args[1]
     assert isinstance(left, Node)
     assert isinstance(right, Node)
     return _product(trace, node, left, right)
@@ -164,7 +173,8 @@ def addmm(trace: Trace, node: Node) -> Dims:
 
 def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     where = trace.where(node)
-    a, b = trace.dims(left), trace.dims(right)
+    a = trace.dims(left)
+    b = trace.dims(right)
     tensor = trace.parameter(left, right)
     if right in trace.tensors and len(b) == 2:
         _weight(trace, right, 1, 0, "neuron")
@@ -192,7 +202,8 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
 
     Anything else has no rule.
     """
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    equation = str(node.args[0]).replace(" ", "")
+    operands = node.args[1]
     left, arrow, out = equation.partition("->")
     terms = left.split(",")
     if not isinstance(operands, list | tuple) or len(operands) != 2 or not arrow or "." in equation:
@@ -208,16 +219,19 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
                 labels[letter], sizes[letter] = label, size
             elif size > 1:
                 labels[letter] = trace.join(labels[letter], label, trace.where(node))
-    name, tensor = trace.owner(node)[0] or node.name, trace.parameter(*operands)
-    in_order = [labels[letter] for letter in sizes]
-    trace.multiply(name, list(sizes.values()), in_order, tensor=tensor)
+    name = trace.owner(node)[0] or node.name
+    tensor = trace.parameter(*operands)
+    trace.multiply(name, list(sizes.values()), list(labels.values()), tensor=tensor)
     return [labels[letter] for letter in out]
 
 
 def attention(trace: Trace, node: Node) -> Dims:
     """Scaled dot product attention: Q K^T and A V, of shapes (..., heads, tokens, width)."""
-    a, where = bind(node), trace.where(node)
-    q, k, v = trace.dims(a["query"]), trace.dims(a["key"]), trace.dims(a["value"])
+    a = bind(node)
+    where = trace.where(node)
+    q = trace.dims(a["query"])
+    k = trace.dims(a["key"])
+    v = trace.dims(a["value"])
     width = trace.join(q[-1], k[-1], where)
     if trace.attention == "head" or head_count(trace.owner(node)[1]) is None:
         trace.freeze(width, f"width of an attention head at {where}")
@@ -256,7 +270,8 @@ def _attention_batch(
 
 def embedding(trace: Trace, node: Node) -> Dims:
     """An embedding produces its width; its vocabulary stays whole."""
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     weight = a["weight"]
     vocabulary, width = trace.dims(weight)
     trace.freeze(vocabulary, f"indexed by {where}")

@@ -85,7 +85,8 @@ def prelu(trace: Trace, node: Node) -> Dims:
 
 def channel_norm(trace: Trace, node: Node) -> Dims:
     """Batch and instance norm: scale, shift and statistics lie on axis 1."""
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     x = trace.dims(a["input"])
     shows_size = a["weight"] is not None or a["running_mean"] is not None
     if isinstance(trace.owner(node)[1], _InstanceNorm) and not shows_size:
@@ -101,7 +102,8 @@ def layer_norm(trace: Trace, node: Node) -> Dims:
 
     Their shape can be adapted only if a weight shows it.
     """
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     x = trace.dims(a["input"])
     first = len(x) - len(a["normalized_shape"])
     parameters = [a[name] for name in ("weight", "bias") if a.get(name) is not None]
@@ -117,8 +119,10 @@ def layer_norm(trace: Trace, node: Node) -> Dims:
 
 def group_norm(trace: Trace, node: Node) -> Dims:
     """A whole norm group is one unit; a single group over all channels is like a layer norm."""
-    a, where = bind(node), trace.where(node)
-    x, groups = trace.dims(a["input"]), a["num_groups"]
+    a = bind(node)
+    where = trace.where(node)
+    x = trace.dims(a["input"])
+    groups = a["num_groups"]
     for name in ("weight", "bias"):
         _join_axis(trace, x, 1, a[name], where)
     channels = x[1]
@@ -136,7 +140,8 @@ def group_norm(trace: Trace, node: Node) -> Dims:
 
 def pool(trace: Trace, node: Node) -> Dims:
     """Pooling and interpolation act on the last axes and keep batch and channels."""
-    rank, where = _spatial(node), trace.where(node)
+    rank = _spatial(node)
+    where = trace.where(node)
     x = trace.dims(node.all_input_nodes[0])
     first = len(x) - rank
     for label in x[first:]:
@@ -209,7 +214,8 @@ def along(trace: Trace, node: Node) -> Dims:
 def glu(trace: Trace, node: Node) -> Dims:
     """The halves of an axis multiply each other: positions i and i + n/2 are one unit."""
     a = bind(node)
-    x, dim = trace.dims(a["self"]), a["dim"]
+    x = trace.dims(a["self"])
+    dim = a["dim"]
     label = x[dim]
     if not isinstance(label, str):
         first, second = label.reshape(2, -1)

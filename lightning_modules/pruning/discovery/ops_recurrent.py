@@ -27,7 +27,8 @@ def layers(trace: Trace, node: Node) -> list[Dims]:
 
     Inputs have the shape (time, batch, width) or (batch, time, width).
     """
-    a, path = bind(node), trace.owner(node)[0] or node.name
+    a = bind(node)
+    path = trace.owner(node)[0] or node.name
     directions = 1 + a["bidirectional"]
     per_cell = 4 if a["has_biases"] else 2
     reason = _why_whole(trace, a["params"], path)
@@ -58,7 +59,8 @@ def layers(trace: Trace, node: Node) -> list[Dims]:
 
 def cell(trace: Trace, node: Node) -> Dims | list[Dims]:
     """One step of LSTMCell, GRUCell or RNNCell, with input of shape (batch, width)."""
-    a, path = bind(node), trace.owner(node)[0] or node.name
+    a = bind(node)
+    path = trace.owner(node)[0] or node.name
     weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if a[name] is not None]
     states = _states(a)
     reason = _why_whole(trace, weights, path)
@@ -99,7 +101,8 @@ def _tie_cell(
     gates = GATES[op_name(node).removesuffix("_cell")]
     path = trace.owner(node)[0] or node.name
     for slot, weight in enumerate(weights):
-        dims, name = trace.dims(weight), trace.tensors[weight]
+        dims = trace.dims(weight)
+        name = trace.tensors[weight]
         rows = dims[0]
         assert not isinstance(rows, str)
         by_gate = rows.reshape(gates, -1)

@@ -49,7 +49,9 @@ def expand(trace: Trace, node: Node) -> Dims:
     """Axes of size 1 take the sizes written in the program."""
     source = node.args[0]
     assert isinstance(source, Node)
-    x, before, after = trace.dims(source), shape(source), shape(node)
+    x = trace.dims(source)
+    before = shape(source)
+    after = shape(node)
     lead = len(after) - len(before)
     out: Dims = [""] * lead
     for label, size, new_size in zip(x, before, after[lead:], strict=True):
@@ -62,7 +64,8 @@ def expand_as(trace: Trace, node: Node) -> Dims:
     source, other = node.args[:2]
     assert isinstance(source, Node)
     assert isinstance(other, Node)
-    x, like = trace.dims(source), trace.dims(other)
+    x = trace.dims(source)
+    like = trace.dims(other)
     lead = len(like) - len(x)
     out = like[:lead]
     for label, size, like_label in zip(x, shape(source), like[lead:], strict=True):
@@ -73,7 +76,8 @@ def expand_as(trace: Trace, node: Node) -> Dims:
 def repeat(trace: Trace, node: Node) -> Dims:
     """Copies along an axis repeat its ids."""
     a = bind(node)
-    x, repeats = trace.dims(a["self"]), a["repeats"]
+    x = trace.dims(a["self"])
+    repeats = a["repeats"]
     lead = len(repeats) - len(x)
     out: Dims = [""] * lead
     for label, times in zip(x, repeats[lead:], strict=True):
@@ -83,7 +87,8 @@ def repeat(trace: Trace, node: Node) -> Dims:
 
 def cat(trace: Trace, node: Node) -> Dims:
     """Ids follow one another along the axis; a fixed part gets new ids, which are frozen."""
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     parts = [part for part in a["tensors"] if shape(part) != [0]]
     dim = a["dim"] % len(shape(node))
     out = trace.dims(parts[0])
@@ -98,9 +103,11 @@ def cat(trace: Trace, node: Node) -> Dims:
 
 def _concatenated(trace: Trace, pieces: list[tuple[Label, int]], where: str) -> Label:
     """The label of an axis made of (label, size) pieces."""
-    labels = [label for label, _ in pieces]
-    reasons = [label for label in labels if isinstance(label, str)]
-    if len(reasons) == len(labels):
+    reasons = []
+    for label, _ in pieces:
+        if isinstance(label, str):
+            reasons.append(label)
+    if len(reasons) == len(pieces):  # the whole axis is fixed
         return next(filter(None, reasons), "")
     ids: list[Ids] = []
     for label, size in pieces:
@@ -114,7 +121,8 @@ def _concatenated(trace: Trace, pieces: list[tuple[Label, int]], where: str) -> 
 
 def stack(trace: Trace, node: Node) -> Dims:
     """Tensors side by side along a new axis, which is fixed."""
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     first, *others = a["tensors"]
     out = trace.dims(first)
     for part in others:
@@ -131,7 +139,8 @@ def split(trace: Trace, node: Node) -> list[Dims]:
     off its heads, and ties them itself.
     """
     a = bind(node)
-    x, values = trace.dims(a["self"]), node.meta["val"]
+    x = trace.dims(a["self"])
+    values = node.meta["val"]
     dim = a["dim"] % len(x)
     label = x[dim]
     if isinstance(label, str):
@@ -181,7 +190,8 @@ def select(trace: Trace, node: Node) -> Dims:
 def cut(trace: Trace, node: Node) -> Dims:
     """Slice and narrow: a shortened axis is frozen, since its bounds are written in the program."""
     a = bind(node)
-    x, before = trace.dims(a["self"]), shape(a["self"])
+    x = trace.dims(a["self"])
+    before = shape(a["self"])
     dim = a["dim"] % len(before)
     if shape(node)[dim] != before[dim]:
         reason = f"sliced at {trace.where(node)}"
@@ -195,7 +205,8 @@ def pick(trace: Trace, node: Node) -> Dims:
 
     A single indexed axis gives way to the axes of the index.
     """
-    a, where = bind(node), trace.where(node)
+    a = bind(node)
+    where = trace.where(node)
     x = trace.dims(a["self"])
     if "dim" in a:
         trace.freeze(x[a["dim"]], f"indexed at {where}")
@@ -229,8 +240,10 @@ def pad(trace: Trace, node: Node) -> Dims:
 def pixel_shuffle(trace: Trace, node: Node) -> Dims:
     """r x r consecutive channels become one channel: they are one unit."""
     a = bind(node)
-    x, factor = trace.dims(a["self"]), a["upscale_factor"]
-    batch, channels = x[0], x[1]
+    x = trace.dims(a["self"])
+    factor = a["upscale_factor"]
+    batch = x[0]
+    channels = x[1]
     if not isinstance(channels, str):
         rows = channels.reshape(-1, factor * factor)
         trace.labels.union(rows[:, :1], rows[:, 1:])
@@ -241,8 +254,10 @@ def pixel_shuffle(trace: Trace, node: Node) -> Dims:
 def pixel_unshuffle(trace: Trace, node: Node) -> Dims:
     """Each channel becomes r x r consecutive channels, which are one unit."""
     a = bind(node)
-    x, factor = trace.dims(a["self"]), a["downscale_factor"]
-    batch, channels = x[0], x[1]
+    x = trace.dims(a["self"])
+    factor = a["downscale_factor"]
+    batch = x[0]
+    channels = x[1]
     if not isinstance(channels, str):
         channels = np.repeat(channels, factor * factor)
     return [batch, channels, "", ""]

@@ -63,14 +63,17 @@ Run = tuple[list[int], list[int]]
 
 def _runs(before: list[int], after: list[int]) -> list[Run]:
     """The shortest runs of dimensions, without those of size 1."""
-    left = [i for i, size in enumerate(before) if size != 1]
-    right = [i for i, size in enumerate(after) if size != 1]
+    left = _longer_than_one(before)
+    right = _longer_than_one(after)
     runs: list[Run] = []
     i = j = 0
     while i < len(left) and j < len(right):
-        sources, targets = [left[i]], [right[j]]
-        source_size, target_size = before[left[i]], after[right[j]]
-        i, j = i + 1, j + 1
+        sources = [left[i]]
+        targets = [right[j]]
+        source_size = before[left[i]]
+        target_size = after[right[j]]
+        i = i + 1
+        j = j + 1
         while source_size != target_size:
             if source_size < target_size:
                 sources.append(left[i])
@@ -84,10 +87,15 @@ def _runs(before: list[int], after: list[int]) -> list[Run]:
     return runs
 
 
+def _longer_than_one(sizes: list[int]) -> list[int]:
+    return [dim for dim, size in enumerate(sizes) if size != 1]
+
+
 def _flat(label: Label, sizes: list[int], index: int) -> Ids:
     """The ids along the flattened axes, of which axis `index` has the label."""
     assert not isinstance(label, str)
-    in_front, behind = sizes[:index], sizes[index + 1 :]
+    in_front = sizes[:index]
+    behind = sizes[index + 1 :]
     return tile(label, math.prod(in_front), math.prod(behind))
 
 

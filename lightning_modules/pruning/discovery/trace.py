@@ -66,7 +66,7 @@ class Trace:
 
     @cached_property
     def _parameters(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.model.named_parameters())
+        return frozenset(dict(self.model.named_parameters()))
 
     def axis(self, tensor: str, dim: int, size: int) -> Ids:
         """The ids of one axis of a parameter or buffer; shape (size,).

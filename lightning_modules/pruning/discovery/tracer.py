@@ -60,10 +60,11 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     twin = copy.deepcopy(model).eval()
     if attention == "head_dim":
         loosen(twin)
-    names, transient = canonical_names(twin), _transient(twin)
+    names = canonical_names(twin)
+    transient = _transient(twin)
     trace = Trace(twin, names=names, transient=transient, attention=attention)
     _walk(trace, _export(twin, inputs))
-    parameters = {name for name, _ in twin.named_parameters()}
+    parameters = set(dict(twin.named_parameters()))
     reached = {name for name, _ in trace.axes}
     if parameters - reached:
         eval_products = list(trace.products)
@@ -91,8 +92,8 @@ def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 def _transient(model: nn.Module) -> frozenset[str]:
     """The buffers that are not saved with the model."""
-    buffers = {name for name, _ in model.named_buffers()}
-    return frozenset(buffers - set(model.state_dict()))
+    buffers = dict(model.named_buffers())
+    return frozenset(buffers.keys() - model.state_dict().keys())
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

@@ -123,7 +123,8 @@ class _Trial:
         if len(groups) == 1:
             return {groups[0]: f"verification: {reason}"}
         middle = len(groups) // 2
-        first_half, second_half = groups[:middle], groups[middle:]
+        first_half = groups[:middle]
+        second_half = groups[middle:]
         failing = self.failures(structure, first_half) | self.failures(structure, second_half)
         if failing:
             return failing
@@ -141,16 +142,22 @@ class _Trial:
         try:
             return self._fault(structure, groups)
         except Exception as error:  # whatever a model raises on smaller tensors is the finding
-            kind, line = type(error).__name__, _first_line(error)
+            kind = type(error).__name__
+            line = _first_line(error)
             return f"removing units breaks the forward pass ({kind}: {line})"
 
     def _fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
-        exact = [index for index in groups if structure.groups[index].mask_exact]
-        inexact = [index for index in groups if not structure.groups[index].mask_exact]
-        base, inner = self._model, structure
+        exact: list[int] = []
+        inexact: list[int] = []
+        for index in groups:
+            kind = exact if structure.groups[index].mask_exact else inexact
+            kind.append(index)
+        base = self._model
+        inner = structure
         if inexact:
             keep = self._plan(structure, inexact)
-            base, inner = remove(base, structure, keep), structure.restrict(keep)
+            base = remove(base, structure, keep)
+            inner = structure.restrict(keep)
         if not exact:
             return self._difference(self._run(base), self._dense, values=False)
         keep_exact = self._plan(structure, exact)
@@ -195,8 +202,8 @@ class _Trial:
 
         None if they do not differ. Values are compared in eval mode only.
         """
-        before = [list(tensor.shape) for tensor in reference]
-        after = [list(tensor.shape) for tensor in outputs]
+        before = _shapes(reference)
+        after = _shapes(outputs)
         if before != after:
             return f"removing units changes the model's output from shape {before} to {after}"
         for index, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
@@ -210,6 +217,10 @@ class _Trial:
             if not error <= TOLERANCE[self._dtype]:
                 return f"removed and masked units differ by {error:.1e} of the model's output"
         return None
+
+
+def _shapes(tensors: list[Tensor]) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in tensors]
 
 
 def _relative_error(output: Tensor, expected: Tensor) -> float:
