@@ -1,1 +1,1 @@
-"""The torch and Lightning side: the pruning core, tasks, data and phases. Knows no optuna, mlflow or hydra."""
+"""The torch and Lightning side: pruning core, tasks, data and phases. Imports no optuna, mlflow, hydra."""

@@ -1,19 +1,20 @@
-"""Every error a user can cause, as one tree. The command line prints the message alone and exits with 2.
+"""Every error that a user can cause, as one tree.
 
-A message says the rule, the value that broke it, and the remedy.
+The command line prints only the message and exits with 2. A message gives the rule, the value that
+broke it, and the remedy.
 
     UserError
     ├── ConfigError       a value, name or combination in the configuration
     ├── DataError         data or checkpoints that are missing or do not fit
     ├── DiscoveryError    the structure of a model cannot be found within its limits
-    ├── PlanError         a plan that removes nothing, empties a group, or names what is not there
+    ├── PlanError         a plan that removes nothing, empties a group, or names unknown groups
     ├── TrialTimeoutError a trial that took longer than the configuration allows
-    └── StorageError      a disk or a database does not take what is written
+    └── StorageError      a disk or a database that does not accept a write
 """
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says how."""
+    """An error that the user can mend. The message says how."""
 
 
 class ConfigError(UserError):
@@ -29,7 +30,7 @@ class DiscoveryError(UserError):
 
 
 class PlanError(UserError):
-    """A plan removes nothing, empties a group, or names groups the model does not have."""
+    """A plan removes nothing, empties a group, or names groups that the model does not have."""
 
 
 class TrialTimeoutError(UserError):
@@ -37,4 +38,7 @@ class TrialTimeoutError(UserError):
 
 
 class StorageError(UserError):
-    """A disk or a database does not take what is written: no trial's fault, the run stops and can be resumed."""
+    """A disk or a database does not accept a write.
+
+    This is no trial's fault: the run stops, and can be resumed.
+    """

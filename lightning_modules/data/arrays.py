@@ -1,4 +1,4 @@
-"""Image sets that are read at once: scikit-learn's digits (embedded), Fashion-MNIST from its idx files."""
+"""Image sets that are read at once: scikit-learn's digits, and Fashion-MNIST from its idx files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ def digits(
     test_fraction: float = 0.3,
     seed: int = 0,
 ) -> InMemory:
-    """1,797 hand-written digits of 8 x 8 pixels, resized to `size`, the grey value in each of `channels`."""
+    """scikit-learn's 1,797 hand-written digits of 8 x 8 pixels; they are part of that package.
+
+    Images are resized to `size` x `size` pixels, with the grey value in each of `channels`.
+    `test_fraction` is of all images, `val_fraction` of the training images. `seed` makes the split.
+    """
 
     def read() -> tuple[Split, Split]:
         bunch = load_digits()
-        images = _shaped(torch.from_numpy(bunch.images).float() / 16.0, size, channels)
+        grey = torch.from_numpy(bunch.images).float() / 16.0
+        images = _shaped(grey, size, channels)
         targets = torch.from_numpy(bunch.target).long()
         train, test = train_test_split(
             np.arange(len(targets)), test_size=test_fraction, random_state=seed, stratify=targets
@@ -47,41 +52,52 @@ def fashion_mnist(
     train_images: int | None = None,
     seed: int = 0,
 ) -> InMemory:
-    """Fashion-MNIST (Xiao et al. 2017) from its four idx.gz files; `train_images` takes that many of the 60,000."""
+    """Fashion-MNIST (Xiao et al. 2017) from its four idx.gz files in `folder`.
+
+    Images are resized to `size` x `size` pixels, with the grey value in each of `channels`.
+    `train_images` takes the first that many of the 60,000 training images; None takes all.
+    `val_fraction` is of the training images. `seed` makes the split.
+    """
 
     def read() -> tuple[Split, Split]:
-        train = _idx_split(Path(folder), "train", size, channels)
-        take = slice(None) if train_images is None else slice(train_images)
-        return (train[0][take], train[1][take]), _idx_split(Path(folder), "t10k", size, channels)
+        images, targets = _idx_split(Path(folder), "train", size, channels)
+        train = (images[:train_images], targets[:train_images])
+        return train, _idx_split(Path(folder), "t10k", size, channels)
 
     return InMemory(read, batch_size=batch_size, val_fraction=val_fraction, seed=seed)
 
 
 def _idx_split(folder: Path, part: str, size: int, channels: int) -> Split:
-    images = _idx(folder / f"{part}-images-idx3-ubyte.gz")
-    targets = _idx(folder / f"{part}-labels-idx1-ubyte.gz")
-    return _shaped(torch.from_numpy(images).float() / 255.0, size, channels), torch.from_numpy(
-        targets
-    ).long()
+    pixels = _idx(folder / f"{part}-images-idx3-ubyte.gz")
+    labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    images = torch.from_numpy(pixels).float() / 255.0
+    return _shaped(images, size, channels), torch.from_numpy(labels).long()
 
 
 def _idx(path: Path) -> np.ndarray:
-    """An unsigned-byte idx file: 4 bytes of magic (the last: the rank), a big-endian int32 per dimension, the data."""
+    """The array in a gzipped idx file of unsigned bytes.
+
+    The file has 4 bytes of magic, whose last is the rank, a big-endian int32 per dimension, and the
+    data. Errors: DataError if the file does not exist.
+    """
     if not path.exists():
         raise DataError(
-            f"data.folder must hold {path.name}; {path} does not exist (Debian: dataset-fashion-mnist)"
+            f"data.folder must hold {path.name}; {path} does not exist "
+            "(Debian: dataset-fashion-mnist)"
         )
     raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
     shape = np.frombuffer(raw, ">i4", rank, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
+    return values.reshape(shape).copy()
 
 
 def _shaped(images: Tensor, size: int, channels: int) -> Tensor:
-    """(n, h, w) grey images as (n, channels, size, size); shrinking averages, growing is bilinear."""
+    """Grey images (n, h, w) as (n, channels, size, size); shrinking averages, growing is bilinear."""
     images = images.unsqueeze(1)
+    target = (size, size)
     if size < images.shape[-1]:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        images = F.interpolate(images, target, mode="bilinear", antialias=True)
     elif size > images.shape[-1]:
-        images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+        images = F.interpolate(images, target, mode="bilinear", align_corners=False)
     return images.repeat(1, channels, 1, 1)

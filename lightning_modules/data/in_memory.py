@@ -1,4 +1,7 @@
-"""Data that fits in memory: batches by slicing tensors, without a DataLoader (13 x faster on 3,000 small images)."""
+"""Data that fits in memory. Batches are slices of tensors, without a DataLoader.
+
+That is 13 x faster on 3,000 small images.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,17 @@ from lightning_modules.errors import ConfigError
 
 Split = tuple[Tensor, Tensor]
 """Inputs (n, ...) as float32 and targets (n,) as int64."""
+EVALUATION_FACTOR = 4
+"""Evaluation needs no memory for gradients, so that its batches are this many times larger."""
+LEAST_DEVIATION = 1e-6
+"""Inputs are divided by at least this deviation; pixels that never vary have none."""
 
 
 class Batches:
-    """Batches `[inputs, targets, index]` of tensors; with a seed shuffled anew each time they are iterated."""
+    """Batches `[inputs, targets, index]` of tensors.
+
+    With a seed they are shuffled anew at each iteration.
+    """
 
     def __init__(self, split: Split, batch_size: int, seed: int | None = None) -> None:
         self.inputs, self.targets = split
@@ -24,25 +34,31 @@ class Batches:
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        """A shuffled last batch that is not full is left out: batch norm does not train well on a handful."""
+        """The number of batches.
+
+        A shuffled last batch that is not full is left out: a batch norm does not train well on a
+        handful of samples.
+        """
         full, rest = divmod(len(self.inputs), self.batch_size)
-        return max(1, full + bool(rest and self.generator is None))
+        takes_rest = rest > 0 and self.generator is None
+        return max(1, full + takes_rest)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         n = len(self.inputs)
-        order = (
-            torch.arange(n)
-            if self.generator is None
-            else torch.randperm(n, generator=self.generator)
-        )
+        order = torch.arange(n)
+        if self.generator is not None:
+            order = torch.randperm(n, generator=self.generator)
         for index in order.split(self.batch_size)[: len(self)]:
             yield [self.inputs[index], self.targets[index], index]
 
 
 class InMemory(LightningDataModule):
-    """`read` gives (training, test) splits; a stratified `val_fraction` of the training data is cut off by `seed`.
+    """Data that `read` returns as (training, test) splits.
 
-    Inputs are standardised with the mean and deviation of the remaining training data, over everything but `dim 1`.
+    A stratified `val_fraction` of the training data, chosen by `seed`, is the validation data.
+    Inputs are standardised with the mean and deviation of the remaining training data, taken over
+    every dimension but 1.
+    Errors: ConfigError for a `val_fraction` outside of (0, 1) or a `batch_size` below 1.
     """
 
     def __init__(
@@ -58,12 +74,10 @@ class InMemory(LightningDataModule):
             raise ConfigError(f"data.val_fraction must lie between 0 and 1; got {val_fraction}")
         if batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1; got {batch_size}")
-        self.read, self.batch_size, self.val_fraction, self.seed = (
-            read,
-            batch_size,
-            val_fraction,
-            seed,
-        )
+        self.read = read
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.seed = seed
         self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -76,17 +90,19 @@ class InMemory(LightningDataModule):
             random_state=self.seed,
             stratify=targets,
         )
-        over = [d for d in range(inputs.dim()) if d != 1]
-        mean, deviation = (
-            inputs[train].mean(over, keepdim=True),
-            inputs[train].std(over, keepdim=True).clamp_min(1e-6),
-        )
-        raw = {
-            "train": (inputs[train], targets[train]),
-            "val": (inputs[val], targets[val]),
-            "test": test,
+        train_inputs = inputs[train]
+        over = [dim for dim in range(inputs.dim()) if dim != 1]
+        mean = train_inputs.mean(over, keepdim=True)
+        deviation = train_inputs.std(over, keepdim=True).clamp_min(LEAST_DEVIATION)
+
+        def standardised(split: Split) -> Split:
+            return (split[0] - mean) / deviation, split[1]
+
+        self.splits = {
+            "train": standardised((train_inputs, targets[train])),
+            "val": standardised((inputs[val], targets[val])),
+            "test": standardised(test),
         }
-        self.splits = {name: ((x - mean) / deviation, y) for name, (x, y) in raw.items()}
 
     def sample_index(self, batch: list[Tensor]) -> Tensor:
         """Samples are not augmented: each always looks the same."""
@@ -102,16 +118,17 @@ class InMemory(LightningDataModule):
         return Batches(self.splits["train"], self.batch_size, seed)
 
     def ordered_batches(self) -> Batches:
-        self.setup()
-        return Batches(self.splits["train"], 4 * self.batch_size)
+        return self._evaluation_batches("train")
 
     def train_dataloader(self) -> Batches:
         return self.train_batches(self.seed)
 
     def val_dataloader(self) -> Batches:
-        self.setup()
-        return Batches(self.splits["val"], 4 * self.batch_size)
+        return self._evaluation_batches("val")
 
     def test_dataloader(self) -> Batches:
+        return self._evaluation_batches("test")
+
+    def _evaluation_batches(self, name: str) -> Batches:
         self.setup()
-        return Batches(self.splits["test"], 4 * self.batch_size)
+        return Batches(self.splits[name], EVALUATION_FACTOR * self.batch_size)

@@ -10,14 +10,19 @@ from torch import nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import nearest
 
+HIDDEN_INIT = ("googlenet", "inception_v3")
+"""torchvision's classifiers that take `init_weights` although their builder's signature hides it."""
+
 
 def torchvision(
     name: str, num_classes: int, weights: str | None = None, progress: bool = False, **options: Any
 ) -> nn.Module:
-    """`torchvision.models.<name>`; `weights` is a weights enum's name such as IMAGENET1K_V2 (downloaded once).
+    """`torchvision.models.<name>`.
 
-    With weights made for another number of classes, the last linear layer is replaced by a new one.
-    Errors: ConfigError for a name or weights torchvision does not have.
+    `weights` is the name in the model's weights enum, such as IMAGENET1K_V2; they are downloaded
+    once. If the weights are for another number of classes, a new layer takes the place of the last
+    linear layer.
+    Errors: ConfigError for a name or weights that torchvision does not have.
     """
     from torchvision import models
 
@@ -34,16 +39,14 @@ def torchvision(
             )
         model = models.get_model(name, weights=weights, progress=progress, **options)
         return with_classes(model, num_classes)
-    if "init_weights" in inspect.signature(models.get_model_builder(name)).parameters or name in (
-        "googlenet",
-        "inception_v3",
-    ):
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    if "init_weights" in accepted or name in HIDDEN_INIT:
         options.setdefault("init_weights", True)
     return models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
 def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
-    """`timm.create_model(name)`. Errors: ConfigError where timm is missing or has no such model."""
+    """`timm.create_model(name)`. Errors: ConfigError if timm is missing or has no such model."""
     try:
         import timm as library
     except ImportError as error:
@@ -51,7 +54,8 @@ def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) 
             "model=timm needs timm; install it with pip install 'pruning-orchestrator[timm]'"
         ) from error
     known = library.list_models()
-    if name.split(".")[0] not in known:
+    architecture = name.split(".")[0]
+    if architecture not in known:
         raise ConfigError(f"model.name must be a timm model; got '{name}'{nearest(name, known)}")
     model: nn.Module = library.create_model(
         name, pretrained=pretrained, num_classes=num_classes, **options
@@ -60,11 +64,18 @@ def timm(name: str, num_classes: int, pretrained: bool = False, **options: Any) 
 
 
 def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
-    """The same model with its last linear layer of `num_classes` outputs; untouched when it has them already."""
-    name, last = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ][-1]
+    """The same model, whose last linear layer has `num_classes` outputs.
+
+    A model that has them already is not changed. Otherwise the layer is replaced by a new one.
+    Errors: IndexError for a model without linear layers.
+    """
+    linears = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            linears.append((name, module))
+    name, last = linears[-1]
     if last.out_features != num_classes:
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Linear(last.in_features, num_classes))
+        replacement = nn.Linear(last.in_features, num_classes)
+        setattr(model.get_submodule(parent), leaf, replacement)
     return model

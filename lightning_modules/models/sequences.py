@@ -1,4 +1,4 @@
-"""Small networks without convolutions in depth: a vision transformer, and an LSTM that reads an image by rows."""
+"""Small networks of other kinds: a vision transformer, and an LSTM that reads an image by rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ class _Layer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        normed = self.norm1(x)
+        attended, _ = self.attention(normed, normed, normed, need_weights=False)
+        x = x + attended
+        hidden = F.gelu(self.up(self.norm2(x)))
+        return x + self.down(hidden)
 
 
 class SmallViT(nn.Module):
-    """`layers` transformer layers over patches of `patch` x `patch` pixels; input (N, in_channels, size, size)."""
+    """`layers` transformer layers of `width` features over patches of `patch` x `patch` pixels.
+
+    Input (N, in_channels, size, size), output (N, num_classes).
+    """
 
     def __init__(
         self,
@@ -37,17 +44,25 @@ class SmallViT(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(in_channels, width, patch, patch)
-        self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
-        self.layers = nn.Sequential(*(_Layer(width, heads) for _ in range(layers)))
-        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, num_classes)
+        count = (size // patch) ** 2
+        self.position = nn.Parameter(0.02 * torch.randn(1, count, width))
+        stack = [_Layer(width, heads) for _ in range(layers)]
+        self.layers = nn.Sequential(*stack)
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position
-        return self.fc(self.norm(self.layers(tokens)).mean(1))
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.layers(patches + self.position)
+        return self.fc(self.norm(tokens).mean(1))
 
 
 class RowLSTM(nn.Module):
-    """An LSTM that reads an image row by row; input (N, in_channels, H, W), steps H, features in_channels x W."""
+    """An LSTM of `width` features that reads an image row by row.
+
+    Input (N, in_channels, H, W), output (N, num_classes). The LSTM takes H steps of in_channels x W
+    features; `features` is that product.
+    """
 
     def __init__(
         self,
@@ -59,7 +74,10 @@ class RowLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, width, layers, batch_first=True, bidirectional=bidirectional)
-        self.fc = nn.Linear(width * (2 if bidirectional else 1), num_classes)
+        directions = 2 if bidirectional else 1
+        self.fc = nn.Linear(directions * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.lstm(x.transpose(1, 2).flatten(2))[0].mean(1))
+        rows = x.transpose(1, 2).flatten(2)
+        hidden, _ = self.lstm(rows)
+        return self.fc(hidden.mean(1))

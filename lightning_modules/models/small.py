@@ -1,4 +1,7 @@
-"""A small residual network for small images (He et al. 2016, section 4.2: the CIFAR family, 6n + 2 layers)."""
+"""A small residual network for small images.
+
+Source: He et al. 2016, section 4.2, the CIFAR family of 6n + 2 layers.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,20 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        inner = F.relu(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(inner))
+        return F.relu(residual + self.shortcut(x))
 
 
 class SmallResNet(nn.Module):
-    """Three stages of `blocks` residual blocks, `width`, 2 x and 4 x `width` channels; input (N, in_channels, H, W)."""
+    """Three stages of `blocks` residual blocks with `width`, 2 x `width` and 4 x `width` channels.
+
+    Input (N, in_channels, H, W), output (N, num_classes).
+    """
 
     def __init__(
         self, num_classes: int, in_channels: int = 1, width: int = 16, blocks: int = 1
@@ -39,12 +45,14 @@ class SmallResNet(nn.Module):
             wide = width * 2**stage
             layers = []
             for block in range(blocks):
-                layers.append(_Block(channels, wide, 2 if stage and not block else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(_Block(channels, wide, stride))
                 channels = wide
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stages(F.relu(self.bn1(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        x = F.relu(self.bn1(self.conv1(x)))
+        features = self.stages(x)
+        return self.fc(features.mean((2, 3)))

@@ -1,1 +1,1 @@
-"""Phases: what happens to a model, each a function. Lightning does the training."""
+"""Phases: each is a function that changes or measures a model. Lightning does the training."""

@@ -1,4 +1,4 @@
-"""An optimizer's momenta and moments, taken along from one phase of training to the next."""
+"""Carries an optimizer's momenta and moments from one phase of training to the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from lightning_modules.pruning.optimizer import by_name, load_by_name
 
 
 class Carried(Callback):
-    """Begins with `state` (by parameter name, see optimizer.py; None for none) and leaves the state it ended with."""
+    """Loads `state` into the optimizer when training starts, and holds its state when training ends.
+
+    The state is kept by parameter name, see optimizer.py. None starts with an empty optimizer.
+    """
 
     def __init__(self, state: Any = None) -> None:
         self.state = state

@@ -1,4 +1,7 @@
-"""Distillation from the dense model's outputs (Hinton et al. 2015, section 2), around any task's training step."""
+"""Distillation from the dense model's outputs, around any task's training step.
+
+Source: Hinton et al. 2015, section 2.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,17 @@ from lightning_modules.recipe import nearest
 from lightning_modules.tasks.contract import Divergence, inputs_of, loss_in, to_device
 
 Teacher = Callable[[Any, Inputs], Any]
-"""From a batch, and what the network was called with, to the dense model's outputs."""
+"""Maps a batch, and the inputs that the network was called with, to the dense model's outputs."""
 MOST_CACHED = 2**30
-"""Bytes of dense outputs that are kept; beyond, the dense model runs along."""
+"""Most bytes of dense outputs that are cached. Beyond that the dense model runs on each batch."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """(1 - weight) x loss + weight x divergence from the teacher's outputs at the temperature.
+    """Computes (1 - weight) x loss + weight x divergence from the teacher's outputs.
 
-    `features` adds the distance between the attention maps of the two models.
+    The divergence is taken at the temperature. `features` adds the distance between the attention
+    maps of the two models.
     """
 
     teacher: Teacher
@@ -40,37 +44,48 @@ class Distillation:
 
     def __call__(self, loss: Tensor, outputs: Any, batch: Any, inputs: Inputs) -> Tensor:
         if self.weight > 0.0:
-            apart = self.divergence(outputs, self.teacher(batch, inputs), self.temperature)
-            loss = (1.0 - self.weight) * loss + self.weight * apart
-        return loss if self.features is None else loss + self.features(inputs)
+            dense = self.teacher(batch, inputs)
+            divergence = self.divergence(outputs, dense, self.temperature)
+            loss = (1.0 - self.weight) * loss + self.weight * divergence
+        if self.features is None:
+            return loss
+        return loss + self.features(inputs)
 
 
 @contextmanager
-def distilled(task: LightningModule, how: Distillation | None) -> Iterator[None]:
-    """Inside the `with` block the task's training step gives its loss mixed with the distillation's."""
-    if how is None:
+def distilled(task: LightningModule, distillation: Distillation | None) -> Iterator[None]:
+    """Inside the `with` block the task's training step returns the distilled loss.
+
+    None leaves the training step as it is.
+    Errors: ConfigError, during training, for a training step that does not call `self.model`.
+    """
+    if distillation is None:
         yield
         return
-    step, network = task.training_step, task.model
+    original_step = task.training_step
+    network = task.model
     calls: list[tuple[Inputs, Any]] = []
 
-    def called(
+    def record(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
     ) -> None:
         calls.append((Inputs(args, kwargs), outputs))
 
     def training_step(batch: Any, *rest: Any, **more: Any) -> Any:
         calls.clear()
-        result = step(batch, *rest, **more)
+        result = original_step(batch, *rest, **more)
         if not calls:
+            name = type(task).__name__
             raise ConfigError(
-                f"{type(task).__name__}.training_step must call `self.model`, to be distilled; it does not"
+                f"{name}.training_step must call `self.model`, to be distilled; it does not"
             )
         inputs, outputs = calls[0]
-        loss = how(loss_in(result, task), outputs, batch, inputs)
-        return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+        loss = distillation(loss_in(result, task), outputs, batch, inputs)
+        if isinstance(result, Mapping):
+            return {**result, "loss": loss}
+        return loss
 
-    handle = network.register_forward_hook(called, with_kwargs=True)  # type: ignore[union-attr, operator]
+    handle = network.register_forward_hook(record, with_kwargs=True)  # type: ignore[union-attr, operator]
     task.training_step = training_step  # type: ignore[method-assign]
     try:
         yield
@@ -81,16 +96,21 @@ def distilled(task: LightningModule, how: Distillation | None) -> Iterator[None]
 
 
 Index = Callable[[Any], Tensor | None]
-"""From a batch to the index of each sample in the training data, shape (N,); None where samples vary."""
+"""Maps a batch to the index of each sample in the training data, shape (N,).
+
+None where a sample does not look the same each time.
+"""
 
 
 @torch.no_grad()
 def dense_outputs(
     task: LightningModule, batches: Iterable[Any], index: Index, device: torch.device
 ) -> Any:
-    """The dense model's outputs on every training sample, in the order of their index: a tree of tensors (n, ...).
+    """The dense model's outputs on every training sample, in the order of the samples' index.
 
-    None where samples are not the same twice, where an output has no batch in front, or where they would be too many.
+    Returns a tree of tensors of shape (n, ...). Returns None where samples do not look the same
+    twice, where an output has no batch dimension in front, or where all outputs together take more
+    than `MOST_CACHED` bytes.
     """
     model = task.to(device).eval().model
     parts: list[Any] = []
@@ -98,42 +118,54 @@ def dense_outputs(
     size = 0
     for batch in batches:
         moved = to_device(task, batch, device)
-        if (place := index(moved)) is None:
+        place = index(moved)
+        if place is None:
             return None
         outputs = inputs_of(task, moved).call(model)
-        leaves = pytree.tree_leaves(outputs)
-        size += sum(
-            leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor)
-        )
-        if size > MOST_CACHED or not all(_batched(leaf, len(place)) for leaf in leaves):
+        size += _bytes_of(outputs)
+        if size > MOST_CACHED or not _all_batched(outputs, len(place)):
             return None
         parts.append(outputs)
         places.append(place)
     order = torch.cat(places)
-    return pytree.tree_map(lambda *pieces: _ordered(torch.cat(pieces), order), *parts)
+
+    def joined(*pieces: Tensor) -> Tensor:
+        values = torch.cat(pieces)
+        return torch.empty_like(values).index_copy_(0, order.to(values.device), values)
+
+    return pytree.tree_map(joined, *parts)
 
 
-def _batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+def _bytes_of(outputs: Any) -> int:
+    size = 0
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            size += leaf.numel() * leaf.element_size()
+    return size
 
 
-def _ordered(values: Tensor, order: Tensor) -> Tensor:
-    return torch.empty_like(values).index_copy_(0, order.to(values.device), values)
+def _all_batched(outputs: Any, size: int) -> bool:
+    """Whether every output is a tensor whose first dimension is `size`."""
+    for leaf in pytree.tree_leaves(outputs):
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != size:
+            return False
+    return True
 
 
 def teacher(model: nn.Module, cached: Any, index: Index = lambda batch: None) -> Teacher:
-    """A look-up in cached outputs, or the dense model itself run on each batch's inputs."""
+    """Looks up the cached outputs; without any, runs the dense model on each batch's inputs."""
     if cached is not None:
 
-        def known(batch: Any, inputs: Inputs) -> Any:
+        def look_up(batch: Any, inputs: Inputs) -> Any:
             place = index(batch)
             assert place is not None
             return pytree.tree_map(lambda values: values[place.to(values.device)], cached)
 
-        return known
+        return look_up
     model.eval()
 
-    @torch.no_grad()  # and not requires_grad_(False): plans are cut from this very model, and have to be trained
+    # requires_grad_(False) would not do: plans are cut from this very model and must be trainable
+    @torch.no_grad()
     def run(batch: Any, inputs: Inputs) -> Any:
         return inputs.call(model.to(inputs.device))
 
@@ -141,68 +173,98 @@ def teacher(model: nn.Module, cached: Any, index: Index = lambda batch: None) ->
 
 
 class AttentionTransfer:
-    """weight / 2 x the squared distance of normalised attention maps, over modules (Zagoruyko & Komodakis 2017, eq. 2).
+    """The distance between the normalised attention maps of teacher and student.
 
-    A map is the mean square over channels, so that maps of models with different widths compare. `modules` name modules
-    of both models whose outputs are (N, C, H, W) or (N, T, C); those a pruned model has lost are passed over.
+    It is weight / 2 x the squared distance, summed over modules and averaged over samples
+    (Zagoruyko & Komodakis 2017, eq. 2). A map is the mean square over channels, so that maps of
+    models with different widths can be compared. `modules` names modules of both models whose
+    outputs are (N, C, H, W) or (N, T, C). Modules that a pruned model has lost are skipped.
+    Errors: ConfigError for names that are no modules of the teacher, and, when called, for outputs
+    of another shape.
     """
 
     def __init__(self, teacher: nn.Module, modules: Sequence[str], weight: float) -> None:
-        self.teacher, self.modules, self.weight = teacher, tuple(modules), weight
+        self.teacher = teacher
+        self.modules = tuple(modules)
+        self.weight = weight
         names = dict(teacher.named_modules())
-        if unknown := [name for name in modules if name not in names]:
+        unknown = [name for name in modules if name not in names]
+        if unknown:
+            hint = nearest(unknown[0], list(names))
             raise ConfigError(
-                f"distillation.features names no modules of the model: {unknown}{nearest(unknown[0], list(names))}"
+                f"distillation.features names no modules of the model: {unknown}{hint}"
             )
         self._maps: dict[str, Tensor] = {}
 
     @contextmanager
     def watching(self, student: nn.Module) -> Iterator[None]:
-        """Read the maps of `student` inside the `with` block, in which it is trained."""
+        """Inside the `with` block each forward pass of `student` records its attention maps."""
         handles = _tap(student, self.modules, self._maps)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            _remove(handles)
             self._maps.clear()
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        wanted: dict[str, Tensor] = {}
+        dense_maps = self._dense_maps(inputs)
+        distances = []
+        for name, dense_map in dense_maps.items():
+            if name in self._maps:
+                difference = self._maps[name] - dense_map
+                distances.append(difference.square().sum(1).mean())
+        if not distances:
+            return torch.zeros((), device=inputs.device)
+        return 0.5 * self.weight * torch.stack(distances).sum()
+
+    def _dense_maps(self, inputs: Inputs) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = {}
         self.teacher.to(inputs.device).eval()
-        handles = _tap(self.teacher, self.modules, wanted)
+        handles = _tap(self.teacher, self.modules, maps)
         try:
             with torch.no_grad():
                 inputs.call(self.teacher)
         finally:
-            for handle in handles:
-                handle.remove()
-        apart = [
-            (self._maps[name] - wanted[name]).square().sum(1).mean()
-            for name in wanted
-            if name in self._maps
-        ]
-        return (
-            0.5 * self.weight * torch.stack(apart).sum()
-            if apart
-            else torch.zeros((), device=inputs.device)
-        )
+            _remove(handles)
+        return maps
 
 
 def _tap(
     model: nn.Module, modules: Sequence[str], maps: dict[str, Tensor]
 ) -> list[RemovableHandle]:
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.dim() < 3:
-                given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ConfigError(
-                    f"distillation.features needs maps of shape (N, C, H, W) or (N, T, C); '{name}' gives {given}"
-                )
-            channels = 2 if output.dim() == 3 else 1
-            maps[name] = F.normalize(output.square().mean(channels).flatten(1))
+    """Make each forward pass write the attention maps of those modules into `maps`."""
 
-        return keep
+    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            maps[name] = _attention_map(name, output)
+
+        return record
 
     known = dict(model.named_modules())
-    return [known[name].register_forward_hook(hook(name)) for name in modules if name in known]
+    handles = []
+    for name in modules:
+        if name in known:
+            handles.append(known[name].register_forward_hook(recorder(name)))
+    return handles
+
+
+def _attention_map(name: str, output: Any) -> Tensor:
+    """The mean square over channels, flattened and normalised, shape (N, positions)."""
+    if not isinstance(output, Tensor):
+        raise _no_map(name, type(output).__name__)
+    if output.dim() < 3:
+        raise _no_map(name, list(output.shape))
+    channel_dim = 2 if output.dim() == 3 else 1
+    return F.normalize(output.square().mean(channel_dim).flatten(1))
+
+
+def _no_map(name: str, shape: Any) -> ConfigError:
+    return ConfigError(
+        "distillation.features needs maps of shape (N, C, H, W) or (N, T, C); "
+        f"'{name}' gives {shape}"
+    )
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,4 +1,7 @@
-"""Training and evaluation by Lightning: one way for the dense model, for finetuning and for confirmation."""
+"""Training and evaluation by Lightning.
+
+The dense model, finetuning and confirmation all train through `fit`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer, lr_scheduler
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS
@@ -20,23 +24,28 @@ from lightning_modules.phases.memory import in_parts
 from lightning_modules.recipe import Recipe, locate
 
 OnRound = Callable[[int, dict[str, float]], bool]
-"""From (rounds done, validation metrics) to whether to go on."""
+"""Maps the number of rounds done and the validation metrics to whether training goes on."""
 
 
 class DivergedError(Exception):
-    """The training loss became NaN or infinite: the trial failed, through no fault of the configuration's form."""
+    """The training loss became NaN or infinite.
+
+    The trial has failed, but the configuration is well formed.
+    """
 
 
 TOTALS = ("total_steps", "T_max", "total_iters")
-"""Names under which torch's schedulers ask for the number of steps; filled in where they are not given."""
+"""Names under which torch's schedulers take the number of steps; filled in where not given."""
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """An optimizer recipe and its learning-rate scheduler, stepped at every optimizer step.
+    """An optimizer recipe and its learning-rate scheduler, which is stepped with the optimizer.
 
-    Without a `scheduler` the rate rises linearly over the `warmup` fraction of all steps, then falls as a cosine.
-    `rewound` = t instead takes the last t of the curve as a fraction: learning-rate rewinding (Renda et al. 2020).
+    Without a `scheduler` the learning rate rises linearly over the `warmup` fraction of all steps,
+    then falls as a cosine. `rewound` is a fraction t: training then follows only the last t of the
+    curve, which is learning-rate rewinding (Renda et al. 2020). `clip_norm` is the largest norm of
+    the gradient; None does not clip.
     """
 
     optimizer: Recipe
@@ -46,53 +55,71 @@ class Optimization:
     rewound: float | None = None
 
     def check(self) -> None:
-        """Errors: ConfigError for an optimizer or scheduler that cannot be built from its arguments."""
+        """Errors: ConfigError if the optimizer or scheduler cannot be built from its arguments."""
         try:
             self.configure(torch.nn.Linear(1, 1), 100)
         except (TypeError, ValueError) as error:
-            names = self.optimizer.target + (f", {self.scheduler.target}" if self.scheduler else "")
+            names = self.optimizer.target
+            if self.scheduler:
+                names += f", {self.scheduler.target}"
             raise ConfigError(f"{names}: {error}") from error
 
     def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
-        optimizer = self.optimizer.build([p for p in module.parameters() if p.requires_grad])
+        """What Lightning's `configure_optimizers` returns, for training of `steps` steps."""
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer.build(trained)
         schedule = self._scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        whole = steps if self.rewound is None else max(steps, round(steps / self.rewound))
+    def _scheduler(self, optimizer: Optimizer, steps: int) -> Any:
+        whole = steps
+        if self.rewound is not None:
+            whole = max(steps, round(steps / self.rewound))
+        skipped = whole - steps
         if self.scheduler is None:
-            return torch.optim.lr_scheduler.LambdaLR(optimizer, self._curve(whole, whole - steps))
-        kind = locate(self.scheduler.target)
-        if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
-            raise ConfigError(
-                f"a scheduler must be one of torch.optim.lr_scheduler's; got {self.scheduler.target}"
-            )
-        if issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ConfigError(
-                "a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another"
-            )
-        missing = set(TOTALS) & set(inspect.signature(kind).parameters) - set(
-            self.scheduler.arguments
-        )
-        if "epochs" in self.scheduler.arguments:
-            missing = set()
-        found = self.scheduler.build(optimizer, **dict.fromkeys(missing, whole))
+            return lr_scheduler.LambdaLR(optimizer, self._curve(whole, skipped))
+        totals = dict.fromkeys(_missing_totals(self.scheduler), whole)
+        scheduler = self.scheduler.build(optimizer, **totals)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no optimizer has stepped yet is what is meant
-            for _ in range(whole - steps):
-                found.step()
-        return found
+            # torch warns that no optimizer has stepped yet; skipping steps means just that
+            warnings.simplefilter("ignore")
+            for _ in range(skipped):
+                scheduler.step()
+        return scheduler
 
     def _curve(self, whole: int, begin: int) -> Callable[[int], float]:
+        """Warm-up and cosine over `whole` steps, entered at step `begin`."""
         rise = max(1, round(self.warmup * whole))
+        fall = max(1, whole - rise)
 
         def factor(step: int) -> float:
-            at = begin + step
-            if at < rise:
-                return (at + 1) / (rise + 1)
-            return 0.5 * (1.0 + math.cos(math.pi * (at - rise) / max(1, whole - rise)))
+            position = begin + step
+            if position < rise:
+                return (position + 1) / (rise + 1)
+            return 0.5 * (1.0 + math.cos(math.pi * (position - rise) / fall))
 
         return factor
+
+
+def _missing_totals(scheduler: Recipe) -> set[str]:
+    """The names in `TOTALS` that the scheduler takes and that its recipe does not give.
+
+    A recipe with `epochs` says the number of steps by itself.
+    Errors: ConfigError for what is no scheduler of torch, and for one that needs a metric.
+    """
+    kind = locate(scheduler.target)
+    if not (isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler)):
+        raise ConfigError(
+            f"a scheduler must be one of torch.optim.lr_scheduler's; got {scheduler.target}"
+        )
+    if issubclass(kind, lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError(
+            "a scheduler is stepped without a metric; ReduceLROnPlateau needs one: take another"
+        )
+    if "epochs" in scheduler.arguments:
+        return set()
+    accepted = set(inspect.signature(kind).parameters)
+    return set(TOTALS) & accepted - set(scheduler.arguments)
 
 
 def fit(
@@ -109,47 +136,56 @@ def fit(
     accumulate: int = 1,
     memory_format: str = "contiguous",
 ) -> int:
-    """Train for `rounds` x `round_steps` optimizer steps; after each one validate and ask `on_round` whether to go on.
+    """Train for `rounds` rounds of `round_steps` optimizer steps each; return the rounds done.
 
-    Returns the rounds done. The caller seeds torch's RNG. `callbacks` are Lightning's, see sparse.py for training under
-    masks. With `accumulate` each batch goes through the model in that many parts, whose gradients make one step.
-    Meanwhile the weights lie in memory in the one of `FORMATS`, afterwards as usual.
-    Errors: DivergedError on a loss that is not finite.
+    With both `val` and `on_round` the task is validated after each round, and `on_round` decides
+    whether training goes on. The caller seeds torch's RNG. sparse.py has `callbacks` that train
+    under masks. `accumulate` is the number of parts in which each batch goes through the model; the
+    gradients of all make one step. `memory_format` names the one of `FORMATS` in which the weights
+    lie during training; afterwards they are contiguous.
+    Errors: DivergedError if the loss is not finite at the end of a round.
     """
     watch = _Rounds(round_steps, on_round)
-    steps = rounds * round_steps
-    validated = val is not None and on_round is not None
-    task.train()  # Lightning keeps the mode it finds, and in eval mode batch norms do not hold training together
-    with _quiet(), _optimized(task, optimization, steps):
+    val = None if on_round is None else val
+    interval = None if val is None else round_steps * accumulate
+    # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
+    task.train()
+    with _quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
-            max_steps=steps,
+            max_steps=rounds * round_steps,
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
-            val_check_interval=round_steps * accumulate if validated else None,
-            check_val_every_n_epoch=None if validated else 1,
-            limit_val_batches=None if validated else 0,
+            **_validation(interval),
             **_plain(device),
         )
-        task.model.to(memory_format=FORMATS[memory_format])  # type: ignore[operator, union-attr]
-        try:
-            trainer.fit(task, in_parts(batches, accumulate), val if validated else None)
-        finally:
-            task.model.to(memory_format=torch.contiguous_format)  # type: ignore[operator, union-attr]
-    return watch.rounds if validated else rounds
+        with _in_format(task, memory_format):
+            trainer.fit(task, in_parts(batches, accumulate), val)
+    return rounds if val is None else watch.rounds
 
 
 def evaluate(
     task: LightningModule, batches: Iterable[Any], device: torch.device
 ) -> dict[str, float]:
-    """Metrics of the task over all batches, by name."""
+    """The task's metrics over all batches, by name."""
     with _quiet():
-        return dict(Trainer(**_plain(device)).validate(task, batches, verbose=False)[0])
+        trainer = Trainer(**_plain(device))
+        return dict(trainer.validate(task, batches, verbose=False)[0])
+
+
+def _validation(interval: int | None) -> dict[str, Any]:
+    """A Trainer's arguments to validate every `interval` batches; None never validates."""
+    never = interval is None
+    return {
+        "val_check_interval": interval,
+        "check_val_every_n_epoch": 1 if never else None,
+        "limit_val_batches": 0 if never else None,
+    }
 
 
 @contextmanager
 def _optimized(task: LightningModule, optimization: Optimization, steps: int) -> Iterator[None]:
-    """As LightningCLI does: the optimizer and its schedule belong to the phase, not to the task."""
+    """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task."""
     task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
     try:
         yield
@@ -157,20 +193,34 @@ def _optimized(task: LightningModule, optimization: Optimization, steps: int) ->
         del task.configure_optimizers
 
 
+@contextmanager
+def _in_format(task: LightningModule, memory_format: str) -> Iterator[None]:
+    """Inside the `with` block the model's weights lie in memory in that one of `FORMATS`."""
+    model: Any = task.model
+    model.to(memory_format=FORMATS[memory_format])
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)
+
+
 class _Rounds(Callback):
+    """Counts rounds, checks the loss at the end of each, and asks `on_round` whether to go on."""
+
     def __init__(self, round_steps: int, on_round: OnRound | None) -> None:
-        self.round_steps, self.on_round, self.rounds = round_steps, on_round, 0
+        self.round_steps = round_steps
+        self.on_round = on_round
+        self.rounds = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
-        # one look per round, not per step: reading the loss waits for an accelerator
-        if trainer.global_step % self.round_steps == 0 and not math.isfinite(
-            float(outputs["loss"])
-        ):
-            raise DivergedError(
-                f"the training loss became {float(outputs['loss'])} at step {trainer.global_step}"
-            )
+        # once a round, not once a step: reading the loss waits for an accelerator
+        if trainer.global_step % self.round_steps != 0:
+            return
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise DivergedError(f"the training loss became {loss} at step {trainer.global_step}")
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         self.rounds += 1
@@ -180,35 +230,34 @@ class _Rounds(Callback):
 
 
 def _plain(device: torch.device) -> dict[str, Any]:
-    """A Trainer that writes nothing and prints nothing: records and progress are the orchestrator's."""
+    """Arguments of a Trainer that neither writes nor prints: the orchestrator does both."""
+    accelerator = "gpu" if device.type == "cuda" else device.type
     return {
-        "accelerator": "cpu"
-        if device.type == "cpu"
-        else "gpu"
-        if device.type == "cuda"
-        else device.type,
+        "accelerator": accelerator,
         "devices": 1 if device.index is None else [device.index],
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "inference_mode": False,  # tensors made in it could not be trained afterwards
+        "inference_mode": False,  # tensors made in inference mode cannot be trained afterwards
     }
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's remarks on loader workers and log intervals do not apply to in-memory batches."""
+    """Silences Lightning's advice on loader workers and log intervals.
+
+    That advice does not apply to batches in memory.
+    """
     log = logging.getLogger("pytorch_lightning")
-    before = log.level
+    level_before = log.level
     log.setLevel(logging.ERROR)
+    remarks = r".*(does not have many workers|isinstance\(treespec).*"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
-        warnings.filterwarnings(
-            "ignore", message=r".*(does not have many workers|isinstance\(treespec).*"
-        )
+        warnings.filterwarnings("ignore", message=remarks)
         try:
             yield
         finally:
-            log.setLevel(before)
+            log.setLevel(level_before)

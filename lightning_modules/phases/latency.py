@@ -1,4 +1,4 @@
-"""Measured latency of a model on the device it runs on."""
+"""The measured latency of a model on the device that it runs on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from lightning_modules.pruning.inputs import Inputs
 
 @torch.no_grad()
 def latency_ms(model: nn.Module, example: Inputs, repeats: int = 20, warmup: int = 5) -> float:
-    """Median milliseconds of a forward pass, warmed up, at the example's batch and dtype and torch's threads."""
+    """Median milliseconds of a forward pass, over `repeats` passes after `warmup` untimed ones.
+
+    The batch and dtype are those of the example; the threads are torch's.
+    """
     model.eval()
-    devices = {tensor.device for tensor in example.tensors() if tensor.device.type == "cuda"}
+    devices = _cuda_devices(example)
     seconds = []
     for turn in range(warmup + repeats):
         _wait(devices)
@@ -27,6 +30,15 @@ def latency_ms(model: nn.Module, example: Inputs, repeats: int = 20, warmup: int
     return 1000.0 * statistics.median(seconds)
 
 
+def _cuda_devices(example: Inputs) -> set[torch.device]:
+    devices = set()
+    for tensor in example.tensors():
+        if tensor.device.type == "cuda":
+            devices.add(tensor.device)
+    return devices
+
+
 def _wait(devices: set[torch.device]) -> None:
+    """Kernels run asynchronously: a clock says nothing before they have ended."""
     for device in devices:
         torch.cuda.synchronize(device)

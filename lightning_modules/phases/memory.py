@@ -1,4 +1,4 @@
-"""Too little memory: how it is recognised, how it is given back, and batches in parts that need less of it."""
+"""Running out of memory: how to recognise it, how to free memory, and how to need less of it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ _MESSAGES = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
-"""What torch's allocators and NVIDIA's libraries say in a plain RuntimeError."""
+"""What torch's allocators and NVIDIA's libraries say in a plain RuntimeError, in lower case."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or one that it was raised from, says that memory could not be had."""
+    """Whether the error, or an error that caused it, says that memory could not be allocated."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RuntimeError) and any(
-        message in str(error).lower() for message in _MESSAGES
-    ):
-        return True
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        if any(message in text for message in _MESSAGES):
+            return True
     return error.__cause__ is not None and out_of_memory(error.__cause__)
 
 
 def release_memory() -> None:
-    """To be called outside of the `except`: until then the frames of the error hold the tensors of what failed.
+    """Free what a failed attempt has left behind. Call it outside of the `except` block.
 
-    A trainer, its task and its callbacks hold one another, so that only the collector frees them.
+    Inside that block the frames of the error still hold the tensors. A trainer, its task and its
+    callbacks refer to one another, so that only the garbage collector frees them.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -46,10 +47,11 @@ def release_memory() -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Every batch in `parts` pieces of consecutive samples, in the same order; each tensor is cut alike, indices too.
+    """Every batch in `parts` pieces of consecutive samples, in the same order.
 
-    A batch is any tree of tensors; those whose first dimension is that of the first tensor have the batch in front,
-    everything else goes with each part. Errors: ConfigError for a batch with fewer samples than parts.
+    A batch is any tree of tensors. Tensors whose first dimension is that of the first tensor have
+    the batch in front: they are cut, indices included. Everything else goes with each part.
+    Errors: ConfigError for a batch with fewer samples than parts.
     """
 
     batches: Any
@@ -61,29 +63,33 @@ class Parts:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             leaves, tree = pytree.tree_flatten(batch)
-            size = next(
-                (len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0
-            )
+            size = _batch_size(leaves)
             if size < self.parts:
                 raise ConfigError(
-                    f"a batch of {size} cannot be cut into {self.parts} parts to save memory; take a larger "
-                    "data.batch_size, or study.on_out_of_memory=fail"
+                    f"a batch of {size} cannot be cut into {self.parts} parts to save memory; "
+                    "take a larger data.batch_size, or study.on_out_of_memory=fail"
                 )
-            cut = [
-                leaf.tensor_split(self.parts) if _batched(leaf, size) else None for leaf in leaves
-            ]
-            for place in range(self.parts):
-                parts = [
-                    leaf if pieces is None else pieces[place]
-                    for leaf, pieces in zip(leaves, cut, strict=True)
-                ]
-                yield pytree.tree_unflatten(parts, tree)
+            pieces = [self._cut(leaf, size) for leaf in leaves]
+            for part in zip(*pieces, strict=True):
+                yield pytree.tree_unflatten(part, tree)
+
+    def _cut(self, leaf: Any, size: int) -> tuple[Any, ...]:
+        """The pieces of a leaf, or the leaf itself for each part."""
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size:
+            return leaf.tensor_split(self.parts)
+        return (leaf,) * self.parts
 
 
-def _batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+def _batch_size(leaves: Iterable[Any]) -> int:
+    """The first dimension of the first tensor that has one; 0 without such a tensor."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    return 0
 
 
 def in_parts(batches: Iterable[Any], parts: int) -> Iterable[Any]:
-    """`Parts`, or the batches themselves where they stay whole."""
-    return batches if parts == 1 else Parts(batches, parts)
+    """The batches in `Parts`; with one part, the batches themselves."""
+    if parts == 1:
+        return batches
+    return Parts(batches, parts)

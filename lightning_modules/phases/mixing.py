@@ -1,7 +1,8 @@
-"""What the dense model teaches beyond the training data: copies of it with samples mixed by pairs.
+"""What the dense model teaches beyond the training data: copies with samples mixed by pairs.
 
-Mixup (Zhang et al. 2018, equation 1, shares drawn uniformly), whose mixtures the teacher sees as the student does
-(Beyer et al. 2022, *Knowledge distillation: A good teacher is patient and consistent*).
+The mixture is mixup (Zhang et al. 2018, equation 1, with uniformly drawn shares). The teacher sees
+the same mixtures as the student (Beyer et al. 2022, *Knowledge distillation: A good teacher is
+patient and consistent*).
 """
 
 from __future__ import annotations
@@ -18,21 +19,31 @@ from lightning_modules.data.contract import Data
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Teacher, dense_outputs, teacher
 
+OUTPUTS_BATCH = 256
+"""Samples of a copy that go through the dense model at once."""
+
 
 class Lesson(NamedTuple):
-    """Batches to train on and the teacher that knows them; targets are class shares, shape (N, classes)."""
+    """Batches to train on, and the teacher of these batches.
+
+    Targets are class shares, shape (N, classes).
+    """
 
     batches: Iterable[Any]
     teacher: Teacher
 
 
 class Mixing:
-    """Lessons on the training data of `data` with copies of it, mixed as `seed` says; `task` holds the dense model.
+    """Makes lessons of the training data of `data` and mixed copies of it.
 
-    Where samples look the same each time, so do the mixtures: copy k is the same whatever the number of copies, and
-    the outputs of the dense model on it are computed once. `cached` are those on the data itself, shape (n, classes).
-    Without them (augmented data) samples are mixed within each batch, other ones each time, and the dense model runs
-    along. `seconds` is what a pass of the dense model over the data takes.
+    `task` holds the dense model. `cached` is its outputs on the data itself, shape (n, classes).
+    `seed` decides what is mixed. `seconds` is the time of one pass of the dense model over the
+    data.
+
+    With `cached`, samples look the same each time, and so do the mixtures. Copy k does not depend
+    on the number of copies, and the dense model's outputs on it are computed once. Without
+    `cached` (the data is augmented), samples are mixed anew within each batch, and the dense model
+    runs on each batch.
     Errors: ConfigError for inputs that are not one tensor of floats.
     """
 
@@ -45,30 +56,42 @@ class Mixing:
         seed: int,
         seconds: float = 0.0,
     ) -> None:
-        self.task, self.data, self.cached, self.device = task, data, cached, device
-        self.seed, self.seconds = seed, seconds
+        self.task = task
+        self.data = data
+        self.cached = cached
+        self.device = device
+        self.seed = seed
+        self.seconds = seconds
         self._copies: Copies | None = None
 
     def affordable(self, seconds: float) -> int:
-        """Copies that these seconds pay for; none where mixtures are not the same twice, or nothing can be mixed."""
-        if self.cached is None or not mixable(next(iter(self.data.ordered_batches()))[0]):
+        """The number of copies whose dense outputs take these seconds to compute.
+
+        Zero where mixtures are not the same twice, or where nothing can be mixed.
+        """
+        if self.cached is None:
+            return 0
+        first_batch = next(iter(self.data.ordered_batches()))
+        if not mixable(first_batch[0]):
             return 0
         return int(seconds / max(self.seconds, 1e-6))
 
     def __call__(self, copies: int, seed: int) -> Lesson:
-        """Batches by `seed` of the data and `copies` copies of it, shuffled together."""
+        """The data and `copies` copies of it, shuffled together by `seed`."""
+        model: Any = self.task.model
         if self.cached is None:
+            train = self.data.train_batches(seed)
             share = copies / (copies + 1)
-            fresh = FreshMixtures(self.data.train_batches(seed), share, self.data.num_classes, seed)
-            return Lesson(fresh, teacher(self.task.model, None))  # type: ignore[arg-type]
+            fresh = FreshMixtures(train, share, self.data.num_classes, seed)
+            return Lesson(fresh, teacher(model, None))
         self.prepare(copies)
         assert self._copies is not None
-        size = len(next(iter(self.data.train_batches(seed)))[0])
-        shuffled = CopiesBatches(self._copies, copies, size, seed)
-        return Lesson(shuffled, teacher(self.task.model, self._copies.outputs, index_of))  # type: ignore[arg-type]
+        first_batch = next(iter(self.data.train_batches(seed)))
+        shuffled = CopiesBatches(self._copies, copies, len(first_batch[0]), seed)
+        return Lesson(shuffled, teacher(model, self._copies.outputs, index_of))
 
     def prepare(self, copies: int) -> None:
-        """Compute the dense outputs on copies that have none yet."""
+        """Compute the dense outputs on those of the first `copies` copies that have none yet."""
         if self.cached is None or copies == 0:
             return
         self._copies = self._copies or Copies(self.data, self.cached, self.seed)
@@ -77,42 +100,64 @@ class Mixing:
 
 
 class Copies:
-    """The data by index, then copy after copy: index k n + i mixes sample i with another one of copy k's choice."""
+    """The data by index, followed by copy after copy.
+
+    Index k n + i is sample i of the n, mixed with the partner that copy k has drawn for it. Copy 0
+    is the data itself.
+    """
 
     def __init__(self, data: Data, outputs: Tensor, seed: int) -> None:
-        inputs, targets, places = zip(
-            *((b[0], b[1], b[2]) for b in data.ordered_batches()), strict=True
-        )
+        inputs = []
+        targets = []
+        places = []
+        for batch in data.ordered_batches():
+            inputs.append(batch[0])
+            targets.append(batch[1])
+            places.append(batch[2])
         _require_floats(inputs[0])
         order = torch.cat(places).argsort()
         self.inputs = torch.cat(inputs)[order]
         self.targets = shares_of(torch.cat(targets)[order], data.num_classes)
-        self.partner, self.share = torch.arange(len(order)), torch.ones(len(order))
-        self.outputs, self.seed, self.made = outputs, seed, 0
+        self.partner = torch.arange(len(order))
+        self.share = torch.ones(len(order))
+        self.outputs = outputs
+        self.seed = seed
+        self.made = 0
 
     def add(self, task: LightningModule, device: torch.device) -> None:
-        """One more copy, and the dense outputs on it."""
+        """Draw one more copy and compute the dense outputs on it."""
         n = len(self.inputs)
-        drawn = torch.Generator().manual_seed(self.seed + self.made)
-        self.partner = torch.cat([self.partner, torch.randperm(n, generator=drawn)])
-        self.share = torch.cat([self.share, torch.rand(n, generator=drawn)])
+        generator = torch.Generator().manual_seed(self.seed + self.made)
+        self.partner = torch.cat([self.partner, torch.randperm(n, generator=generator)])
+        self.share = torch.cat([self.share, torch.rand(n, generator=generator)])
         self.made += 1
-        found = torch.arange(self.made * n, (self.made + 1) * n)
-        batches = ([*self.batch(index)[:2], index - self.made * n] for index in found.split(256))
-        outputs = dense_outputs(task, batches, index_of, device)
+        outputs = dense_outputs(task, self._batches_of(self.made), index_of, device)
         assert outputs is not None
         self.outputs = torch.cat([self.outputs, outputs])
 
+    def _batches_of(self, copy: int) -> Iterator[list[Tensor]]:
+        """The batches of one copy, with indices that count from the copy's first sample."""
+        n = len(self.inputs)
+        indices = torch.arange(copy * n, (copy + 1) * n)
+        for index in indices.split(OUTPUTS_BATCH):
+            inputs, targets, _ = self.batch(index)
+            yield [inputs, targets, index - copy * n]
+
     def batch(self, index: Tensor) -> list[Tensor]:
-        one, other = index % len(self.inputs), self.partner[index]
-        return [*_mixed(self.inputs, self.targets, one, other, self.share[index]), index]
+        """Inputs, class shares and `index` itself, for an index of shape (N,)."""
+        one = index % len(self.inputs)
+        other = self.partner[index]
+        inputs, targets = _mixed(self.inputs, self.targets, one, other, self.share[index])
+        return [inputs, targets, index]
 
 
 class CopiesBatches:
-    """Full batches of the data and the first `count` copies, shuffled anew each time they are iterated."""
+    """Full batches of the data and its first `count` copies, shuffled anew at each iteration."""
 
     def __init__(self, copies: Copies, count: int, size: int, seed: int) -> None:
-        self.copies, self.samples, self.size = copies, (count + 1) * len(copies.inputs), size
+        self.copies = copies
+        self.samples = (count + 1) * len(copies.inputs)
+        self.size = size
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -120,14 +165,17 @@ class CopiesBatches:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         order = torch.randperm(self.samples, generator=self.generator)
-        return map(self.copies.batch, order.split(self.size)[: len(self)])
+        full = order.split(self.size)[: len(self)]
+        return map(self.copies.batch, full)
 
 
 class FreshMixtures:
-    """`batches` with about a `share` of the samples of each mixed with others of the batch."""
+    """`batches` in which about a `share` of the samples is mixed with others of the batch."""
 
     def __init__(self, batches: Any, share: float, classes: int, seed: int) -> None:
-        self.batches, self.share, self.classes = batches, share, classes
+        self.batches = batches
+        self.share = share
+        self.classes = classes
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -137,43 +185,52 @@ class FreshMixtures:
         for inputs, targets, *rest in self.batches:
             _require_floats(inputs)
             n = len(inputs)
-            kept = torch.rand(n, generator=self.generator)
-            kept[torch.rand(n, generator=self.generator) >= self.share] = 1.0
+            own_share = torch.rand(n, generator=self.generator)
+            stays_pure = torch.rand(n, generator=self.generator) >= self.share
+            own_share[stays_pure] = 1.0
             other = torch.randperm(n, generator=self.generator)
-            yield [
-                *_mixed(inputs, shares_of(targets, self.classes), torch.arange(n), other, kept),
-                *rest,
-            ]
+            shares = shares_of(targets, self.classes)
+            mixed = _mixed(inputs, shares, torch.arange(n), other, own_share)
+            yield [*mixed, *rest]
 
 
 def index_of(batch: Any) -> Tensor | None:
-    """The index of each sample: the third entry, where there is one."""
-    return batch[2] if isinstance(batch, list | tuple) and len(batch) > 2 else None
+    """The index of each sample: the third entry of a batch that has one."""
+    if isinstance(batch, list | tuple) and len(batch) > 2:
+        return batch[2]
+    return None
 
 
 def shares_of(targets: Tensor, classes: int) -> Tensor:
-    """Class indices as shares of 1 and 0, shape (N, classes); targets that are floats stay as they are."""
-    return targets if targets.is_floating_point() else F.one_hot(targets, classes).float()
+    """Class indices as shares of 1 and 0, shape (N, classes); float targets stay as they are."""
+    if targets.is_floating_point():
+        return targets
+    return F.one_hot(targets, classes).float()
 
 
 def mixable(inputs: Any) -> bool:
+    """Whether inputs can be added up: one tensor of floats."""
     return isinstance(inputs, Tensor) and inputs.is_floating_point()
 
 
 def _require_floats(inputs: Any) -> None:
-    if not mixable(inputs):
-        found = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise ConfigError(
-            "phases.finetune.distillation.mixed needs inputs that are one tensor of floats, to add them up; "
-            f"got {found}: distillation.mixed=0"
-        )
+    if mixable(inputs):
+        return
+    kind = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
+    raise ConfigError(
+        "phases.finetune.distillation.mixed needs inputs that are one tensor of floats, "
+        f"to add them up; got {kind}: distillation.mixed=0"
+    )
 
 
 def _mixed(
     inputs: Tensor, targets: Tensor, one: Tensor, other: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """share x sample `one` + (1 - share) x sample `other`, of inputs and of targets alike."""
+
     def between(values: Tensor) -> Tensor:
-        along = share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
-        return torch.lerp(values[other], values[one], along)
+        over_samples = (-1, *[1] * (values.dim() - 1))
+        weight = share.to(values.dtype).view(over_samples)
+        return torch.lerp(values[other], values[one], weight)
 
     return between(inputs), between(targets)

@@ -1,4 +1,4 @@
-"""A penalty added to the training loss of any task, by way of its gradient."""
+"""Adds the gradient of a penalty to the gradients of any task's training loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from lightning_modules.errors import ConfigError
 
 
 class Penalised(Callback):
-    """`penalty` maps (model, progress in [0, 1]) to a scalar; its gradient is added before each optimizer step."""
+    """Adds the penalty's gradient before each optimizer step.
+
+    `penalty` maps (model, progress in [0, 1]) to a scalar.
+    Errors: ConfigError, during training, for a penalty of frozen parameters only.
+    """
 
     def __init__(self, penalty: Callable[[nn.Module, float], Tensor]) -> None:
         self.penalty = penalty
@@ -22,14 +26,19 @@ class Penalised(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
         model: nn.Module = module.model  # type: ignore[assignment]
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        progress = (trainer.global_step + 1) / max(1, trainer.max_steps)
         with torch.enable_grad():
-            value = self.penalty(model, (trainer.global_step + 1) / max(1, trainer.max_steps))
+            value = self.penalty(model, progress)
             if not value.requires_grad:
                 raise ConfigError(
                     "a penalty needs parameters that are trained; all that it looks at are frozen"
                 )
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad = parameter.grad + gradient

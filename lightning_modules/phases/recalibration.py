@@ -1,4 +1,7 @@
-"""Recalibration: refresh batch norms' statistics on training data, without gradients (Li et al. 2020, EagleEye)."""
+"""Recalibration: refreshing batch norms' statistics on training data, without gradients.
+
+Source: Li et al. 2020 (EagleEye).
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,19 @@ from lightning_modules.pruning.inputs import Inputs
 def recalibrate(
     model: nn.Module, batches: Iterable[Inputs], count: int, device: torch.device
 ) -> None:
-    """Running mean and variance become the plain average over `count` batches; nothing else of the model changes."""
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    """Set running means and variances to their plain averages over the first `count` batches.
+
+    Nothing else of the model changes, except that it is moved to `device`.
+    """
+    norms = _tracking_norms(model)
     if not norms or count == 0:
         return
-    momenta, modes = (
-        [norm.momentum for norm in norms],
-        {module: module.training for module in model.modules()},
-    )
+    momenta = [norm.momentum for norm in norms]
+    modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
+        norm.momentum = None  # torch: the plain average
         norm.train()
     try:
         for batch in islice(batches, count):
@@ -41,3 +41,12 @@ def recalibrate(
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def _tracking_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that keep running statistics."""
+    norms = []
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            norms.append(module)
+    return norms

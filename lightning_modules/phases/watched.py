@@ -1,4 +1,4 @@
-"""Work that is looked at from inside: a function is called at every batch, and ends the work by raising."""
+"""Work that can be ended from inside: a function is called at every batch, and raises to end it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 Check = Callable[[], None]
+"""Called at every batch; it raises where the work has to end."""
 
 
 def never() -> None:
@@ -15,14 +16,14 @@ def never() -> None:
 
 
 def watched(batches: Iterable[Any], check: Check) -> Iterator[Any]:
-    """The batches, with `check` called before each."""
+    """Yields the batches, and calls `check` before each."""
     for batch in batches:
         check()
         yield batch
 
 
 class WatchedBatches(list[Any]):
-    """Batches that are gone through again and again, with `check` called before each, each time."""
+    """A list of batches that calls `check` before each batch, at every iteration."""
 
     def __init__(self, batches: Iterable[Any], check: Check) -> None:
         super().__init__(batches)

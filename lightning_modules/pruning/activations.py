@@ -1,4 +1,4 @@
-"""Activation pruning: at run time, what the layers are fed is set to zero where it is small."""
+"""Activation pruning: at run time, small inputs of layers are set to zero."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.errors import PlanError
@@ -17,11 +18,14 @@ from lightning_modules.pruning.inputs import Inputs
 
 @dataclass(frozen=True)
 class ActivationPruning:
-    """Keep inputs with |x| >= `level` (threshold), or of each sample the share `level` with the largest |x| (topk).
+    """Keeps large inputs of layers and sets the others to zero.
 
-    `tensors` names the weights whose modules' inputs are pruned; a module that owns none of them is left alone.
-    Used as a forward pre-hook: gradients pass where the activation does. topk keeps the share to the element, whatever
-    ties there are; where fewer are not zero (after a ReLU) some of those kept are zeros.
+    `threshold` keeps inputs with |x| >= `level`. `topk` keeps, of each sample, the share `level`
+    with the largest |x|. `tensors` names the weights whose modules' inputs are pruned; a module
+    that owns none of them is not touched. It is used as a forward pre-hook, and gradients pass
+    where the activation does. topk keeps exactly its share, whatever ties there are; after a ReLU
+    some of the kept inputs may be zeros.
+    Errors: PlanError for another kind or a level out of range.
     """
 
     kind: Literal["threshold", "topk"]
@@ -29,8 +33,8 @@ class ActivationPruning:
     tensors: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        most = {"threshold": float("inf"), "topk": 1.0}
-        if not 0.0 <= self.level <= most.get(self.kind, -1.0):
+        highest = {"threshold": float("inf"), "topk": 1.0}
+        if not 0.0 <= self.level <= highest.get(self.kind, -1.0):
             raise PlanError(
                 f"activation pruning is a threshold >= 0 or a topk share in [0, 1]; got {self}"
             )
@@ -39,28 +43,26 @@ class ActivationPruning:
         return (self.pruned(inputs[0]), *inputs[1:])
 
     def pruned(self, x: Tensor) -> Tensor:
-        """`x` with the batch in front and zeros in the place of what is small; same shape."""
-        size = x.detach().abs()
+        """`x`, with the batch in front, with small values set to zero; same shape."""
+        magnitude = x.detach().abs()
         if self.kind == "threshold":
-            return x * (size >= self.level)
-        flat = size.flatten(1)
+            return x * (magnitude >= self.level)
+        flat = magnitude.flatten(1)
         kept = max(1, round(self.level * flat.shape[1]))
         places = flat.topk(kept, dim=1, sorted=False).indices
-        return x * torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True).reshape(
-            x.shape
-        )
+        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, places, True)
+        return x * mask.reshape(x.shape)
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Prune from now on; the handles undo it."""
-        return [
-            module.register_forward_pre_hook(self) for module, _ in _owners(model, self.tensors)
-        ]
+        """Prune from now on. Removing the handles ends it."""
+        owners = _owners(model, self.tensors)
+        return [module.register_forward_pre_hook(self) for module, _ in owners]
 
 
 @contextmanager
-def attached(model: nn.Module, how: ActivationPruning | None) -> Iterator[None]:
-    """Prune the activations of `model` inside the `with` block; None changes nothing."""
-    handles = [] if how is None else how.attach(model)
+def attached(model: nn.Module, pruning: ActivationPruning | None) -> Iterator[None]:
+    """Prune the activations of `model` inside the `with` block. None changes nothing."""
+    handles = [] if pruning is None else pruning.attach(model)
     try:
         yield
     finally:
@@ -72,36 +74,47 @@ def attached(model: nn.Module, how: ActivationPruning | None) -> Iterator[None]:
 def activation_densities(
     model: nn.Module, tensors: Sequence[str], batches: Iterable[Inputs], device: torch.device
 ) -> dict[str, float]:
-    """Share of nonzero inputs of each tensor's module over all batches, as the module sees them after its hooks.
+    """The share of nonzero inputs of each tensor's module, over all batches, after its pre-hooks.
 
-    Tensors whose module is not called as one (attention's own projections) are left out. Leaves the model in eval mode.
+    Tensors whose module is never called, such as attention's own projections, are left out. The
+    model is left in eval mode.
     """
-    counted: dict[str, list[int]] = {}
+    nonzero: dict[str, int] = {}
+    total: dict[str, int] = {}
 
     def counter(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            found = counted.setdefault(name, [0, 0])
-            found[0] += int(torch.count_nonzero(inputs[0]))
-            found[1] += inputs[0].numel()
+        def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            x = inputs[0]
+            nonzero[name] = nonzero.get(name, 0) + int(torch.count_nonzero(x))
+            total[name] = total.get(name, 0) + x.numel()
 
-        return hook
+        return count
 
     model.to(device).eval()
-    # a forward hook sees the inputs as the pre-hooks have left them
-    handles = [
-        module.register_forward_hook(counter(name)) for module, name in _owners(model, tensors)
-    ]
+    handles = []
+    for module, name in _owners(model, tensors):
+        # a forward hook sees the inputs as the pre-hooks have left them
+        handles.append(module.register_forward_hook(counter(name)))
     try:
         for batch in batches:
             batch.to(device).call(model)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: nonzero / total for name, (nonzero, total) in counted.items() if total}
+    return {name: nonzero[name] / total[name] for name in total if total[name]}
 
 
 def _owners(model: nn.Module, tensors: Sequence[str]) -> list[tuple[nn.Module, str]]:
-    """The convolutions and linear layers whose weights the tensors are, each with its tensor; several may share one."""
-    names = {id(parameter): name for name, parameter in model.named_parameters() if name in tensors}
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    return [(layer, names[id(layer.weight)]) for layer in layers if id(layer.weight) in names]
+    """The convolutions and linear layers whose weights the tensors are, each with its tensor.
+
+    Several layers may share one tensor.
+    """
+    names = {}
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            names[id(parameter)] = name
+    owners: list[tuple[nn.Module, str]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear | _ConvNd) and id(module.weight) in names:
+            owners.append((module, names[id(module.weight)]))
+    return owners

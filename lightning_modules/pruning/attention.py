@@ -1,4 +1,4 @@
-"""Attention with fewer or narrower heads than its width would hold, and how many heads a module has."""
+"""Attention whose heads are fewer or narrower than its width would hold."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from lightning_modules.pruning.structure import AttentionUnit
 
 
 class SlimAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose heads x head_dim, inputs and outputs may all differ; same tensors, same names.
+    """`nn.MultiheadAttention` whose heads x head_dim, inputs and outputs may all differ.
 
-    Values may have another width than queries and keys; scores are scaled as in the dense module, by `scale`. Made
-    from an `nn.MultiheadAttention` by `slim` or `loosen`, never constructed. A mask per head must have as many heads
-    as are left.
+    Its tensors and their names are the same. Values may have another width than queries and keys.
+    Scores are scaled as in the dense module, by `scale`. It is made from an `nn.MultiheadAttention`
+    by `slim` or `loosen`, and never constructed. A mask per head must have as many heads as are
+    left.
     """
 
     head_dim_v: int
@@ -35,49 +36,65 @@ class SlimAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         fused = query is key and key is value
         if not batched:
-            query, key, value = query[None], key[None], value[None]
+            query = query[None]
+            key = key[None]
+            value = value[None]
         elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        widths = (self.head_dim, self.head_dim, self.head_dim_v)
-        parts = self._project(
-            query, key, value, fused, [self.num_heads * width for width in widths]
-        )
-        q, k, v = (self._heads(x, width) for x, width in zip(parts, widths, strict=True))
+            query = query.transpose(0, 1)
+            key = key.transpose(0, 1)
+            value = value.transpose(0, 1)
+        q, k, v = self._heads_of(query, key, value, fused)
         mask = _merge(attn_mask, key_padding_mask, q, k)
-        dropout = self.dropout if self.training else 0.0
         weights: Tensor | None = None
         if need_weights:
-            scores = q @ k.transpose(-2, -1) * self.scale
-            weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            weights = F.dropout(weights, dropout, self.training)
-            mixed = weights @ v
+            mixed, weights = self._readable(q, k, v, mask)
         else:
+            dropout = self.dropout if self.training else 0.0
             causal = is_causal and mask is None
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=self.scale)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights[0]
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
         if not batched:
-            return out[0], weights
+            return out[0], None if weights is None else weights[0]
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def _readable(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixed values and the weights that mixed them, which the fused kernel does not return."""
+        scores = q @ k.transpose(-2, -1) * self.scale
+        if mask is not None:
+            scores = scores + mask
+        weights = torch.softmax(scores, -1)
+        dropout = self.dropout if self.training else 0.0
+        weights = F.dropout(weights, dropout, self.training)
+        return weights @ v, weights
+
+    def _heads_of(
+        self, query: Tensor, key: Tensor, value: Tensor, fused: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected queries, keys and values, each (batch, heads, tokens, width of a head)."""
+        width = self.head_dim
+        width_v = self.head_dim_v
+        rows = [self.num_heads * width, self.num_heads * width, self.num_heads * width_v]
+        q, k, v = self._project((query, key, value), fused, rows)
+        return self._heads(q, width), self._heads(k, width), self._heads(v, width_v)
+
     def _project(
-        self, query: Tensor, key: Tensor, value: Tensor, fused: bool, rows: list[int]
+        self, inputs: tuple[Tensor, Tensor, Tensor], fused: bool, rows: list[int]
     ) -> tuple[Tensor, ...]:
-        if self.in_proj_weight is None:
+        """Queries, keys and values; one product for all if `fused`, when the inputs are the same."""
+        weight = self.in_proj_weight
+        bias = self.in_proj_bias
+        if weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif fused:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).split_with_sizes(
-                rows, -1
-            )
+            return F.linear(inputs[0], weight, bias).split_with_sizes(rows, -1)
         else:
-            weights = self.in_proj_weight.split_with_sizes(rows)
-        biases = (
-            (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split_with_sizes(rows)
-        )
-        inputs = (query, key, value)
-        return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+            weights = weight.split_with_sizes(rows)
+        biases = (None, None, None) if bias is None else bias.split_with_sizes(rows)
+        return tuple(map(F.linear, inputs, weights, biases))
 
     def _heads(self, x: Tensor, width: int) -> Tensor:
         """(batch, tokens, heads x width) to (batch, heads, tokens, width)."""
@@ -85,86 +102,92 @@ class SlimAttention(nn.MultiheadAttention):
 
 
 def slim(attention: nn.MultiheadAttention, units: AttentionUnit = "head") -> None:
-    """Mend, in place, attention whose tensors were cut: `units` says whether heads went, or width of every head.
+    """Bring, in place, the sizes of attention in line with its tensors, which were cut.
 
-    The fast path of `nn.TransformerEncoderLayer` assumes heads x head_dim = embed_dim; it is switched off where that
+    `units` says whether heads went, or width of every head. The fast path of
+    `nn.TransformerEncoderLayer` assumes heads x head_dim = embed_dim; it is switched off where that
     no longer holds.
     Errors: PlanError if the tensors do not hold whole heads.
     """
     packed = attention.in_proj_weight is not None
     query = attention.in_proj_weight if packed else attention.q_proj_weight
-    values = attention.out_proj.weight.shape[1]
-    rows = (query.shape[0] - values) // 2 if packed else query.shape[0]
-    wide, wide_v, scale = (
-        attention.head_dim,
-        getattr(attention, "head_dim_v", attention.head_dim),
-        _scale(attention),
-    )
+    value_rows = attention.out_proj.weight.shape[1]
+    rows = (query.shape[0] - value_rows) // 2 if packed else query.shape[0]
+    dense_width = attention.head_dim
+    width_v = getattr(attention, "head_dim_v", dense_width)
+    scale = _scale(attention)
     if units == "head_dim":
-        attention.head_dim, wide_v = (
-            parts(rows, attention.num_heads),
-            parts(values, attention.num_heads),
-        )
+        attention.head_dim = parts(rows, attention.num_heads)
+        width_v = parts(value_rows, attention.num_heads)
     else:
-        attention.num_heads = parts(rows, wide)
-        parts(values, wide_v)
+        attention.num_heads = parts(rows, dense_width)
+        parts(value_rows, width_v)
+    inputs = query.shape[1]
     attention.embed_dim = attention.out_proj.weight.shape[0]
-    attention.kdim = query.shape[1] if packed else attention.k_proj_weight.shape[1]
-    attention.vdim = query.shape[1] if packed else attention.v_proj_weight.shape[1]
-    if not rows == values == attention.embed_dim == query.shape[1] or wide != attention.head_dim:
-        _loosen(attention, wide_v, scale)
+    attention.kdim = inputs if packed else attention.k_proj_weight.shape[1]
+    attention.vdim = inputs if packed else attention.v_proj_weight.shape[1]
+    square = rows == value_rows == attention.embed_dim == inputs
+    if not square or dense_width != attention.head_dim:
+        _loosen(attention, width_v, scale)
 
 
 def parts(rows: int, each: int) -> int:
-    """`rows` over `each`. Errors: PlanError if that is not whole, as when width was cut where heads were meant."""
+    """`rows` over `each`.
+
+    Errors: PlanError if that is not whole, as when width was cut where heads were meant.
+    """
     if rows % each or not rows:
         raise PlanError(
-            f"the {rows} rows of an attention projection must be a multiple of {each}; rebuild with the `attention` of "
-            "the structure that cut them"
+            f"the {rows} rows of an attention projection must be a multiple of {each}; rebuild "
+            "with the `attention` of the structure that cut them"
         )
     return rows // each
 
 
 def loosen(model: nn.Module) -> None:
-    """Let values have another width than queries and keys, in place, wherever heads can be taken apart."""
+    """Let values have another width than queries and keys, wherever heads can be cut; in place."""
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and head_count(module) is not None:
-            _loosen(module, getattr(module, "head_dim_v", module.head_dim), _scale(module))
+            width_v = getattr(module, "head_dim_v", module.head_dim)
+            _loosen(module, width_v, _scale(module))
 
 
 def _loosen(attention: nn.MultiheadAttention, head_dim_v: int, scale: float) -> None:
     attention.__class__ = SlimAttention
-    attention._qkv_same_embed_dim = False
-    attention.head_dim_v, attention.scale = head_dim_v, scale  # type: ignore[assignment]
+    attention._qkv_same_embed_dim = False  # switches torch's fast path off
+    attention.head_dim_v = head_dim_v  # type: ignore[assignment]
+    attention.scale = scale  # type: ignore[assignment]
 
 
 def _scale(attention: nn.MultiheadAttention) -> float:
-    return (
-        attention.scale if isinstance(attention, SlimAttention) else float(attention.head_dim**-0.5)
-    )
+    if isinstance(attention, SlimAttention):
+        return attention.scale
+    return float(attention.head_dim**-0.5)
 
 
 def head_count(module: nn.Module) -> tuple[int, frozenset[int]] | None:
-    """(heads, widths of a head) of an attention module whose heads can be cut, None for anything else.
+    """(heads, widths of a head) of an attention module whose heads can be cut, else None.
 
     Widths differ between queries and values only in `SlimAttention`.
     """
     if isinstance(module, nn.MultiheadAttention):
-        plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
-        widths = {module.head_dim, getattr(module, "head_dim_v", module.head_dim)}
-        return (module.num_heads, frozenset(widths)) if plain else None
-    heads, width = getattr(module, "num_heads", None), getattr(module, "head_dim", None)
-    if (
-        isinstance(heads, int)
-        and isinstance(width, int)
-        and isinstance(getattr(module, "qkv", None), nn.Linear)
-    ):
-        return heads, frozenset({width})
-    return None
+        if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
+            return None
+        width_v = getattr(module, "head_dim_v", module.head_dim)
+        return module.num_heads, frozenset({module.head_dim, width_v})
+    heads = getattr(module, "num_heads", None)
+    width = getattr(module, "head_dim", None)
+    projection = getattr(module, "qkv", None)
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return None
+    return (heads, frozenset({width})) if isinstance(projection, nn.Linear) else None
 
 
 def _merge(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """One additive mask, broadcastable to (batch, heads, queries, keys); True in a boolean mask = not attended."""
+    """Both masks as one additive mask, broadcastable to (batch, heads, queries, keys).
+
+    True in a boolean mask means that a key is not attended to.
+    """
     merged: Tensor | None = None
     if attn_mask is not None:
         merged = _additive(attn_mask, q)
@@ -179,4 +202,5 @@ def _merge(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tenso
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+    zeros = torch.zeros_like(mask, dtype=like.dtype)
+    return zeros.masked_fill(mask, float("-inf"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -27,13 +28,14 @@ ATOMIC = frozenset(
         type,
     )
 )
+"""Types whose values a deep copy does not copy."""
 
 
 def clone(module: M, memo: dict[int, Any]) -> M:
-    """A deep copy in which `memo`, as in `copy.deepcopy`, names what stands in for an object, by its id.
+    """A deep copy; `memo`, as in `copy.deepcopy`, maps an object's id to what replaces the object.
 
-    Most of a deepcopy goes into the twenty mostly empty dictionaries of every module; those are rebuilt directly.
-    A class with a copy protocol of its own is copied by that.
+    A deepcopy spends most of its time on the twenty mostly empty dictionaries of every module.
+    Those are rebuilt directly. A class with a copy protocol of its own is copied by that protocol.
     """
     known = memo.get(id(module))
     if known is not None:
@@ -43,7 +45,8 @@ def clone(module: M, memo: dict[int, Any]) -> M:
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
-    twin.__setstate__({name: _value(value, memo) for name, value in module.__getstate__().items()})  # type: ignore
+    state = {name: _value(value, memo) for name, value in module.__getstate__().items()}  # type: ignore[no-untyped-call]
+    twin.__setstate__(state)  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -63,6 +66,10 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return twin
     if isinstance(value, nn.Module):
         return clone(value, memo)
-    if kind in (tuple, list, set) and all(type(item) in ATOMIC for item in value):
-        return kind(value)  # A tuple is itself.
+    if kind in (tuple, list, set) and _all_atomic(value):
+        return kind(value)  # of a tuple this is the tuple itself
     return copy.deepcopy(value, memo)
+
+
+def _all_atomic(items: Iterable[Any]) -> bool:
+    return all(type(item) in ATOMIC for item in items)

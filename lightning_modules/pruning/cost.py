@@ -1,4 +1,7 @@
-"""MACs and parameters of a plan in closed form: products over kept counts, exact and fast enough to search with."""
+"""MACs and parameters of a plan in closed form.
+
+They are sums of products over kept counts: exact, and fast enough to search with.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ import numpy.typing as npt
 from lightning_modules.pruning.structure import Counts, Product, Structure
 
 Matrix = npt.NDArray[Any]
+Term = tuple[int, ...]
+"""A product of axis lengths: the sorted indices of their affine forms."""
+INT64_LIMIT = 2**62
+"""Sums from here on are computed with Python's integers, which do not overflow."""
 
 
 class Cost:
@@ -30,18 +37,20 @@ class Cost:
         return int(self._params(counts))
 
     def macs_batch(self, counts: Counts) -> npt.NDArray[np.int64]:
-        """The same for many plans; `counts` has shape (..., n_groups), the result (...)."""
+        """MACs of many plans; `counts` has shape (..., n_groups), the result (...)."""
         return np.asarray(self._macs(counts))
 
     def params_batch(self, counts: Counts) -> npt.NDArray[np.int64]:
-        """The same for many plans; `counts` has shape (..., n_groups), the result (...)."""
+        """Parameters of many plans; `counts` has shape (..., n_groups), the result (...)."""
         return np.asarray(self._params(counts))
 
 
 class Features:
-    """What a linear model of latency may weigh: every distinct product of axis lengths, as a share of the dense one.
+    """The features of a linear model of latency.
 
-    MACs of layers and elements of tensors are such products; layers that share theirs share a feature.
+    They are the distinct products of axis lengths, each as a share of its dense value. The MACs of
+    layers and the elements of tensors are such products. Layers with the same product share a
+    feature.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -49,49 +58,44 @@ class Features:
         self._dense = self._sum.terms(structure.sizes).astype(float)
 
     def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
-        """Shape (..., n_features), each in [0, 1]; the last one is the constant 1."""
+        """Shape (..., n_features), each in [0, 1]; the last feature is the constant 1."""
         shares = self._sum.terms(counts).astype(float) / self._dense
-        found: npt.NDArray[np.float64] = np.concatenate(
-            [shares, np.ones((*shares.shape[:-1], 1))], axis=-1
-        )
-        return found
+        constant = np.ones((*shares.shape[:-1], 1))
+        features: npt.NDArray[np.float64] = np.concatenate([shares, constant], axis=-1)
+        return features
 
 
 class _Sum:
-    """Sum of products of affine forms; equal factors are computed once, constants sit in front."""
+    """A sum of products of affine forms.
+
+    Equal factors are computed once, and products with equal factors are added up.
+    """
 
     def __init__(self, structure: Structure, products: Sequence[Product]) -> None:
-        starts = [group.start for group in structure.groups]
-        forms: dict[bytes, int] = {}
-        rows: list[npt.NDArray[np.int64]] = []
-        terms: dict[tuple[int, ...], int] = {}
+        forms = _Forms(structure)
+        terms: dict[Term, int] = {}
         for product in products:
-            key = tuple(
-                sorted(_intern(f, starts, structure.sizes, forms, rows) for f in product.factors)
-            )
-            terms[key] = terms.get(key, 0) + product.constant
+            term = tuple(sorted(map(forms.index, product.factors)))
+            terms[term] = terms.get(term, 0) + product.constant
         self._fixed = terms.pop((), 0)
-        width = max((len(key) for key in terms), default=0)
-        # One more form, the constant 1, fills up the shorter products.
-        one = np.zeros(len(starts) + 1, dtype=np.int64)
-        one[-1] = 1
-        forms_matrix = np.array([*rows, one], dtype=np.int64)
-        dense = self._fixed + sum(
-            c * math.prod(int(rows[i][:-1] @ structure.sizes + rows[i][-1]) for i in key)
-            for key, c in terms.items()
-        )
-        dtype: Any = np.int64 if dense < 2**62 else object
-        self._slopes: Matrix = forms_matrix[:, :-1].T.astype(dtype)
-        self._offsets: Matrix = forms_matrix[:, -1].astype(dtype)
-        padded = [[*key, *[len(rows)] * (width - len(key))] for key in terms]
-        self._columns = np.array(padded, dtype=np.intp).reshape(len(terms), width).T
+        dense = self._fixed
+        for term, constant in terms.items():
+            dense += constant * math.prod(map(forms.dense_length, term))
+        dtype: Any = np.int64 if dense < INT64_LIMIT else object
+        matrix = forms.matrix()
+        self._slopes: Matrix = matrix[:, :-1].T.astype(dtype)
+        self._offsets: Matrix = matrix[:, -1].astype(dtype)
+        self._columns = _columns(list(terms), filler=len(forms.rows))
         self._constants: Matrix = np.array(list(terms.values()), dtype=dtype)
 
     def __call__(self, counts: Counts) -> Any:
         return self.terms(counts).sum(-1) + self._fixed
 
     def terms(self, counts: Counts) -> Any:
-        """The summands that depend on the counts; `counts` has shape (..., n_groups), the result (..., n_terms)."""
+        """The summands that depend on the counts.
+
+        `counts` has shape (..., n_groups), the result (..., n_terms).
+        """
         lengths = counts @ self._slopes + self._offsets
         total: Any = self._constants
         for column in self._columns:
@@ -99,29 +103,58 @@ class _Sum:
         return np.broadcast_to(total, (*lengths.shape[:-1], len(self._constants)))
 
 
-def _intern(
-    factor: npt.NDArray[np.int32],
-    starts: list[int],
-    sizes: Counts,
-    forms: dict[bytes, int],
-    rows: list[npt.NDArray[np.int64]],
-) -> int:
-    """The index of a factor's affine form: positions per unit of each group, then the fixed positions."""
-    form = np.zeros(len(starts) + 1, dtype=np.int64)
-    form[-1] = (factor < 0).sum()
-    groups = np.searchsorted(starts, factor[factor >= 0], side="right") - 1
-    form[:-1] = np.bincount(groups, minlength=len(starts)) // sizes
-    key = form.tobytes()
-    if key not in forms:
-        forms[key] = len(rows)
-        rows.append(form)
-    return forms[key]
+def _columns(terms: Sequence[Term], filler: int) -> npt.NDArray[np.intp]:
+    """The forms of every term, shape (longest term, n_terms); shorter terms end with `filler`."""
+    width = max(map(len, terms), default=0)
+    padded = []
+    for term in terms:
+        padding = [filler] * (width - len(term))
+        padded.append([*term, *padding])
+    return np.array(padded, dtype=np.intp).reshape(len(terms), width).T
+
+
+class _Forms:
+    """The distinct affine forms that give axis lengths.
+
+    A form has the positions per unit of each group, followed by the number of fixed positions.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._starts = [group.start for group in structure.groups]
+        self._sizes = structure.sizes
+        self._indices: dict[bytes, int] = {}
+        self.rows: list[npt.NDArray[np.int64]] = []
+
+    def index(self, factor: npt.NDArray[np.int32]) -> int:
+        """The index of a factor's form, which is added if it is new."""
+        units = factor[factor >= 0]
+        groups = np.searchsorted(self._starts, units, side="right") - 1
+        form = np.zeros(len(self._starts) + 1, dtype=np.int64)
+        form[-1] = (factor < 0).sum()
+        form[:-1] = np.bincount(groups, minlength=len(self._starts)) // self._sizes
+        key = form.tobytes()
+        if key not in self._indices:
+            self._indices[key] = len(self.rows)
+            self.rows.append(form)
+        return self._indices[key]
+
+    def dense_length(self, index: int) -> int:
+        form = self.rows[index]
+        return int(form[:-1] @ self._sizes + form[-1])
+
+    def matrix(self) -> npt.NDArray[np.int64]:
+        """All forms as rows; an additional last one is the constant 1, which pads terms."""
+        one = np.zeros(len(self._starts) + 1, dtype=np.int64)
+        one[-1] = 1
+        return np.array([*self.rows, one], dtype=np.int64)
 
 
 def prunable_macs_fraction(structure: Structure) -> float:
-    """Share of the dense MACs in nodes with at least one prunable factor, in [0, 1]."""
-    totals = [
-        (p.constant * math.prod(len(f) for f in p.factors), bool(p.factors)) for p in structure.macs
-    ]
-    dense = sum(total for total, _ in totals)
-    return sum(total for total, prunable in totals if prunable) / dense if dense else 0.0
+    """The share of the dense MACs in nodes with at least one prunable factor, in [0, 1]."""
+    dense = prunable = 0
+    for product in structure.macs:
+        macs = product.constant * math.prod(map(len, product.factors))
+        dense += macs
+        if product.factors:
+            prunable += macs
+    return prunable / dense if dense else 0.0

@@ -1,4 +1,4 @@
-"""Whole residual blocks: modules that hand their input on unchanged when all their parameters are zero."""
+"""Whole residual blocks: modules that return their input unchanged if all their parameters are 0."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import inside
 
+SCALES = (1, 10)
+"""Factors of the inputs at which a module is tried: what saturates shows only at large inputs."""
+
 
 def droppable(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Paths of the innermost modules that `nn.Identity` can stand in for, in the order of `named_modules`.
+    """Paths of the innermost modules that `nn.Identity` can replace, in `named_modules` order.
 
-    Such a module is called once, with one tensor and nothing else, gives one of the same shape and dtype, and shares
-    no parameter with the rest. `model` must be in eval mode with randomised parameters, which show what zeros hide;
-    inputs ten times as large show what saturates.
+    Such a module is called once, with one tensor and nothing else. It returns a tensor of the same
+    shape and dtype, and shares no parameter with the rest. `model` must be in eval mode with
+    randomised parameters, because zeros may hide a module's effect. Inputs ten times as large
+    reveal what saturates.
     """
     names = _names(model)
-    found: list[str] | None = None
-    for scale in (1, 10):
-        scaled = inputs.map(partial(_scaled, scale=scale))
-        calls = _calls(model, scaled)
-        passing = _innermost({path: x for path, x in calls.items() if _own(names, path)}, model)
-        found = passing if found is None else [path for path in found if path in passing]
-    return found or []
+    passing: list[str] | None = None
+    for scale in SCALES:
+        calls = _calls(model, inputs.map(partial(_scaled, scale=scale)))
+        candidates = {path: x for path, x in calls.items() if _owns_tensors(names, path)}
+        passing_now = _innermost(candidates, model)
+        still_passing = passing_now if passing is None else passing
+        passing = [path for path in still_passing if path in passing_now]
+    return passing or []
 
 
 def _scaled(x: Tensor, scale: int) -> Tensor:
@@ -36,21 +42,22 @@ def _scaled(x: Tensor, scale: int) -> Tensor:
 
 
 def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    found: set[str] = set()
-    for path in sorted(calls, key=lambda path: -path.count(".")):
-        if not any(inside(inner, [path]) for inner in found) and _hands_on(
-            model.get_submodule(path), calls[path]
-        ):
-            found.add(path)
-    return [path for path in calls if path in found]
+    """Those of the called modules that return their input when zeroed, and contain no other such."""
+    deepest_first = sorted(calls, key=lambda path: -path.count("."))
+    chosen: set[str] = set()
+    for path in deepest_first:
+        contains_chosen = any(inside(inner, [path]) for inner in chosen)
+        if not contains_chosen and _returns_input(model.get_submodule(path), calls[path]):
+            chosen.add(path)
+    return [path for path in calls if path in chosen]
 
 
 def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What each module with parameters was given, if it was called once, as `droppable` says."""
+    """The input of each module with parameters that was called once, as `droppable` says."""
     calls: dict[str, list[Tensor | None]] = {}
-    handles = []
+    handles: list[RemovableHandle] = []
     for path, module in model.named_modules():
-        if path and any(True for _ in module.parameters()):
+        if path and next(module.parameters(), None) is not None:
             seen = calls.setdefault(path, [])
             handles.append(module.register_forward_pre_hook(_before(seen), with_kwargs=True))
             handles.append(module.register_forward_hook(_after(seen)))
@@ -60,10 +67,16 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {path: seen[0] for path, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
+    single: dict[str, Tensor] = {}
+    for path, seen in calls.items():
+        if len(seen) == 1 and seen[0] is not None:
+            single[path] = seen[0]
+    return single
 
 
 def _before(seen: list[Tensor | None]) -> Any:
+    """A hook that records the input, None if it is anything but one tensor."""
+
     def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         alone = len(args) == 1 and not options and isinstance(args[0], Tensor)
         seen.append(args[0].clone() if alone else None)
@@ -72,16 +85,19 @@ def _before(seen: list[Tensor | None]) -> Any:
 
 
 def _after(seen: list[Tensor | None]) -> Any:
+    """A hook that replaces the recorded input by None if the output does not look like it."""
+
     def compare(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        given = seen[-1]
-        same = isinstance(output, Tensor) and given is not None
-        if not (same and output.shape == given.shape and output.dtype == given.dtype):  # type: ignore[attr-defined, union-attr]
+        x = seen[-1]
+        same_kind = isinstance(output, Tensor) and x is not None
+        if not same_kind or output.shape != x.shape or output.dtype != x.dtype:  # type: ignore[attr-defined, union-attr]
             seen[-1] = None
 
     return compare
 
 
-def _hands_on(module: nn.Module, x: Tensor) -> bool:
+def _returns_input(module: nn.Module, x: Tensor) -> bool:
+    """Whether the module with all parameters at zero returns exactly `x`."""
     twin = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -90,21 +106,19 @@ def _hands_on(module: nn.Module, x: Tensor) -> bool:
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
-    """All names of each parameter and buffer."""
+    """All names of each parameter and buffer, by the tensor's id."""
     names: dict[int, list[str]] = {}
-    for named in (
-        model.named_parameters(remove_duplicate=False),
-        model.named_buffers(remove_duplicate=False),
-    ):
-        for name, tensor in named:
-            names.setdefault(id(tensor), []).append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        names.setdefault(id(buffer), []).append(name)
     return names
 
 
-def _own(names: Mapping[int, list[str]], path: str) -> bool:
+def _owns_tensors(names: Mapping[int, list[str]], path: str) -> bool:
     """Whether no tensor below `path` has a name outside it."""
-    return all(
-        all(inside(name, [path]) for name in several)
-        for several in names.values()
-        if any(inside(name, [path]) for name in several)
-    )
+    for aliases in names.values():
+        below = [name for name in aliases if inside(name, [path])]
+        if below and len(below) < len(aliases):
+            return False
+    return True

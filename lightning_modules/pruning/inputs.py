@@ -1,9 +1,9 @@
-"""What a network is called with: any tree of tensors and plain values, as a value of its own."""
+"""What a network is called with: any tree of tensors and plain values, as one value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch.utils import _pytree as pytree
 from lightning_modules.errors import ConfigError, DataError
 
 LARGEST = 2**24
-"""Elements of a stored input: more is no input of a model, but a damaged file."""
+"""Most elements of a stored input. A larger one means that the file is damaged."""
 _SCALARS = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`network(*args, **kwargs)`; tensors have the batch in front where they have one."""
+    """The arguments of `network(*args, **kwargs)`; tensors with a batch have it in front."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -31,15 +31,13 @@ class Inputs:
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the tree, in a fixed order."""
-        return [
-            leaf
-            for leaf in pytree.tree_leaves((self.args, dict(self.kwargs)))
-            if isinstance(leaf, Tensor)
-        ]
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same tree with every tensor changed."""
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        tree = (self.args, dict(self.kwargs))
+        args, kwargs = pytree.tree_map_only(Tensor, change, tree)
         return Inputs(args, kwargs)
 
     def to(self, device: torch.device) -> Inputs:
@@ -47,22 +45,29 @@ class Inputs:
 
     @property
     def device(self) -> torch.device:
-        """Where the first tensor is; the CPU without one."""
-        return next((tensor.device for tensor in self.tensors()), torch.device("cpu"))
+        """The device of the first tensor; without tensors, the CPU."""
+        tensors = self.tensors()
+        return tensors[0].device if tensors else torch.device("cpu")
 
     @property
     def batch(self) -> int | None:
-        """Samples in the batch; None where the tensors do not agree on a first dimension."""
+        """Samples in the batch. None if the tensors do not agree on a first dimension."""
         sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in self.tensors()}
-        return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
+        if len(sizes) != 1 or 0 in sizes:
+            return None
+        return sizes.pop()
 
     def first(self) -> Inputs:
-        """The first sample alone, with a batch of one; the inputs as they are where they have no common batch."""
-        return self if self.batch is None else self.map(lambda tensor: tensor[:1].clone())
+        """The first sample alone, as a batch of one; inputs without a common batch as they are."""
+        if self.batch is None:
+            return self
+        return self.map(lambda tensor: tensor[:1].clone())
 
     def twice(self) -> Inputs:
-        """A batch of one two times; other batches, and inputs without one, as they are."""
-        return self.map(lambda tensor: torch.cat([tensor, tensor])) if self.batch == 1 else self
+        """A batch of one twice; other batches, and inputs without one, as they are."""
+        if self.batch != 1:
+            return self
+        return self.map(lambda tensor: torch.cat([tensor, tensor]))
 
     def to_json(self) -> dict[str, Any]:
         """Shapes and types of the tensors, in place of their values.
@@ -73,7 +78,10 @@ class Inputs:
 
     @classmethod
     def from_json(cls, data: Any) -> Inputs:
-        """Inputs of these shapes and types, all zeros. Errors: DataError for what is no such description."""
+        """Inputs of these shapes and types, all zeros.
+
+        Errors: DataError for what `to_json` does not write.
+        """
         try:
             return cls(tuple(_made(data["args"])), _made(data["kwargs"]))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -86,12 +94,15 @@ def as_inputs(example: Inputs | Tensor | tuple[Any, ...]) -> Inputs:
     """Inputs from positional arguments, or from one tensor."""
     if isinstance(example, Inputs):
         return example
-    return Inputs((example,)) if isinstance(example, Tensor) else Inputs(tuple(example))
+    if isinstance(example, Tensor):
+        return Inputs((example,))
+    return Inputs(tuple(example))
 
 
 def _described(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"shape": list(value.shape), "dtype": dtype}
     if isinstance(value, Mapping):
         return {"mapping": {str(key): _described(item) for key, item in value.items()}}
     if isinstance(value, tuple | list):
@@ -99,8 +110,8 @@ def _described(value: Any) -> Any:
     if isinstance(value, _SCALARS):
         return value
     raise ConfigError(
-        "a network's inputs must be tensors, plain values, or lists, tuples and dicts of them, to be stored with a "
-        f"plan; got {type(value).__name__}"
+        "a network's inputs must be tensors, plain values, or lists, tuples and dicts of them, to "
+        f"be stored with a plan; got {type(value).__name__}"
     )
 
 
@@ -108,25 +119,27 @@ def _made(value: Any) -> Any:
     if isinstance(value, list):
         return [_made(item) for item in value]
     if isinstance(value, Mapping):
-        return (
-            _zeros(value)
-            if "shape" in value
-            else {key: _made(item) for key, item in value["mapping"].items()}
-        )
+        if "shape" in value:
+            return _zeros(value)
+        return {key: _made(item) for key, item in value["mapping"].items()}
     if not isinstance(value, _SCALARS):
         raise TypeError(f"{type(value).__name__} is no plain value")
     return value
 
 
 def _zeros(described: Mapping[str, Any]) -> Tensor:
-    shape, dtype = described["shape"], getattr(torch, described["dtype"])
-    if (
-        not isinstance(dtype, torch.dtype)
-        or any(size < 0 for size in shape)
-        or math.prod(shape) > LARGEST
-    ):
+    shape = described["shape"]
+    dtype = getattr(torch, described["dtype"])
+    if not isinstance(dtype, torch.dtype) or not _is_plausible(shape):
         raise ValueError(f"{dict(described)} is no input of a model")
     return torch.zeros(shape, dtype=dtype)
+
+
+def _is_plausible(shape: Sequence[int]) -> bool:
+    """Whether all sizes are at least 0 and the tensor has at most `LARGEST` elements."""
+    if any(size < 0 for size in shape):
+        return False
+    return math.prod(shape) <= LARGEST
 
 
 def run(network: nn.Module, inputs: Inputs) -> Any:

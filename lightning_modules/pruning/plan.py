@@ -14,13 +14,17 @@ from lightning_modules.pruning.schedules import SCHEDULES
 from lightning_modules.pruning.structure import Counts, Structure
 
 Rule = Literal["quantile", "mean", "median", "absolute"]
+"""The scale on which thresholds are given; see thresholds.py."""
+ROUNDING = 1e-9
+"""Added before rounding down, so that 2.9999999 rounds counts as 3."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a trial asked of one stage of its method: a threshold per group, on the scale that `rule` names.
+    """What a trial asked of one stage of its method: a threshold per group, on the scale of `rule`.
 
-    It is a record. A plan is carried out by what the thresholds came to on the dense model: see `Plan`.
+    It is a record. A plan is carried out by the counts that the thresholds gave on the dense model,
+    see `Plan`.
     """
 
     levels: Mapping[str, float]
@@ -29,13 +33,18 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a stage prunes: `steps` times along `schedule`, between fractions `start` and `end` of its finetuning.
+    """When a stage prunes: `steps` times along `schedule`.
 
-    The stage is finetuned for steps x `rounds` rounds. With start 0 and end 1 each step is followed by `rounds`.
-    `distillation` is the weight of the dense outputs in the loss, None as configured.
-    `round_steps` are the optimizer steps of a round where a budget in time sets them; None: as configured.
-    `accumulate` is the number of parts in which each batch was trained on, above 1 where memory ran out.
-    `mixed` copies of the training data were learnt beside it where a budget in time sets them; None: as configured.
+    `start` and `end` are fractions of the stage's finetuning, between which it prunes. The stage is
+    finetuned for steps x `rounds` rounds. With start 0 and end 1 each step is followed by `rounds`
+    rounds.
+
+    `round_steps` is the number of optimizer steps of a round if a budget in time sets it; None: as
+    configured. `distillation` is the weight of the dense outputs in the loss; None: as configured.
+    `accumulate` is the number of parts in which each batch was trained on; it is above 1 if memory
+    ran out. `mixed` is the number of mixed copies of the training data that were learnt beside it
+    if a budget in time sets it; None: as configured.
+    Errors: PlanError for values out of range.
     """
 
     schedule: str = "one_shot"
@@ -78,24 +87,32 @@ class Timing:
         return self.steps * self.rounds
 
     def moments(self) -> list[int]:
-        """Rounds of finetuning before each pruning step; at least one round is left after the last; shape (steps,)."""
+        """The number of finetuning rounds before each pruning step; shape (steps,).
+
+        At least one round is left after the last step.
+        """
         width = (self.end - self.start) / self.steps
-        found = [
-            math.floor(self.total * (self.start + width * step) + 1e-9)
-            for step in range(self.steps)
-        ]
-        return [min(moment, self.total - 1) for moment in found]
+        moments = []
+        for step in range(self.steps):
+            progress = self.start + width * step
+            moment = math.floor(self.total * progress + ROUNDING)
+            moments.append(min(moment, self.total - 1))
+        return moments
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that one trial does to a model; with the weights that it begins from, it can be carried out alone.
+    """All that one trial does to a model.
 
-    `method` is the name of the method, whose settings the study records once. `kept` are the units that stay of each
-    group, `density` is the share of the weights that stays of each tensor; what is not named stays whole. A method that
-    prunes both does so in turn, each with the same timing. `activation` is the level of activation pruning.
-    `export` names the format whose file counts, with its quality, size and latency; None: the model itself. `parent` is the number of the finished trial
-    whose weights are inherited, None for the dense model. `asked` records the thresholds behind the counts.
+    With the weights that it begins from, it can be carried out alone. `method` is the name of the
+    method, whose settings the study records once. `kept` is the number of units that stay of each
+    group, `density` the share of the weights that stays of each tensor; whatever is not named stays
+    whole. A method that prunes both does so in turn, each with the same timing.
+
+    `activation` is the level of activation pruning; see activations.py. `export` names the format
+    whose file counts, with its quality, size and latency; None: the model itself. `parent` is the number of the finished trial
+    whose weights are inherited; None inherits the dense model's. `asked` records the thresholds
+    behind the counts.
     """
 
     method: str
@@ -109,21 +126,27 @@ class Plan:
     asked: tuple[Thresholds, ...] = ()
 
     def counts(self, structure: Structure) -> Counts:
-        """Units that stay; shape (n_groups,). Errors: PlanError for a group that the structure does not have."""
-        groups = structure.groups
-        if unknown := sorted(set(self.kept) - {group.name for group in groups}):
+        """Units that stay of each group; shape (n_groups,).
+
+        Errors: PlanError for a group that the structure does not have.
+        """
+        sizes = {group.name: group.size for group in structure.groups}
+        unknown = sorted(set(self.kept) - set(sizes))
+        if unknown:
             raise PlanError(f"a plan must name groups of its model; this one names {unknown}")
-        return np.array([self.kept.get(group.name, group.size) for group in groups], dtype=np.int64)
+        kept = [self.kept.get(name, size) for name, size in sizes.items()]
+        return np.array(kept, dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Errors: PlanError when keys are missing or unknown."""
+        """Errors: PlanError if keys are missing or unknown."""
         try:
             asked = tuple(Thresholds(**thresholds) for thresholds in data["asked"])
-            return cls(**{**data, "asked": asked, "timing": Timing(**data["timing"])})
+            timing = Timing(**data["timing"])
+            return cls(**{**data, "asked": asked, "timing": timing})
         except (TypeError, KeyError) as error:
             raise PlanError(f"a stored plan must have the fields of Plan: {error!r}") from error
 

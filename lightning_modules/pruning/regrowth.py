@@ -1,4 +1,4 @@
-"""Regrowth: rules that move a mask while the network trains."""
+"""Regrowth: rules that change a mask while the network trains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from lightning_modules.errors import ConfigError
 
 
 class Regrowth(Protocol):
-    """The new mask; all tensors have one shape, progress lies in [0, 1], random choices come from `generator`.
+    """Returns the new mask, of the shape of all its tensors.
 
-    `kept` are the weights that the plan keeps of the tensor. `every` are the optimizer steps between two moves. `dense`
-    says that pruned weights go on being trained under the mask, so that they can come back with what they have learnt;
-    otherwise they come back as zeros.
+    `kept` is the number of weights that the plan keeps of the tensor. `progress` lies in [0, 1].
+    Random choices come from `generator`. `every` is the number of optimizer steps between two
+    changes. `dense` says that pruned weights keep being trained under the mask, so that they come
+    back with what they have learnt; otherwise they come back as zeros.
     """
 
     @property
@@ -39,7 +40,7 @@ class Regrowth(Protocol):
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Drop the smallest kept weights and grow as many others; the number kept never changes.
+    """Drops the smallest kept weights and grows as many others; the number kept never changes.
 
     The exchanged fraction falls along a cosine from `fraction` to 0 at progress `end`.
     """
@@ -57,26 +58,29 @@ class _Exchange:
             )
 
     def _exchanged(self, weight: Tensor, mask: Tensor, growth: Tensor, progress: float) -> Tensor:
-        """Kept weights with the smallest magnitude make room for pruned ones with the highest `growth`."""
-        share = 0.5 * self.fraction * (1.0 + math.cos(math.pi * min(1.0, progress / self.end)))
-        moved = min(round(share * int(mask.sum())), int((~mask).sum()))
+        """Replaces the kept weights of least magnitude by the pruned ones of highest `growth`."""
+        angle = math.pi * min(1.0, progress / self.end)
+        share = 0.5 * self.fraction * (1.0 + math.cos(angle))
+        n_kept = int(mask.sum())
+        n_pruned = int((~mask).sum())
+        moved = min(round(share * n_kept), n_pruned)
         if moved == 0:
             return mask
-        flat, kept = mask.flatten().clone(), mask.flatten()
-        size = weight.detach().abs().flatten().masked_fill(~kept, math.inf)
-        dropped = torch.argsort(size, stable=True)[:moved]
-        wanted = growth.flatten().masked_fill(
-            kept, -math.inf
-        )  # what is dropped now does not come back now
-        grown = torch.argsort(wanted, descending=True, stable=True)[:moved]
-        flat[dropped] = False
-        flat[grown] = True
-        return flat.reshape(mask.shape)
+        kept = mask.flatten()
+        magnitude = weight.detach().abs().flatten().masked_fill(~kept, math.inf)
+        dropped = torch.argsort(magnitude, stable=True)[:moved]
+        # kept weights never grow, so that no weight is dropped and grown at once
+        candidates = growth.flatten().masked_fill(kept, -math.inf)
+        grown = torch.argsort(candidates, descending=True, stable=True)[:moved]
+        exchanged = kept.clone()
+        exchanged[dropped] = False
+        exchanged[grown] = True
+        return exchanged.reshape(mask.shape)
 
 
 @dataclass(frozen=True)
 class RigL(_Exchange):
-    """Grow where the dense gradient is largest (Evci et al. 2020, algorithm 1)."""
+    """Grows where the dense gradient is largest (Evci et al. 2020, algorithm 1)."""
 
     def __call__(
         self,
@@ -92,7 +96,7 @@ class RigL(_Exchange):
 
 @dataclass(frozen=True)
 class RandomRegrowth(_Exchange):
-    """Grow at random: sparse evolutionary training (Mocanu et al. 2018, algorithm 1)."""
+    """Grows at random: sparse evolutionary training (Mocanu et al. 2018, algorithm 1)."""
 
     def __call__(
         self,
@@ -109,11 +113,13 @@ class RandomRegrowth(_Exchange):
 
 @dataclass(frozen=True)
 class Surgery:
-    """Dynamic network surgery (Guo et al. 2016, eq. 3): two thresholds with a band between them where nothing changes.
+    """Dynamic network surgery (Guo et al. 2016, eq. 3): two thresholds with a band between them.
 
-    Both lie around the magnitude t from which on the plan's number of weights would be kept: below (1 - margin) t a
-    weight goes, from (1 + margin) t on it comes back. So the number kept may differ from the plan's by what lies in the
-    band. The chance of a move falls linearly from 1 to 0 at progress `end` (section 3.3), so that the rest can settle.
+    Both thresholds lie around the magnitude t that keeps the plan's number of weights. A weight
+    below (1 - margin) t is pruned; one from (1 + margin) t on comes back; in the band nothing
+    changes. So the number kept may differ from the plan's by the weights in the band. The chance of
+    a change falls linearly from 1 to 0 at progress `end` (section 3.3), so that the rest of the
+    training runs under a fixed mask.
     """
 
     dense: ClassVar[bool] = True
@@ -137,10 +143,12 @@ class Surgery:
         progress: float,
         generator: Generator,
     ) -> Tensor:
-        if float(torch.rand((), generator=generator)) >= 1.0 - progress / self.end:
+        chance = 1.0 - progress / self.end
+        if float(torch.rand((), generator=generator)) >= chance:
             return mask
-        size = weight.detach().abs()
-        threshold = size.flatten().kthvalue(min(mask.numel(), mask.numel() - kept + 1)).values
-        return (mask & (size >= (1.0 - self.margin) * threshold)) | (
-            size >= (1.0 + self.margin) * threshold
-        )
+        magnitude = weight.detach().abs()
+        rank = min(mask.numel(), mask.numel() - kept + 1)
+        threshold = magnitude.flatten().kthvalue(rank).values
+        stays = mask & (magnitude >= (1.0 - self.margin) * threshold)
+        returns = magnitude >= (1.0 + self.margin) * threshold
+        return stays | returns

@@ -1,4 +1,7 @@
-"""Physical shrinking: one selection per (tensor, dimension), then a copy of the modules around the new tensors."""
+"""Physical shrinking.
+
+Every tensor is cut by one selection per dimension; then the modules are copied around the tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,20 +19,22 @@ from lightning_modules.pruning.repair import repair
 from lightning_modules.pruning.structure import AttentionUnit, Keep, Structure, inside
 from lightning_modules.pruning.structure import dropped as blocks_dropped
 
+Cuts = dict[str, list[tuple[int, Tensor]]]
+"""By tensor: (dimension, indices kept) of every dimension that is cut."""
+
 
 def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
-    """A smaller copy of `model`; `structure` is that of `model`, `keep` is over the units of the dense model.
+    """A smaller copy of `model`, which is not changed itself.
 
-    Values are bit-identical to those kept, in fresh contiguous tensors; `model` is left as it was.
-    Errors: PlanError if `keep` has another shape, empties a group, or `structure` is that of another model.
+    `structure` is that of `model`; `keep` is over the units of the dense model. The values of the
+    copy are bit-identical to those kept, in new contiguous tensors.
+    Errors: PlanError if `keep` has another shape or empties a group, or if `structure` is that of
+    another model.
     """
     named = _named(model)
-    with torch.no_grad():
-        tensors = {
-            name: select(named[name], cuts)
-            for name, cuts in _selections(named, structure, keep).items()
-        }
-    return _rebuild(model, named, tensors, blocks_dropped(structure, keep), structure.attention)
+    tensors = _slices(named, structure, keep)
+    gone = blocks_dropped(structure, keep)
+    return _rebuild(model, named, tensors, gone, structure.attention)
 
 
 def check(structure: Structure, keep: Keep) -> None:
@@ -36,86 +42,100 @@ def check(structure: Structure, keep: Keep) -> None:
     _validate(structure, keep)
     if keep.all():
         raise PlanError(
-            f"a plan removes at least one unit; this one keeps all {len(keep)}; raise a threshold or skip the plan"
+            f"a plan removes at least one unit; this one keeps all {len(keep)}; raise a threshold "
+            "or skip the plan"
         )
 
 
 def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tensor]:
-    """Every parameter and buffer of the smaller model, by name (a shared one by its first name).
+    """Every parameter and buffer of the smaller model, by name; a shared one by its first name.
 
     Errors: as in `remove`.
     """
-    named = _named(model)
-    with torch.no_grad():
-        return {
-            name: select(named[name], cuts)
-            for name, cuts in _selections(named, structure, keep).items()
-        }
+    return _slices(_named(model), structure, keep)
 
 
-def selections(
-    model: nn.Module, structure: Structure, keep: Keep
-) -> dict[str, list[tuple[int, Tensor]]]:
-    """What stays of every parameter and buffer, by name: (dimension, indices kept), [] for those that stay whole.
+@torch.no_grad()
+def _slices(named: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, Tensor]:
+    cuts = _selections(named, structure, keep)
+    return {name: select(named[name], of_tensor) for name, of_tensor in cuts.items()}
 
+
+def selections(model: nn.Module, structure: Structure, keep: Keep) -> Cuts:
+    """(dimension, indices kept) of every parameter and buffer, by name.
+
+    The list is empty for tensors that stay whole.
     Errors: as in `remove`.
     """
     return _selections(_named(model), structure, keep)
 
 
 def state_shapes(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, tuple[int, ...]]:
-    """The shape of each entry of the smaller model's state dict, by name; nothing is cut.
+    """The shape of each entry of the smaller model's state dict, by name. Cuts nothing.
 
     Errors: as in `remove`.
     """
-    named, gone = _named(model), blocks_dropped(structure, keep)
+    named = _named(model)
+    gone = blocks_dropped(structure, keep)
     cuts = _selections(named, structure, keep)
-    firsts = {id(tensor): name for name, tensor in reversed(named.items())}
-    found = {}
+    first_names = _first_names(named)
+    shapes = {}
     for name in model.state_dict(keep_vars=True):
         if inside(name, gone) or name not in named:
             continue
-        shape = list(named[name].shape)
-        for dim, index in cuts.get(firsts[id(named[name])], ()):
+        tensor = named[name]
+        shape = list(tensor.shape)
+        for dim, index in cuts.get(first_names[id(tensor)], ()):
             shape[dim] = len(index)
-        found[name] = tuple(shape)
-    return found
+        shapes[name] = tuple(shape)
+    return shapes
 
 
-def _selections(
-    tensors: dict[str, Tensor], structure: Structure, keep: Keep
-) -> dict[str, list[tuple[int, Tensor]]]:
+def _first_names(named: Mapping[str, Tensor]) -> dict[int, str]:
+    """The first of each tensor's names, by the tensor's id."""
+    first_names: dict[int, str] = {}
+    for name, tensor in named.items():
+        first_names.setdefault(id(tensor), name)
+    return first_names
+
+
+def _selections(tensors: dict[str, Tensor], structure: Structure, keep: Keep) -> Cuts:
     _validate(structure, keep)
     gone = blocks_dropped(structure, keep)
-    firsts = {id(tensor): name for name, tensor in reversed(tensors.items())}
-    cuts: dict[str, list[tuple[int, Tensor]]] = {
-        name: []
-        for name, tensor in tensors.items()
-        if firsts[id(tensor)] == name and not inside(name, gone)
-    }
-    known: dict[int, Tensor | None] = {}
+    cuts: Cuts = {}
+    for name in _first_names(tensors).values():
+        if not inside(name, gone):
+            cuts[name] = []
+    indices: dict[int, Tensor | None] = {}
     for (name, dim), row in structure.table.items():
         if inside(name, gone):
             continue
         if name not in cuts or tensors[name].shape[dim] != len(row):
-            found = list(tensors[name].shape) if name in cuts else "nothing"
+            shape = list(tensors[name].shape) if name in cuts else "nothing"
             raise PlanError(
-                f"the structure must be that of the model: it has {len(row)} positions on axis {dim} of {name}, the "
-                f"model {found}; for a pruned model pass structure.restrict(its keep)"
+                f"the structure must be that of the model: it has {len(row)} positions on axis "
+                f"{dim} of {name}, the model {shape}; for a pruned model pass "
+                "structure.restrict(its keep)"
             )
-        if id(row) not in known:  # Discovery gives equal axes one array.
-            kept = np.flatnonzero((row < 0) | keep[row])
-            known[id(row)] = torch.from_numpy(kept) if len(kept) < len(row) else None
-        index = known[id(row)]
+        if id(row) not in indices:  # discovery gives equal axes one array
+            indices[id(row)] = _kept_positions(row, keep)
+        index = indices[id(row)]
         if index is not None:
             cuts[name].append((dim, index))
     return cuts
 
 
-def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
-    """The kept positions in a fresh tensor with default strides.
+def _kept_positions(row: npt.NDArray[np.int32], keep: Keep) -> Tensor | None:
+    """The positions of an axis that stay; None if all do."""
+    kept = np.flatnonzero((row < 0) | keep[row])
+    return torch.from_numpy(kept) if len(kept) < len(row) else None
 
-    `contiguous()` would keep the channels-last strides of a weight with one input channel, which then spread.
+
+def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    """The kept positions in a new tensor with default strides.
+
+    `contiguous()` would keep the channels-last strides of a weight with one input channel, and
+    these strides would spread to the tensors computed from it.
     """
     for dim, index in cuts[:-1]:
         tensor = tensor.index_select(dim, index.to(tensor.device))
@@ -134,12 +154,14 @@ def rebuild(
     dropped: Sequence[str] = (),
     attention: AttentionUnit = "head",
 ) -> nn.Module:
-    """A copy of the modules of `model` around `tensors`, which may have other sizes; attributes are mended.
+    """A copy of the modules of `model` around `tensors`, which may have other sizes.
 
-    `dropped` are paths of modules that become `nn.Identity`; `attention` is that of the structure that cut `tensors`.
-    The copy takes over `tensors` without copying them; those it does not name are cloned from `model`. Parameters
-    keep `requires_grad`, shared ones stay shared; gradients are not copied.
-    Errors: PlanError for a name the model does not have or a tensor with another number of dimensions.
+    The attributes of modules are brought in line with the sizes. `dropped` are the paths of modules
+    that become `nn.Identity`; `attention` is that of the structure that cut `tensors`. The copy
+    uses `tensors` without copying them, and clones from `model` those that are not named.
+    Parameters keep `requires_grad`, and shared ones stay shared; gradients are not copied.
+    Errors: PlanError for a name that the model does not have, or for a tensor with another number
+    of dimensions.
     """
     return _rebuild(model, _named(model), tensors, dropped, attention)
 
@@ -153,38 +175,47 @@ def _rebuild(
 ) -> nn.Module:
     memo = _identities(model, dropped) if dropped else {}
     aliases: dict[int, list[str]] = {}
-    originals: dict[int, Tensor] = {}
     for name, tensor in named.items():
-        if inside(name, dropped):
-            continue
-        aliases.setdefault(id(tensor), []).append(name)
-        originals[id(tensor)] = tensor
-    unknown = set(tensors) - {n for names in aliases.values() for n in names}
+        if not inside(name, dropped):
+            aliases.setdefault(id(tensor), []).append(name)
+    unknown = set(tensors).difference(*aliases.values())
     if unknown:
         raise PlanError(
-            f"tensors must have names of the model; it has no {sorted(unknown)[:5]}; rebuild from the same dense model"
+            f"tensors must have names of the model; it has no {sorted(unknown)[:5]}; rebuild from "
+            "the same dense model"
         )
-    for key, old in originals.items():
-        new = next((tensors[name] for name in aliases[key] if name in tensors), None)
-        if new is None:
-            new = select(old.detach(), [])
-        elif new.dim() != old.dim():
-            raise PlanError(
-                f"{aliases[key][0]} must have {old.dim()} dimensions, not {new.dim()}; "
-                "rebuild from the same dense model"
-            )
-        memo[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for key, names in aliases.items():
+        memo[key] = _replacement(named[names[0]], names, tensors)
     smaller = clone(model, memo)
     repair(smaller, attention)
     return smaller
 
 
-def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
-    """What stands in for the modules at `paths`, by their id."""
-    modules = dict(model.named_modules())
-    if unknown := sorted(set(paths) - set(modules)):
+def _replacement(old: Tensor, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor given under one of a tensor's names, or else a clone of it."""
+    new: Tensor | None = None
+    for name in names:
+        if name in tensors:
+            new = tensors[name]
+            break
+    if new is None:
+        new = select(old.detach(), [])
+    elif new.dim() != old.dim():
         raise PlanError(
-            f"dropped blocks must be modules of the model; it has no {unknown[:5]}; rebuild from the same dense model"
+            f"{names[0]} must have {old.dim()} dimensions, not {new.dim()}; "
+            "rebuild from the same dense model"
+        )
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
+    """What replaces the modules at `paths`, by their id."""
+    modules = dict(model.named_modules())
+    unknown = sorted(set(paths) - set(modules))
+    if unknown:
+        raise PlanError(
+            f"dropped blocks must be modules of the model; it has no {unknown[:5]}; rebuild from "
+            "the same dense model"
         )
     return {id(modules[path]): nn.Identity().train(modules[path].training) for path in paths}
 
@@ -192,10 +223,13 @@ def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
 def _named(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Every name of every parameter and buffer, in the order of `named_modules`.
 
-    One walk of our own: the generators of `nn.Module` take longer than cutting a small model.
+    The generators of `nn.Module` would take longer than cutting a small model.
     """
-    held = (*module._parameters.items(), *module._buffers.items())
-    named = {prefix + name: tensor for name, tensor in held if tensor is not None}
+    named: dict[str, Tensor] = {}
+    for held in (module._parameters, module._buffers):
+        for name, tensor in held.items():
+            if tensor is not None:
+                named[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
             named.update(_named(child, f"{prefix}{name}."))
@@ -209,8 +243,9 @@ def _validate(structure: Structure, keep: Keep) -> None:
             f"got {keep.dtype} of shape {keep.shape}"
         )
     short = structure.counts(keep) < structure.least
-    empty = [group.name for group, wanting in zip(structure.groups, short, strict=True) if wanting]
+    empty = [structure.groups[index].name for index in np.flatnonzero(short)]
     if empty:
         raise PlanError(
-            f"every group keeps at least one unit; {empty[:5]} would be empty; lower their thresholds"
+            f"every group keeps at least one unit; {empty[:5]} would be empty; lower their "
+            "thresholds"
         )

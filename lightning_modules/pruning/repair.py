@@ -1,4 +1,4 @@
-"""Mends the numbers that modules carry beside their tensors, from the shapes of the tensors alone."""
+"""Brings the numbers that modules hold beside their tensors in line with the tensors' shapes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lightning_modules.pruning.structure import AttentionUnit
 
 
 def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa: C901 - a branch per kind of module
-    """Bring every attribute in line with the tensors, in place; modules whose tensors still fit are not touched.
+    """Bring every attribute in line with the tensors, in place.
 
-    Ratios (channels per convolution or norm group, width of a head, or their number if `attention` is "head_dim") are
-    read off the attributes, which still describe the sizes before the cut; they never change.
+    Modules whose tensors still fit are not touched. Ratios never change: channels per group of a
+    convolution or norm, and the width of a head, or the number of heads if `attention` is
+    "head_dim". They are read off the attributes, which still describe the sizes before the cut.
     """
     for module in model.modules():
         if isinstance(module, _ConvNd):
@@ -47,12 +48,17 @@ def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa
 
 def _conv(conv: _ConvNd) -> None:
     first, second = conv.weight.shape[:2]
-    if isinstance(conv, _ConvTransposeNd):
-        conv.groups = first * conv.groups // conv.in_channels if conv.groups > 1 else 1
-        conv.in_channels, conv.out_channels = first, second * conv.groups
+    transposed = isinstance(conv, _ConvTransposeNd)
+    # the first dimension of a transposed convolution's weight is its inputs
+    first_before = conv.in_channels if transposed else conv.out_channels
+    groups = first * conv.groups // first_before if conv.groups > 1 else 1
+    conv.groups = groups
+    if transposed:
+        conv.in_channels = first
+        conv.out_channels = second * groups
     else:
-        conv.groups = first * conv.groups // conv.out_channels if conv.groups > 1 else 1
-        conv.out_channels, conv.in_channels = first, second * conv.groups
+        conv.out_channels = first
+        conv.in_channels = second * groups
 
 
 def _channel_norm(norm: _NormBase) -> None:
@@ -62,10 +68,14 @@ def _channel_norm(norm: _NormBase) -> None:
 
 
 def _group_norm(norm: nn.GroupNorm) -> None:
-    if norm.weight is not None and norm.num_channels != norm.weight.numel():
-        if norm.num_groups > 1:
-            norm.num_groups = norm.weight.numel() * norm.num_groups // norm.num_channels
-        norm.num_channels = norm.weight.numel()
+    if norm.weight is None:
+        return
+    channels = norm.weight.numel()
+    if norm.num_channels == channels:
+        return
+    if norm.num_groups > 1:
+        norm.num_groups = channels * norm.num_groups // norm.num_channels
+    norm.num_channels = channels
 
 
 def _layer_norm(norm: nn.LayerNorm | nn.RMSNorm) -> None:
@@ -74,22 +84,26 @@ def _layer_norm(norm: nn.LayerNorm | nn.RMSNorm) -> None:
 
 
 def _encoder(encoder: nn.TransformerEncoder) -> None:
-    """Nested tensors need the fast path of every layer."""
-    attentions = [getattr(layer, "self_attn", None) for layer in encoder.layers]
-    if any(isinstance(a, nn.MultiheadAttention) and not a._qkv_same_embed_dim for a in attentions):
-        encoder.use_nested_tensor = False
+    """Switches nested tensors off where a layer has no fast path, which they need in all layers."""
+    for layer in encoder.layers:
+        attention = getattr(layer, "self_attn", None)
+        if isinstance(attention, nn.MultiheadAttention) and not attention._qkv_same_embed_dim:
+            encoder.use_nested_tensor = False
 
 
 def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
-    """Widths that the vision transformers of torchvision and timm write into their forward pass."""
-    heads, qkv = head_count(module), getattr(module, "qkv", None)
+    """The widths that torchvision's and timm's vision transformers use in their forward pass."""
+    heads = head_count(module)
+    qkv = getattr(module, "qkv", None)
     if heads is not None and isinstance(qkv, nn.Linear):
-        rows, (width,) = qkv.weight.shape[0] // 3, heads[1]
+        count, (width,) = heads
+        rows = qkv.weight.shape[0] // 3
         if attention == "head":
             _set(module, parts(rows, width), "num_heads")
-        elif parts(rows, heads[0]) != width:
-            _set(module, rows // heads[0], "head_dim")
-            # The fused kernel scales by the width it sees; the readable path by `scale`, that of the dense model.
+        elif parts(rows, count) != width:
+            _set(module, rows // count, "head_dim")
+            # The fused kernel scales by the width that it sees, the readable path by `scale`,
+            # which is the dense model's.
             _set(module, False, "fused_attn")
         _set(module, rows, "attn_dim")
     patches = getattr(module, "conv_proj", None)
@@ -101,6 +115,7 @@ def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
 
 
 def _set(module: nn.Module, value: int, *names: str) -> None:
+    """Set those of the attributes that the module has as whole numbers."""
     for name in names:
         if isinstance(getattr(module, name, None), int):
             setattr(module, name, value)

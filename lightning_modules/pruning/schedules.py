@@ -1,6 +1,7 @@
 """Schedules: pure functions from progress in [0, 1] to the fraction of the final pruning reached.
 
-All end at 1. Those in `RETURNING` fall again on the way: they need units that can come back (`method.soft=true`).
+All end at 1. Those in `RETURNING` also fall on the way: they need units that can come back
+(`method.soft=true`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import math
 from collections.abc import Callable
 
 Schedule = Callable[[float], float]
+"""Maps progress to the fraction of the final pruning."""
 
 
 def one_shot(progress: float) -> float:
-    """Everything at the first step."""
+    """Prunes everything at the first step."""
     return 1.0 if progress > 0.0 else 0.0
 
 
 def linear(progress: float) -> float:
-    """Equal steps."""
+    """Prunes in equal steps."""
     return progress
 
 
@@ -27,7 +29,7 @@ def cubic(progress: float) -> float:
 
 
 def exponential(progress: float) -> float:
-    """1 - 0.01^progress, stretched to end at 1: faster at first than cubic."""
+    """1 - 0.01^progress, stretched to end at 1. It is faster at first than cubic."""
     return (1.0 - math.pow(0.01, progress)) / 0.99
 
 
@@ -37,9 +39,10 @@ def cosine(progress: float) -> float:
 
 
 def cyclic(progress: float, cycles: int = 3) -> float:
-    """Cubic in each of `cycles`, the later ones from a third of the way up (Srinivas et al. 2022): units return.
+    """Cubic in each of `cycles` cycles, so that units return (Srinivas et al. 2022).
 
-    The first cycle begins at 0. It takes more steps than cycles for units to return.
+    The first cycle begins at 0, the later ones a third of the way up. Units return only if there
+    are more steps than cycles.
     """
     if progress >= 1.0:
         return 1.0
@@ -49,7 +52,7 @@ def cyclic(progress: float, cycles: int = 3) -> float:
 
 
 def recovering(progress: float, over: float = 0.2, turn: float = 0.5) -> float:
-    """Cubic to `1 + over` of the final pruning at progress `turn`, then linearly back to 1: gradual recovery."""
+    """Gradual recovery: cubic to `1 + over` at progress `turn`, then linear back to 1."""
     if progress <= turn:
         return (1.0 + over) * cubic(progress / turn)
     return 1.0 + over * (1.0 - progress) / (1.0 - turn)
@@ -64,4 +67,6 @@ SCHEDULES: dict[str, Schedule] = {
     "cyclic": cyclic,
     "recovering": recovering,
 }
+"""The schedules by the names that plans give them."""
 RETURNING = frozenset({"cyclic", "recovering"})
+"""The schedules under which pruned units come back."""

@@ -1,9 +1,10 @@
-"""The structure of a model as plain data: which positions of which tensors live and die together.
+"""The structure of a model as plain data: which positions of which tensors are kept together.
 
-A *unit* is the smallest thing kept or removed. The *table* gives, for every axis of every parameter and buffer
-that holds prunable units, the unit id at each position (-1 = fixed). A *group* is the units that share the same
-axes with the same multiplicity, so that sizes and costs are functions of the number of units kept per group.
-Ids are those of the dense model for ever: the structure of a pruned model is the same groups with shorter rows.
+A *unit* is the smallest thing kept or removed. The *table* gives, for every axis of every parameter
+and buffer that holds prunable units, the unit id at each position; -1 means fixed. A *group* is the
+units that share the same axes with the same multiplicity, so that sizes and costs are functions of
+the number of units kept per group. Ids are always those of the dense model: the structure of a
+pruned model has the same groups with shorter rows.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ Kind = Literal[
     "weight_block",
     "pattern",
 ]
-"""What a unit is; the last three are of single weights (see weights.py), `block` is a whole residual block."""
+"""What a unit is.
 
-
+`block` is a whole residual block. The last three are of single weights, see weights.py.
+"""
 AttentionUnit = Literal["head", "head_dim"]
-"""What goes from attention: a whole head, or one index of the width of every head of the module."""
+"""What is removed from attention: a whole head, or one index of the width of each of its heads."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of a group: `out` produces the units (weight rows, bias, norm), `in` consumes them."""
+    """One axis of a group. `out` produces the units (weight rows, bias, norm), `in` consumes them."""
 
     tensor: str
     dim: int
@@ -53,9 +55,10 @@ class Member:
 class Group:
     """Units `start ... start + size - 1`, all with the same members.
 
-    `mask_exact` says that zeroing a unit on both sides gives the output of removing it: no reduction over the
-    pruned axis (softmax, LayerNorm, mean) stands between producer and consumer. A group of kind `block` is one unit
-    without members: the module whose path is its name, which `nn.Identity` replaces.
+    `mask_exact` says that zeroing a unit on both sides gives the same output as removing it. That
+    holds if no reduction over the pruned axis (softmax, LayerNorm, mean) stands between producer
+    and consumer. A group of kind `block` is one unit without members: the module whose path is the
+    group's name, which `nn.Identity` replaces.
     """
 
     name: str
@@ -72,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer (or group) that stays whole, and why."""
+    """A layer or group that stays whole, and the reason."""
 
     name: str
     reason: str
@@ -80,11 +83,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Product:
-    """`constant` times the product over factors of (fixed + units kept): MACs of a node, or elements of a tensor.
+    """`constant` times the product over factors of (fixed + units kept).
 
-    Each factor is the unit id per position of one axis, -1 for a fixed position. `tensor` is the parameter whose
-    elements a node multiplies with, "" where it multiplies two activations; a node with several weights gives one
-    product for each, so that the MACs of a parameter's products over its elements are the MACs per weight.
+    It is the MACs of a node, or the elements of a tensor. Each factor is the unit id per position
+    of one axis, -1 for a fixed position. `tensor` is the parameter whose elements a node multiplies
+    with; it is "" where the node multiplies two activations. A node with several weights gives one
+    product for each. So the MACs of a parameter's products, over its elements, are the MACs per
+    weight.
     """
 
     name: str
@@ -97,8 +102,9 @@ class Product:
 class Structure:
     """What can be pruned in one model at one input shape.
 
-    `table` holds int32 rows, only for axes with at least one prunable unit. `macs` are the conv, linear and matmul
-    nodes of the traced graph at batch 1; `params` is one product per parameter (a shared one counted once).
+    `table` holds int32 rows, only for axes with at least one prunable unit. `macs` are the conv,
+    linear and matmul nodes of the traced graph at batch 1. `params` has one product per parameter;
+    a shared one counts once.
     """
 
     groups: tuple[Group, ...]
@@ -120,15 +126,20 @@ class Structure:
 
     @property
     def least(self) -> Counts:
-        """Units that a plan has to leave of each group; shape (n_groups,). A block or a pattern may go altogether."""
-        return np.array(
-            [int(group.kind not in ("block", "pattern")) for group in self.groups], dtype=np.int64
-        )
+        """The least number of units that a plan keeps of each group; shape (n_groups,).
+
+        It is 0 for a block and for a pattern, and 1 for all other groups.
+        """
+        least = [int(group.kind not in ("block", "pattern")) for group in self.groups]
+        return np.array(least, dtype=np.int64)
 
     @property
     def attention(self) -> AttentionUnit:
-        """What `rebuild` has to be told, as the shapes of cut tensors do not say it."""
-        return "head_dim" if any(group.kind == "head_dim" for group in self.groups) else "head"
+        """What is removed from attention; the shapes of cut tensors do not tell `rebuild`."""
+        for group in self.groups:
+            if group.kind == "head_dim":
+                return "head_dim"
+        return "head"
 
     def counts(self, keep: Keep) -> Counts:
         """Units kept per group; shape (n_groups,)."""
@@ -140,41 +151,46 @@ class Structure:
         return np.ones(self.n_units, dtype=np.bool_)
 
     def restrict(self, keep: Keep) -> Structure:
-        """The structure of the model that removal with `keep` gives: same ids, rows without the removed positions.
+        """The structure of the model after removal: the same ids, rows without removed positions.
 
         Tensors of dropped blocks have no rows and are no members.
         """
         gone = dropped(self, keep)
-        known = {id(row): row for row in self.table.values()}
-        shorter = {key: row[(row < 0) | keep[row]] for key, row in known.items()}
-        rows = {
-            axis: shorter[id(row)] for axis, row in self.table.items() if not inside(axis[0], gone)
-        }
+        shorter: dict[int, npt.NDArray[np.int32]] = {}
+        table = {}
+        for axis, row in self.table.items():
+            if id(row) not in shorter:  # axes that share a row go on sharing it
+                shorter[id(row)] = row[(row < 0) | keep[row]]
+            if not inside(axis[0], gone):
+                table[axis] = shorter[id(row)]
         if not gone:
-            return replace(self, table=rows)
-        left = (
-            tuple(m for m in group.members if not inside(m.tensor, gone)) for group in self.groups
-        )
-        groups = tuple(
-            replace(group, members=members)
-            for group, members in zip(self.groups, left, strict=True)
-        )
-        return replace(self, table=rows, groups=groups)
+            return replace(self, table=table)
+        groups = []
+        for group in self.groups:
+            left = tuple(member for member in group.members if not inside(member.tensor, gone))
+            groups.append(replace(group, members=left))
+        return replace(self, table=table, groups=tuple(groups))
 
 
 def some_of(structure: Structure, kept: Counts) -> Keep:
-    """The first `kept[i]` units of every group: enough for costs, which depend on counts alone."""
+    """Keep the first `kept[i]` units of every group.
+
+    Which units these are makes no difference to costs, which depend on counts alone.
+    """
     keep = np.zeros(structure.n_units, dtype=np.bool_)
     for group, count in zip(structure.groups, kept, strict=True):
-        keep[group.start : group.start + int(count)] = True
+        end = group.start + int(count)
+        keep[group.start : end] = True
     return keep
 
 
 def dropped(structure: Structure, keep: Keep) -> tuple[str, ...]:
     """Paths of the modules that `keep` replaces by the identity."""
-    return tuple(
-        group.name for group in structure.groups if group.kind == "block" and not keep[group.start]
-    )
+    paths = []
+    for group in structure.groups:
+        if group.kind == "block" and not keep[group.start]:
+            paths.append(group.name)
+    return tuple(paths)
 
 
 def inside(name: str, paths: Iterable[str]) -> bool:
@@ -183,17 +199,23 @@ def inside(name: str, paths: Iterable[str]) -> bool:
 
 
 def isomorphic_classes(structure: Structure) -> list[list[int]]:
-    """Indices of groups whose scores compare directly: same kind and size, and members that agree one by one in
-    dimension, role and the sizes of their tensor's prunable axes.
+    """Classes of groups, by index, whose scores can be compared directly.
 
-    Each group is in one class; classes and their members are in the order of the groups. `structure` is that of the
-    dense model (Fang et al. 2024, "Isomorphic Pruning", ranks within such classes).
+    They have the same kind and size, and their members agree one by one in dimension, role and the
+    sizes of their tensor's prunable axes. Each group is in one class; classes and their members are
+    in the order of the groups. `structure` is that of the dense model.
+    Source: Fang et al. 2024, "Isomorphic Pruning", which ranks within such classes.
     """
     shapes: dict[str, list[tuple[int, int]]] = {}
-    for (tensor, dim), row in sorted(structure.table.items(), key=lambda item: item[0]):
-        shapes.setdefault(tensor, []).append((dim, len(row)))
+    for tensor, dim in sorted(structure.table):
+        length = len(structure.table[tensor, dim])
+        shapes.setdefault(tensor, []).append((dim, length))
     classes: dict[tuple[object, ...], list[int]] = {}
     for index, group in enumerate(structure.groups):
-        axes = tuple((m.dim, m.role, tuple(shapes.get(m.tensor, ()))) for m in group.members)
-        classes.setdefault((group.kind, group.size, axes), []).append(index)
+        axes = []
+        for member in group.members:
+            shape = tuple(shapes.get(member.tensor, ()))
+            axes.append((member.dim, member.role, shape))
+        key = (group.kind, group.size, tuple(axes))
+        classes.setdefault(key, []).append(index)
     return list(classes.values())

@@ -1,7 +1,7 @@
-"""Single weights as units: the groups are weight tensors, and a plan ends as one boolean mask per tensor.
+"""Single weights as units: the groups are weight tensors, and a plan ends as one mask per tensor.
 
-The same `Structure` describes them, so that thresholds, schedules, allocation and costs serve both granularities. Its
-MACs are effective: those of the weights kept.
+The same `Structure` describes them, so that thresholds, schedules, allocation and costs serve both
+granularities. Its MACs are effective ones: those of the weights kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.structure import (
@@ -34,11 +35,14 @@ _KINDS: dict[str, Kind] = {"weight": "weight", "block": "weight_block", "pattern
 
 @dataclass(frozen=True)
 class Weight:
-    """Single weights, `shape` blocks of the matrix (outputs, inputs x kernel), or a pattern: N of M along the inputs.
+    """The granularity of a method that prunes single weights, blocks of them, or by a pattern.
 
-    The matrix is the first dimension of a tensor by all others. Blocks at its edge may be smaller; costs count them as
-    a block of mean size. A pattern is all or nothing per tensor: it keeps the best n of every m consecutive inputs (the
-    second dimension), for each output and kernel position (Mishra et al. 2021 for 2:4).
+    A tensor is seen as the matrix of its first dimension by all others: (outputs, inputs x kernel).
+    `block` prunes blocks of `shape`. Blocks at the edges may be smaller; costs count them as blocks
+    of mean size. `pattern` is all or nothing per tensor: with `shape` (n, m) it keeps the best n of
+    every m consecutive inputs (the second dimension), for each output and kernel position (Mishra
+    et al. 2021 for 2:4).
+    Errors: PlanError for a shape that is neither a block nor n < m.
     """
 
     kind: Literal["weight", "block", "pattern"] = "weight"
@@ -48,14 +52,18 @@ class Weight:
         first, second = self.shape
         if min(self.shape) < 1 or (self.kind == "pattern" and first >= second):
             raise PlanError(
-                f"a pattern keeps n of m with 1 <= n < m, a block is at least 1 x 1; got {first}, {second}"
+                "a pattern keeps n of m with 1 <= n < m, a block is at least 1 x 1; "
+                f"got {first}, {second}"
             )
 
 
-def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: Weight) -> Structure:
-    """The weight tensors of `model` as groups; `structure` is the dense one of units and `keep` what `model` still has.
+def weight_structure(
+    structure: Structure, keep: Keep, model: nn.Module, granularity: Weight
+) -> Structure:
+    """The weight tensors of `model` as groups.
 
-    Only tensors that MACs go through count. Those that do not fit the pattern are skipped with the reason.
+    `structure` is the dense one of units; `keep` is what `model` still has of them. Only tensors
+    that MACs go through count. Those that do not fit the pattern are skipped, with the reason.
     """
     macs = macs_by_tensor(structure, keep)
     parameters = dict(model.named_parameters())
@@ -63,126 +71,157 @@ def weight_structure(structure: Structure, keep: Keep, model: nn.Module, how: We
     products: list[Product] = []
     params: list[Product] = []
     skipped: list[Skipped] = []
+    rest_macs = sum(_size(product, keep) for product in structure.macs)
+    rest_params = sum(parameter.numel() for parameter in parameters.values())
     start = 0
     for name, total in macs.items():
         weight = parameters[name]
-        if reason := _misfit(model, name, weight, how):
+        reason = _misfit(model, name, weight, granularity)
+        if reason:
             skipped.append(Skipped(name, reason))
             continue
-        size = _unit_count(weight, how)
+        size = _unit_count(weight, granularity)
         ids = np.arange(start, start + size, dtype=np.int32)
-        groups.append(Group(name, start, size, (), True, _KINDS[how.kind]))
-        products += _products(name, total, ids, how)
-        params += _products(name, weight.numel(), ids, how)
+        groups.append(Group(name, start, size, (), True, _KINDS[granularity.kind]))
+        products += _products(name, total, ids, granularity)
+        params += _products(name, weight.numel(), ids, granularity)
+        rest_macs -= total
+        rest_params -= weight.numel()
         start += size
-    rest_macs = sum(_size(product, keep) for product in structure.macs) - sum(
-        macs[group.name] for group in groups
-    )
-    rest = sum(p.numel() for p in parameters.values()) - sum(
-        parameters[group.name].numel() for group in groups
-    )
     products.append(Product("rest", rest_macs, ()))
-    params.append(Product("rest", rest, ()))
+    params.append(Product("rest", rest_params, ()))
     return Structure(
         tuple(groups), {}, tuple(products), tuple(params), tuple(skipped), len(macs), len(groups)
     )
 
 
-def shares_left(structure: Structure, kept: Counts, how: Weight) -> dict[str, float]:
-    """Share of the weights that stays of each tensor that loses some, by its units kept; `structure` is of tensors."""
-    n, m = how.shape
+def shares_left(structure: Structure, kept: Counts, granularity: Weight) -> dict[str, float]:
+    """The share of the weights that stays of each tensor that loses some.
+
+    `structure` is of tensors; `kept` is the number of units that stay of each.
+    """
+    n, m = granularity.shape
     left: dict[str, float] = {}
     for group, count in zip(structure.groups, kept, strict=True):
         share = int(count) / group.size
-        if how.kind == "pattern":
+        if granularity.kind == "pattern":
             share = 1.0 if count else n / m
         if share < 1.0:
             left[group.name] = share
     return left
 
 
-def _products(name: str, total: int, ids: npt.NDArray[np.int32], how: Weight) -> list[Product]:
-    """A tensor's MACs, or its elements, by its units kept; whole numbers, so rounded by less than one per unit."""
-    if how.kind != "pattern":
-        per_unit, rest = divmod(total, len(ids))
-        return [Product(name, per_unit, (ids,), name), Product(name, rest, (), name)]
-    sparse = total * how.shape[0] // how.shape[1]
-    return [Product(name, sparse, (), name), Product(name, total - sparse, (ids,), name)]
+def _products(
+    name: str, total: int, ids: npt.NDArray[np.int32], granularity: Weight
+) -> list[Product]:
+    """A tensor's MACs or elements, `total`, as a function of its units kept.
+
+    Products are whole numbers, so each unit's share is rounded by less than one.
+    """
+    if granularity.kind == "pattern":
+        n, m = granularity.shape
+        fixed = total * n // m
+        per_unit = total - fixed
+        return [Product(name, fixed, (), name), Product(name, per_unit, (ids,), name)]
+    per_unit, fixed = divmod(total, len(ids))
+    return [Product(name, per_unit, (ids,), name), Product(name, fixed, (), name)]
 
 
-def _misfit(model: nn.Module, name: str, weight: Tensor, how: Weight) -> str:
-    """Why a tensor does not take the pattern, "" if it does."""
-    if how.kind != "pattern":
+def _misfit(model: nn.Module, name: str, weight: Tensor, granularity: Weight) -> str:
+    """Why a tensor does not take the pattern; empty if it does."""
+    if granularity.kind != "pattern":
         return ""
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd):
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, _ConvTransposeNd):
         return "the inputs of a transposed convolution are not its second dimension"
     inputs = weight.shape[1] if weight.dim() > 1 else 1
-    return f"its {inputs} inputs are no multiple of {how.shape[1]}" if inputs % how.shape[1] else ""
+    m = granularity.shape[1]
+    return f"its {inputs} inputs are no multiple of {m}" if inputs % m else ""
 
 
-def _unit_count(weight: Tensor, how: Weight) -> int:
-    if how.kind == "pattern":
+def _unit_count(weight: Tensor, granularity: Weight) -> int:
+    if granularity.kind == "pattern":
         return 1
-    if how.kind == "weight":
+    if granularity.kind == "weight":
         return weight.numel()
-    rows, columns = weight.shape[0], weight[0].numel()
-    return -(-rows // how.shape[0]) * -(-columns // how.shape[1])
+    down, across = _blocks(weight, granularity)
+    return down * across
 
 
-def _block_ids(weight: Tensor, how: Weight) -> Tensor:
+def _blocks(weight: Tensor, granularity: Weight) -> tuple[int, int]:
+    """Blocks along the rows and along the columns of the matrix, those at the edges included."""
+    height, width = granularity.shape
+    rows = weight.shape[0]
+    columns = weight[0].numel()
+    return -(-rows // height), -(-columns // width)
+
+
+def _block_ids(weight: Tensor, granularity: Weight) -> Tensor:
     """The block of every weight, counted row by row; shape of the weight, int64."""
-    rows, columns = weight.shape[0], weight[0].numel()
-    across = -(-columns // how.shape[1])
-    row, column = (
-        torch.arange(rows)[:, None] // how.shape[0],
-        torch.arange(columns)[None, :] // how.shape[1],
-    )
-    return (row * across + column).reshape(weight.shape)
+    height, width = granularity.shape
+    _, across = _blocks(weight, granularity)
+    block_row = torch.arange(weight.shape[0])[:, None] // height
+    block_column = torch.arange(weight[0].numel())[None, :] // width
+    return (block_row * across + block_column).reshape(weight.shape)
 
 
-def unit_scores(weights: Structure, elements: Mapping[str, Tensor], how: Weight) -> Scores:
-    """Scores per unit from scores per weight: a block's is the mean of its weights, a pattern is always worth 1."""
+def unit_scores(weights: Structure, elements: Mapping[str, Tensor], granularity: Weight) -> Scores:
+    """Scores per unit from scores per weight.
+
+    A block scores the mean of its weights. A pattern always scores 1.
+    """
     scores = np.ones(weights.n_units)
-    if how.kind != "pattern":
+    if granularity.kind != "pattern":
         for group in weights.groups:
-            scores[group.units] = shares(elements[group.name], how)
+            scores[group.units] = shares(elements[group.name], granularity)
     return scores
 
 
-def shares(values: Tensor, how: Weight) -> Scores:
-    """Mean over each unit of one tensor's values; shape (units of the tensor,)."""
+def shares(values: Tensor, granularity: Weight) -> Scores:
+    """The mean of one tensor's values over each of its units; shape (units of the tensor,)."""
     flat = values.detach().double().cpu()
-    if how.kind == "weight":
+    if granularity.kind == "weight":
         return flat.flatten().numpy()
-    ids = _block_ids(flat, how).flatten()
-    total = torch.zeros(int(ids[-1]) + 1, dtype=torch.float64).index_add_(0, ids, flat.flatten())
+    ids = _block_ids(flat, granularity).flatten()
+    total = torch.zeros(int(ids[-1]) + 1, dtype=torch.float64)
+    total.index_add_(0, ids, flat.flatten())
     means: Scores = (total / torch.bincount(ids)).numpy()
     return means
 
 
-def masks_of(weights: Structure, keep: Keep, elements: Mapping[str, Tensor], how: Weight) -> Masks:
-    """One mask per tensor that loses something; `elements` are the scores per weight that a pattern is chosen by."""
+def masks_of(
+    weights: Structure, keep: Keep, elements: Mapping[str, Tensor], granularity: Weight
+) -> Masks:
+    """One mask for each tensor that loses weights.
+
+    `elements` are the scores per weight; a pattern is chosen by them.
+    """
     masks: Masks = {}
     for group in weights.groups:
         if keep[group.units].all():
             continue
-        like, mine = elements[group.name], torch.tensor(keep[group.units])
-        if how.kind == "weight":
-            mask = mine.reshape(like.shape)
-        elif how.kind == "block":
-            mask = mine[_block_ids(like, how)]
+        scores = elements[group.name]
+        kept_units = torch.tensor(keep[group.units])
+        if granularity.kind == "weight":
+            mask = kept_units.reshape(scores.shape)
+        elif granularity.kind == "block":
+            mask = kept_units[_block_ids(scores, granularity)]
         else:
-            mask = best_of(like.detach(), *how.shape)
-        masks[group.name] = mask.to(like.device)
+            mask = best_of(scores.detach(), *granularity.shape)
+        masks[group.name] = mask.to(scores.device)
     return masks
 
 
 def best_of(scores: Tensor, n: int, m: int) -> Tensor:
-    """True for the n highest of every m consecutive inputs (dim 1); shape of `scores`. Ties go to the earlier one."""
-    last = scores.movedim(1, -1)
-    blocks = last.reshape(*last.shape[:-1], -1, m)
+    """True for the n highest of every m consecutive inputs (dim 1); shape of `scores`.
+
+    Of equal scores the earlier one is kept.
+    """
+    inputs_last = scores.movedim(1, -1)
+    blocks = inputs_last.reshape(*inputs_last.shape[:-1], -1, m)
     order = torch.argsort(blocks, dim=-1, descending=True, stable=True)
-    chosen = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    best = order[..., :n]
+    chosen = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, best, True)
     return chosen.flatten(-2).movedim(-1, 1).contiguous()
 
 
@@ -195,43 +234,55 @@ def apply(model: nn.Module, masks: Masks) -> None:
 
 
 def zeros_of(model: nn.Module, names: Iterable[str]) -> Masks:
-    """The masks that a pruned model shows by its zeros, for those of `names` that have any."""
+    """The masks of those tensors among `names` that have zeros, with the zeros as pruned."""
     parameters = dict(model.named_parameters())
-    found = {name: parameters[name].detach() != 0 for name in names if name in parameters}
-    return {name: mask for name, mask in found.items() if not bool(mask.all())}
+    masks: Masks = {}
+    for name in names:
+        if name not in parameters:
+            continue
+        nonzero = parameters[name].detach() != 0
+        if not bool(nonzero.all()):
+            masks[name] = nonzero
+    return masks
 
 
 def macs_by_tensor(structure: Structure, keep: Keep) -> dict[str, int]:
-    """MACs at batch 1 of each parameter that MACs go through, in the model that `keep` leaves; in the graph's order."""
-    found: dict[str, int] = {}
+    """MACs at batch 1 of each parameter in the model that `keep` leaves, in the graph's order.
+
+    Parameters that no MACs go through are left out.
+    """
+    macs: dict[str, int] = {}
     for product in structure.macs:
         if product.tensor:
-            found[product.tensor] = found.get(product.tensor, 0) + _size(product, keep)
-    return {name: total for name, total in found.items() if total}
+            macs[product.tensor] = macs.get(product.tensor, 0) + _size(product, keep)
+    return {name: total for name, total in macs.items() if total}
 
 
 def effective_macs(structure: Structure, keep: Keep, density: Mapping[str, float]) -> int:
-    """MACs weighted by the share of nonzero weights (or weights and activations) of each tensor; theoretical.
+    """MACs weighted by the share of nonzero weights, or weights and activations, of each tensor.
 
-    `density` maps parameters to fractions in [0, 1]; what it does not name, products of two activations too, counts
-    in full.
+    They are theoretical. `density` maps parameters to fractions in [0, 1]. Parameters that it does
+    not name, and products of two activations, count in full.
     """
-    return round(
-        sum(_size(product, keep) * density.get(product.tensor, 1.0) for product in structure.macs)
-    )
+    weighted = []
+    for product in structure.macs:
+        weighted.append(_size(product, keep) * density.get(product.tensor, 1.0))
+    return round(sum(weighted))
 
 
 def densities(model: nn.Module, names: Iterable[str]) -> dict[str, float]:
-    """Share of nonzero weights of each parameter."""
+    """The share of nonzero weights of each parameter."""
     parameters = dict(model.named_parameters())
-    return {
-        name: float(torch.count_nonzero(parameters[name])) / parameters[name].numel()
-        for name in names
-        if name in parameters
-    }
+    shares = {}
+    for name in names:
+        if name in parameters:
+            parameter = parameters[name]
+            shares[name] = float(torch.count_nonzero(parameter)) / parameter.numel()
+    return shares
 
 
 def _size(product: Product, keep: Keep) -> int:
+    """What a product comes to in the model that `keep` leaves."""
     total = product.constant
     for row in product.factors:
         total *= int(((row < 0) | keep[row]).sum())

@@ -11,10 +11,11 @@ __all__ = ["Classification"]
 
 
 def __getattr__(name: str) -> Any:
-    """A task brings its metrics along, which take seconds to import: only where it is asked for."""
+    """Imports a task on first use, because its metrics take seconds to import."""
     if name != "Classification":
+        known = ", ".join(__all__)
         raise AttributeError(
-            f"module 'lightning_modules.tasks' has no attribute '{name}'; it has {', '.join(__all__)}"
+            f"module 'lightning_modules.tasks' has no attribute '{name}'; it has {known}"
         )
     from lightning_modules.tasks.classification import Classification
 

@@ -16,7 +16,10 @@ from lightning_modules.tasks.metrics import Direction
 
 
 class Classification(LightningModule):
-    """Cross-entropy on logits (N, num_classes) and targets (N,); metrics are fractions in [0, 1], the loss in nats."""
+    """Cross-entropy on logits (N, num_classes) and targets (N,).
+
+    Accuracy and F1 are fractions in [0, 1]; the loss is in nats.
+    """
 
     directions: ClassVar[dict[str, Direction]] = {
         "accuracy": "maximize",
@@ -30,7 +33,8 @@ class Classification(LightningModule):
     def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = model
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
@@ -41,32 +45,29 @@ class Classification(LightningModule):
 
     def check(self, outputs: Any, batch: Any) -> None:
         """Errors: ConfigError for outputs that are not one logit per class."""
-        fits = (
-            isinstance(outputs, Tensor)
-            and outputs.dim() == 2
-            and outputs.shape[1] == self.num_classes
-        )
-        if fits:
-            return
-        shape = (
-            f"(batch, {', '.join(map(str, outputs.shape[1:]))})"
-            if isinstance(outputs, Tensor)
-            else "no tensor"
-        )
+        shape = "no tensor"
+        if isinstance(outputs, Tensor):
+            if outputs.dim() == 2 and outputs.shape[1] == self.num_classes:
+                return
+            sizes = ", ".join(map(str, outputs.shape[1:]))
+            shape = f"(batch, {sizes})"
         raise ConfigError(
-            f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; see num_classes"
+            f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; "
+            "see num_classes"
         )
 
     def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
         return softened_kl(outputs, dense, temperature)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        return F.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=self.label_smoothing)
+        logits = self.model(batch[0])
+        return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         logits = self.model(batch[0])
-        self.mean_loss.update(F.cross_entropy(logits, batch[1]), len(batch[1]))
-        self.metrics.update(logits, batch[1])
+        targets = batch[1]
+        self.mean_loss.update(F.cross_entropy(logits, targets), len(targets))
+        self.metrics.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({**self.metrics.compute(), "loss": self.mean_loss.compute()})

@@ -1,4 +1,4 @@
-"""What a network is for: the one seam between the search and what a batch, an output and a metric mean."""
+"""What a network is for: the only place that knows what a batch, an output and a metric mean."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from lightning_modules.tasks.metrics import Direction
 class Task(Protocol):
     """A LightningModule around `model`, the network that is pruned.
 
-    Its `training_step` gives the loss, its validation logs every metric of `directions`. The search looks into no batch
-    and no output: it captures what `model` is called with, and asks the task how far two outputs are apart.
+    Its `training_step` returns the loss; its validation logs every metric of `directions`. The
+    search looks into no batch and no output. It captures what `model` is called with, and asks the
+    task how far two outputs are apart.
 
     Optional, beside what Lightning asks for:
-    - `scale`: what counts as one unit of a metric, for tolerances and guards; by default 1 for what the task calls a
-      fraction, and the dense model's own value for everything else;
-    - `references`: the value from which the hypervolume counts, by metric;
-    - `divergence(outputs, dense, temperature)`: how far outputs are from the dense model's, a scalar that is 0 where
-      they are equal; by default the squared error in multiples of the dense outputs' variance; None: no distillation;
-    - `check(outputs, batch)`: raises ConfigError where the model does not fit the data;
-    - `classifies`: that targets are class indices of shape (N,), so that samples may be mixed by pairs.
+    - `scale`: what counts as one unit of a metric, for tolerances and guards. By default it is 1
+      for metrics that the task calls a fraction, and the dense model's own value for all others.
+    - `references`: by metric, the value from which the hypervolume counts.
+    - `divergence(outputs, dense, temperature)`: how far outputs are from the dense model's, a
+      scalar that is 0 where they are equal. By default it is the squared error in multiples of the
+      dense outputs' variance. A task with None cannot be distilled.
+    - `check(outputs, batch)`: raises ConfigError where the model does not fit the data.
+    - `classifies`: says that targets are class indices of shape (N,), so that samples may be mixed
+      by pairs.
     """
 
     model: nn.Module
@@ -43,34 +46,37 @@ class Task(Protocol):
 
 
 class _Reached(BaseException):
-    """The network was called; no `except Exception` of a task can swallow it."""
+    """Raised when the network is called. A task's `except Exception` cannot swallow it."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
 
 
 def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
-    """The task around a model; `num_classes` and `data` are given where its constructor asks for them.
+    """The task around a model. Its constructor gets `num_classes` and `data` if it takes them.
 
-    Errors: ConfigError for what is no LightningModule with the model as `model`.
+    Errors: ConfigError for what is no LightningModule that holds the model as `model`.
     """
-    offered = {"num_classes": getattr(data, "num_classes", None), "data": data}
     accepted = inspect.signature(locate(recipe.target)).parameters
-    task = recipe.build(
-        model=model, **{name: value for name, value in offered.items() if name in accepted}
-    )
+    extra = {}
+    if "num_classes" in accepted:
+        extra["num_classes"] = getattr(data, "num_classes", None)
+    if "data" in accepted:
+        extra["data"] = data
+    task = recipe.build(model=model, **extra)
     if not isinstance(task, LightningModule) or getattr(task, "model", None) is not model:
         raise ConfigError(
-            f"a task must be a LightningModule that keeps the network it is given as `self.model`; {recipe.target} "
-            f"builds a {type(task).__name__}"
+            "a task must be a LightningModule that keeps the network it is given as `self.model`; "
+            f"{recipe.target} builds a {type(task).__name__}"
         )
     return task
 
 
 def inputs_of(task: LightningModule, batch: Any) -> Inputs:
-    """What the network is called with when this batch is validated; the network itself does not run.
+    """What the network is called with when this batch is validated.
 
-    The first call counts where there are several. Errors: ConfigError for a task that does not call it.
+    The network itself does not run. If it is called several times, the first call counts.
+    Errors: ConfigError for a task that does not call it.
     """
 
     def reached(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -91,7 +97,8 @@ def inputs_from(
     task: LightningModule, batches: Iterable[Any], device: torch.device
 ) -> Iterator[Inputs]:
     """What the network is called with on each of the batches, on the device."""
-    return (inputs_of(task, to_device(task, batch, device)) for batch in batches)
+    for batch in batches:
+        yield inputs_of(task, to_device(task, batch, device))
 
 
 def to_device(task: LightningModule, batch: Any, device: torch.device) -> Any:
@@ -100,44 +107,45 @@ def to_device(task: LightningModule, batch: Any, device: torch.device) -> Any:
 
 
 def step_loss(task: LightningModule, batch: Any) -> Tensor:
-    """The loss of one training step, outside of a Trainer. Errors: ConfigError for a step that gives none."""
+    """The loss of one training step, outside of a Trainer.
+
+    Errors: ConfigError for a step that returns no loss.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `self.log` has nobody to log to
+        warnings.simplefilter("ignore")  # Lightning warns that `self.log` has no Trainer to log to
         return loss_in(task.training_step(batch, 0), task)
 
 
 def loss_in(result: Any, task: Any) -> Tensor:
-    """The loss in what a training step returned. Errors: ConfigError where there is none."""
+    """The loss in what a training step returned. Errors: ConfigError if there is none."""
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
         raise ConfigError(
-            f"{type(task).__name__}.training_step must return the loss, or a dict with it as 'loss'; it returned "
-            f"{type(result).__name__}"
+            f"{type(task).__name__}.training_step must return the loss, or a dict with it as "
+            f"'loss'; it returned {type(result).__name__}"
         )
     return loss
 
 
 Divergence = Callable[[Any, Any, float], Tensor]
+"""Maps (outputs, dense outputs, temperature) to how far they are apart, a scalar."""
 
 
 def divergence_of(task: Any) -> Divergence | None:
-    """How far outputs are from the dense model's: the task's own measure, else the squared error; None: it has none."""
-    own = getattr(task, "divergence", squared_error)
-    return own if callable(own) else None
+    """The task's own divergence, or the squared error. None for a task that wants none."""
+    divergence = getattr(task, "divergence", squared_error)
+    return divergence if callable(divergence) else None
 
 
 def check_outputs(task: LightningModule, batch: Any) -> None:
-    """Errors: ConfigError where the network does not run on a batch, or gives what the task cannot use."""
-    inputs = inputs_of(task, batch)
-    try:
-        with torch.no_grad():
-            outputs = inputs.call(task.model.eval())  # type: ignore[union-attr, operator]
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
-        raise ConfigError(
-            f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}"
-        ) from error
-    if callable(check := getattr(task, "check", None)):
+    """Run the network and a validation step on one batch.
+
+    Errors: ConfigError if the network does not run on the batch, or if the task cannot use its
+    outputs.
+    """
+    outputs = _run_network(task, inputs_of(task, batch))
+    check = getattr(task, "check", None)
+    if callable(check):
         check(outputs, batch)
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -145,6 +153,17 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
             task.validation_step(batch, 0)
     except (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(
-            f"{type(task).__name__}.validation_step must take the model's outputs and the data's batches; "
-            f"{type(error).__name__}: {error}"
+            f"{type(task).__name__}.validation_step must take the model's outputs and the data's "
+            f"batches; {type(error).__name__}: {error}"
+        ) from error
+
+
+def _run_network(task: LightningModule, inputs: Inputs) -> Any:
+    try:
+        with torch.no_grad():
+            return inputs.call(task.model.eval())  # type: ignore[union-attr, operator]
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
+        raise ConfigError(
+            f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}"
         ) from error

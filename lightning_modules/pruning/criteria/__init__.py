@@ -1,4 +1,4 @@
-"""Criteria: how much each unit is worth. One file per idea; a config names the class by `_target_`."""
+"""Criteria score units. One file per idea; a config names the class by `_target_`."""
 
 from lightning_modules.pruning.criteria.ablation import Ablation
 from lightning_modules.pruning.criteria.activation import Activation, Apoz

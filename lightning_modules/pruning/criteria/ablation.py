@@ -1,4 +1,4 @@
-"""What the loss says when a unit is really gone."""
+"""Scores units by the loss without them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Ablation:
-    """Increase of the mean loss when the unit goes: exact for one unit, blind to what several do together.
+    """The increase of the mean loss when the unit is removed.
 
-    Costs one pass over all batches per unit. With `slice` above 1, that many units of the group with adjacent L2
-    norms go together and share the increase equally. Groups whose masks are exact are zeroed on a copy, the others
-    physically cut; the last unit of a group is always zeroed. Scores may be negative: the loss fell.
+    It is exact for one unit, and does not see what several units do together. It costs one pass
+    over all batches per unit. With `slice` above 1, that many units of a group with adjacent L2
+    norms are removed together and share the increase equally. Groups whose masks are exact are
+    zeroed on a copy; the others are physically cut, except that the last unit of a group is always
+    zeroed. A score is negative if the loss fell.
+    Errors: ConfigError for a `slice` below 1.
     """
 
     slice: int = 1
@@ -41,20 +44,21 @@ class Ablation:
             )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        norms, alive = Magnitude(2.0)(model, structure, calibration), living(structure)
+        norms = Magnitude(2.0)(model, structure, calibration)
+        alive = living(structure)
         scores = np.zeros(structure.n_units)
         twin = copy.deepcopy(model)
-        full = mean_loss(twin, calibration)
+        full_loss = mean_loss(twin, calibration)
         for group in structure.groups:
             units = group.start + np.flatnonzero(alive[group.units])
             if not group.members or not len(units):
                 continue
-            # never the whole group at once: what is left must be a model
-            parts = max(math.ceil(len(units) / self.slice), min(2, len(units)))
-            for part in np.array_split(units[np.argsort(norms[units], kind="stable")], parts):
-                scores[part] = (
-                    self._without(twin, structure, group, part, calibration) - full
-                ) / len(part)
+            by_norm = units[np.argsort(norms[units], kind="stable")]
+            # a group is never removed as a whole: what is left must be a model
+            n_parts = max(math.ceil(len(units) / self.slice), min(2, len(units)))
+            for part in np.array_split(by_norm, n_parts):
+                loss = self._without(twin, structure, group, part, calibration)
+                scores[part] = (loss - full_loss) / len(part)
         return scores
 
     def _without(
@@ -65,13 +69,15 @@ class Ablation:
         units: npt.NDArray[np.intp],
         calibration: Calibration,
     ) -> float:
-        """Mean loss without `units`; `twin` is as before afterwards."""
+        """The mean loss without `units`. `twin` is changed only in between."""
         keep = structure.full()
         keep[units] = False
         if not group.mask_exact and (living(structure) & keep)[group.units].any():
             return mean_loss(remove(twin, structure, keep), calibration)
         tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        saved = {m.tensor: tensors[m.tensor].detach().clone() for m in group.members}
+        saved = {}
+        for member in group.members:
+            saved[member.tensor] = tensors[member.tensor].detach().clone()
         zero(twin, structure, keep)
         loss = mean_loss(twin, calibration)
         with torch.no_grad():
@@ -81,10 +87,9 @@ class Ablation:
 
 
 def mean_loss(model: nn.Module, calibration: Calibration) -> float:
-    """Mean of the batches' losses in eval mode."""
+    """The mean of the batches' losses in eval mode."""
+    losses = []
     with scoring(model, calibration.seed), torch.no_grad():
-        return float(
-            np.mean(
-                [float(calibration.loss(model, batch)) for batch in require_batches(calibration)]
-            )
-        )
+        for batch in require_batches(calibration):
+            losses.append(float(calibration.loss(model, batch)))
+    return float(np.mean(losses))

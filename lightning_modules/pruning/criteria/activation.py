@@ -1,4 +1,4 @@
-"""How active a unit is on data: mean size, share of zeros, rank of its maps."""
+"""Scores units by how active they are on data: their mean size, or their share of zeros."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from lightning_modules.pruning.structure import Axis, Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
 Statistic = Callable[[Tensor], tuple[Tensor, int]]
-"""From activations (samples, positions, ...extent) to the sum per position, shape (positions,), and over how many."""
+"""Maps activations (samples, positions, ...extent) to a sum per position and a count.
+
+The sum has shape (positions,); the count says over how many values each sum goes.
+"""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """Mean |activation| of the unit as its consumers see it, over all batches and places (Molchanov et al. 2017, 2.2).
+    """The mean |activation| of the unit as its consumers see it, over all batches and places.
 
-    A coupled group gets the mean of its consumers.
+    A coupled group gets the mean of its consumers. Source: Molchanov et al. 2017, 2.2.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        return averages(
-            model, structure, calibration, lambda x: (_per_position(x.abs()), _count(x))
-        )
+        return averages(model, structure, calibration, _magnitudes)
 
 
 @dataclass(frozen=True)
 class Apoz:
     """1 - the average percentage of zeros of the unit's activations (Hu et al. 2016, eq. 1).
 
-    Zero is |activation| <= `tolerance`: behind a ReLU exact zeros are meant; smooth nonlinearities have none, so
-    that every unit scores 1 there unless the tolerance is raised.
+    Zero means |activation| <= `tolerance`. The default of 0 suits the exact zeros behind a ReLU.
+    Smooth nonlinearities give none, so that every unit scores 1 there unless the tolerance is
+    raised.
+    Errors: ConfigError for a negative tolerance.
     """
 
     tolerance: float = 0.0
@@ -50,42 +53,54 @@ class Apoz:
             )
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        def active(x: Tensor) -> tuple[Tensor, int]:
-            # a NaN is no zero; it must stay one for the check of the scores to find
-            return _per_position(
-                torch.where(x.isnan(), x, (x.abs() > self.tolerance).to(x.dtype))
-            ), _count(x)
+        return averages(model, structure, calibration, self._active)
 
-        return averages(model, structure, calibration, active)
+    def _active(self, x: Tensor) -> tuple[Tensor, int]:
+        active = (x.abs() > self.tolerance).to(x.dtype)
+        # a NaN is no zero; it must stay a NaN for the check of the scores to find
+        return _per_position(torch.where(x.isnan(), x, active)), _count(x)
 
 
 def averages(
     model: nn.Module, structure: Structure, calibration: Calibration, statistic: Statistic
 ) -> Scores:
-    """Mean of a statistic per unit over all places where a consumer sees it, then combined; shape (n_units,)."""
+    """The mean of a statistic per unit over all places where a consumer sees it.
+
+    The means of several consumers are then combined; shape (n_units,).
+    """
     sums: dict[Axis, Scores] = {}
     counts: dict[Axis, Scores] = {}
 
     def add(axis: Axis, row: Row, x: Tensor) -> None:
         total, count = statistic(x)
-        mine = row >= 0
-        for store, values in ((sums, total.double().cpu().numpy()[mine]), (counts, count)):
-            np.add.at(store.setdefault(axis, np.zeros(structure.n_units)), row[mine], values)
+        prunable = row >= 0
+        units = row[prunable]
+        if axis not in sums:
+            sums[axis] = np.zeros(structure.n_units)
+            counts[axis] = np.zeros(structure.n_units)
+        np.add.at(sums[axis], units, total.double().cpu().numpy()[prunable])
+        np.add.at(counts[axis], units, count)
 
     observe(model, structure, calibration, add)
 
     def rows(group: Group) -> list[Scores]:
-        seen = [(m.tensor, m.dim) for m in group.members if (m.tensor, m.dim) in sums]
-        held = [axis for axis in seen if counts[axis][group.units].any()]
-        return [
-            sums[axis][group.units] / np.maximum(counts[axis][group.units], 1.0) for axis in held
-        ]
+        means = []
+        for member in group.members:
+            axis = (member.tensor, member.dim)
+            if axis in sums and counts[axis][group.units].any():
+                count = np.maximum(counts[axis][group.units], 1.0)
+                means.append(sums[axis][group.units] / count)
+        return means
 
     return per_group(structure, rows)
 
 
+def _magnitudes(x: Tensor) -> tuple[Tensor, int]:
+    return _per_position(x.abs()), _count(x)
+
+
 def _per_position(x: Tensor) -> Tensor:
-    """Sum over everything but positions, in double precision; shape (positions,)."""
+    """The sum over everything but positions, in double precision; shape (positions,)."""
     return x.transpose(0, 1).flatten(1).sum(1, dtype=torch.float64)
 
 

@@ -1,4 +1,4 @@
-"""What the loss says when a whole residual block is gone."""
+"""Scores whole residual blocks by the loss without them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from torch import nn
 from lightning_modules.pruning.criteria.ablation import mean_loss
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
 
 def block_scores(model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-    """Increase of the mean loss when that one block is removed, 0 for every other unit; shape (n_units,).
+    """The increase of the mean loss when that one block is removed; shape (n_units,).
 
-    Costs one pass over all batches per block that `model` still has. Negative where the loss fell.
+    Every other unit scores 0. A score is negative if the loss fell. It costs one pass over all
+    batches per block that `model` still has.
     """
     scores = np.zeros(structure.n_units)
-    blocks = [
-        group
-        for group in structure.groups
-        if group.kind == "block" and _is_there(model, group.name)
-    ]
+    blocks = _present_blocks(model, structure)
     if not blocks:
         return scores
-    full = mean_loss(model, calibration)
-    for group in blocks:
+    full_loss = mean_loss(model, calibration)
+    for block in blocks:
         keep = structure.full()
-        keep[group.units] = False
-        scores[group.units] = mean_loss(remove(model, structure, keep), calibration) - full
+        keep[block.units] = False
+        loss = mean_loss(remove(model, structure, keep), calibration)
+        scores[block.units] = loss - full_loss
     return scores
 
 
-def _is_there(model: nn.Module, path: str) -> bool:
-    return not isinstance(model.get_submodule(path), nn.Identity)
+def _present_blocks(model: nn.Module, structure: Structure) -> list[Group]:
+    """The blocks that no identity has replaced."""
+    blocks = []
+    for group in structure.groups:
+        if group.kind == "block" and not isinstance(model.get_submodule(group.name), nn.Identity):
+            blocks.append(group)
+    return blocks

@@ -14,9 +14,10 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training batches to score on, the task's loss of (model, batch), and the seed of whatever is random.
+    """Training batches to score on, the task's loss of (model, batch), and a seed.
 
-    `batches` are on the model's device; every pass of a criterion sees the same ones, all of them.
+    `batches` are on the model's device. Every pass of a criterion sees all of them, always the
+    same. `seed` decides whatever is random in a criterion.
     """
 
     batches: Sequence[Any]
@@ -25,10 +26,12 @@ class Calibration:
 
 
 class Criterion(Protocol):
-    """A score per unit, higher = keep; shape (n_units,), finite for every unit that `model` has, 0 elsewhere.
+    """A score per unit, higher = keep; shape (n_units,).
 
-    `structure` is that of `model`: for a pruned one `structure.restrict(keep)`. The model is left as it was; it is
-    scored in eval mode. Whole blocks (groups without members) get 0: `block_scores` measures those.
+    Scores are finite for every unit that `model` has, and 0 for all others. `structure` is that of
+    `model`; for a pruned model it is `structure.restrict(keep)`. The model is scored in eval mode
+    and is left as it was. Whole blocks, which are groups without members, score 0: `block_scores`
+    measures them.
     """
 
     def __call__(
@@ -37,7 +40,10 @@ class Criterion(Protocol):
 
 
 class WeightCriterion(Protocol):
-    """A score per single weight, higher = keep: for each of `names` a float tensor shaped and placed like it."""
+    """A score per single weight, higher = keep.
+
+    For each of `names` it returns a float tensor of the weight's shape, on the weight's device.
+    """
 
     def weights(
         self, model: nn.Module, names: Sequence[str], calibration: Calibration

@@ -1,8 +1,8 @@
-"""Redundancy of activations: units that say the same."""
+"""Scores units by how little their activations repeat those of another unit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,75 +13,86 @@ from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.members import combined, occurrences
 from lightning_modules.pruning.criteria.redundancy import irreplaceable
 from lightning_modules.pruning.criteria.taps import Row, observe
-from lightning_modules.pruning.structure import Axis, Structure
+from lightning_modules.pruning.structure import Axis, Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
 _CHUNK = 2**22
-"""Activations that are widened to double precision at a time: 32 MB."""
+"""Activations that are converted to double precision at a time: 32 MB."""
 _CONSTANT = 1e-10
-"""A variance below this share of the mean square is rounding."""
+"""A variance below this share of the mean square is taken for rounding."""
 
 
 @dataclass(frozen=True)
 class Correlation:
     """1 - max |correlation| of a unit's activations with those of a unit of larger variance.
 
-    Over all batches, samples and places, as the consumers see them; only sums of products are held: the square of a
-    group's size per consumer. The correlations at several consumers are averaged before the maximum. A constant
-    unit is replaced by a bias: it scores like a duplicate. Places of a unit in a flattened input are more samples.
+    It is taken over all batches, samples and places, as the consumers see the unit. Only sums of
+    products are held, which take the square of a group's size per consumer. The correlations at
+    several consumers are averaged before the maximum. A constant unit can be replaced by a bias, so
+    it scores like a duplicate. The places of a unit in a flattened input count as more samples.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
-        moments: dict[tuple[int, Axis], _Moments] = {}
+        moments: dict[int, dict[Axis, _Moments]] = {}
 
         def add(axis: Axis, row: Row, x: Tensor) -> None:
             for group in structure.groups:
                 units, places = occurrences(row, group)
-                if len(units):
-                    held = moments.setdefault((group.start, axis), _Moments(units))
-                    held.add(x, torch.from_numpy(places).to(x.device))
+                if not len(units):
+                    continue
+                of_group = moments.setdefault(group.start, {})
+                if axis not in of_group:
+                    of_group[axis] = _Moments(units)
+                of_group[axis].add(x, torch.from_numpy(places).to(x.device))
 
         observe(model, structure, calibration, add)
         scores = np.zeros(structure.n_units)
         for group in structure.groups:
-            seen = [held for (start, _), held in moments.items() if start == group.start]
             if group.members:
-                likeness, variances = zip(*(_correlations(held) for held in seen), strict=True)
-                joined = combined(group, likeness)
-                scores[group.start + seen[0].units] = irreplaceable(
-                    joined, np.sum(variances, axis=0)
-                )
+                seen = list(moments[group.start].values())
+                scores[group.start + seen[0].units] = _scores(group, seen)
         return scores
 
 
-@dataclass
 class _Moments:
-    """Sums over samples of n units: count, values, products."""
+    """Sums over samples of n units: their count, their values and their products."""
 
-    units: npt.NDArray[np.intp]
-    count: int = 0
-    values: Scores = field(default_factory=lambda: np.zeros(0))
-    products: Scores = field(default_factory=lambda: np.zeros(0))
+    def __init__(self, units: npt.NDArray[np.intp]) -> None:
+        self.units = units
+        self.count = 0
+        self.values: Scores = np.zeros(len(units))
+        self.products: Scores = np.zeros((len(units), len(units)))
 
     def add(self, x: Tensor, places: Tensor) -> None:
         for part in x.chunk(1 + x.numel() // _CHUNK):
             flat = part.movedim(1, 0)[places].reshape(len(places), -1).double()
             self.count += flat.shape[1]
-            self.values = flat.sum(1).cpu().numpy() + (self.values if len(self.values) else 0.0)
-            self.products = (flat @ flat.T).cpu().numpy() + (
-                self.products if len(self.products) else 0.0
-            )
+            self.values = flat.sum(1).cpu().numpy() + self.values
+            self.products = (flat @ flat.T).cpu().numpy() + self.products
 
 
-def _correlations(held: _Moments) -> tuple[Scores, Scores]:
+def _scores(group: Group, seen: list[_Moments]) -> Scores:
+    """The scores of a group's living units, from the moments at each of its consumers."""
+    likenesses = []
+    variances = []
+    for moments in seen:
+        likeness, variance = _correlations(moments)
+        likenesses.append(likeness)
+        variances.append(variance)
+    return irreplaceable(combined(group, likenesses), np.sum(variances, axis=0))
+
+
+def _correlations(moments: _Moments) -> tuple[Scores, Scores]:
     """|correlation|, shape (n, n), with 1 for constant units, and the variances, shape (n,)."""
-    mean = held.values / held.count
-    covariance = held.products / held.count - np.outer(mean, mean)
+    mean = moments.values / moments.count
+    mean_products = moments.products / moments.count
+    covariance = mean_products - np.outer(mean, mean)
     variance = covariance.diagonal().copy()
-    constant = variance <= _CONSTANT * held.products.diagonal() / held.count
+    constant = variance <= _CONSTANT * moments.products.diagonal() / moments.count
     variance[constant] = 0.0
-    spread = np.sqrt(np.where(constant, 1.0, variance))
-    likeness = np.minimum(np.abs(covariance / np.outer(spread, spread)), 1.0)
+    deviation = np.sqrt(np.where(constant, 1.0, variance))
+    correlation = covariance / np.outer(deviation, deviation)
+    likeness = np.minimum(np.abs(correlation), 1.0)
     likeness[constant, :] = 1.0
     likeness[:, constant] = 1.0
     return likeness, variance

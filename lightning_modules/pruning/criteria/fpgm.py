@@ -1,4 +1,4 @@
-"""Distance from the geometric median of a layer (He et al. 2019, FPGM)."""
+"""Scores units by their distance from the geometric median of a layer (He et al. 2019, FPGM)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class GeometricMedian:
-    """Sum of Euclidean distances to all other units of the layer, on signed weights (He et al. 2019, eq. 7).
+    """The sum of Euclidean distances to all other units of the layer, on signed weights.
 
-    The units nearest to the geometric median are those the rest can stand in for. Biases and norms do not count.
-    A dead unit often lies near the median, but need not: with all others on one side it is the farthest.
+    Source: He et al. 2019, eq. 7. The other units can best replace those nearest to the geometric
+    median. Biases and norms do not count. A dead unit often lies near the median, but need not: if
+    all others are on one side, it is the farthest.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
@@ -28,9 +29,8 @@ class GeometricMedian:
         def distances(group: Group) -> list[Scores]:
             rows = []
             for member in producing(group, tensors):
-                units, weights = vectors(
-                    structure, group, (member.tensor, member.dim), tensors[member.tensor]
-                )
+                axis = (member.tensor, member.dim)
+                units, weights = vectors(structure, group, axis, tensors[member.tensor])
                 row = np.zeros(group.size)
                 row[units] = torch.cdist(weights, weights).sum(1).cpu().numpy()
                 rows.append(row)

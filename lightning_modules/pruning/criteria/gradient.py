@@ -1,4 +1,4 @@
-"""The size of the gradient: how much training still wants to move a unit."""
+"""Scores units by the size of the gradient, which is how far training would still move them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Gradient:
-    """Sum over the unit's producing weights of |g|, g the mean gradient of all batches; |g| for a single weight.
+    """The sum of |g| over the unit's producing weights, with g the mean gradient of all batches.
 
-    Biases and norms do not count. Weights that are well trained have little gradient and score low.
+    A single weight scores |g|. Biases and norms do not count. Weights that are well trained have
+    little gradient and score low.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
@@ -34,5 +35,5 @@ class Gradient:
 
 def _sizes(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
     with scoring(model, calibration.seed):
-        found = mean_gradients(model, named(model, names), calibration)
-    return {name: gradient.abs() for name, gradient in found.items()}
+        gradients = mean_gradients(model, named(model, names), calibration)
+    return {name: gradient.abs() for name, gradient in gradients.items()}

@@ -15,7 +15,10 @@ from lightning_modules.pruning.criteria.contract import Calibration
 def per_batch(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], calibration: Calibration
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradients of each batch's loss, inside `scoring`; those the loss does not reach are left out."""
+    """Gradients of each batch's loss, to be taken inside `scoring`.
+
+    Parameters that the loss does not reach are left out.
+    """
     for batch in require_batches(calibration):
         yield gradients(model, parameters, calibration, batch)
 
@@ -27,33 +30,44 @@ def gradients(
     batch: Any,
     graph: bool = False,
 ) -> dict[str, Tensor]:
-    """Gradients of one batch's loss, with `graph` differentiable; `.grad` of the parameters stays as it is.
+    """Gradients of one batch's loss; with `graph` they can be differentiated themselves.
 
+    `.grad` of the parameters does not change. Parameters that the loss does not reach are left out.
     Errors: PlanError for a loss that depends on no parameter.
     """
     loss = calibration.loss(model, batch)
     if not loss.requires_grad:
         raise PlanError(
-            "a criterion made of gradients needs a loss that depends on the model's parameters; this one has no "
-            "gradient (no_grad or detach in forward or loss); mend that or take a criterion without gradients"
+            "a criterion made of gradients needs a loss that depends on the model's parameters; "
+            "this one has no gradient (no_grad or detach in forward or loss); mend that or take a "
+            "criterion without gradients"
         )
-    found = torch.autograd.grad(
-        loss, list(parameters.values()), create_graph=graph, allow_unused=True
-    )
-    return {
-        name: gradient
-        for name, gradient in zip(parameters, found, strict=True)
-        if gradient is not None
-    }
+    return reached(loss, parameters, graph)
+
+
+def reached(
+    value: Tensor, parameters: Mapping[str, Tensor], graph: bool = False
+) -> dict[str, Tensor]:
+    """The gradients of a scalar with respect to those of the parameters that it depends on."""
+    wanted = list(parameters.values())
+    per_parameter = torch.autograd.grad(value, wanted, create_graph=graph, allow_unused=True)
+    by_name = {}
+    for name, gradient in zip(parameters, per_parameter, strict=True):
+        if gradient is not None:
+            by_name[name] = gradient
+    return by_name
 
 
 def mean_gradients(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], calibration: Calibration
 ) -> dict[str, Tensor]:
-    """Mean over all batches, in double precision so that their order does not show; inside `scoring`."""
+    """The mean over all batches, to be taken inside `scoring`.
+
+    It is computed in double precision, so that the order of the batches does not show.
+    """
     total: dict[str, Tensor] = {}
-    for found in per_batch(model, parameters, calibration):
-        accumulate(total, found, 1.0 / len(calibration.batches))
+    for batch_gradients in per_batch(model, parameters, calibration):
+        accumulate(total, batch_gradients, 1.0 / len(calibration.batches))
     return total
 
 
@@ -66,18 +80,24 @@ def accumulate(total: dict[str, Tensor], values: Mapping[str, Tensor], weight: f
 
 
 def require_batches(calibration: Calibration) -> Sequence[Any]:
-    """The batches. Errors: PlanError when there are none."""
+    """The batches. Errors: PlanError if there are none."""
     if not len(calibration.batches):
         raise PlanError(
-            "this criterion looks at data; it got no batch; set method.calibration_batches to 1 or more"
+            "this criterion looks at data; it got no batch; set method.calibration_batches to 1 or "
+            "more"
         )
     return calibration.batches
 
 
 def require_all(values: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Errors: PlanError when the loss reached some of `names` in no batch: 0 would be an invented score."""
-    if missing := [name for name in names if name not in values]:
+    """Errors: PlanError if the loss reached some of `names` in no batch.
+
+    A score of 0 for these would be an invented one.
+    """
+    missing = [name for name in names if name not in values]
+    if missing:
         raise PlanError(
-            f"the loss must reach every weight that is scored; it does not reach {missing[:5]} (no_grad or detach in "
-            "forward, or an output the loss does not use); leave them out or take a criterion without gradients"
+            "the loss must reach every weight that is scored; it does not reach "
+            f"{missing[:5]} (no_grad or detach in forward, or an output the loss does not use); "
+            "leave them out or take a criterion without gradients"
         )

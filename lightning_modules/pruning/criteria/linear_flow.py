@@ -1,4 +1,4 @@
-"""Runs a model as the linear map that is left when norms only scale and nonlinearities pass everything."""
+"""Runs a model as a linear map: norms only scale, and nonlinearities return their input."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch.overrides import TorchFunctionMode
 
 # fmt: off
 _PASSING = frozenset((
-    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardtanh",
-    "hardswish", "tanh", "softplus", "softsign", "tanhshrink", "log_softmax", "dropout",
+    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish",
+    "hardtanh", "hardswish", "tanh", "softplus", "softsign", "tanhshrink", "log_softmax", "dropout",
 ))
 # fmt: on
+"""Functions that return their input while the mode is active."""
 _GATES = frozenset(("sigmoid", "hardsigmoid"))
+"""Functions that divide their input by its mean while the mode is active."""
 
 
 class LinearFlow(TorchFunctionMode):
-    """While active, on values that are not negative:
+    """While active, makes a model linear on values that are not negative.
 
-    nonlinearities return their input; a sigmoid divides it by its mean, a softmax by its sum (both as constants), so
-    that gates and attention stay near 1 and still let a flow through to what computes them; batch norm multiplies
-    by |scale| / sqrt(variance), other norms by |scale|; an embedding gives the mean of its rows, whatever the index.
+    Nonlinearities return their input. A sigmoid divides its input by the mean, and a softmax by the
+    sum, both taken as constants: so gates and attention stay near 1 and still let a flow through to
+    what computes them. Batch norm multiplies by |scale| / sqrt(variance), other norms by |scale|.
+    An embedding returns the mean of its rows, whatever the index.
     """
 
     def __torch_function__(
@@ -38,36 +41,40 @@ class LinearFlow(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").rstrip("_")  # relu_ is relu in place
         if name in _PASSING:
-            return args[0] if args else kwargs["input"]
+            return _input_of(args, kwargs)
         if name in _GATES:
-            return _gate(args[0] if args else kwargs["input"])
+            return _gate(_input_of(args, kwargs))
         if name == "softmax":
-            return _share(
-                args[0] if args else kwargs["input"],
-                kwargs.get("dim", args[1] if len(args) > 1 else -1),
-            )
+            dim = args[1] if len(args) > 1 else -1
+            return _share(_input_of(args, kwargs), kwargs.get("dim", dim))
         if func is F.multi_head_attention_forward:
             with self:
                 return _MULTI_HEAD(*args, **kwargs)
-        rule = _RULES.get(func)
-        return func(*args, **kwargs) if rule is None else rule(*args, **kwargs)
+        rule = _RULES.get(func, func)
+        return rule(*args, **kwargs)
 
 
-# its own check for overrides taken out: past it, the mode sees the softmax inside
 _MULTI_HEAD = FunctionType(
     F.multi_head_attention_forward.__code__,
     {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+"""torch's function without its check for overrides, so that the mode sees the softmax inside."""
+
+
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs["input"]
 
 
 def _gate(x: Tensor) -> Tensor:
+    """`x` over its mean, which counts as a constant."""
     mean = x.detach().mean()
     return x / torch.where(mean == 0.0, 1.0, mean)
 
 
 def _share(x: Tensor, dim: int | None) -> Tensor:
-    x = x.masked_fill(x == float("-inf"), 0.0)  # what a mask hides
+    """`x` over its sum along `dim`, which counts as a constant; masked values are 0."""
+    x = x.masked_fill(x == float("-inf"), 0.0)
     total = x.detach().sum(-1 if dim is None else dim, keepdim=True)
     return x / torch.where(total == 0.0, 1.0, total)
 
@@ -84,17 +91,23 @@ def _attention(
 ) -> Tensor:
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        key = key.repeat_interleave(repeats, -3)
+        value = value.repeat_interleave(repeats, -3)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    scores = query @ key.transpose(-2, -1) * scale
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, 0.0)
-            if attn_mask.dtype == torch.bool
-            else scores + attn_mask
-        )
-    return _share(scores, -1) @ value
+    return _share(_hidden(scores, attn_mask), -1) @ value
+
+
+def _hidden(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores under a mask, which is boolean (True = attended to) or added."""
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, 0.0)
+    return scores + mask
 
 
 def _batch_norm(
@@ -107,8 +120,11 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    out = input if weight is None else input * _channels(weight, input)
-    return out if running_var is None else out / _channels((running_var + eps).sqrt(), out)
+    out = _scaled(input, weight)
+    if running_var is None:
+        return out
+    deviation = (running_var + eps).sqrt()
+    return out / _channels(deviation, out)
 
 
 def _group_norm(
@@ -119,7 +135,7 @@ def _group_norm(
     *_: Any,
     **__: Any,
 ) -> Tensor:
-    return input if weight is None else input * _channels(weight, input)
+    return _scaled(input, weight)
 
 
 def _instance_norm(
@@ -130,22 +146,32 @@ def _instance_norm(
     *_: Any,
     **__: Any,
 ) -> Tensor:
-    return input if weight is None else input * _channels(weight, input)
+    return _scaled(input, weight)
 
 
 def _last_axes_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
-    return input if weight is None else input * weight
+    if weight is None:
+        return input
+    return input * weight
 
 
 def _embedding(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
     return weight.mean(0).expand(*input.shape, -1)
 
 
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    """`x` times a scale per channel."""
+    if scale is None:
+        return x
+    return x * _channels(scale, x)
+
+
 def _channels(scale: Tensor, like: Tensor) -> Tensor:
-    """Along axis 1 of `like`."""
-    return scale.reshape(1, -1, *[1] * (like.dim() - 2))
+    """A vector laid along axis 1 of `like`."""
+    after = [1] * (like.dim() - 2)
+    return scale.reshape(1, -1, *after)
 
 
 _RULES: dict[Any, Callable[..., Tensor]] = {
@@ -160,3 +186,4 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
     F.embedding: _embedding,
     F.scaled_dot_product_attention: _attention,
 }
+"""What replaces torch's functions while the mode is active."""

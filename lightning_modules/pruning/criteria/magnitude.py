@@ -1,4 +1,4 @@
-"""Magnitude of the weights that produce a unit."""
+"""Scores units by the magnitude of the weights that produce them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Lp norm of each unit's producing weights (Li et al. 2017, section 3.1, for p = 1); p = inf takes the largest.
+    """The Lp norm of each unit's producing weights; p = inf takes the largest.
 
-    A coupled group has several producers: each gives a norm per unit, and their mean is the score.
-    Biases and norms do not count. A single weight scores |w| (Han et al. 2015), whatever p is.
+    Source: Li et al. 2017, section 3.1, for p = 1. A coupled group has several producers: each
+    gives a norm per unit, and their mean is the score. Biases and norms do not count. A single
+    weight scores |w| (Han et al. 2015), whatever p is.
+    Errors: ConfigError for a p that is not above 0.
     """
 
     p: float = 2.0
@@ -41,17 +43,15 @@ class Magnitude:
         tensors = dict(model.named_parameters())
 
         def norms(group: Group) -> list[Scores]:
-            largest, rows = self.p == float("inf"), []
+            rows = []
             for member in producing(group, tensors):
                 size = tensors[member.tensor].detach().double().abs()
-                row = per_unit(
-                    structure,
-                    group,
-                    member,
-                    size if largest else size**self.p,
-                    "max" if largest else "sum",
-                )
-                rows.append(row if largest else np.power(row, 1.0 / self.p))
+                if self.p == float("inf"):
+                    row = per_unit(structure, group, member, size, "max")
+                else:
+                    total = per_unit(structure, group, member, size**self.p)
+                    row = np.power(total, 1.0 / self.p)
+                rows.append(row)
             return rows
 
         return per_group(structure, norms)
@@ -59,6 +59,5 @@ class Magnitude:
     def weights(
         self, model: nn.Module, names: Sequence[str], calibration: Calibration
     ) -> dict[str, Tensor]:
-        return as_scores(
-            model, {name: weight.detach().abs() for name, weight in named(model, names).items()}
-        )
+        sizes = {name: weight.detach().abs() for name, weight in named(model, names).items()}
+        return as_scores(model, sizes)

@@ -1,4 +1,4 @@
-"""Random scores: the baseline every criterion has to beat."""
+"""Random scores: the baseline that every criterion has to beat."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform in [0, 1), from the calibration's seed alone: the same units on every machine.
+    """Uniform scores in [0, 1) from the calibration's seed alone, the same on every machine.
 
-    A weight's score depends on the seed, its tensor's name and its place, not on what else is asked for.
+    A weight's score depends on the seed, its tensor's name and its place, but not on which other
+    weights are scored.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
@@ -32,8 +33,8 @@ class Random:
     ) -> dict[str, Tensor]:
         scores = {}
         for name, weight in named(model, names).items():
-            drawn = np.random.default_rng([calibration.seed, zlib.crc32(name.encode())]).random(
-                weight.shape
-            )
-            scores[name] = torch.from_numpy(np.asarray(drawn, dtype=np.float32)).to(weight.device)
+            seeds = [calibration.seed, zlib.crc32(name.encode())]
+            drawn = np.random.default_rng(seeds).random(weight.shape)
+            single = np.asarray(drawn, dtype=np.float32)
+            scores[name] = torch.from_numpy(single).to(weight.device)
         return as_scores(model, scores)

@@ -1,4 +1,4 @@
-"""From how alike units are to who can go: of a pair, the weaker."""
+"""Scores units by how replaceable they are: 1 minus the largest likeness to a stronger unit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from lightning_modules.pruning.thresholds import Scores
 def irreplaceable(likeness: Scores, strength: Scores) -> Scores:
     """1 - the largest likeness to a stronger unit; shape (n,) from (n, n) and (n,).
 
-    Only a stronger unit can stand in for another, so of a set of duplicates the strongest keeps its score (1 if it
-    is the strongest of all) and the others fall to 0. Among equally strong ones the lower unit id counts as stronger.
+    Only a stronger unit can replace another. So the strongest of a set of duplicates keeps its
+    score, which is 1 if it is the strongest of all, and the others fall to 0. Of equally strong
+    units the one with the lower id counts as stronger.
     """
-    place = np.empty(len(strength), dtype=np.intp)
-    place[np.argsort(-strength, kind="stable")] = np.arange(len(strength))
-    stronger = place[None, :] < place[:, None]
-    scores: Scores = 1.0 - np.where(stronger, likeness, 0.0).max(axis=1, initial=0.0)
+    n = len(strength)
+    place = np.empty(n, dtype=np.intp)
+    place[np.argsort(-strength, kind="stable")] = np.arange(n)
+    is_stronger = place[None, :] < place[:, None]
+    of_stronger = np.where(is_stronger, likeness, 0.0)
+    scores: Scores = 1.0 - of_stronger.max(axis=1, initial=0.0)
     return scores

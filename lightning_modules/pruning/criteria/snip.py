@@ -1,4 +1,4 @@
-"""Connection sensitivity (Lee et al. 2019, SNIP)."""
+"""Scores weights by connection sensitivity (Lee et al. 2019, SNIP)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Snip:
-    """|g * w| over its sum over all scored weights, g the mean gradient of all batches (Lee et al. 2019, eq. 4-5).
+    """|g * w| over its sum over all scored weights, with g the mean gradient of all batches.
 
-    Meant for a net at initialisation. A unit takes the sum over its producing weights; biases and norms do not count.
+    Source: Lee et al. 2019, eq. 4-5. It is meant for a network at initialisation. A unit takes the
+    sum over its producing weights; biases and norms do not count.
+    Errors: PlanError, when called, if |g * w| is 0 everywhere.
     """
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
@@ -36,12 +38,14 @@ class Snip:
 def _shares(model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
     wanted = named(model, names)
     with scoring(model, calibration.seed):
-        found = mean_gradients(model, wanted, calibration)
-    sizes = {name: (gradient * wanted[name].detach()).abs() for name, gradient in found.items()}
+        gradients = mean_gradients(model, wanted, calibration)
+    sizes = {}
+    for name, gradient in gradients.items():
+        sizes[name] = (gradient * wanted[name].detach()).abs()
     total = sum(float(size.sum()) for size in sizes.values())
     if total == 0.0:
         raise PlanError(
-            "connection sensitivity needs some weight with w * gradient other than 0; here all are 0; calibrate on "
-            "other batches or take a criterion without gradients"
+            "connection sensitivity needs some weight with w * gradient other than 0; here all are "
+            "0; calibrate on other batches or take a criterion without gradients"
         )
     return {name: size / total for name, size in sizes.items()}

@@ -1,4 +1,4 @@
-"""Watches what flows into the weights that consume units, and out of those that produce them."""
+"""Records the activations that flow into weights that consume units, or out of producing ones."""
 
 from __future__ import annotations
 
@@ -19,57 +19,64 @@ from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Axis, Group, Structure
 
 Row = npt.NDArray[np.int32]
+"""The unit id per position of an axis, -1 = none."""
 Sink = Callable[[Axis, Row, Tensor], None]
-"""Called with the axis of the weight, the unit id per position (-1 = none), and activations of shape
-(samples, positions, ...extent)."""
+"""Called with the axis of a weight, its row, and activations (samples, positions, ...extent)."""
 
 _aten = torch.ops.aten
 
 
 def observe(model: nn.Module, structure: Structure, calibration: Calibration, sink: Sink) -> None:
-    """Hands over, for all batches, the activations of every unit as its consumers see them.
+    """Call `sink`, for all batches, with the activations of every unit as its consumers see them.
 
-    That is behind norm and nonlinearity, in whatever module or function the multiplication happens. Units that no
-    visible weight consumes (queries and keys meet each other only) are seen as their producers put them out.
+    That is behind norm and nonlinearity, in whatever module or function the multiplication happens.
+    Units that no visible weight consumes are seen as their producers put them out: queries and keys
+    only meet each other.
     Errors: PlanError for a group that is seen nowhere.
     """
     groups = [group for group in structure.groups if group.members]
     with scoring(model, calibration.seed), torch.no_grad():
         for role in ("in", "out"):
-            axes = {(m.tensor, m.dim) for group in groups for m in group.members if m.role == role}
-            mine = _only(structure, groups, axes)
-            watch = _Watch(model, mine, consumed=role == "in", sink=sink)
+            rows = _rows(structure, groups, role)
+            watch = _Watch(model, rows, consumed=role == "in", sink=sink)
             with watch:
                 for batch in require_batches(calibration):
                     calibration.loss(model, batch)
-            groups = [
-                g for g in groups if not any((m.tensor, m.dim) in watch.seen for m in g.members)
-            ]
+            groups = [group for group in groups if not _is_seen(group, watch.seen)]
             if not groups:
                 return
     raise PlanError(
-        f"activations are tapped at convolutions and matrix products with a parameter; group '{groups[0].name}' passes "
-        "none that can be seen (weights computed in forward, or heads that run in training only); build the model "
-        "without, or take a criterion on weights alone"
+        "activations are tapped at convolutions and matrix products with a parameter; group "
+        f"'{groups[0].name}' passes none that can be seen (weights computed in forward, or heads "
+        "that run in training only); build the model without, or take a criterion on weights alone"
     )
 
 
-def _only(structure: Structure, groups: Iterable[Group], axes: Iterable[Axis]) -> dict[Axis, Row]:
-    """Rows of the table in which the units of other groups are -1."""
+def _is_seen(group: Group, axes: set[Axis]) -> bool:
+    return any((member.tensor, member.dim) in axes for member in group.members)
+
+
+def _rows(structure: Structure, groups: Iterable[Group], role: str) -> dict[Axis, Row]:
+    """Rows of the axes that have that role in one of the groups; units of other groups are -1."""
     wanted = np.zeros(structure.n_units, dtype=np.bool_)
+    axes: dict[Axis, None] = {}
     for group in groups:
         wanted[group.units] = True
-    rows = {axis: structure.table[axis] for axis in axes}
-    return {
-        axis: np.where((row >= 0) & wanted[row], row, -1).astype(np.int32)
-        for axis, row in rows.items()
-    }
+        for member in group.members:
+            if member.role == role:
+                axes[member.tensor, member.dim] = None
+    rows = {}
+    for axis in axes:
+        row = structure.table[axis]
+        rows[axis] = np.where((row >= 0) & wanted[row], row, -1).astype(np.int32)
+    return rows
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator below the modules and the functional layer, and knows weights by where they are stored.
+    """Sees every operator below modules and functional layer, and knows weights by their storage.
 
-    So views (slices, transposes) are recognised, and attention's projections inside composite functions.
+    So it recognises views (slices, transposes), and attention's projections inside of composite
+    functions.
     """
 
     def __init__(
@@ -77,12 +84,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[Axis] = set()
-        self._rows, self._consumed, self._sink = rows, consumed, sink
+        self._rows = rows
+        self._consumed = consumed
+        self._sink = sink
         self._weights: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
         names = {name for name, _ in rows}
         for name, parameter in model.named_parameters():
             if name in names:
-                self._weights[parameter.untyped_storage().data_ptr()].append((name, parameter))
+                storage = parameter.untyped_storage().data_ptr()
+                self._weights[storage].append((name, parameter))
 
     def __torch_dispatch__(
         self,
@@ -94,7 +104,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         if packet is _aten.convolution:
-            into, produced = (0, 1) if args[6] else (1, 0)
+            transposed = args[6]
+            into, produced = (0, 1) if transposed else (1, 0)
             self._tap(args[1], into, produced, args[0], out, 1)
         elif packet is _aten.linear:
             self._tap(args[1], 1, 0, args[0], out, -1)
@@ -119,7 +130,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: Tensor,
         channel: int,
     ) -> None:
-        """`into` and `produced` are the weight's axes, `channel` is the axis of the activations that they meet."""
+        """Call the sink if the weight is one of those watched.
+
+        `into` and `produced` are the weight's axes; `channel` is the axis of the activations that
+        meets them.
+        """
         values = x if self._consumed else out
         axis = self._axis(weight, into if self._consumed else produced)
         if values is None or axis is None:
@@ -130,21 +145,27 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(row) != size:
             return
         self.seen.add((name, dim))
-        self._sink((name, dim), row, values if channel == 1 else _samples_first(values, channel))
+        if channel != 1:
+            values = _samples_first(values, channel)
+        self._sink((name, dim), row, values)
 
     def _axis(self, view: Tensor, dim: int | None) -> tuple[str, int, int] | None:
-        """(parameter, its dimension, first position) that dimension `dim` of `view` runs along, if it is watched."""
+        """The watched axis that dimension `dim` of `view` runs along.
+
+        It is given as (parameter, its dimension, first position).
+        """
         if dim is None or view.dim() < 2 or view.shape[dim] == 1:
             return None
-        for name, parameter in self._weights.get(view.untyped_storage().data_ptr(), ()):
+        view_stride = view.stride(dim)
+        storage = view.untyped_storage().data_ptr()
+        for name, parameter in self._weights.get(storage, ()):
             offset = view.storage_offset() - parameter.storage_offset()
             if not 0 <= offset < parameter.numel():
                 continue
-            for own, (size, stride) in enumerate(
-                zip(parameter.shape, parameter.stride(), strict=True)
-            ):
-                if size > 1 and stride == view.stride(dim) and (name, own) in self._rows:
-                    return name, own, int(offset // stride % size)
+            for own_dim, size in enumerate(parameter.shape):
+                stride = parameter.stride(own_dim)
+                if size > 1 and stride == view_stride and (name, own_dim) in self._rows:
+                    return name, own_dim, int(offset // stride % size)
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -24,111 +24,174 @@ from lightning_modules.pruning.structure import (
 )
 
 MARKED: tuple[Kind, ...] = ("head", "head_dim", "conv_group")
-"""Kinds that an op gives its units, the first that applies; else it is that of the producing layer."""
+"""Kinds that an op gives its units. The first that applies wins over the producing layer's kind."""
 Row = npt.NDArray[np.int32]
+"""The unit id per position of an axis, -1 = none."""
+Table = dict[Axis, Row]
+Cluster = list[int]
+"""The classes, by their roots, that become the units of one group."""
 
 
 def assemble(trace: Trace) -> Structure:
     """The structure of a finished walk.
 
-    Units are classes that a weight produces and nothing freezes; those on the same axes with the same
-    multiplicities make a group, in the order of the graph. Blocks come last, so that all other ids stay without them.
+    A unit is a class that a weight produces and nothing freezes. Units on the same axes with the
+    same multiplicities make a group; groups are in the order of the graph. Blocks come last, so
+    that all other ids are the same without them.
     """
-    reasons = trace.labels.reasons()
     roots = {axis: trace.labels.roots(ids) for axis, ids in trace.axes.items()}
-    produced = {int(r) for axis in trace.producers for r in roots.get(axis, ())}
-    free = {root for root in produced if reasons[root] is None}
-    clusters = _cluster(trace, roots, free)
-    for members in [c for c in clusters if len(c) < 2]:
-        clusters.remove(members)
-        trace.labels.freeze(np.array(members), "all its channels live and die together")
-    reasons = trace.labels.reasons()
-    units = {
-        root: unit for unit, root in enumerate(root for members in clusters for root in members)
-    }
-    table: dict[Axis, Row] = {}
-    rows: dict[bytes, Row] = {}
-    for axis, ids in roots.items():
-        row = np.array([units.get(int(root), -1) for root in ids], dtype=np.int32)
-        if (row >= 0).any():
-            table[axis] = rows.setdefault(row.tobytes(), row)
+    clusters = _freeze_singles(trace, _clusters(trace, roots, _free(trace, roots)))
+    units = _numbered(clusters)
+    table = _table(roots, units)
     blocks = {path: len(units) + index for index, path in enumerate(trace.blocks)}
+    groups = _groups(trace, clusters, units, table)
+    groups += [Group(path, unit, 1, (), True, "block") for path, unit in blocks.items()]
     prunable = {name for name, dim in trace.producers if (name, dim) in table}
     return Structure(
-        groups=(
-            *_groups(trace, clusters, units, table),
-            *(Group(path, unit, 1, (), True, "block") for path, unit in blocks.items()),
-        ),
+        groups=tuple(groups),
         table=table,
         macs=tuple(_product(trace, raw, units, blocks) for raw in trace.products),
         params=_parameters(trace.model, table, blocks),
-        skipped=_skipped(trace, roots, units, reasons),
+        skipped=_skipped(trace, roots, units),
         layers=len(trace.weights),
-        prunable_layers=sum(name in prunable for name in trace.weights),
+        prunable_layers=len(prunable.intersection(trace.weights)),
         source=trace.source,
     )
 
 
-def _cluster(trace: Trace, roots: Mapping[Axis, Ids], free: set[int]) -> list[list[int]]:
-    """Classes by where they occur and how often; the factors of products count, so that costs stay exact."""
+def _free(trace: Trace, roots: Mapping[Axis, Ids]) -> set[int]:
+    """The classes that a weight produces and nothing freezes."""
+    reasons = trace.labels.reasons()
+    free = set()
+    for axis in trace.producers:
+        for root in _distinct(roots, axis):
+            if reasons[root] is None:
+                free.add(root)
+    return free
+
+
+def _distinct(roots: Mapping[Axis, Ids], axis: Axis) -> Iterable[int]:
+    """The classes on an axis, each once, in the order of positions."""
+    if axis not in roots:
+        return ()
+    return dict.fromkeys(roots[axis].tolist())
+
+
+def _clusters(trace: Trace, roots: Mapping[Axis, Ids], free: set[int]) -> list[Cluster]:
+    """Free classes by where they occur and how often.
+
+    The factors of products count as places, so that costs are exact.
+    """
+    rows = list(roots.values())
+    for raw in trace.products:
+        rows += map(trace.labels.roots, raw.factors)
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    rows = [
-        *roots.values(),
-        *(trace.labels.roots(f) for raw in trace.products for f in raw.factors),
-    ]
     for index, ids in enumerate(rows):
         values, counts = np.unique(ids, return_counts=True)
         for root, count in zip(values.tolist(), counts.tolist(), strict=True):
             places[root].append((index, count))
-    clusters: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    clusters: dict[tuple[tuple[int, int], ...], Cluster] = {}
     for axis in trace.producers:
-        for root in dict.fromkeys(roots[axis].tolist() if axis in roots else ()):
+        for root in _distinct(roots, axis):
             if root in free:
                 clusters.setdefault(tuple(places.pop(root)), []).append(root)
                 free.discard(root)
     return list(clusters.values())
 
 
+def _freeze_singles(trace: Trace, clusters: Iterable[Cluster]) -> list[Cluster]:
+    """Freezes clusters of one class, whose layer could only be removed as a whole."""
+    larger = []
+    for cluster in clusters:
+        if len(cluster) > 1:
+            larger.append(cluster)
+        else:
+            trace.labels.freeze(np.array(cluster), "all its channels live and die together")
+    return larger
+
+
+def _numbered(clusters: Iterable[Cluster]) -> dict[int, int]:
+    """The unit ids by class."""
+    units: dict[int, int] = {}
+    for cluster in clusters:
+        for root in cluster:
+            units[root] = len(units)
+    return units
+
+
+def _row(ids: Ids, units: Mapping[int, int]) -> Row:
+    """The unit at each position of an axis, from the classes on it."""
+    return np.array([units.get(root, -1) for root in ids.tolist()], dtype=np.int32)
+
+
+def _table(roots: Mapping[Axis, Ids], units: Mapping[int, int]) -> Table:
+    """The rows of all axes with units; equal ones are one array."""
+    table: Table = {}
+    distinct: dict[bytes, Row] = {}
+    for axis, ids in roots.items():
+        row = _row(ids, units)
+        if (row >= 0).any():
+            table[axis] = distinct.setdefault(row.tobytes(), row)
+    return table
+
+
 def _groups(
-    trace: Trace, clusters: list[list[int]], units: Mapping[int, int], table: Mapping[Axis, Row]
-) -> tuple[Group, ...]:
+    trace: Trace, clusters: Iterable[Cluster], units: Mapping[int, int], table: Table
+) -> list[Group]:
     marks = {name: trace.labels.marked(name) for name in ("inexact", *MARKED)}
+    members = _members(trace, table)
+    order = {axis: index for index, axis in enumerate(trace.producers)}
+    times_named = Counter[str]()
+    groups = []
+    for cluster in clusters:
+        start = units[cluster[0]]
+        index = np.array(cluster)
+        axes = [(member.tensor, member.dim) for member in members[start]]
+        axis = min(axes, key=lambda axis: order.get(axis, len(order)))
+        kind = trace.producers[axis]
+        for mark in reversed(MARKED):
+            if marks[mark][index].any():
+                kind = mark
+        name = _layer_of(axis[0])
+        times_named[name] += 1
+        if times_named[name] > 1:
+            name = f"{name}-{times_named[name]}"
+        exact = not marks["inexact"][index].any()
+        groups.append(Group(name, start, len(cluster), tuple(members[start]), exact, kind))
+    return groups
+
+
+def _members(trace: Trace, table: Table) -> dict[int, list[Member]]:
+    """The axes that hold each unit."""
     members: dict[int, list[Member]] = defaultdict(list)
     for (tensor, dim), row in table.items():
         role: Literal["out", "in"] = "in" if (tensor, dim) in trace.consumers else "out"
         for unit in np.unique(row[row >= 0]).tolist():
             members[unit].append(Member(tensor, dim, role))
-    order = {axis: i for i, axis in enumerate(trace.producers)}
-    groups, taken = [], Counter[str]()
-    for roots in clusters:
-        start, index = units[roots[0]], np.array(roots)
-        axis = min(
-            ((m.tensor, m.dim) for m in members[start]), key=lambda a: order.get(a, len(order))
-        )
-        marked = (kind for kind in MARKED if marks[kind][index].any())
-        kind = next(marked, trace.producers[axis])
-        name = axis[0].rpartition(".")[0] or axis[0]
-        taken[name] += 1
-        if taken[name] > 1:
-            name = f"{name}-{taken[name]}"
-        exact = not marks["inexact"][index].any()
-        groups.append(Group(name, start, len(roots), tuple(members[start]), exact, kind))
-    return tuple(groups)
+    return members
+
+
+def _layer_of(tensor: str) -> str:
+    """The path of the module that holds a tensor; the tensor's own name if the model holds it."""
+    return tensor.rpartition(".")[0] or tensor
 
 
 def _around(name: str, blocks: Mapping[str, int]) -> list[Row]:
-    """One factor, 1 or 0, for the block that this lies in."""
-    return [
-        np.array([unit], dtype=np.int32) for path, unit in blocks.items() if inside(name, [path])
-    ]
+    """The factor, 1 or 0, of each block that a module or tensor of this name lies in."""
+    factors = []
+    for path, unit in blocks.items():
+        if inside(name, [path]):
+            factors.append(np.array([unit], dtype=np.int32))
+    return factors
 
 
 def _product(
     trace: Trace, raw: RawProduct, units: Mapping[int, int], blocks: Mapping[str, int]
 ) -> Product:
-    constant, factors = raw.constant, _around(raw.path, blocks)
+    constant = raw.constant
+    factors = _around(raw.path, blocks)
     for ids in raw.factors:
-        row = np.array([units.get(int(r), -1) for r in trace.labels.roots(ids)], dtype=np.int32)
+        row = _row(trace.labels.roots(ids), units)
         if (row >= 0).any():
             factors.append(row)
         else:
@@ -136,12 +199,12 @@ def _product(
     return Product(raw.name, constant, tuple(factors), raw.tensor)
 
 
-def _parameters(
-    model: nn.Module, table: Mapping[Axis, Row], blocks: Mapping[str, int]
-) -> tuple[Product, ...]:
+def _parameters(model: nn.Module, table: Table, blocks: Mapping[str, int]) -> tuple[Product, ...]:
+    """The elements of every parameter as a product."""
     products = []
     for name, parameter in model.named_parameters():
-        fixed, factors = 1, _around(name, blocks)
+        fixed = 1
+        factors = _around(name, blocks)
         for dim, size in enumerate(parameter.shape):
             if (name, dim) in table:
                 factors.append(table[name, dim])
@@ -152,19 +215,30 @@ def _parameters(
 
 
 def _skipped(
-    trace: Trace, roots: Mapping[Axis, Ids], units: Mapping[int, int], reasons: list[str | None]
+    trace: Trace, roots: Mapping[Axis, Ids], units: Mapping[int, int]
 ) -> tuple[Skipped, ...]:
-    """One line per layer whose outputs stay whole, with the first reason; partly frozen ones say how much."""
+    """One line for each layer whose outputs stay whole, with the first reason.
+
+    The line of a layer that stays whole in part says how much of it.
+    """
+    reasons = trace.labels.reasons()
     lines = dict(trace.notes)
-    for (tensor, dim), _ in trace.producers.items():
-        ids = roots.get((tensor, dim))
-        layer = tensor.rpartition(".")[0] or tensor
-        if ids is None:
+    for axis in trace.producers:
+        layer = _layer_of(axis[0])
+        if axis not in roots:
             lines.setdefault(Skipped(layer, "it has one output only"))
             continue
-        whole = [int(r) for r in ids if int(r) not in units]
+        ids = roots[axis].tolist()
+        whole = [root for root in ids if root not in units]
         if whole:
-            why = next((reasons[r] for r in whole if reasons[r]), None) or "no rule reaches it"
+            reason = _first_reason(reasons, whole) or "no rule reaches it"
             part = "" if len(whole) == len(ids) else f"{len(whole)} of {len(ids)} outputs: "
-            lines.setdefault(Skipped(layer, part + why))
+            lines.setdefault(Skipped(layer, part + reason))
     return tuple(lines)
+
+
+def _first_reason(reasons: list[str | None], roots: Iterable[int]) -> str | None:
+    for root in roots:
+        if reasons[root]:
+            return reasons[root]
+    return None

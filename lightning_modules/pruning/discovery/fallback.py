@@ -1,4 +1,4 @@
-"""For models that `torch.export` refuses: torch-pruning's dependency graph, read into the same axes and labels."""
+"""For models that `torch.export` refuses: reads torch-pruning's dependency graph into a trace."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
@@ -22,172 +23,216 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Skipped
 
 LAYERS = (_ConvNd, nn.Linear)
+"""The layers whose outputs torch-pruning is asked to prune."""
+_SCALING = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+"""The layers with a value per channel."""
 
 
 def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
-    """Ties between axes as torch-pruning sees them; MACs of convolutions, linear and recurrent layers only.
+    """The ties between axes as torch-pruning sees them.
 
-    Outputs of the model are not known here: verification finds and freezes them.
+    MACs are those of convolutions, linear and recurrent layers only. The outputs of the model are
+    not known here: verification finds and freezes them.
     Errors: whatever torch-pruning raises.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     trace = Trace(twin, source="torch_pruning", names=canonical_names(twin))
-    paths = {id(module): path for path, module in twin.named_modules()}
-    _weights(trace, paths)
-    inner: dict[str, Ids] = {}
+    reader = _Reader(trace)
+    reader.weights()
     for layer, group in _groups(twin, inputs):
         if isinstance(group, Exception):
             reason = f"torch-pruning fails on it ({type(group).__name__}: {group})"
-            trace.labels.freeze(_layer_axis(trace, layer, paths[id(layer)], True, inner), reason)
-            continue
-        root = _axis(trace, group[0].dep, paths, inner)
-        for item in group if root is not None else ():
-            ids = _axis(trace, item.dep, paths, inner)
-            if ids is not None and root is not None and len(item.idxs) == len(item.root_idxs):
-                if max(item.idxs) < len(ids) and max(item.root_idxs) < len(root):
-                    trace.labels.union(ids[np.asarray(item.idxs)], root[np.asarray(item.root_idxs)])
-                else:
-                    trace.labels.freeze(
-                        root,
-                        f"torch-pruning ties it to positions that {item.dep.target.name} lacks",
-                    )
-    _norms(trace, paths)
-    _grouped(trace, paths, inner)
-    _macs(trace, paths, inputs)
-    for module, path in ((m, paths[id(m)]) for m in twin.modules() if isinstance(m, nn.RNNBase)):
-        trace.notes.setdefault(
-            Skipped(path, f"torch-pruning does not follow the recurrent layer {path}")
-        )
-        for name in (n for n, p in module.named_parameters() if p.dim() > 1):
-            trace.weights.setdefault(trace.names[f"{path}.{name}"])
+            trace.labels.freeze(reader.layer_axis(layer, out=True), reason)
+        else:
+            reader.ties(group)
+    reader.norms()
+    reader.grouped()
+    reader.macs(inputs)
+    reader.recurrent()
     return trace
 
 
 def _groups(model: nn.Module, inputs: Inputs) -> Iterator[tuple[nn.Module, Any]]:
-    """(layer, its group or the exception that torch-pruning raised), once for layers whose outputs go together."""
-    import torch_pruning as tp  # Optional at run time and slow to import: only here, only when needed.
+    """(layer, its group or the exception that torch-pruning raised).
+
+    Of layers whose outputs go together only the first is given.
+    """
+    import torch_pruning as tp  # slow to import, and needed only here
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
         graph.build_dependency(model, inputs, forward_fn=lambda m, x: x.call(m), verbose=False)
         visited: set[int] = set()
-        for layer in [m for m in graph.module2node if isinstance(m, LAYERS)]:
+        for layer in [module for module in graph.module2node if isinstance(module, LAYERS)]:
             pruner = graph.get_pruner_of_module(layer)
             if id(layer) in visited:
                 continue
             try:
                 outputs = list(range(pruner.get_out_channels(layer)))
                 group = graph.get_pruning_group(layer, pruner.prune_out_channels, outputs)
-            except Exception as error:  # Recurrent layers break its bookkeeping in several ways.
+            except Exception as error:  # recurrent layers break its bookkeeping in several ways
                 yield layer, error
                 continue
-            visited.update(
-                id(item.dep.target.module)
-                for item in group
-                if graph.is_out_channel_pruning_fn(item.dep.handler)
-            )
+            for item in group:
+                if graph.is_out_channel_pruning_fn(item.dep.handler):
+                    visited.add(id(item.dep.target.module))
             yield layer, group
 
 
-def _weights(trace: Trace, paths: dict[int, str]) -> None:
-    for module in trace.model.modules():
+class _Reader:
+    """Writes layers and torch-pruning's groups into a trace.
+
+    The inputs of grouped convolutions are no axis of a weight; they have ids of their own.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._labels = trace.labels
+        self._modules = list(trace.model.modules())
+        self._paths = {id(module): path for path, module in trace.model.named_modules()}
+        self._grouped_inputs: dict[str, Ids] = {}
+
+    def _name(self, module: nn.Module, tensor: str) -> str:
+        """The first name of a module's parameter or buffer."""
+        path = self._paths[id(module)]
+        return self._trace.names[f"{path}.{tensor}"]
+
+    def weights(self) -> None:
+        """Register every layer's weight as producer and consumer."""
+        for module in self._modules:
+            if not isinstance(module, LAYERS):
+                continue
+            name = self._name(module, "weight")
+            out, into = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+            is_linear = isinstance(module, nn.Linear)
+            self._trace.weights.setdefault(name)
+            self._trace.producers.setdefault((name, out), "neuron" if is_linear else "channel")
+            self._trace.consumers.add((name, into))
+
+    def ties(self, group: Any) -> None:
+        """Tie the positions that torch-pruning removes together."""
+        root = self._axis(group[0].dep)
+        if root is None:
+            return
+        for item in group:
+            ids = self._axis(item.dep)
+            if ids is None or len(item.idxs) != len(item.root_idxs):
+                continue
+            if max(item.idxs) < len(ids) and max(item.root_idxs) < len(root):
+                positions = np.asarray(item.idxs)
+                root_positions = np.asarray(item.root_idxs)
+                self._labels.union(ids[positions], root[root_positions])
+            else:
+                target = item.dep.target.name
+                reason = f"torch-pruning ties it to positions that {target} lacks"
+                self._labels.freeze(root, reason)
+
+    def _axis(self, dep: Any) -> Ids | None:
+        """The ids of the axis that a dependency's target loses positions from.
+
+        None if the target holds no tensor.
+        """
+        module = dep.target.module
+        if id(module) not in self._paths:
+            return None
+        if next(module.parameters(recurse=False), None) is None:
+            return None
         if isinstance(module, LAYERS):
-            name = trace.names[f"{paths[id(module)]}.weight"]
-            transposed = isinstance(module, _ConvTransposeNd)
-            trace.weights.setdefault(name)
-            out, into = (1, 0) if transposed else (0, 1)
-            trace.producers.setdefault(
-                (name, out), "neuron" if isinstance(module, nn.Linear) else "channel"
-            )
-            trace.consumers.add((name, into))
+            return self.layer_axis(module, out="out" in getattr(dep.handler, "__name__", ""))
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            return None
+        return self._trace.axis(self._name(module, "weight"), weight.dim() - 1, weight.shape[-1])
 
+    def layer_axis(self, module: Any, out: bool) -> Ids:
+        """The ids of a layer's outputs, tied to its bias, or of its inputs."""
+        weight = self._name(module, "weight")
+        if not out and getattr(module, "groups", 1) > 1:
+            path = self._paths[id(module)]
+            return self._grouped_inputs.setdefault(path, self._labels.new(module.in_channels))
+        transposed = isinstance(module, _ConvTransposeNd)
+        dim = int(out) if transposed else 1 - int(out)
+        ids = self._trace.axis(weight, dim, module.weight.shape[dim])
+        if out and module.bias is not None:
+            bias = self._trace.axis(self._name(module, "bias"), 0, len(module.bias))
+            self._labels.union(ids, bias)
+        return ids
 
-def _axis(trace: Trace, dep: Any, paths: dict[int, str], inner: dict[str, Ids]) -> Ids | None:
-    """The ids of the axis that a dependency's target loses positions from, None if it holds no tensor."""
-    module, path = dep.target.module, paths.get(id(dep.target.module))
-    if path is None or not any(True for _ in module.parameters(recurse=False)):
-        return None
-    out = "out" in getattr(dep.handler, "__name__", "")
-    if isinstance(module, LAYERS):
-        return _layer_axis(trace, module, path, out, inner)
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor):
-        return trace.axis(trace.names[f"{path}.weight"], weight.dim() - 1, weight.shape[-1])
-    return None
+    def norms(self) -> None:
+        """Tie shift and statistics to the scale, and the channels of a norm group to one another.
 
+        Layer norms reduce over their axis.
+        """
+        for module in self._modules:
+            if not isinstance(module, _SCALING):
+                continue
+            axes = self._channel_axes(module)
+            for ids in axes[1:]:
+                self._labels.union(axes[0], ids)
+            if axes and isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+                rows = axes[0].reshape(module.num_groups, -1)
+                self._labels.union(rows[:, :1], rows[:, 1:])
+            elif axes and isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+                self._labels.mark(axes[0], "inexact")
 
-def _layer_axis(trace: Trace, module: Any, path: str, out: bool, inner: dict[str, Ids]) -> Ids:
-    weight, transposed = trace.names[f"{path}.weight"], isinstance(module, _ConvTransposeNd)
-    if not out and getattr(module, "groups", 1) > 1:
-        return inner.setdefault(path, trace.labels.new(module.in_channels))
-    dim = int(out) if transposed else 1 - int(out)
-    ids = trace.axis(weight, dim, module.weight.shape[dim])
-    if out and module.bias is not None:
-        trace.labels.union(ids, trace.axis(trace.names[f"{path}.bias"], 0, len(module.bias)))
-    return ids
-
-
-def _norms(trace: Trace, paths: dict[int, str]) -> None:
-    """Tie shift and statistics to the scale, whole norm groups to each other; layer norms reduce over their axis."""
-    for module in trace.model.modules():
-        if not isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.PReLU):
-            continue
-        names = [
-            n
-            for n in ("weight", "bias", "running_mean", "running_var")
-            if getattr(module, n, None) is not None
-        ]
+    def _channel_axes(self, module: nn.Module) -> list[Ids]:
+        """The channels of each tensor that a norm has."""
         axes = []
-        for name in names:
-            tensor = getattr(module, name)
-            key = trace.names[f"{paths[id(module)]}.{name}"]
-            axes.append(trace.axis(key, tensor.dim() - 1, tensor.shape[-1]))
-        for ids in axes[1:]:
-            trace.labels.union(axes[0], ids)
-        if axes and isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            rows = axes[0].reshape(module.num_groups, -1)
-            trace.labels.union(rows[:, :1], rows[:, 1:])
-        elif axes and isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-            trace.labels.mark(axes[0], "inexact")
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(module, name, None)
+            if tensor is not None:
+                key = self._name(module, name)
+                axes.append(self._trace.axis(key, tensor.dim() - 1, tensor.shape[-1]))
+        return axes
 
+    def grouped(self) -> None:
+        """Make each group of a grouped convolution one unit.
 
-def _grouped(trace: Trace, paths: dict[int, str], inner: dict[str, Ids]) -> None:
-    """Each group of a grouped convolution is one unit; depthwise ones are tied by torch-pruning already."""
-    for module in trace.model.modules():
-        if not isinstance(module, _ConvNd) or module.groups == 1:
-            continue
-        path = paths[id(module)]
-        out = _layer_axis(trace, module, path, True, inner)
-        if path in inner and not isinstance(module, _ConvTransposeNd):
-            parts = (inner[path].reshape(module.groups, -1), out.reshape(module.groups, -1))
-            rows = np.concatenate(parts, axis=1)
-            trace.labels.union(rows[:, :1], rows[:, 1:])
-            if rows.shape[1] > 2:
-                trace.labels.mark(rows, "conv_group")
-        elif not module.groups == module.in_channels == module.out_channels:
-            trace.labels.freeze(
-                out, "torch-pruning does not follow the inputs of this grouped convolution"
-            )
+        torch-pruning has tied depthwise ones already.
+        """
+        for module in self._modules:
+            if not isinstance(module, _ConvNd) or module.groups == 1:
+                continue
+            path = self._paths[id(module)]
+            out = self.layer_axis(module, out=True)
+            if path in self._grouped_inputs and not isinstance(module, _ConvTransposeNd):
+                inputs = self._grouped_inputs[path].reshape(module.groups, -1)
+                rows = np.concatenate((inputs, out.reshape(module.groups, -1)), axis=1)
+                self._labels.union(rows[:, :1], rows[:, 1:])
+                if rows.shape[1] > 2:
+                    self._labels.mark(rows, "conv_group")
+            elif not module.groups == module.in_channels == module.out_channels:
+                reason = "torch-pruning does not follow the inputs of this grouped convolution"
+                self._labels.freeze(out, reason)
 
+    def recurrent(self) -> None:
+        """Note that recurrent layers stay whole."""
+        for module in self._modules:
+            if not isinstance(module, nn.RNNBase):
+                continue
+            path = self._paths[id(module)]
+            reason = f"torch-pruning does not follow the recurrent layer {path}"
+            self._trace.notes.setdefault(Skipped(path, reason))
+            for name, parameter in module.named_parameters():
+                if parameter.dim() > 1:
+                    self._trace.weights.setdefault(self._name(module, name))
 
-def _macs(trace: Trace, paths: dict[int, str], inputs: Inputs) -> None:
-    handles = []
-    for module in trace.model.modules():
-        if isinstance(module, LAYERS):
-            handles.append(module.register_forward_hook(_counter(trace, paths[id(module)])))
-        elif isinstance(module, nn.RNNBase):
-            handles.append(module.register_forward_hook(_steps(trace, paths[id(module)])))
-    with torch.no_grad():
-        inputs.call(trace.model)
-    for handle in handles:
-        handle.remove()
+    def macs(self, inputs: Inputs) -> None:
+        """Run the model once and record the MACs of every call of a layer."""
+        handles: list[RemovableHandle] = []
+        for module in self._modules:
+            if isinstance(module, LAYERS):
+                handles.append(module.register_forward_hook(self._count_layer))
+            elif isinstance(module, nn.RNNBase):
+                handles.append(module.register_forward_hook(self._count_recurrent))
+        with torch.no_grad():
+            inputs.call(self._trace.model)
+        for handle in handles:
+            handle.remove()
 
-
-def _counter(trace: Trace, path: str) -> Any:
-    """A forward hook that records one call of a convolution or linear layer."""
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _count_layer(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook that records one call of a convolution or linear layer."""
         weight = module.weight
         assert isinstance(weight, Tensor)
         if isinstance(module, nn.Linear):
@@ -196,27 +241,25 @@ def _counter(trace: Trace, path: str) -> Any:
             rank = weight.dim() - 2
             source = args[0] if isinstance(module, _ConvTransposeNd) else output
             positions = math.prod(source.shape[-rank:]) * math.prod(output.shape[: -rank - 1])
-        name = trace.names[f"{path}.weight"]
-        labels = [trace.axes.get((name, dim), "") for dim in (0, 1)]
+        name = self._name(module, "weight")
+        labels = [self._trace.axes.get((name, dim), "") for dim in (0, 1)]
         if getattr(module, "groups", 1) > 1:
             labels[1] = ""
-        trace.path = path
-        trace.multiply(
-            path, list(weight.shape[:2]), labels, positions * math.prod(weight.shape[2:]), name
-        )
+        path = self._paths[id(module)]
+        constant = positions * math.prod(weight.shape[2:])
+        self._trace.path = path
+        self._trace.multiply(path, list(weight.shape[:2]), labels, constant, name)
 
-    return count
+    def _count_recurrent(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """A forward hook for a recurrent layer, which uses every weight once per step.
 
-
-def _steps(trace: Trace, path: str) -> Any:
-    """The same for a recurrent layer, whose input may be packed: every weight once per step."""
-
-    def count(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        Its input may be packed.
+        """
         data = args[0].data if isinstance(args[0], PackedSequence) else args[0]
-        trace.path = path
+        steps = math.prod(data.shape[:-1])
+        path = self._paths[id(module)]
+        self._trace.path = path
         for name, weight in module.named_parameters():
             if weight.dim() > 1:
-                macs = math.prod(data.shape[:-1]) * weight.numel()
-                trace.multiply(path, [], [], macs, trace.names[f"{path}.{name}"])
-
-    return count
+                macs = steps * weight.numel()
+                self._trace.multiply(path, [], [], macs, self._name(module, name))

@@ -1,4 +1,7 @@
-"""Identities of positions: a union-find whose classes carry why they are fixed and what they pass through."""
+"""Identities of positions, in a union-find.
+
+Its classes carry the reasons why they are fixed, and marks of what they pass through.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 Label = Ids | str
-"""One dimension of a traced tensor: an id per position, or the reason why it is fixed ("" if it has none)."""
+"""One dimension of a traced tensor: an id per position, or the reason why it is fixed.
+
+The reason is "" if there is none.
+"""
 Dims = list[Label]
+"""The label of each dimension of a tensor."""
 
 
 class Labels:
@@ -21,12 +28,14 @@ class Labels:
         self._frozen: list[tuple[Ids, str]] = []
 
     def new(self, count: int) -> Ids:
-        """Fresh ids, each a class of its own; shape (count,)."""
+        """New ids, each a class of its own; shape (count,)."""
         while self._size + count > len(self._parent):
             old = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(old, 2 * old, dtype=np.int64)])
+            more = np.arange(old, 2 * old, dtype=np.int64)
+            self._parent = np.concatenate([self._parent, more])
+        first = self._size
         self._size += count
-        return np.arange(self._size - count, self._size, dtype=np.int64)
+        return np.arange(first, self._size, dtype=np.int64)
 
     def roots(self, ids: Ids) -> Ids:
         """The representative of each id; same shape as `ids`."""
@@ -39,48 +48,59 @@ class Labels:
             root = above
 
     def union(self, left: Ids, right: Ids) -> None:
-        """Join position by position; `left` and `right` broadcast against each other."""
+        """Join the classes position by position; `left` and `right` broadcast."""
         left, right = np.broadcast_arrays(left, right)
-        left, right = left.ravel(), right.ravel()
+        left = left.ravel()
+        right = right.ravel()
         while True:
-            a, b = self.roots(left), self.roots(right)
+            a = self.roots(left)
+            b = self.roots(right)
             apart = a != b
             if not apart.any():
                 return
-            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
-            # A root only ever hooks to a smaller root, so no cycle can arise; ties are settled next round.
+            low = np.minimum(a, b)[apart]
+            high = np.maximum(a, b)[apart]
+            # A root is only ever hooked to a smaller root, so no cycle can arise. A root that meets
+            # several others is hooked to the smallest; the loop joins the rest.
             np.minimum.at(self._parent, high, low)
 
     def freeze(self, ids: Ids, reason: str) -> None:
+        """Fix the classes of `ids`."""
         self._frozen.append((ids.ravel(), reason))
 
     def mark(self, ids: Ids, name: str) -> None:
-        """Attach a property to the classes of `ids`, e.g. "inexact", "head", "conv_group"."""
+        """Give the classes of `ids` a mark, e.g. "inexact", "head" or "conv_group"."""
         self._marks.setdefault(name, []).append(ids.ravel())
 
     def reasons(self) -> list[str | None]:
-        """Per id: why its class is frozen, by the first reason given; None if it is free."""
+        """Per id the first reason given why its class is frozen; None if it is free."""
         by_root: dict[int, str] = {}
         for ids, reason in self._frozen:
             for root in np.unique(self.roots(ids)).tolist():
                 by_root.setdefault(root, reason)
-        roots = self.roots(np.arange(self._size, dtype=np.int64))
-        return [by_root.get(root) for root in roots.tolist()]
+        return [by_root.get(root) for root in self._all_roots().tolist()]
+
+    def _all_roots(self) -> Ids:
+        """The representative of every id so far."""
+        return self.roots(np.arange(self._size, dtype=np.int64))
 
     def frozen(self, ids: Ids) -> str | None:
-        """The reason why every one of `ids` is frozen, None if at least one is free."""
-        roots, free, first = self.roots(ids), np.ones(len(ids), dtype=np.bool_), None
+        """The reason why every one of `ids` is frozen; None if at least one is free."""
+        roots = self.roots(ids)
+        free = np.ones(len(ids), dtype=np.bool_)
+        first = None
         for other, reason in self._frozen:
             hit = np.isin(roots, self.roots(other))
             if hit.any():
                 first = first or reason
                 free &= ~hit
-        return None if free.any() else first or "an empty axis"
+        if free.any():
+            return None
+        return first or "an empty axis"
 
     def marked(self, name: str) -> npt.NDArray[np.bool_]:
-        """Per id: whether its class carries the mark; shape (ids so far,)."""
-        roots = self.roots(np.arange(self._size, dtype=np.int64))
-        events = self._marks.get(name, [])
-        if not events:
+        """Per id, whether its class has the mark; shape (ids so far,)."""
+        marked_ids = self._marks.get(name, [])
+        if not marked_ids:
             return np.zeros(self._size, dtype=np.bool_)
-        return np.isin(roots, self.roots(np.concatenate(events)))
+        return np.isin(self._all_roots(), self.roots(np.concatenate(marked_ids)))

@@ -1,4 +1,4 @@
-"""Limits of time and memory for a call that has none of its own."""
+"""Limits of time and memory for a call that has no limits of its own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from lightning_modules.errors import DiscoveryError
 
 T = TypeVar("T")
 IDLE = 10.0
-"""So many times the limit may pass by the clock: others may keep the processor busy, but nothing waits for ever."""
+"""Multiple of the limit that may pass by the clock.
+
+Other processes may keep the processor busy, but nothing waits for ever.
+"""
+STRIKE_SECONDS = 1.0
+"""Seconds between two tries to interrupt the call."""
 
 
 class _Stop(BaseException):
-    """Raised inside the limited call; no `except Exception` of a library can swallow it."""
+    """Raised inside the limited call. A library's `except Exception` cannot swallow it."""
 
 
 def limited(call: Callable[[], T], seconds: float, memory_gb: float, period: float = 0.05) -> T:
-    """The result of `call`, run in this thread and interrupted when it takes too long or too much memory.
+    """The result of `call`, which is interrupted if it takes too long or too much memory.
 
-    `seconds` are of the process's CPU time, or by the clock where that is less; by the clock `IDLE` times as many.
-    Memory is the growth of the resident set of the whole process. A single long call into native code ends first.
-    Errors: DiscoveryError naming the limit.
+    It runs in this thread. `seconds` is the process's CPU time, or time by the clock where that is
+    less; by the clock it may take `IDLE` times as long. Memory is the growth of the resident set of
+    the whole process, looked at every `period` seconds. A single long call into native code is
+    interrupted only when it ends.
+    Errors: DiscoveryError that names the limit.
     """
     breach: list[str] = []
     done = threading.Event()
@@ -57,30 +64,37 @@ def _watch(
     memory_gb: float,
     period: float,
 ) -> None:
-    start, worked, before = time.monotonic(), time.process_time(), _resident_gb()
+    """Interrupt the thread `caller`, and say why in `breach`, if a limit is passed."""
+    start = time.monotonic()
+    start_cpu = time.process_time()
+    start_gb = _resident_gb()
     while not done.wait(period):
-        passed, grown = time.monotonic() - start, _resident_gb() - before
-        taken = min(passed, time.process_time() - worked)
-        if taken > seconds or passed > IDLE * seconds:
+        passed = time.monotonic() - start
+        grown = _resident_gb() - start_gb
+        worked = min(passed, time.process_time() - start_cpu)
+        if worked > seconds or passed > IDLE * seconds:
             breach.append(
-                f"finding the structure must end within {seconds:g} s and took longer; raise `seconds`"
+                f"finding the structure must end within {seconds:g} s and took longer; raise "
+                "`seconds`"
             )
         elif grown > memory_gb:
             breach.append(
-                f"finding the structure must take at most {memory_gb:g} GB and took {grown:.1f} GB; raise `memory_gb`"
+                f"finding the structure must take at most {memory_gb:g} GB and took {grown:.1f} GB;"
+                " raise `memory_gb`"
             )
         if breach:
-            # Again every second, in case a bare `except:` in between swallowed it.
+            # again and again, in case a bare `except:` in between has swallowed it
             _strike(caller)
-            if done.wait(1.0):
+            if done.wait(STRIKE_SECONDS):
                 return
 
 
 def _settle(done: threading.Event, watchdog: threading.Thread, breach: list[str]) -> None:
-    """End the watchdog; if it struck, make sure that its exception has been raised and none is left behind.
+    """End the watchdog. If it struck, make sure that no exception of it is still pending.
 
-    One more is set and awaited: setting None instead would leave the interpreter looking for an exception for ever,
-    which slows it down and hangs profilers. The slot holds one exception, so after a raise it is empty.
+    One more exception is set and awaited. The slot holds only one, so it is empty after a raise.
+    Setting None instead would leave the interpreter looking for an exception for ever, which slows
+    it down and hangs profilers.
     """
     awaited = False
     while True:
@@ -100,12 +114,17 @@ def _settle(done: threading.Event, watchdog: threading.Thread, breach: list[str]
 
 
 def _strike(thread: int) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stop))
+    """Raise `_Stop` in another thread."""
+    identifier = ctypes.c_ulong(thread)
+    exception = ctypes.py_object(_Stop)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(identifier, exception)
 
 
 def _resident_gb() -> float:
+    """The resident set of this process in GB; where /proc is missing, its largest so far."""
     statm = Path("/proc/self/statm")
     if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        pages = int(statm.read_text().split()[1])
+        return pages * resource.getpagesize() / 1e9
+    bytes_per_count = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_count / 1e9

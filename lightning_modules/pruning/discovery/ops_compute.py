@@ -1,8 +1,9 @@
-"""Rules for ops that multiply and sum over an axis: what produces and what consumes units."""
+"""Rules for ops that multiply and sum over an axis: they produce and consume units."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from torch.fx import Node
@@ -14,15 +15,20 @@ from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
 
 
 def _name(trace: Trace, weight: Node, node: Node) -> str:
+    """The layer that a weight belongs to, or else the module or the node that multiplies."""
     if weight in trace.origins:
-        return trace.origins[weight].rpartition(".")[0] or trace.origins[weight]
+        tensor = trace.origins[weight]
+        return tensor.rpartition(".")[0] or tensor
     return trace.owner(node)[0] or node.name
 
 
 def _weight(
     trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str
 ) -> tuple[Label, Label]:
-    """Labels of a weight's (output, input) axes, registered as producer and consumer if it is a parameter."""
+    """The labels of a weight's (output, input) axes.
+
+    A parameter is registered as producer and as consumer.
+    """
     dims = trace.dims(weight)
     name = trace.origins.get(weight)
     if name is not None:
@@ -33,59 +39,80 @@ def _weight(
 
 
 def _bias(trace: Trace, bias: Node | None, out: Label, where: str) -> Label:
-    return (
-        out if bias is None or shape(bias) == [1] else trace.join(out, trace.dims(bias)[0], where)
-    )
+    """The label of an op's outputs, joined with its bias."""
+    if bias is None or shape(bias) == [1]:
+        return out
+    return trace.join(out, trace.dims(bias)[0], where)
 
 
 def _tie_groups(trace: Trace, left: Label, right: Label, groups: int, where: str) -> Label:
-    """Make each convolution group one unit: its inputs, its outputs, all or nothing; returns the output label."""
-    if isinstance(left, str) or isinstance(right, str):
-        if isinstance(left, str) and not isinstance(right, str):
-            trace.freeze(
-                right, left or f"grouped convolution over an axis of fixed size at {where}"
-            )
-        if isinstance(right, str) and not isinstance(left, str):
-            trace.freeze(left, right or f"grouped convolution with a fixed weight at {where}")
+    """Make the inputs and outputs of each convolution group one unit; return the output label."""
+    if isinstance(left, str):
+        trace.freeze(right, left or f"grouped convolution over an axis of fixed size at {where}")
         return right
-    rows: Ids = np.concatenate([left.reshape(groups, -1), right.reshape(groups, -1)], axis=1)
+    if isinstance(right, str):
+        trace.freeze(left, right or f"grouped convolution with a fixed weight at {where}")
+        return right
+    inputs = left.reshape(groups, -1)
+    outputs = right.reshape(groups, -1)
+    rows: Ids = np.concatenate([inputs, outputs], axis=1)
     trace.labels.union(rows[:, :1], rows[:, 1:])
     if left.size > groups:
         trace.labels.mark(rows, "conv_group")
     return right
 
 
+def _count_convolution(
+    trace: Trace, node: Node, weight: Node, labels: Dims, places: list[int]
+) -> None:
+    """Record a convolution's MACs.
+
+    `labels` are those of the batch and of the weight's first two axes; `places` are the sizes of
+    the axes that it slides over.
+    """
+    sizes = shape(weight)
+    batch = shape(node)[: len(labels) - 2]
+    per_channel = math.prod(sizes[2:]) * math.prod(places)
+    name = _name(trace, weight, node)
+    trace.multiply(name, [*batch, *sizes[:2]], labels, per_channel, trace.parameter(weight))
+
+
 def conv(trace: Trace, node: Node) -> Dims:
-    a, where = bind(node), trace.where(node)
-    x, weight, groups = trace.dims(a["input"]), a["weight"], a["groups"]
-    size, spatial = shape(weight), shape(node)[-len(shape(weight)) + 2 :]
-    channel = len(shape(node)) - len(spatial) - 1
+    """Convolutions of any rank, with or without a batch."""
+    a = bind(node)
+    where = trace.where(node)
+    weight = a["weight"]
+    groups = a["groups"]
+    x = trace.dims(a["input"])
+    rank = len(shape(weight)) - 2
+    channel = len(shape(node)) - rank - 1
+    batch = x[:channel]
     out, into = _weight(trace, weight, 0, 1, "channel")
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
-    if groups == 1:
-        trace.join(into, x[channel], where) if size[1] > 1 else trace.freeze(
-            x[channel], f"one input at {where}"
-        )
-    else:
+    if groups > 1:
         trace.freeze(into, f"width of one convolution group at {where}")
         out = _tie_groups(trace, x[channel], out, groups, where)
+    elif shape(weight)[1] > 1:
+        trace.join(into, x[channel], where)
+    else:
+        trace.freeze(x[channel], f"one input at {where}")
     out = _bias(trace, a["bias"], out, where)
-    trace.multiply(
-        _name(trace, weight, node),
-        [*shape(node)[:channel], *size[:2]],
-        [*x[:channel], out, into if groups == 1 else ""],
-        math.prod(size[2:]) * math.prod(spatial),
-        trace.parameter(weight),
-    )
-    return [*x[:channel], out, *[""] * len(spatial)]
+    labels = [*batch, out, into if groups == 1 else ""]
+    _count_convolution(trace, node, weight, labels, shape(node)[channel + 1 :])
+    return [*batch, out, *[""] * rank]
 
 
 def conv_transpose(trace: Trace, node: Node) -> Dims:
-    a, where = bind(node), trace.where(node)
-    x, weight, groups = trace.dims(a["input"]), a["weight"], a["groups"]
-    size, spatial = shape(weight), shape(a["input"])[-len(shape(weight)) + 2 :]
-    channel = len(shape(node)) - len(spatial) - 1
+    """Transposed convolutions of any rank, with or without a batch."""
+    a = bind(node)
+    where = trace.where(node)
+    weight = a["weight"]
+    groups = a["groups"]
+    x = trace.dims(a["input"])
+    rank = len(shape(weight)) - 2
+    channel = len(shape(node)) - rank - 1
+    batch = x[:channel]
     out, into = _weight(trace, weight, 1, 0, "channel")
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
@@ -94,131 +121,162 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
         trace.freeze(out, f"width of one convolution group at {where}")
         trace.freeze(into, f"grouped transposed convolution at {where}")
         out = f"grouped transposed convolution at {where}"
-    elif size[1] == 1:
+    elif shape(weight)[1] == 1:
         out = ""
     out = _bias(trace, a["bias"], out, where)
-    trace.multiply(
-        _name(trace, weight, node),
-        [*shape(node)[:channel], *size[:2]],
-        [*x[:channel], into, out if groups == 1 else ""],
-        math.prod(size[2:]) * math.prod(spatial),
-        trace.parameter(weight),
-    )
-    return [*x[:channel], out, *[""] * len(spatial)]
+    labels = [*batch, into, out if groups == 1 else ""]
+    _count_convolution(trace, node, weight, labels, shape(a["input"])[-rank:])
+    return [*batch, out, *[""] * rank]
 
 
 def linear(trace: Trace, node: Node) -> Dims:
-    a, where = bind(node), trace.where(node)
-    x, weight = trace.dims(a["input"]), a["weight"]
+    """Linear layers; a weight of one dimension gives a single output without an axis."""
+    a = bind(node)
+    where = trace.where(node)
+    x = trace.dims(a["input"])
+    weight = a["weight"]
+    batch = x[:-1]
     if len(shape(weight)) == 1:
         trace.join(trace.dims(weight)[0], x[-1], where)
-        return x[:-1]
+        return batch
     out, into = _weight(trace, weight, 0, 1, "neuron")
     into = trace.join(into, x[-1], where)
     out = _bias(trace, a["bias"], out, where)
-    sizes, tensor = [*shape(a["input"])[:-1], *shape(weight)], trace.parameter(weight)
-    trace.multiply(_name(trace, weight, node), sizes, [*x[:-1], out, into], tensor=tensor)
-    return [*x[:-1], out]
+    sizes = [*shape(a["input"])[:-1], *shape(weight)]
+    name = _name(trace, weight, node)
+    tensor = trace.parameter(weight)
+    trace.multiply(name, sizes, [*batch, out, into], tensor=tensor)
+    return [*batch, out]
 
 
 def matmul(trace: Trace, node: Node) -> Dims:
-    """matmul, mm and bmm; a parameter as the second operand is a weight of shape (..., inputs, outputs)."""
-    left, right = node.args[0], node.args[1]
+    """matmul, mm and bmm.
+
+    A parameter as the second operand is a weight of shape (..., inputs, outputs).
+    """
+    left = node.args[0]
+    right = node.args[1]
     assert isinstance(left, Node)
     assert isinstance(right, Node)
     return _product(trace, node, left, right)
 
 
 def addmm(trace: Trace, node: Node) -> Dims:
-    """addmm and baddbmm: a product plus a broadcast term."""
+    """addmm and baddbmm: a product plus a term that broadcasts."""
     term, left, right = node.args[:3]
     assert isinstance(term, Node)
     assert isinstance(left, Node)
     assert isinstance(right, Node)
-    out = _product(trace, node, left, right)
-    return broadcast(
-        trace, [(out, shape(node)), (trace.dims(term), shape(term))], trace.where(node)
-    )
+    product = (_product(trace, node, left, right), shape(node))
+    return broadcast(trace, [product, (trace.dims(term), shape(term))], trace.where(node))
 
 
 def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
-    where, a, b, tensor = (
-        trace.where(node),
-        trace.dims(left),
-        trace.dims(right),
-        trace.parameter(left, right),
-    )
+    where = trace.where(node)
+    a = trace.dims(left)
+    b = trace.dims(right)
+    tensor = trace.parameter(left, right)
     if right in trace.tensors and len(b) == 2:
         _weight(trace, right, 1, 0, "neuron")
+    name = _name(trace, right, node)
     if len(b) == 1:
         trace.join(a[-1], b[0], where)
-        trace.multiply(_name(trace, right, node), shape(left), a, tensor=tensor)
+        trace.multiply(name, shape(left), a, tensor=tensor)
         return a[:-1]
     if len(a) == 1:
         trace.join(a[0], b[-2], where)
-        trace.multiply(_name(trace, right, node), shape(right), b, tensor=tensor)
+        trace.multiply(name, shape(right), b, tensor=tensor)
         return [*b[:-2], b[-1]]
     inner = trace.join(a[-1], b[-2], where)
-    batch = broadcast(trace, [(a[:-2], shape(left)[:-2]), (b[:-2], shape(right)[:-2])], where)
+    left_batch = (a[:-2], shape(left)[:-2])
+    right_batch = (b[:-2], shape(right)[:-2])
+    batch = broadcast(trace, [left_batch, right_batch], where)
     sizes = [*shape(node)[:-2], shape(left)[-2], shape(right)[-1], shape(left)[-1]]
-    trace.multiply(_name(trace, right, node), sizes, [*batch, a[-2], b[-1], inner], tensor=tensor)
-    return [*batch, a[-2], b[-1]]
+    out = [*batch, a[-2], b[-1]]
+    trace.multiply(name, sizes, [*out, inner], tensor=tensor)
+    return out
 
 
 def einsum(trace: Trace, node: Node) -> Dims | None:
-    """Two operands with one letter per axis: equal letters are one axis. Anything else has no rule."""
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    """Two operands with one letter per axis, of which equal letters are one axis.
+
+    Anything else has no rule.
+    """
+    equation = str(node.args[0]).replace(" ", "")
+    operands = node.args[1]
     left, arrow, out = equation.partition("->")
     terms = left.split(",")
     if not isinstance(operands, list | tuple) or len(operands) != 2 or not arrow or "." in equation:
         return None
     if any(len(set(term)) < len(term) for term in terms):
         return None
-    met: dict[str, Label] = {}
+    labels: dict[str, Label] = {}
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):
         assert isinstance(operand, Node)
         for letter, label, size in zip(term, trace.dims(operand), shape(operand), strict=True):
             if sizes.get(letter, 1) == 1:
-                met[letter], sizes[letter] = label, size
+                labels[letter], sizes[letter] = label, size
             elif size > 1:
-                met[letter] = trace.join(met[letter], label, trace.where(node))
-    labels, tensor = [met[letter] for letter in sizes], trace.parameter(*operands)
-    trace.multiply(trace.owner(node)[0] or node.name, list(sizes.values()), labels, tensor=tensor)
-    return [met[letter] for letter in out]
+                labels[letter] = trace.join(labels[letter], label, trace.where(node))
+    name = trace.owner(node)[0] or node.name
+    tensor = trace.parameter(*operands)
+    trace.multiply(name, list(sizes.values()), list(labels.values()), tensor=tensor)
+    return [labels[letter] for letter in out]
 
 
 def attention(trace: Trace, node: Node) -> Dims:
-    """Scaled dot product attention, shapes (..., heads, tokens, width): Q K^T and A V."""
-    a, where = bind(node), trace.where(node)
-    q, k, v = (trace.dims(a[name]) for name in ("query", "key", "value"))
+    """Scaled dot product attention: Q K^T and A V, of shapes (..., heads, tokens, width)."""
+    a = bind(node)
+    where = trace.where(node)
+    q = trace.dims(a["query"])
+    k = trace.dims(a["key"])
+    v = trace.dims(a["value"])
     width = trace.join(q[-1], k[-1], where)
     if trace.attention == "head" or head_count(trace.owner(node)[1]) is None:
         trace.freeze(width, f"width of an attention head at {where}")
         trace.freeze(v[-1], f"width of an attention head at {where}")
     tokens = trace.join(k[-2], v[-2], where)
     trace.freeze(tokens, f"attended over at {where}")
-    shapes = [shape(a[name])[:-2] for name in ("query", "key", "value")]
-    if shapes[0] != shapes[1]:
-        for label in (*q[:-2], *k[:-2], *v[:-2]):
-            trace.freeze(label, f"queries share keys at {where}")
-    batch = broadcast(trace, list(zip((q[:-2], k[:-2], v[:-2]), shapes, strict=True)), where)
-    if isinstance(a["attn_mask"], Node):
-        mask, size = trace.dims(a["attn_mask"]), shape(a["attn_mask"])
-        batch = broadcast(trace, [(batch, shapes[0]), (mask[:-2], size[:-2])], where)
-    keys, path = shape(a["key"])[-2], trace.owner(node)[0] or node.name
-    for name, label, of in (("scores", width, "query"), ("values", v[-1], "value")):
-        sizes = [*shape(node)[:-1], shape(a[of])[-1]]
-        trace.multiply(f"{path}.{name}", sizes, [*batch, q[-2], label], keys)
-    return [*batch, q[-2], v[-1]]
+    batch = _attention_batch(trace, a, (q[:-2], k[:-2], v[:-2]), where)
+    keys = shape(a["key"])[-2]
+    path = trace.owner(node)[0] or node.name
+    queries = [*batch, q[-2]]
+    out_sizes = shape(node)[:-1]
+    scores = [*out_sizes, shape(a["query"])[-1]]
+    trace.multiply(f"{path}.scores", scores, [*queries, width], keys)
+    values = [*out_sizes, shape(a["value"])[-1]]
+    trace.multiply(f"{path}.values", values, [*queries, v[-1]], keys)
+    return [*queries, v[-1]]
+
+
+def _attention_batch(
+    trace: Trace, a: dict[str, Any], labels: tuple[Dims, Dims, Dims], where: str
+) -> Dims:
+    """The labels in front of tokens and width, heads included, of all operands and the mask."""
+    operands = ("query", "key", "value")
+    sizes = [shape(a[name])[:-2] for name in operands]
+    if sizes[0] != sizes[1]:
+        for dims in labels:
+            for label in dims:
+                trace.freeze(label, f"queries share keys at {where}")
+    batch = broadcast(trace, list(zip(labels, sizes, strict=True)), where)
+    mask = a["attn_mask"]
+    if not isinstance(mask, Node):
+        return batch
+    mask_batch = (trace.dims(mask)[:-2], shape(mask)[:-2])
+    return broadcast(trace, [(batch, sizes[0]), mask_batch], where)
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
-    a, where = bind(node), trace.where(node)
-    vocabulary, width = trace.dims(a["weight"])
+    """An embedding produces its width; its vocabulary stays whole."""
+    a = bind(node)
+    where = trace.where(node)
+    weight = a["weight"]
+    vocabulary, width = trace.dims(weight)
     trace.freeze(vocabulary, f"indexed by {where}")
-    if a["weight"] in trace.tensors:
-        trace.producers.setdefault((trace.tensors[a["weight"]], 1), "channel")
+    if weight in trace.tensors:
+        trace.producers.setdefault((trace.tensors[weight], 1), "channel")
     return [*trace.dims(a["indices"]), width]
 
 
@@ -232,3 +290,4 @@ RULES: dict[str, Rule] = {
     "embedding": embedding,
     "einsum": einsum,
 }
+"""Rules by the name of the op."""

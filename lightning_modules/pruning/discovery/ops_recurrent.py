@@ -1,12 +1,14 @@
 """Rules for LSTM, GRU and plain recurrent layers: a unit is one index of the hidden state.
 
-One `hidden_size` serves every layer and direction of a module, so index j is the same unit in all of them.
+One `hidden_size` serves every layer and direction of a module, so index j is the same unit in all
+of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch.fx import Node
@@ -15,54 +17,72 @@ from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.trace import LAYOUTS, Rule, Trace, bind, op_name, shape
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Rows of a weight per hidden unit, by the name of the op."""
 ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
+"""Ops that give an initial state of zeros."""
 
 
 def layers(trace: Trace, node: Node) -> list[Dims]:
-    """All layers and directions of one module, inputs of shape (time, batch, width) or (batch, time, width)."""
-    a, path = bind(node), trace.owner(node)[0] or node.name
-    directions, per_cell = 1 + a["bidirectional"], 4 if a["has_biases"] else 2
-    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
-    why = _whole(trace, a["params"], path)
+    """All layers and directions of one module.
+
+    Inputs have the shape (time, batch, width) or (batch, time, width).
+    """
+    a = bind(node)
+    path = trace.owner(node)[0] or node.name
+    directions = 1 + a["bidirectional"]
+    per_cell = 4 if a["has_biases"] else 2
+    reason = _why_whole(trace, a["params"], path)
     if "input" not in a:
-        why = f"the recurrent layer {path} reads a packed sequence"
+        reason = f"the recurrent layer {path} reads a packed sequence"
     elif len(a["params"]) != a["num_layers"] * directions * per_cell:
-        why = f"the recurrent layer {path} projects its hidden state (proj_size)"
-    if why is not None:
-        return _keep(trace, node, path, why)
-    x, steps = trace.dims(a["input"]), math.prod(shape(a["input"])[:-1])
-    trace.freeze(x[int(a["batch_first"])], f"recurred over at {trace.where(node)}")
+        reason = f"the recurrent layer {path} projects its hidden state (proj_size)"
+    if reason is not None:
+        return _freeze_all(trace, node, path, reason)
+    x = trace.dims(a["input"])
+    steps = math.prod(shape(a["input"])[:-1])
+    time_dim = int(a["batch_first"])
+    trace.freeze(x[time_dim], f"recurred over at {trace.where(node)}")
     units: Ids | None = None
     for first in range(0, len(a["params"]), per_cell):
-        below = (
-            x[-1] if units is None or first < directions * per_cell else np.tile(units, directions)
-        )
-        units = _cell(trace, node, a["params"][first : first + per_cell], below, units, steps)
+        below = x[-1]
+        if units is not None and first >= directions * per_cell:
+            below = np.tile(units, directions)
+        weights = a["params"][first : first + per_cell]
+        units = _tie_cell(trace, node, weights, below, units, steps)
     assert units is not None
+    states = _states(a)
     for state in states:
-        _begin(trace, state, units, path)
-    batch = x[1 - int(a["batch_first"])]
-    return [[x[0], x[1], np.tile(units, directions)], *[["", batch, units] for _ in states]]
+        _tie_state(trace, state, units, path)
+    outputs: Dims = [x[0], x[1], np.tile(units, directions)]
+    return [outputs, *[["", x[1 - time_dim], units] for _ in states]]
 
 
 def cell(trace: Trace, node: Node) -> Dims | list[Dims]:
-    """One step of LSTMCell, GRUCell or RNNCell, input of shape (batch, width)."""
-    a, path = bind(node), trace.owner(node)[0] or node.name
+    """One step of LSTMCell, GRUCell or RNNCell, with input of shape (batch, width)."""
+    a = bind(node)
+    path = trace.owner(node)[0] or node.name
     weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if a[name] is not None]
-    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
-    why, x = _whole(trace, weights, path), trace.dims(a["input"])
-    if why is not None:
-        kept = _keep(trace, node, path, why)
-        return kept if len(states) > 1 else kept[0]
-    units = _cell(trace, node, weights, x[-1], None, math.prod(shape(a["input"])[:-1]))
-    for state in states:
-        _begin(trace, state, units, path)
-    out = [[*x[:-1], units] for _ in states]
+    states = _states(a)
+    reason = _why_whole(trace, weights, path)
+    x = trace.dims(a["input"])
+    if reason is not None:
+        out = _freeze_all(trace, node, path, reason)
+    else:
+        steps = math.prod(shape(a["input"])[:-1])
+        units = _tie_cell(trace, node, weights, x[-1], None, steps)
+        for state in states:
+            _tie_state(trace, state, units, path)
+        out = [[*x[:-1], units] for _ in states]
     return out if len(states) > 1 else out[0]
 
 
-def _whole(trace: Trace, weights: Sequence[Node], path: str) -> str | None:
-    """Why these weights cannot be taken apart, None if they can."""
+def _states(a: dict[str, Any]) -> Sequence[Node]:
+    """The initial states: an LSTM has two, other layers one."""
+    return a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+
+
+def _why_whole(trace: Trace, weights: Sequence[Node], path: str) -> str | None:
+    """Why these weights cannot be cut; None if they can."""
     if not all(weight in trace.tensors for weight in weights):
         return f"the recurrent layer {path} has weights that are not parameters"
     if shape(weights[1])[1] == 1:
@@ -70,19 +90,27 @@ def _whole(trace: Trace, weights: Sequence[Node], path: str) -> str | None:
     return None
 
 
-def _cell(
+def _tie_cell(
     trace: Trace, node: Node, weights: Sequence[Node], below: Label, units: Ids | None, steps: int
 ) -> Ids:
-    """Tie one layer and direction: rows of every gate, columns from the layer `below` and from its own past."""
-    gates, path = GATES[op_name(node).removesuffix("_cell")], trace.owner(node)[0] or node.name
+    """Tie one layer and direction, and return its units.
+
+    The rows of every gate are its units. The columns are those of the layer `below` and of its own
+    past.
+    """
+    gates = GATES[op_name(node).removesuffix("_cell")]
+    path = trace.owner(node)[0] or node.name
     for slot, weight in enumerate(weights):
-        dims, name = trace.dims(weight), trace.tensors[weight]
+        dims = trace.dims(weight)
+        name = trace.tensors[weight]
         rows = dims[0]
         assert not isinstance(rows, str)
-        units = rows.reshape(gates, -1)[0] if units is None else units
-        trace.labels.union(rows.reshape(gates, -1), units)
-        if slot < 2:
-            dims[1] = trace.join(dims[1], below if slot == 0 else units, trace.where(node))
+        by_gate = rows.reshape(gates, -1)
+        units = by_gate[0] if units is None else units
+        trace.labels.union(by_gate, units)
+        if slot < 2:  # the biases follow
+            columns = below if slot == 0 else units
+            dims[1] = trace.join(dims[1], columns, trace.where(node))
             trace.weights.setdefault(name)
             trace.producers.setdefault((name, 0), "recurrent")
             trace.consumers.add((name, 1))
@@ -91,8 +119,12 @@ def _cell(
     return units
 
 
-def _begin(trace: Trace, state: Node, units: Ids, path: str) -> None:
-    """Zeros have any size; a state from another layer has the same units; any other is the caller's."""
+def _tie_state(trace: Trace, state: Node, units: Ids, path: str) -> None:
+    """Tie an initial state to the units.
+
+    Zeros have any size; a state from another layer has the same units; any other one is the
+    caller's, which fixes the units.
+    """
     source = state
     while op_name(source) in LAYOUTS and source.all_input_nodes:
         source = source.all_input_nodes[0]
@@ -105,10 +137,11 @@ def _begin(trace: Trace, state: Node, units: Ids, path: str) -> None:
         trace.labels.union(label, units)
 
 
-def _keep(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
-    """Freeze all that the layer touches; it still costs its weights at every step."""
+def _freeze_all(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
+    """Freeze all that the layer touches. It still costs its weights at every step."""
     a = bind(node)
     source = a["input"] if "input" in a else a["data"]
+    steps = math.prod(shape(source)[:-1])
     for argument in node.all_input_nodes:
         for label in trace.dims(argument):
             trace.freeze(label, reason)
@@ -116,17 +149,15 @@ def _keep(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
             name = trace.tensors[argument]
             trace.weights.setdefault(name)
             trace.producers.setdefault((name, 0), "recurrent")
-            steps = math.prod(shape(source)[:-1])
-            trace.multiply(
-                path, [], [], steps * math.prod(shape(argument)), trace.parameter(argument)
-            )
+            macs = steps * math.prod(shape(argument))
+            trace.multiply(path, [], [], macs, trace.parameter(argument))
     value = node.meta["val"]
-    return [
-        [reason] * part.dim() for part in (value if isinstance(value, list | tuple) else [value])
-    ]
+    parts = value if isinstance(value, list | tuple) else [value]
+    return [[reason] * part.dim() for part in parts]
 
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(GATES, layers),
     **dict.fromkeys((f"{name}_cell" for name in GATES), cell),
 }
+"""Rules by the name of the op."""

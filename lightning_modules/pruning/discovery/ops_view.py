@@ -1,4 +1,7 @@
-"""The rule for every reshape: which axes an axis is cut into or merged with, and which of them carries the units."""
+"""The rule for every reshape.
+
+It says which axes an axis is cut into or merged with, and which of them carries the units.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,26 @@ from lightning_modules.pruning.structure import AttentionUnit
 
 
 def view(trace: Trace, node: Node) -> Dims:
-    """Any reshape: source and target sizes are cut into runs of equal product, each solved alone."""
+    """Any reshape. Source and target sizes are cut into runs of equal product, each solved alone."""
     source = node.args[0]
     assert isinstance(source, Node)
     return reshape(trace, node, trace.dims(source), shape(source), shape(node))
 
 
 def reshape(trace: Trace, node: Node, x: Dims, before: list[int], after: list[int]) -> Dims:
+    """The labels of a tensor of sizes `before` and labels `x` that is reshaped to sizes `after`."""
     out: Dims = [""] * len(after)
     for sources, targets in _runs(before, after):
-        free = []
-        reason = ""
-        for i in sources:
-            label = x[i]
-            why = label if isinstance(label, str) else trace.labels.frozen(label)
-            reason = reason or why or ""
-            if why is None:
-                free.append(i)
+        free, reason = _free_axes(trace, x, sources)
         if len(sources) == len(targets) == 1:
             out[targets[0]] = x[sources[0]]
         elif len(free) == 1:
-            ids = _flat(x[free[0]], [before[i] for i in sources], sources.index(free[0]))
+            sizes = [before[i] for i in sources]
+            ids = _flat(x[free[0]], sizes, sources.index(free[0]))
             _split(trace, node, ids, [after[i] for i in targets], targets, out)
         else:
-            reason = f"two prunable axes are merged at {trace.where(node)}" if free else reason
+            if free:
+                reason = f"two prunable axes are merged at {trace.where(node)}"
             for i in free:
                 trace.freeze(x[i], reason)
             for i in targets:
@@ -45,43 +44,79 @@ def reshape(trace: Trace, node: Node, x: Dims, before: list[int], after: list[in
     return out
 
 
-def _runs(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Shortest runs of dimensions (size 1 left out) with equal products on both sides."""
-    left = [i for i, size in enumerate(before) if size != 1]
-    right = [i for i, size in enumerate(after) if size != 1]
-    runs, i, j = [], 0, 0
+def _free_axes(trace: Trace, x: Dims, axes: list[int]) -> tuple[list[int], str]:
+    """Those of the axes that are not frozen, and the first reason why another one is."""
+    free = []
+    first_reason = ""
+    for axis in axes:
+        label = x[axis]
+        reason = label if isinstance(label, str) else trace.labels.frozen(label)
+        if reason is None:
+            free.append(axis)
+        first_reason = first_reason or reason or ""
+    return free, first_reason
+
+
+Run = tuple[list[int], list[int]]
+"""Dimensions before and after a reshape that have the same product of sizes."""
+
+
+def _runs(before: list[int], after: list[int]) -> list[Run]:
+    """The shortest runs of dimensions, without those of size 1."""
+    left = _longer_than_one(before)
+    right = _longer_than_one(after)
+    runs: list[Run] = []
+    i = j = 0
     while i < len(left) and j < len(right):
-        a, b = [left[i]], [right[j]]
-        i, j = i + 1, j + 1
-        while (p := math.prod(before[k] for k in a)) != (q := math.prod(after[k] for k in b)):
-            if p < q:
-                a.append(left[i])
+        sources = [left[i]]
+        targets = [right[j]]
+        source_size = before[left[i]]
+        target_size = after[right[j]]
+        i = i + 1
+        j = j + 1
+        while source_size != target_size:
+            if source_size < target_size:
+                sources.append(left[i])
+                source_size *= before[left[i]]
                 i += 1
             else:
-                b.append(right[j])
+                targets.append(right[j])
+                target_size *= after[right[j]]
                 j += 1
-        runs.append((a, b))
+        runs.append((sources, targets))
     return runs
 
 
+def _longer_than_one(sizes: list[int]) -> list[int]:
+    return [dim for dim, size in enumerate(sizes) if size != 1]
+
+
 def _flat(label: Label, sizes: list[int], index: int) -> Ids:
+    """The ids along the flattened axes, of which axis `index` has the label."""
     assert not isinstance(label, str)
-    return tile(label, math.prod(sizes[:index]), math.prod(sizes[index + 1 :]))
+    in_front = sizes[:index]
+    behind = sizes[index + 1 :]
+    return tile(label, math.prod(in_front), math.prod(behind))
 
 
 def _split(
     trace: Trace, node: Node, ids: Ids, sizes: list[int], targets: list[int], out: Dims
 ) -> None:
-    """Lay a run of ids over several axes: one of them carries the units, positions along the others are tied."""
+    """Lay a run of ids over several axes.
+
+    One of the axes carries the units; positions along the others are tied.
+    """
     if len(targets) == 1:
         out[targets[0]] = ids
         return
     grid = trace.labels.roots(ids).reshape(sizes)
-    rows = [np.moveaxis(grid, axis, 0).reshape(size, -1) for axis, size in enumerate(sizes)]
-    constant = [axis for axis, row in enumerate(rows) if (row == row[:, :1]).all()]
-    if constant:
-        out[targets[constant[0]]] = rows[constant[0]][:, 0]
-        return
+    rows = []
+    for axis, size in enumerate(sizes):
+        by_position = np.moveaxis(grid, axis, 0).reshape(size, -1)
+        rows.append(by_position)
+        if (by_position == by_position[:, :1]).all():  # this axis carries the units already
+            out[targets[axis]] = by_position[:, 0]
+            return
     axis, mark = _carrier(trace, node, sizes)
     trace.labels.union(rows[axis][:, :1], rows[axis][:, 1:])
     if mark is not None:
@@ -90,15 +125,18 @@ def _split(
 
 
 def _carrier(trace: Trace, node: Node, sizes: list[int]) -> tuple[int, AttentionUnit | None]:
-    """The axis that shrinks when units go: heads or their width in an attention module, else the longest (last) one.
+    """The axis that shrinks when units are removed, and the mark of its units.
 
-    Verification catches a wrong choice: the group is then frozen.
+    In an attention module it is the heads or their width; elsewhere it is the longest axis, of
+    equally long ones the last. Verification catches a wrong choice and freezes the group.
     """
     _, owner = trace.owner(node)
     heads = head_count(owner)
+    last = len(sizes) - 1
     if heads is not None:
         count, widths = heads
-        for axis in reversed(range(len(sizes) - 1)):
-            if sizes[axis] % count == 0 and math.prod(sizes[axis + 1 :]) in widths:
-                return (axis, "head") if trace.attention == "head" else (len(sizes) - 1, "head_dim")
+        for axis in reversed(range(last)):
+            width = math.prod(sizes[axis + 1 :])
+            if sizes[axis] % count == 0 and width in widths:
+                return (axis, "head") if trace.attention == "head" else (last, "head_dim")
     return max(range(len(sizes)), key=lambda i: (sizes[i], i)), None

@@ -1,8 +1,10 @@
-"""What the op rules read and write: labels of every value, axes of every parameter, products of every node."""
+"""What the op rules read and write.
+
+These are the labels of every value, the axes of every parameter and the products of every node.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +22,9 @@ from lightning_modules.pruning.structure import AttentionUnit, Axis, Kind, Skipp
 
 @dataclass(frozen=True)
 class RawProduct:
-    """A node's MACs before units are numbered: `constant` times the lengths of the factors; see `Product`.
+    """A node's MACs before units are numbered: `constant` times the lengths of the factors.
 
-    `path` is the module that calls it.
+    `path` is the module that calls the node; see `Product` for the rest.
     """
 
     name: str
@@ -34,11 +36,13 @@ class RawProduct:
 
 @dataclass
 class Trace:
-    """The state of one walk; `tensors` maps placeholders to names of parameters and buffers.
+    """The state of one walk.
 
-    `origins` adds the pieces that the program cuts from them (query, key and value of one packed weight), `names`
-    maps every name to the first of the same tensor, `trained` says that a walk in train mode was needed too. `blocks`
-    are modules that can go as a whole, `path` is the module whose op is being labelled.
+    `tensors` maps placeholders to names of parameters and buffers. `origins` adds the pieces that
+    the program cuts from them, such as query, key and value of one packed weight. `names` maps
+    every name to the first name of the same tensor. `trained` says that a walk in train mode was
+    needed too. `blocks` are modules that can be removed as a whole. `path` is the module whose op
+    is being labelled.
     """
 
     model: nn.Module
@@ -62,48 +66,57 @@ class Trace:
 
     @cached_property
     def _parameters(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.model.named_parameters())
+        return frozenset(dict(self.model.named_parameters()))
 
     def axis(self, tensor: str, dim: int, size: int) -> Ids:
-        """The ids of one axis of a parameter or buffer, created when first asked for; shape (size,)."""
+        """The ids of one axis of a parameter or buffer; shape (size,).
+
+        They are created when first asked for.
+        """
         key = (tensor, dim)
         if key not in self.axes:
-            self.axes[key] = self.labels.new(size)
+            ids = self.labels.new(size)
+            self.axes[key] = ids
             if tensor in self.transient:
-                self.labels.freeze(
-                    self.axes[key], f"{tensor} is a buffer that is not saved with the model"
-                )
+                self.labels.freeze(ids, f"{tensor} is a buffer that is not saved with the model")
         return self.axes[key]
 
     def dims(self, node: Node) -> Dims:
         """The label of each dimension of a tensor value; a dimension of size 1 is fixed."""
         if node in self.tensors:
-            name = self.tensors[node]
-            return [self.axis(name, d, s) if s > 1 else "" for d, s in enumerate(shape(node))]
+            return self._parameter_dims(node)
         value = self.values.get(node)
         if value is None or (value and isinstance(value[0], list)):
             return [""] * len(shape(node))
         return list(value)  # type: ignore[arg-type]
 
+    def _parameter_dims(self, node: Node) -> Dims:
+        name = self.tensors[node]
+        dims: Dims = []
+        for dim, size in enumerate(shape(node)):
+            dims.append(self.axis(name, dim, size) if size > 1 else "")
+        return dims
+
     def join(self, left: Label, right: Label, where: str) -> Label:
         """The label of an axis on which two labels meet; a fixed one freezes the other."""
         if isinstance(left, str) and isinstance(right, str):
             return left or right
-        if isinstance(left, str) or isinstance(right, str):
-            ids, reason = (right, left) if isinstance(left, str) else (left, right)
-            assert not isinstance(ids, str)
-            assert isinstance(reason, str)
-            self.labels.freeze(ids, reason or f"meets an axis of fixed size at {where}")
-            return ids
-        self.labels.union(left, right)
+        if isinstance(left, str):
+            left, right = right, left
+        assert not isinstance(left, str)
+        if isinstance(right, str):
+            self.labels.freeze(left, right or f"meets an axis of fixed size at {where}")
+        else:
+            self.labels.union(left, right)
         return left
 
     def freeze(self, label: Label, reason: str) -> None:
+        """Fix the units on an axis."""
         if not isinstance(label, str):
             self.labels.freeze(label, reason)
 
     def inexact(self, label: Label) -> None:
-        """Values are reduced over this axis: zeroing a unit is not the same as removing it."""
+        """Mark an axis as reduced over: zeroing one of its units is not the same as removing it."""
         if not isinstance(label, str):
             self.labels.mark(label, "inexact")
 
@@ -116,37 +129,47 @@ class Trace:
         tensor: str = "",
     ) -> None:
         """Record a node's MACs: `constant` times the sizes, of which the labelled ones may shrink."""
-        factors = [label for label in labels if not isinstance(label, str)]
-        fixed = math.prod(
-            size for size, label in zip(sizes, labels, strict=True) if isinstance(label, str)
-        )
-        self.products.append(RawProduct(name, constant * fixed, tuple(factors), tensor, self.path))
+        factors: list[Ids] = []
+        for size, label in zip(sizes, labels, strict=True):
+            if isinstance(label, str):
+                constant *= size
+            else:
+                factors.append(label)
+        self.products.append(RawProduct(name, constant, tuple(factors), tensor, self.path))
 
     def parameter(self, *nodes: Node) -> str:
-        """The parameter whose elements the last such one of `nodes` holds, perhaps laid out anew; "" if none does."""
+        """The parameter whose elements one of `nodes` holds, perhaps laid out anew.
+
+        Of several it is that of the last node; it is "" if there is none.
+        """
         for node in reversed(nodes):
             while node not in self.origins and op_name(node) in LAYOUTS and node.all_input_nodes:
                 node = node.all_input_nodes[0]
-            if self.origins.get(node) in self._parameters:
-                return self.origins[node]
+            origin = self.origins.get(node)
+            if origin in self._parameters:
+                return origin
         return ""
 
     def owner(self, node: Node) -> tuple[str, nn.Module]:
-        """Path and module whose forward called this op (of a shared module, the first path)."""
+        """The path and module whose forward called this op; of a shared module the first path."""
         stack = node.meta.get("nn_module_stack") or {}
-        path = re.sub(r"@\d+", "", list(stack.values())[-1][0]) if stack else ""
+        path = ""
+        if stack:
+            innermost = list(stack.values())[-1]
+            path = re.sub(r"@\d+", "", innermost[0])
         try:
             return path, self.model.get_submodule(path)
         except AttributeError:
             return path, self.model
 
     def where(self, node: Node) -> str:
+        """The op and its module, for a reason."""
         path, _ = self.owner(node)
         return f"{op_name(node)} in {path}" if path else op_name(node)
 
 
 def shape(node: Any) -> list[int]:
-    """Sizes of a traced value, [] for what is no tensor."""
+    """The sizes of a traced value; [] for what is no tensor."""
     value = node.meta.get("val")
     return list(value.shape) if isinstance(value, torch.Tensor) else []
 
@@ -161,17 +184,16 @@ def op_name(node: Node) -> str:
 
 
 def bind(node: Node) -> dict[str, Any]:
-    """Every argument of an ATen call by its name in the schema, defaults filled in."""
+    """Every argument of an ATen call by its name in the schema, with defaults filled in."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
     bound: dict[str, Any] = {}
     for i, argument in enumerate(target._schema.arguments):
+        name = argument.name
         if i < len(node.args) and not argument.kwarg_only:
-            bound[argument.name] = node.args[i]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
+            bound[name] = node.args[i]
         else:
-            bound[argument.name] = argument.default_value
+            bound[name] = node.kwargs.get(name, argument.default_value)
     return bound
 
 
@@ -181,10 +203,13 @@ def tile(ids: Ids, before: int, after: int) -> Ids:
 
 
 _LAYOUTS = (
-    "t numpy_T transpose permute swapaxes movedim view reshape unflatten flatten squeeze unsqueeze expand contiguous "
-    "clone alias to _to_copy"
+    "t numpy_T transpose permute swapaxes movedim view reshape unflatten flatten squeeze unsqueeze "
+    "expand contiguous clone alias to _to_copy"
 )
 LAYOUTS = frozenset(_LAYOUTS.split())
 """Ops that hold the elements of their input and no others."""
 Rule = Callable[[Trace, Node], Dims | list[Dims] | None]
-"""Labels of what one op gives: one tensor's dimensions, or those of several tensors; None = no rule for this use."""
+"""Labels what one op returns: the dimensions of one tensor, or of several.
+
+It returns None if it has no rule for this use of the op.
+"""

@@ -7,6 +7,7 @@ import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,63 +28,76 @@ RULES: dict[str, Rule] = {
     **ops_recurrent.RULES,
     **ops_shape.RULES,
 }
-INPUT, OUTPUT = "it is joined with the model's input", "it is the model's output"
+"""Rules by the name of the op."""
+INPUT = "it is joined with the model's input"
+"""Why an axis that meets the model's input is fixed."""
+OUTPUT = "it is the model's output"
+"""Why an axis of the model's output is fixed."""
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Attention takes its readable path; the global random state and that flag are as before afterwards."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    """Inside the `with` block attention takes its readable path.
+
+    That flag and the global random state are restored at the end.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "head") -> Trace:
-    """Trace a copy in eval mode at these inputs, of batch 1, then in train mode if some parameters were not reached.
+    """Trace a copy in eval mode at these inputs, of batch 1.
 
-    The second walk only adds ties (auxiliary heads that run in training); costs are those of eval mode.
+    If some parameters were not reached, a second walk in train mode follows. It only adds ties, as
+    of auxiliary heads that run in training; costs are those of eval mode.
     Errors: whatever `torch.export` raises.
     """
     twin = copy.deepcopy(model).eval()
     if attention == "head_dim":
         loosen(twin)
-    trace = Trace(
-        twin, names=canonical_names(twin), transient=_transient(twin), attention=attention
-    )
+    names = canonical_names(twin)
+    transient = _transient(twin)
+    trace = Trace(twin, names=names, transient=transient, attention=attention)
     _walk(trace, _export(twin, inputs))
-    unseen = {name for name, _ in twin.named_parameters()} - {name for name, _ in trace.axes}
-    if unseen:
-        products = list(trace.products)
+    parameters = set(dict(twin.named_parameters()))
+    reached = {name for name, _ in trace.axes}
+    if parameters - reached:
+        eval_products = list(trace.products)
         trace.values.clear()
         trace.tensors.clear()
         twin.train()
-        _walk(
-            trace, _export(twin, inputs.twice())
-        )  # batch norm refuses to train on one value per channel
-        trace.products[:] = products
+        # batch norm refuses to train on one value per channel, hence two samples
+        _walk(trace, _export(twin, inputs.twice()))
+        trace.products[:] = eval_products
         trace.trained = True
         twin.eval()
     return trace
 
 
 def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The exported program.
+
+    The exporter warns of its own deprecations. These are silenced, because what can be pruned must
+    not depend on how warnings are set.
+    """
     with warnings.catch_warnings():
-        # What is prunable must not depend on how warnings are set: the exporter warns of its own deprecations.
         warnings.simplefilter("ignore")
         return torch.export.export(model, inputs.args, dict(inputs.kwargs))
 
 
 def _transient(model: nn.Module) -> frozenset[str]:
-    saved = set(model.state_dict().keys())
-    return frozenset(name for name, _ in model.named_buffers() if name not in saved)
+    """The buffers that are not saved with the model."""
+    buffers = dict(model.named_buffers())
+    return frozenset(buffers.keys() - model.state_dict().keys())
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer, shared ones included, to the first name of the same tensor."""
+    """From every name of a parameter or buffer, shared ones included, to its tensor's first name."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -94,46 +108,63 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _walk(trace: Trace, program: ExportedProgram) -> None:
-    targets = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            spec = targets[node.name]
-            if spec.target in trace.names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                trace.tensors[node] = trace.origins[node] = trace.names[spec.target]
-            else:
-                reason = (
-                    INPUT if spec.kind == InputKind.USER_INPUT else "it meets a constant tensor"
-                )
-                fixed: Dims = ["", *[reason] * (len(shape(node)) - 1)]
-                trace.values[node] = fixed[: len(shape(node))]
+            _placeholder(trace, node, specs[node.name])
         elif node.op == "call_function":
             _call(trace, node)
         elif node.op == "output":
-            for source in node.all_input_nodes:
-                if source not in trace.tensors:
-                    for label in trace.dims(source):
-                        trace.freeze(label, OUTPUT)
+            _output(trace, node)
+
+
+def _placeholder(trace: Trace, node: Node, spec: Any) -> None:
+    """Name a parameter or buffer, and fix the axes of any other input but its batch."""
+    if spec.target in trace.names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        name = trace.names[spec.target]
+        trace.tensors[node] = name
+        trace.origins[node] = name
+        return
+    reason = INPUT if spec.kind == InputKind.USER_INPUT else "it meets a constant tensor"
+    rank = len(shape(node))
+    fixed: Dims = ["", *[reason] * (rank - 1)]
+    trace.values[node] = fixed[:rank]
+
+
+def _output(trace: Trace, node: Node) -> None:
+    for source in node.all_input_nodes:
+        if source in trace.tensors:
+            continue
+        for label in trace.dims(source):
+            trace.freeze(label, OUTPUT)
 
 
 def _call(trace: Trace, node: Node) -> None:
     if node.target is operator.getitem:
-        source, index = node.args
-        assert isinstance(source, Node)
-        assert isinstance(index, int)
-        parts = trace.values.get(source)
-        if isinstance(parts, list) and parts and isinstance(parts[index], list):
-            trace.values[node] = parts[index]  # type: ignore[assignment]
-            if source in trace.origins:
-                trace.origins[node] = trace.origins[source]
+        _get_item(trace, node)
         return
-    rule, trace.path = RULES.get(op_name(node)) or _by_tag(node), trace.owner(node)[0]
+    rule = RULES.get(op_name(node)) or _by_tag(node)
+    trace.path = trace.owner(node)[0]
     labels = rule(trace, node) if rule is not None else None
     if labels is None:
         _unknown(trace, node)
-    else:
-        trace.values[node] = labels
-        if rule is ops_shape.split and node.args[0] in trace.origins:
-            trace.origins[node] = trace.origins[node.args[0]]  # type: ignore[index]
+        return
+    trace.values[node] = labels
+    source = node.args[0] if rule is ops_shape.split else None
+    if isinstance(source, Node) and source in trace.origins:
+        trace.origins[node] = trace.origins[source]
+
+
+def _get_item(trace: Trace, node: Node) -> None:
+    """One of the tensors that an op returns."""
+    source, index = node.args
+    assert isinstance(source, Node)
+    assert isinstance(index, int)
+    parts = trace.values.get(source)
+    if isinstance(parts, list) and parts and isinstance(parts[index], list):
+        trace.values[node] = parts[index]  # type: ignore[assignment]
+        if source in trace.origins:
+            trace.origins[node] = trace.origins[source]
 
 
 def _by_tag(node: Node) -> Rule | None:
@@ -143,10 +174,10 @@ def _by_tag(node: Node) -> Rule | None:
 
 
 def _unknown(trace: Trace, node: Node) -> None:
-    """Freeze every axis the op touches and name the op."""
+    """Freeze every axis that an op without a rule touches, and name the op."""
     value = node.meta.get("val")
-    if value is None or not any(shape(source) for source in node.all_input_nodes):
-        return  # An assertion, or arithmetic on sizes.
+    if value is None or not any(map(shape, node.all_input_nodes)):
+        return  # an assertion, or arithmetic on sizes
     reason = f"it passes through {trace.where(node)}, an op without a rule"
     touched = False
     for source in node.all_input_nodes:
@@ -155,8 +186,12 @@ def _unknown(trace: Trace, node: Node) -> None:
             trace.freeze(label, reason)
     if touched:
         trace.notes.setdefault(Skipped(trace.owner(node)[0] or node.name, reason))
-    parts = value if isinstance(value, tuple | list) else [value]
-    labelled: list[Dims] = [
-        [reason] * part.dim() if isinstance(part, Tensor) else [] for part in parts
-    ]
-    trace.values[node] = labelled if isinstance(value, tuple | list) else labelled[0]
+    if isinstance(value, tuple | list):
+        trace.values[node] = [_fixed(part, reason) for part in value]
+    else:
+        trace.values[node] = _fixed(value, reason)
+
+
+def _fixed(value: object, reason: str) -> Dims:
+    """The labels of a tensor that is fixed along all axes."""
+    return [reason] * value.dim() if isinstance(value, Tensor) else []

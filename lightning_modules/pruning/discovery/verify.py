@@ -1,4 +1,4 @@
-"""Tries every group on randomised parameters; what does not behave as the table says is frozen, with the reason."""
+"""Tries every group on randomised parameters, and freezes what does not behave as the table says."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> Structure:
-    """The structure of which every group passed, alone or with all others; failing groups are frozen in `trace`.
+    """The structure whose groups all passed, each alone or with all others.
 
-    With `depth`, residual blocks that can go as a whole are looked for and tried too, then all of them with channels.
-
-    A `mask_exact` group passes if removing random units gives what zeroing them gives; any other if the smaller
-    model runs with finite outputs of the same shapes. Runs inside `undisturbed`, which restores the random state.
+    Failing groups are frozen in `trace`, with the reason. A `mask_exact` group passes if removing
+    random units gives what zeroing them gives. Any other group passes if the smaller model runs
+    with finite outputs of the same shapes. With `depth`, residual blocks that can be removed as a
+    whole are looked for and tried too, each alone, then all of them with channels. It runs inside
+    `undisturbed`, which restores the random state.
     """
     structure = assemble(trace)
     trial = _Trial(trace, inputs, seed)
@@ -39,35 +40,55 @@ def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> 
         if not failures:
             break
         for index, reason in failures.items():
-            units = structure.groups[index].units
-            for axis, row in structure.table.items():
-                hit = (row >= units.start) & (row < units.stop)
-                trace.labels.freeze(trace.axes[axis][hit], reason)
+            _freeze_group(trace, structure, index, reason)
         structure = assemble(trace)
     return _blocks(trace, trial) if depth else structure
 
 
+def _freeze_group(trace: Trace, structure: Structure, index: int, reason: str) -> None:
+    units = structure.groups[index].units
+    for axis, row in structure.table.items():
+        in_group = (row >= units.start) & (row < units.stop)
+        trace.labels.freeze(trace.axes[axis][in_group], reason)
+
+
 def _blocks(trace: Trace, trial: _Trial) -> Structure:
-    """The structure with all blocks that hold MACs and passed; the others are noted with the reason."""
+    """The structure with all blocks that hold MACs and passed; the others are noted."""
     for path in trial.droppable():
         if any(inside(raw.path, [path]) for raw in trace.products):
             trace.blocks[path] = None
     structure = assemble(trace)
-    names = {
-        group.name: index for index, group in enumerate(structure.groups) if group.kind != "block"
-    }
-    found = [index for index, group in enumerate(structure.groups) if group.kind == "block"]
-    failures = {i: "a layer has the same name" for i in found if structure.groups[i].name in names}
-    failures |= trial.failures(structure, [i for i in found if i not in failures]) if found else {}
-    left = [i for i in found if i not in failures]
-    together = trial.fault(structure, [*names.values(), *left[::2]]) if left else None
-    if together is not None:
-        failures |= {i: f"verification, jointly with channels: {together}" for i in left}
-    for index, reason in failures.items():
+    for index, reason in _failing_blocks(structure, trial).items():
         path = structure.groups[index].name
         del trace.blocks[path]
         trace.notes.setdefault(Skipped(path, reason))
     return assemble(trace)
+
+
+def _failing_blocks(structure: Structure, trial: _Trial) -> dict[int, str]:
+    """Blocks, by the index of their group, that cannot be removed, and why."""
+    layers: dict[str, int] = {}
+    blocks: list[int] = []
+    for index, group in enumerate(structure.groups):
+        if group.kind == "block":
+            blocks.append(index)
+        else:
+            layers[group.name] = index
+    if not blocks:
+        return {}
+    failures = {}
+    for index in blocks:
+        if structure.groups[index].name in layers:
+            failures[index] = "a layer has the same name"
+    failures |= trial.failures(structure, [index for index in blocks if index not in failures])
+    passed = [index for index in blocks if index not in failures]
+    if not passed:
+        return failures
+    reason = trial.fault(structure, [*layers.values(), *passed[::2]])
+    if reason is not None:
+        for index in passed:
+            failures[index] = f"verification, jointly with channels: {reason}"
+    return failures
 
 
 class _Trial:
@@ -77,7 +98,7 @@ class _Trial:
         self._trained = trace.trained
         self._random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
-        # Double precision separates a wrong tie from rounding; a model that insists on float gets float.
+        # Double precision separates a wrong tie from rounding. Some models insist on float.
         for dtype in (torch.float64, torch.float32):
             self._dtype = dtype
             self._model = randomised(trace.model, generator).to(dtype)
@@ -92,50 +113,62 @@ class _Trial:
                     ) from error
 
     def failures(self, structure: Structure, groups: Sequence[int]) -> dict[int, str]:
-        """Groups (by index) to freeze and why; halves a failing set until single groups are found."""
+        """Groups, by index, that must be frozen, and why.
+
+        A failing set is halved until single groups are found.
+        """
         reason = self.fault(structure, groups) if groups else None
         if reason is None:
             return {}
         if len(groups) == 1:
             return {groups[0]: f"verification: {reason}"}
         middle = len(groups) // 2
-        found = self.failures(structure, groups[:middle]) | self.failures(
-            structure, groups[middle:]
-        )
-        # Each half passes alone: the groups interact, and only keeping the smaller half whole is safe.
-        return found or {
-            index: f"verification, jointly with others: {reason}" for index in groups[middle:]
-        }
+        first_half = groups[:middle]
+        second_half = groups[middle:]
+        failing = self.failures(structure, first_half) | self.failures(structure, second_half)
+        if failing:
+            return failing
+        # Each half passes alone, so the groups interact. Only keeping one half whole is safe.
+        return dict.fromkeys(second_half, f"verification, jointly with others: {reason}")
 
     def droppable(self) -> list[str]:
-        """Modules that hand their input on when all their parameters are zero."""
+        """Modules that return their input when all their parameters are zero."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return droppable(self._model.eval(), self._inputs)
 
     def fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
-        """What goes wrong when units of all these groups go at once, None if nothing does."""
-        exact = [g for g in groups if structure.groups[g].mask_exact]
+        """What goes wrong when units of all these groups are removed at once; None if nothing."""
         try:
-            base, inner = self._model, structure
-            inexact = [g for g in groups if g not in set(exact)]
-            if inexact:
-                keep = self._plan(structure, inexact)
-                base, inner = remove(base, structure, keep), structure.restrict(keep)
-            if not exact:
-                return self._against(self._run(base), self._dense, values=False)
-            keep_exact = self._plan(structure, exact)
-            small = self._run(remove(base, inner, keep_exact))
-            masked = copy.deepcopy(base)
-            zero(masked, inner, keep_exact)
-            return self._against(small, self._dense, values=False) or self._against(
-                small, self._run(masked), values=True
-            )
-        except Exception as error:  # Whatever a model raises on smaller tensors is the finding.
-            return f"removing units breaks the forward pass ({type(error).__name__}: {_first_line(error)})"
+            return self._fault(structure, groups)
+        except Exception as error:  # whatever a model raises on smaller tensors is the finding
+            kind = type(error).__name__
+            line = _first_line(error)
+            return f"removing units breaks the forward pass ({kind}: {line})"
+
+    def _fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        exact: list[int] = []
+        inexact: list[int] = []
+        for index in groups:
+            kind = exact if structure.groups[index].mask_exact else inexact
+            kind.append(index)
+        base = self._model
+        inner = structure
+        if inexact:
+            keep = self._plan(structure, inexact)
+            base = remove(base, structure, keep)
+            inner = structure.restrict(keep)
+        if not exact:
+            return self._difference(self._run(base), self._dense, values=False)
+        keep_exact = self._plan(structure, exact)
+        small = self._run(remove(base, inner, keep_exact))
+        masked = copy.deepcopy(base)
+        zero(masked, inner, keep_exact)
+        to_dense = self._difference(small, self._dense, values=False)
+        return to_dense or self._difference(small, self._run(masked), values=True)
 
     def _plan(self, structure: Structure, groups: Sequence[int]) -> Keep:
-        """Drop about half of each group, never nothing and, but for blocks, never all."""
+        """Drop about half of each group: never nothing and, except for blocks, never all."""
         keep = structure.full()
         for index in groups:
             group = structure.groups[index]
@@ -149,10 +182,10 @@ class _Trial:
         return keep
 
     def _run(self, model: nn.Module) -> list[Tensor]:
+        """The outputs in eval mode and, if the walk needed it, those in train mode."""
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # What is prunable must not depend on how warnings are set.
+            # what can be pruned must not depend on how warnings are set
+            warnings.simplefilter("ignore")
             torch.manual_seed(0)
             outputs = _tensors(self._inputs.call(model.eval()))
             self._compared = len(outputs)
@@ -162,31 +195,51 @@ class _Trial:
                 outputs += _tensors(self._inputs.twice().call(twin))
         return outputs
 
-    def _against(self, outputs: list[Tensor], reference: list[Tensor], values: bool) -> str | None:
-        before, after = [list(t.shape) for t in reference], [list(t.shape) for t in outputs]
+    def _difference(
+        self, outputs: list[Tensor], reference: list[Tensor], values: bool
+    ) -> str | None:
+        """How outputs differ from the reference in shape and, with `values`, in value.
+
+        None if they do not differ. Values are compared in eval mode only.
+        """
+        before = _shapes(reference)
+        after = _shapes(outputs)
         if before != after:
             return f"removing units changes the model's output from shape {before} to {after}"
-        for i, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
+        for index, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
             if not output.is_floating_point():
                 continue
             if not output.isfinite().all():
                 return "removing units makes the model's output infinite or not a number"
-            scale = expected.abs().max().item() if expected.numel() else 0.0
-            if values and scale > 0 and i < self._compared:
-                apart = (output - expected).abs().max().item() / scale
-                if not apart <= TOLERANCE[self._dtype]:
-                    return f"removed and masked units differ by {apart:.1e} of the model's output"
+            if not values or index >= self._compared:
+                continue
+            error = _relative_error(output, expected)
+            if not error <= TOLERANCE[self._dtype]:
+                return f"removed and masked units differ by {error:.1e} of the model's output"
         return None
+
+
+def _shapes(tensors: list[Tensor]) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in tensors]
+
+
+def _relative_error(output: Tensor, expected: Tensor) -> float:
+    """The largest difference over the largest expected magnitude; 0 if that is 0."""
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    if not scale > 0:
+        return 0.0
+    return (output - expected).abs().max().item() / scale
 
 
 def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy with every parameter and running statistic drawn anew, so that no zero hides an error.
 
-    Weights get variance 2 / fan-in, scales and variances lie in [0.5, 1.5]; other buffers stay.
+    Weights get variance 2 / fan-in; scales and variances lie in [0.5, 1.5]; other buffers stay.
     """
     twin = copy.deepcopy(model).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
+            # drawn for scales too, which would otherwise change all that is drawn after them
             fresh = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
                 fresh *= (2.0 / max(parameter[0].numel(), 1)) ** 0.5
@@ -204,12 +257,10 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Indices and flags stay as the example has them."""
-    return (
-        torch.randn(x.shape, generator=generator).to(x.device, dtype)
-        if x.is_floating_point()
-        else x
-    )
+    """Random values in the place of floats; indices and flags stay as the example has them."""
+    if not x.is_floating_point():
+        return x
+    return torch.randn(x.shape, generator=generator).to(x.device, dtype)
 
 
 def _tensors(outputs: object) -> list[Tensor]:
@@ -217,4 +268,5 @@ def _tensors(outputs: object) -> list[Tensor]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to 160 characters."""
     return (str(error).strip() or "no message").splitlines()[0][:160]
