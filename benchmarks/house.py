@@ -1,8 +1,9 @@
-"""How the code is built, in numbers: `python benchmarks/house.py [FOLDER ...]`, each folder a checkout.
+"""How the code is built, in numbers: `python benchmarks/house.py [FOLDER ...]`, each folder a
+checkout.
 
-Code lines are those that are neither empty, nor comment, nor docstring. Syntax nodes are those that have a place in the
-text. Names that are defined twice are functions, classes and constants of a module, without those that begin with an
-underscore.
+Code lines are those that are neither empty, nor comment, nor docstring. Syntax nodes are those that
+have a place in the text. Names that are defined twice are functions, classes and constants of a
+module, without those that begin with an underscore.
 """
 
 from __future__ import annotations

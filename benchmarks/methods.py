@@ -1,12 +1,14 @@
 """Every method of conf/method on one net and data set: `python benchmarks/methods.py --seeds 3`.
 
-A ResNet-20 on Fashion-MNIST at 14 x 14: 38,000 training, 2,000 validation, 10,000 test images. Each seed trains one
-dense model (kept in --baselines), which all methods prune; each is then finetuned for the same number of optimizer
-steps, without distillation. Methods with several pruning steps, stages or a penalty share these steps out. Everything
-runs through the orchestrator's own configuration, problem, spaces and evaluator, one thread per worker. With the
-defaults some 260 jobs of about 9 s and three dense trainings of a minute: 20 to 25 minutes on two idle cores.
+A ResNet-20 on Fashion-MNIST at 14 x 14: 38,000 training, 2,000 validation, 10,000 test images. Each
+seed trains one dense model (kept in --baselines), which all methods prune; each is then finetuned
+for the same number of optimizer steps, without distillation. Methods with several pruning steps,
+stages or a penalty share these steps out. Everything runs through the orchestrator's own
+configuration, problem, spaces and evaluator, one thread per worker. With the defaults some 260 jobs
+of about 9 s and three dense trainings of a minute: 20 to 25 minutes on two idle cores.
 
-Results go to --out as they come, and are not measured again; the tables go into docs/methods.md between its markers.
+Results go to --out as they come, and are not measured again; the tables go into docs/methods.md
+between its markers.
 """
 
 from __future__ import annotations
@@ -56,10 +58,20 @@ from orchestrator.seeds import seed_of
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
 COMMON = [
-    "model=resnet_small", "model.blocks=3", "model.width=16", "data=fashion_mnist", "data.size=14",
-    "data.batch_size=64", "data.train_images=40000", "data.val_fraction=0.05", "phases.finetune.distillation=null",
-    "search.lineage=false", "tracking=none", "device=cpu", "threads=1",
-]  # fmt: skip
+    "model=resnet_small",
+    "model.blocks=3",
+    "model.width=16",
+    "data=fashion_mnist",
+    "data.size=14",
+    "data.batch_size=64",
+    "data.train_images=40000",
+    "data.val_fraction=0.05",
+    "phases.finetune.distillation=null",
+    "search.lineage=false",
+    "tracking=none",
+    "device=cpu",
+    "threads=1",
+]
 BY_CHANCE = {"_target_": "lightning_modules.pruning.criteria.Random"}
 
 
@@ -73,10 +85,15 @@ class Run:
 
     def settings(self, case: Case, seed: int, out: str) -> schema.Settings:
         words = [
-            *COMMON, f"method={case.method}", *shlex.split(case.overrides), f"seed={seed}", f"study.out={out}",
-            f"study.baselines={self.baselines}", f"phases.train.epochs={self.epochs}",
+            *COMMON,
+            f"method={case.method}",
+            *shlex.split(case.overrides),
+            f"seed={seed}",
+            f"study.out={out}",
+            f"study.baselines={self.baselines}",
+            f"phases.train.epochs={self.epochs}",
             f"phases.finetune.round_steps={self.steps // ROUNDS}",
-        ]  # fmt: skip
+        ]
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             composed = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
         assert isinstance(composed, dict)
@@ -88,7 +105,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(Lab):
-    """A laboratory that validates after each recalibration: right after a pruning step, before the finetuning."""
+    """A laboratory that validates after each recalibration: right after a pruning step, before the
+    finetuning.
+    """
 
     seen: list[float] = field(default_factory=list)
 
@@ -169,7 +188,9 @@ def parameters(case: Case, choices: Choices, terrain: Terrain) -> dict[str, Any]
 
 
 def most_blocks(terrain: Terrain, flops_ratio: float) -> int:
-    """How many whole blocks can go, the least important first, before the target is met; channels do the rest."""
+    """How many whole blocks can go, the least important first, before the target is met; channels
+    do the rest.
+    """
     sizes = terrain.structure.sizes
     for dropped in range(1, len(terrain.blocks) + 1):
         sizes[terrain.blocks[dropped - 1]] = 0
@@ -317,8 +338,10 @@ def carry_out(
             left = (time.perf_counter() - begin) / done * (len(todo) - done)
             for row in rows:
                 print(
-                    f"[{done}/{len(todo)}, {left / 60:.0f} min left] {row.case}, seed {seed}: before {row.before:.4f}, "
-                    f"test {row.after:.4f}, MACs {row.macs:.3f}, effective {row.effective_macs:.3f}, "
+                    f"[{done}/{len(todo)}, {left / 60:.0f} min left] {row.case}, seed {seed}: "
+                    f"before {row.before:.4f}, "
+                    f"test {row.after:.4f}, MACs {row.macs:.3f}, effective "
+                    f"{row.effective_macs:.3f}, "
                     f"sparsity {row.sparsity:.3f}, {row.seconds:.1f} s",
                     flush=True,
                 )

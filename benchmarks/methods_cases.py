@@ -8,11 +8,15 @@ from typing import Any
 from orchestrator.search.space.choices import ACTIVATION
 
 ROUNDS = 4
-"""Of finetuning, a quarter of the steps each: what several pruning steps, stages or a penalty share."""
+"""Of finetuning, a quarter of the steps each: what several pruning steps, stages or a penalty
+share.
+"""
 # fmt: off
 CRITERIA = (
-    "random", "l1", "l2", "linf", "lamp", "global_lamp", "isomorphic", "fpgm", "cosine", "bn_scale", "activation",
-    "apoz", "rank", "correlation", "taylor", "fisher", "gradient", "movement", "snip", "grasp", "synflow", "ablation",
+    "random", "l1", "l2", "linf", "lamp", "global_lamp", "isomorphic", "fpgm", "cosine",
+    "bn_scale", "activation",
+    "apoz", "rank", "correlation", "taylor", "fisher", "gradient", "movement", "snip", "grasp",
+    "synflow", "ablation",
 )
 # fmt: on
 ONCE = f"space.shapes=[one_shot] space.steps=[1,1] space.rounds=[{ROUNDS},{ROUNDS}]"
@@ -26,7 +30,8 @@ SKIPPED = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a method at one target; `params` are what the space is told beside the chain's parameters.
+    """One row: a method at one target; `params` are what the space is told beside the chain's
+    parameters.
 
     `reference` is the row with random scores that it is measured against.
     """

@@ -16,7 +16,8 @@ from orchestrator.files import write_atomic
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracies are fractions: `before` finetuning on validation, `after` it on test data; ratios to the dense model.
+    """Accuracies are fractions: `before` finetuning on validation, `after` it on test data; ratios
+    to the dense model.
 
     `sparsity` counts the weights that MACs go through, removed ones included.
     """
@@ -34,8 +35,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and standard deviation over the seeds; `apart` is the difference to the reference's mean, over the pooled
-    spread where there is one."""
+    """Mean and standard deviation over the seeds; `apart` is the difference to the reference's
+    mean, over the pooled spread where there is one.
+    """
 
     seeds: int
     before: tuple[float, float]
@@ -81,7 +83,9 @@ def percent(value: tuple[float, float], seeds: int) -> str:
 
 
 def beside(apart: tuple[float, float | None] | None) -> str:
-    """`+1.2 (+2.4 s)`: points, then spreads; worse than the reference beyond the spread stands out."""
+    """`+1.2 (+2.4 s)`: points, then spreads; worse than the reference beyond the spread stands
+    out.
+    """
     if apart is None:
         return ""
     points, spreads = apart
@@ -182,15 +186,20 @@ def show(lines: list[list[str]]) -> None:
 
 
 def report(document: Path, held: dict[str, Any]) -> None:
-    """The tables and how they came about, each between its markers in the document; text outside stays as it is."""
+    """The tables and how they came about, each between its markers in the document; text outside
+    stays as it is.
+    """
     rows = [Row(**row) for row in held["rows"]]
     made = {name: markdown(lines) for name, lines in tables(rows).items()}
     run, machine = held["run"], held["machine"]
     seeds = len({row.seed for row in rows})
     made["setting"] = (
-        f"`{held['command']}`, {held['date']}: {seeds} seed{'s' if seeds > 1 else ''}, {run['epochs']} epochs of dense "
-        f"training, {run['steps']} steps of finetuning; {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['workers']} worker{'s' if machine['workers'] > 1 else ''} of one thread, torch {machine['torch']}."
+        f"`{held['command']}`, {held['date']}: {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{run['epochs']} epochs of dense "
+        f"training, {run['steps']} steps of finetuning; {machine['processor']}, {machine['cores']} "
+        "cores, "
+        f"{machine['workers']} worker{'s' if machine['workers'] > 1 else ''} of one thread, torch "
+        f"{machine['torch']}."
     )
     text = document.read_text(encoding="utf-8")
     for name, body in made.items():

@@ -1,9 +1,10 @@
 """Training beside a busy neighbour: `python benchmarks/neighbour.py`.
 
-How long OpenMP's threads spin at a barrier decides what a second busy process costs: a thread that spins keeps the core
-on which the one it waits for could run. Milliseconds of a training step of ResNet-50 at 32 x 32, batch 32, and of the
-small ResNet at 8 x 8, batch 64, in a process of its own for each setting, alone and beside one process that computes
-all the time; the best of `--repeats` medians. `passive` waits without spinning.
+How long OpenMP's threads spin at a barrier decides what a second busy process costs: a thread that
+spins keeps the core on which the one it waits for could run. Milliseconds of a training step of
+ResNet-50 at 32 x 32, batch 32, and of the small ResNet at 8 x 8, batch 64, in a process of its own
+for each setting, alone and beside one process that computes all the time; the best of `--repeats`
+medians. `passive` waits without spinning.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Trials per second by number of workers and kind of storage: `python benchmarks/scaling.py`.
 
-Trials do nothing but wait, so what is left is what a study costs: claiming, proposing, leasing, reporting, telling.
-`--trial-seconds 0` shows the limit of each storage, `--crowd 64 256 --trial-seconds 20` what many machines would do to
-it: workers are then threads of a few processes, since they wait nearly all the time. PostgreSQL is started for the
-occasion where its programs are found, listening on this machine alone.
+Trials do nothing but wait, so what is left is what a study costs: claiming, proposing, leasing,
+reporting, telling. `--trial-seconds 0` shows the limit of each storage, `--crowd 64 256
+--trial-seconds 20` what many machines would do to it: workers are then threads of a few processes,
+since they wait nearly all the time. PostgreSQL is started for the occasion where its programs are
+found, listening on this machine alone.
 
-`--pairs` times the product itself instead: trials per hour of digits_small with one worker and with two.
+`--pairs` times the product itself instead: trials per hour of digits_small with one worker and with
+two.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ PER_PROCESS = 64
 
 @dataclass(frozen=True)
 class Row:
-    """`ideal` is the rate at which workers would end trials if the study cost nothing; None where trials take none."""
+    """`ideal` is the rate at which workers would end trials if the study cost nothing; None where
+    trials take none.
+    """
 
     storage: str
     workers: int
@@ -153,7 +157,9 @@ def help_with(url: str, seconds: float, sampler: str, threads: int, ready: Any) 
 def measured(
     name: str, url: str, workers: int, n_trials: int, seconds: float, sampler: str, threads: int
 ) -> Row:
-    """Begin the workers together, let each end two trials, then count what ends in the time that follows."""
+    """Begin the workers together, let each end two trials, then count what ends in the time that
+    follows.
+    """
     study = opened(url)
     study.set_user_attr(OVER, False)
     warm = 2 * workers
@@ -210,7 +216,10 @@ def postgresql(folder: Path) -> Iterator[str | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c max_connections=600"
+    options = (
+        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c "
+        "max_connections=600"
+    )
 
     def say(program: str, *words: str) -> None:
         subprocess.run(
@@ -232,10 +241,18 @@ def pairs(repeats: int) -> None:
         for repeat in range(repeats + 1):
             for workers in (1, 2):
                 words = [
-                    "+experiment=digits_small", "tracking=none", f"workers={workers}", "threads=1", "stopping=never",
-                    f"study.name=s{repeat}-{workers}", f"study.out={folder}/runs", f"study.baselines={folder}/dense",
-                    "study.n_trials=40", "phases.confirm.max_models=1", "phases.confirm.baselines=[]",
-                ]  # fmt: skip
+                    "+experiment=digits_small",
+                    "tracking=none",
+                    f"workers={workers}",
+                    "threads=1",
+                    "stopping=never",
+                    f"study.name=s{repeat}-{workers}",
+                    f"study.out={folder}/runs",
+                    f"study.baselines={folder}/dense",
+                    "study.n_trials=40",
+                    "phases.confirm.max_models=1",
+                    "phases.confirm.baselines=[]",
+                ]
                 subprocess.run(
                     [sys.executable, "-m", "orchestrator", *words], check=True, capture_output=True
                 )
@@ -253,7 +270,8 @@ def pairs(repeats: int) -> None:
                     )
     one, two = (float(np.mean(rates[workers])) for workers in (1, 2))
     print(
-        f"two workers against one: {two / one:.2f}x ({two:.0f} against {one:.0f} trials per hour, {repeats} pairs)"
+        f"two workers against one: {two / one:.2f}x ({two:.0f} against {one:.0f} trials per hour, "
+        f"{repeats} pairs)"
     )
 
 

@@ -1,14 +1,16 @@
-"""Our search beside its rivals at equal CPU seconds: `python benchmarks/search.py --budgets 120 600 --workers 2`.
+"""Our search beside its rivals at equal CPU seconds: `python benchmarks/search.py --budgets 120 600
+--workers 2`.
 
-Four settings, each with one dense model that everything is cut from: a ResNet-20 and a VGG-16-BN on Fashion-MNIST
-(14 x 14 and 32 x 32), a MobileNetV2 on Fashion-MNIST, a ResNet-50 on digits (32 x 32). All rivals have the same data,
-FLOPs targets, optimizer, batches, validation images and one thread; seeds change the search, its batches and its
-draws. They are run side by side, seed by seed; the seconds are those of the process (`time.process_time`), so that
-workers which wait for one another do not count. What a rival's models are is decided on validation data; the test
-data is read after the budget has ended.
+Four settings, each with one dense model that everything is cut from: a ResNet-20 and a VGG-16-BN on
+Fashion-MNIST (14 x 14 and 32 x 32), a MobileNetV2 on Fashion-MNIST, a ResNet-50 on digits (32 x
+32). All rivals have the same data, FLOPs targets, optimizer, batches, validation images and one
+thread; seeds change the search, its batches and its draws. They are run side by side, seed by seed;
+the seconds are those of the process (`time.process_time`), so that workers which wait for one
+another do not count. What a rival's models are is decided on validation data; the test data is read
+after the budget has ended.
 
-Results go to --out as they come, and are not measured again on the same machine; the tables and the pictures go into
-docs/benchmarks.md.
+Results go to --out as they come, and are not measured again on the same machine; the tables and the
+pictures go into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -80,8 +82,11 @@ SETTINGS = {
         Setting(
             "mobilenet",
             "MobileNetV2, Fashion-MNIST at 28 x 28",
-            f"model=torchvision model.name=mobilenet_v2 {FASHION} data.size=28 data.channels=3 phases=deep "
-            "phases.train.epochs=12 phases.train.optimizer.lr=0.002 phases.finetune.optimizer.lr=0.005",
+            f"model=torchvision model.name=mobilenet_v2 {FASHION} data.size=28 data.channels=3 "
+            "phases=deep "(
+                "phases.train.epochs=12 phases.train.optimizer.lr=0.002 "
+                "phases.finetune.optimizer.lr=0.005"
+            ),
         ),
         Setting(
             "resnet50",
@@ -118,8 +123,9 @@ RIVALS = {
     "ours, all blocks": "",
     "ours": "",
 }
-"""Each as overrides of our configuration; those of torch-pruning use its pruner and only our training. Only those of
-`FEWER` drop whole blocks."""
+"""Each as overrides of our configuration; those of torch-pruning use its pruner and only our
+training. Only those of `FEWER` drop whole blocks.
+"""
 FEWER = ("ours", "chain + distillation, fewer blocks")
 EQUAL_STEPS = (
     "chain",
@@ -141,8 +147,10 @@ class SameSteps(Sharing):
 
 
 CHAINED = (
-    f"search.chain.targets={TARGETS[2]} search.chain.largest={TARGETS[0]} search.chain.smallest={TARGETS[1]} "
-    f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] space.shapes=[one_shot] "
+    f"search.chain.targets={TARGETS[2]} search.chain.largest={TARGETS[0]} "
+    f"search.chain.smallest={TARGETS[1]} "
+    f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] "
+    "space.shapes=[one_shot] "
     "search.chain.most_epochs=1000 stopping=never"
 )
 
@@ -194,10 +202,16 @@ def run(job: Job, baselines: Path) -> Result:
         pacing.Sharing = SameSteps  # type: ignore[misc]  # of this process, which runs one job
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as silent:
         words = [
-            *SETTINGS[job.setting].overrides.split(), "phases.train.epochs=0", f"phases.train.checkpoint={weights}",
-            *common(baselines, Path(out)), *chain.split(), *how.split(), f"seed={job.seed}",
-            f"study.budget={job.budget:g}s", *([] if job.rival in FEWER else [WHOLE]),
-        ]  # fmt: skip
+            *SETTINGS[job.setting].overrides.split(),
+            "phases.train.epochs=0",
+            f"phases.train.checkpoint={weights}",
+            *common(baselines, Path(out)),
+            *chain.split(),
+            *how.split(),
+            f"seed={job.seed}",
+            f"study.budget={job.budget:g}s",
+            *([] if job.rival in FEWER else [WHOLE]),
+        ]
         settings = composed(words)
         settings.study.folder.mkdir(parents=True, exist_ok=True)
         data = settings.data.build()
@@ -233,7 +247,9 @@ def here() -> str:
 def studied(
     settings: schema.Settings, lab: Lab, progress: Progress, begin: float
 ) -> Iterator[Found]:
-    """What the configuration finds by the search itself, without the confirmation that follows it for a user."""
+    """What the configuration finds by the search itself, without the confirmation that follows it
+    for a user.
+    """
     parts = parts_of(settings, goals_of(settings))
     clock = Clock(begin, time.process_time, confirming=0.0)
     with parts.leases.leading():

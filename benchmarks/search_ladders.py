@@ -1,4 +1,6 @@
-"""What an expert does by hand with torch-pruning: its magnitude pruner at each FLOPs target, finetuned by our loop."""
+"""What an expert does by hand with torch-pruning: its magnitude pruner at each FLOPs target,
+finetuned by our loop.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Found = tuple[float, float, nn.Module]
 def ladder(
     lab: Lab, targets: Sequence[float], whole: bool, budget: float, seed: int, begin: float
 ) -> Iterator[Found]:
-    """A model for each target, all from the dense one, with equal steps for each; `whole`: one global ranking."""
+    """A model for each target, all from the dense one, with equal steps for each; `whole`: one
+    global ranking.
+    """
     cuts = [evenly(lab.facts.structure, targets[at]) for at in (len(targets) // 2, -1)]
     speed = measure(lab, cuts, time.process_time)
     for place, target in enumerate(targets):
@@ -38,7 +42,9 @@ def ladder(
 
 
 def pruned(lab: Lab, target: float, whole: bool) -> nn.Module:
-    """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its pruning ratio."""
+    """The dense model cut by torch-pruning to at most `target` of our MACs, by bisection over its
+    pruning ratio.
+    """
     import torch_pruning as tp
 
     example = lab.facts.example.args[0]
@@ -74,7 +80,9 @@ def pruned(lab: Lab, target: float, whole: bool) -> nn.Module:
 
 
 def macs(lab: Lab, model: nn.Module) -> float:
-    """MACs of convolutions and linear layers against the dense model's, counted alike for all, by hooks."""
+    """MACs of convolutions and linear layers against the dense model's, counted alike for all, by
+    hooks.
+    """
     return counted(model, lab.facts.example) / counted(lab.facts.model, lab.facts.example)
 
 

@@ -24,7 +24,8 @@ LEAST = 1 / 32
 OCTAVES = -math.log2(LEAST)
 DASHES = ((4, 2), (1, 1), (4, 1, 1, 1), (6, 1), (2, 2), (1, 3), (8, 2, 1, 2), (6, 3))
 TOLERANCE = 0.01
-"""Of accuracy: about one standard error of the difference of two models on 2,000 validation images."""
+"""Of accuracy: about one standard error of the difference of two models on 2,000 validation images.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Point:
 class Result:
     """One rival with one seed; `seconds` is what it took, `phases` where they went.
 
-    `machine` has the processor and torch, `step_ms` is what a step of the dense model took just before (None in rows
-    from before it was kept): a CPU second is not worth the same on all machines, nor on all days.
+    `machine` has the processor and torch, `step_ms` is what a step of the dense model took just
+    before (None in rows from before it was kept): a CPU second is not worth the same on all
+    machines, nor on all days.
     """
 
     setting: str
@@ -74,7 +76,9 @@ class Result:
         )
 
     def at(self, ratio: float) -> float | None:
-        """Test accuracy of the front's best model within `ratio` of the FLOPs, by validation; None where none is."""
+        """Test accuracy of the front's best model within `ratio` of the FLOPs, by validation; None
+        where none is.
+        """
         fits = [point for point in self.front() if point.ratio <= 1.0001 * ratio]
         return max(fits, key=lambda point: point.validation).test if fits else None
 
@@ -151,7 +155,9 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def styles(rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each is drawn: a colour per rival, ours black and thick, variants of ours grey and dashed."""
+    """How each is drawn: a colour per rival, ours black and thick, variants of ours grey and
+    dashed.
+    """
     variants = [rival for rival in rivals if rival.startswith("ours,")]
     others = [rival for rival in rivals if not rival.startswith("ours")]
     found: dict[str, dict[str, Any]] = {
@@ -198,7 +204,9 @@ def picture(path: Path, results: Sequence[Result], rivals: Sequence[str], title:
 def write(
     document: Path, results: Sequence[Result], titles: Mapping[str, str], rivals: Sequence[str]
 ) -> None:
-    """Everything between the document's markers, and the pictures beside it; the machine that came last is first."""
+    """Everything between the document's markers, and the pictures beside it; the machine that came
+    last is first.
+    """
     machines = list(dict.fromkeys(result.machine for result in results))
     parts = []
     for number, machine in reversed(list(enumerate(machines, 1))):
@@ -221,7 +229,9 @@ def write(
 
 
 def section(results: Sequence[Result], rivals: Sequence[str], title: str, path: Path) -> list[str]:
-    """Heading, table, verdict and, where there is something to compare, the picture of a setting and budget."""
+    """Heading, table, verdict and, where there is something to compare, the picture of a setting
+    and budget.
+    """
     found = [f"### {title}", markdown(table(results, rivals)), verdict(results, rivals)]
     if (
         any(result.rival == "ours" for result in results)
@@ -239,8 +249,11 @@ def made(results: Sequence[Result]) -> str:
     seeds = max(result.seed for result in results)
     days = sorted({result.day for result in results})
     return (
-        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. Command: `python benchmarks/search.py --budgets {budgets} "
-        f"--seeds {seeds} --workers 2` (what a table lacks was not run). Means and standard deviations over the seeds; "
-        "volume: accuracy above the reference times octaves of FLOPs; ms: of a step of the dense model just before "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}. Command: `python benchmarks/search.py "
+        f"--budgets {budgets} "
+        f"--seeds {seeds} --workers 2` (what a table lacks was not run). Means and standard "
+        "deviations over the seeds; "
+        "volume: accuracy above the reference times octaves of FLOPs; ms: of a step of the dense "
+        "model just before "
         "(seeds for which it was kept), the worth of a CPU second."
     )

@@ -1,9 +1,10 @@
 """Structure beside torch-pruning and a plain copy: `python benchmarks/structure.py`.
 
-For each model at 64 px, one thread, medians in milliseconds over the same random plans: discovery once; a plan cut
-by us, by torch-pruning (construct + step), and a plain deepcopy; MACs of a plan by us and by torch-pruning's counter,
-and how many of ours equal torch's FlopCounterMode on the cut model. torch-pruning edits the model in place, so that
-each plan also needs a copy: `tp` leaves it out, `(tp+copy)/ours` counts it, as our own time does.
+For each model at 64 px, one thread, medians in milliseconds over the same random plans: discovery
+once; a plan cut by us, by torch-pruning (construct + step), and a plain deepcopy; MACs of a plan by
+us and by torch-pruning's counter, and how many of ours equal torch's FlopCounterMode on the cut
+model. torch-pruning edits the model in place, so that each plan also needs a copy: `tp` leaves it
+out, `(tp+copy)/ours` counts it, as our own time does.
 """
 
 from __future__ import annotations
@@ -80,10 +81,19 @@ def main() -> None:
     print(" | ".join(f"{head:>15}" for head in heads))
     for r in rows:
         cells: list[Any] = [
-            r.model, r.discovery, r.removal, r.torch_pruning, r.torch_pruning / r.removal,
-            (r.torch_pruning + r.deepcopy) / r.removal, r.deepcopy,
-            r.removal / r.deepcopy, r.macs, r.counter, r.counter / r.macs, r.exact,
-        ]  # fmt: skip
+            r.model,
+            r.discovery,
+            r.removal,
+            r.torch_pruning,
+            r.torch_pruning / r.removal,
+            (r.torch_pruning + r.deepcopy) / r.removal,
+            r.deepcopy,
+            r.removal / r.deepcopy,
+            r.macs,
+            r.counter,
+            r.counter / r.macs,
+            r.exact,
+        ]
         print(" | ".join(f"{c:>15.3f}" if isinstance(c, float) else f"{c:>15}" for c in cells))
 
 
@@ -129,10 +139,16 @@ def torch_pruning(
             if member.role == "out" and isinstance(layer, nn.Conv2d | nn.Linear):
                 wanted[layer] = float(ratio)
     pruner = tp.pruner.BasePruner(
-        twin, x, importance=tp.importance.RandomImportance(), pruning_ratio=0.0, pruning_ratio_dict=wanted,
+        twin,
+        x,
+        importance=tp.importance.RandomImportance(),
+        pruning_ratio=0.0,
+        pruning_ratio_dict=wanted,
         ignored_layers=[m for m in twin.modules() if isinstance(m, nn.Linear)],
-        in_channel_groups={}, out_channel_groups={}, num_heads={},
-    )  # fmt: skip
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+    )
     pruner.step()
 
 

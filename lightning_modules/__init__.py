@@ -1,1 +1,3 @@
-"""The torch and Lightning side: pruning core, tasks, data and phases. Imports no optuna, mlflow, hydra."""
+"""The torch and Lightning side: pruning core, tasks, data and phases. Imports no optuna, mlflow,
+hydra.
+"""

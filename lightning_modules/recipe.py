@@ -1,4 +1,5 @@
-"""A recipe: a callable and its arguments as a plain value, which is what `_target_` in a config means.
+"""A recipe: a callable and its arguments as a plain value, which is what `_target_` in a config
+means.
 
 A recipe can be compared, hashed, stored as JSON and sent to another process. Nothing is imported
 before `build`. Building runs the named callable, so a recipe must be trusted as code is.

@@ -1,7 +1,8 @@
-"""The command line: `python -m orchestrator +experiment=NAME key=value ...`, one job from one composed configuration.
+"""The command line: `python -m orchestrator +experiment=NAME key=value ...`, one job from one
+composed configuration.
 
-Exit codes: 0 done; 1 a bug, with its traceback; 2 something the user can mend, said in one message; 130 after
-Ctrl-C and 143 after SIGTERM, with how to go on.
+Exit codes: 0 done; 1 a bug, with its traceback; 2 something the user can mend, said in one message;
+130 after Ctrl-C and 143 after SIGTERM, with how to go on.
 """
 
 from __future__ import annotations
@@ -49,11 +50,15 @@ from orchestrator.redact import redact, redact_tree
 from orchestrator.stopped import Stopped, stoppable
 
 SPINS = "300"
-"""Turns that a thread of OpenMP waits busily; its own 300,000 keep a core from the thread that it waits for."""
+"""Turns that a thread of OpenMP waits busily; its own 300,000 keep a core from the thread that it
+waits for.
+"""
 
 
 def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
-    """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that came with this."""
+    """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that
+    came with this.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if "--version" in words:
         print(f"pruning-orchestrator {version('pruning-orchestrator')}, Hydra {hydra.__version__}")
@@ -88,8 +93,8 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
 def _share_cores() -> None:
     """Threads of OpenMP that wait for one another give way soon, for a busy neighbour's sake.
 
-    Before torch is imported, which reads it once; processes that this one begins inherit it. A policy of the user's
-    own stays.
+    Before torch is imported, which reads it once; processes that this one begins inherit it. A
+    policy of the user's own stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
@@ -106,7 +111,8 @@ def run(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Codes:
-    """Exit codes of all runs, as files: a launcher may begin runs in processes that share nothing else with this one.
+    """Exit codes of all runs, as files: a launcher may begin runs in processes that share nothing
+    else with this one.
 
     Of runs on other machines the scheduler knows how they ended.
     """
@@ -126,7 +132,8 @@ class Codes:
 def _job(codes: Codes) -> Callable[[DictConfig], None]:
     """What Hydra runs, once or in turn; each run adds its exit code.
 
-    No error goes on to Hydra, which would print the overrides, with their secrets, and leave out the other runs.
+    No error goes on to Hydra, which would print the overrides, with their secrets, and leave out
+    the other runs.
     """
 
     def job(config: DictConfig) -> None:
@@ -172,9 +179,15 @@ def _say(message: str) -> None:
 def _composition_message(error: Exception, words: Sequence[str], folder: Path) -> str:
     """Rule, value and remedy of what went wrong before there was a configuration."""
     if isinstance(error, OverrideParseException):
-        return f"an override is key=value; '{error.override}' cannot be read: {first_line(error)}; quote the value"
+        return (
+            f"an override is key=value; '{error.override}' cannot be read: "
+            f"{first_line(error)}; quote the value"
+        )
     if isinstance(error, YAMLError):
-        return f"a configuration file must be YAML; one cannot be read: {one_line(error)}; mend it there"
+        return (
+            f"a configuration file must be YAML; one cannot be read: {one_line(error)}; mend "
+            "it there"
+        )
     if (
         isinstance(error, MissingConfigException)
         and error.options is not None
@@ -203,8 +216,12 @@ def _override_message(
     name = wrong.key_or_group
     options = loader.get_group_options(name, ObjectType.CONFIG)
     if options and not wrong.is_add():
-        return f"{name} must be chosen with a plus sign: +{name}={wrong.value()}; available: {', '.join(options)}"
-    # Hydra settles the groups before the values, so these compose even when other values are wrong as well.
+        return (
+            f"{name} must be chosen with a plus sign: +{name}={wrong.value()}; available: "
+            f"{', '.join(options)}"
+        )
+    # Hydra settles the groups before the values, so these compose even when other values are wrong
+    # as well.
     choices = [
         str(other.input_line)
         for other in others
@@ -224,7 +241,10 @@ def _override_message(
         if _is_of_a_recipe(name, keys)
         else ""
     )
-    return f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all keys, --help all groups"
+    return (
+        f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all "
+        "keys, --help all groups"
+    )
 
 
 def _is_of_a_recipe(name: str, keys: Sequence[str]) -> bool:

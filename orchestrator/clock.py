@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 COMPUTE_PHASES = ("dense training", "profile", "recalibration", "finetune", "evaluation", "workers")
-"""Models at work on data, which any search would have to pay for; all other time is orchestration. Workers mind their
-own."""
+"""Models at work on data, which any search would have to pay for; all other time is orchestration.
+Workers mind their own.
+"""
 
 
 class PhaseClock:
-    """Seconds per phase, each second counted once: an inner phase is taken out of the one around it.
+    """Seconds per phase, each second counted once: an inner phase is taken out of the one around
+    it.
 
     Belongs to one thread. `now` gives seconds on any monotonic scale.
     """

@@ -1,4 +1,6 @@
-"""Configurations out of `conf/`: composed by Hydra, then mended where Hydra lays one class's keys over another's."""
+"""Configurations out of `conf/`: composed by Hydra, then mended where Hydra lays one class's keys
+over another's.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,12 @@ def conf_folder() -> Path:
 
 
 def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = ()) -> Settings:
-    """Settings of a mapping that is whole, or of one that says what differs from the defaults of `conf/`.
+    """Settings of a mapping that is whole, or of one that says what differs from the defaults of
+    `conf/`.
 
-    A group is taken by name ({"method": "taylor", "experiment": "digits_small"}), a value by its place or its dotted
-    key ({"study": {"n_trials": 4}}, {"method.scope": "global"}). `searchpath` are folders with groups of your own.
-    Errors: ConfigError.
+    A group is taken by name ({"method": "taylor", "experiment": "digits_small"}), a value by its
+    place or its dotted key ({"study": {"n_trials": 4}}, {"method.scope": "global"}). `searchpath`
+    are folders with groups of your own. Errors: ConfigError.
     """
     from orchestrator import settings  # not for --help
 
@@ -105,10 +108,12 @@ def settled(
     own: Mapping[str, Any] | None = None,
     name: str = CONFIG_NAME,
 ) -> dict[str, Any]:
-    """Plain data of what Hydra composed from the file `name` and the overrides `words`, and `own` laid over it.
+    """Plain data of what Hydra composed from the file `name` and the overrides `words`, and `own`
+    laid over it.
 
-    Keys of a class that another `_target_` has replaced are left out, a study without a name of its own is called
-    after what was asked for, and `method.among` has methods in the place of their names. Errors: ConfigError.
+    Keys of a class that another `_target_` has replaced are left out, a study without a name of its
+    own is called after what was asked for, and `method.among` has methods in the place of their
+    names. Errors: ConfigError.
     """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
@@ -130,7 +135,9 @@ def settled(
 
 
 def require_folders(words: Iterable[str]) -> None:
-    """Errors: ConfigError for a folder of `hydra.searchpath` that is not there: Hydra would only warn."""
+    """Errors: ConfigError for a folder of `hydra.searchpath` that is not there: Hydra would only
+    warn.
+    """
     for override in OverridesParser.create().parse_overrides(
         [word for word in words if word.startswith("hydra.searchpath=")]
     ):
@@ -139,7 +146,8 @@ def require_folders(words: Iterable[str]) -> None:
             parts = urlsplit(str(place))
             if parts.scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
                 raise ConfigError(
-                    f"hydra.searchpath must name folders that are there; got '{place}'; give it whole, as in "
+                    f"hydra.searchpath must name folders that are there; got '{place}'; give it "
+                    "whole, as in "
                     "'hydra.searchpath=[file:///home/me/conf]'"
                 )
 
@@ -237,7 +245,9 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def _fetch_methods(container: dict[str, Any], searchpath: Sequence[str]) -> None:
-    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError for unknown ones."""
+    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError
+    for unknown ones.
+    """
     method = container.get("method")
     names = method.get("among") if isinstance(method, dict) else None
     if not isinstance(method, dict) or not isinstance(names, list):

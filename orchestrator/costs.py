@@ -1,4 +1,6 @@
-"""The costs that a plan can have: one row each. How a cost is worked out stands in `search/costs.py`."""
+"""The costs that a plan can have: one row each. How a cost is worked out stands in
+`search/costs.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostName:
-    """`key` names the cost in the configuration and in tables, `words` where people read it; `unit` may be empty."""
+    """`key` names the cost in the configuration and in tables, `words` where people read it; `unit`
+    may be empty.
+    """
 
     key: str
     words: str
@@ -28,7 +32,9 @@ COSTS: dict[str, CostName] = {
     )
 }
 AXES = ("flops", "effective_flops")
-"""Costs whose ratios to the dense model's are known of every plan, and along which targets and baselines stand."""
+"""Costs whose ratios to the dense model's are known of every plan, and along which targets and
+baselines stand.
+"""
 _RATIO = "_ratio"
 
 
@@ -48,7 +54,9 @@ def cost_of(name: str) -> str:
 
 
 def ratios_of(costs: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """Each cost against the dense model's, where that one is known and above zero; by the cost's own name."""
+    """Each cost against the dense model's, where that one is known and above zero; by the cost's
+    own name.
+    """
     return {name: value / dense[name] for name, value in costs.items() if dense.get(name)}
 
 

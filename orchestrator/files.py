@@ -18,13 +18,15 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"files of a run must be writable; '{path}' is not ({error.strerror}); what was finished is kept: "
+            f"files of a run must be writable; '{path}' is not ({error.strerror}); what was "
+            "finished is kept: "
             "make room or mend the permissions, and give the same command again"
         ) from error
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Replaces `path` in one step, so that a reader, or a run killed half way, never sees half a file.
+    """Replaces `path` in one step, so that a reader, or a run killed half way, never sees half a
+    file.
 
     Text is written as UTF-8 with the newlines it has; the folder is made where it is not there.
 
@@ -49,7 +51,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 
 def require_writable(folder: str | Path) -> Path:
-    """The folder, created with its parents and proved writable by writing; UserError when it is not."""
+    """The folder, created with its parents and proved writable by writing; UserError when it is
+    not.
+    """
     target = Path(folder)
     probe = target / f".probe.{uuid.uuid4().hex}"
     try:

@@ -25,10 +25,11 @@ REMEDY = "take the folder as it was exported, or delete it and give the command 
 def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The module in eval mode on the CPU, from `plan.json` and `weights.safetensors` in `path`.
 
-    The plan names the callable that builds the dense architecture, and it is called: without `model` load only plans
-    that you trust like code. With `model`, the dense architecture itself, nothing that the files name is imported or
-    called; its own weights do not matter and it is left as it was.
-    Errors: DataError for a folder that is damaged or not whole, or weights that are not those of the architecture.
+    The plan names the callable that builds the dense architecture, and it is called: without
+    `model` load only plans that you trust like code. With `model`, the dense architecture itself,
+    nothing that the files name is imported or called; its own weights do not matter and it is left
+    as it was. Errors: DataError for a folder that is damaged or not whole, or weights that are not
+    those of the architecture.
     """
     folder = Path(path)
     document = read_plan(folder)
@@ -46,14 +47,16 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def load_exported(path: str | Path, form: str) -> nn.Module:
-    """The model in the folder `path` as it was exported to a format, such as `int8`: what runs its file.
+    """The model in the folder `path` as it was exported to a format, such as `int8`: what runs its
+    file.
 
-    Errors: ConfigError for a format that there is not, or whose packages are missing; DataError for a folder without
-    such a file, or one that was changed.
+    Errors: ConfigError for a format that there is not, or whose packages are missing; DataError for
+    a folder without such a file, or one that was changed.
     """
     if form not in EXPORT_FORMATS:
         raise ConfigError(
-            f"a format must be one of {list(EXPORT_FORMATS)}; got '{form}'{nearest(form, list(EXPORT_FORMATS))}"
+            f"a format must be one of {list(EXPORT_FORMATS)}; got "
+            f"'{form}'{nearest(form, list(EXPORT_FORMATS))}"
         )
     entry, folder = EXPORT_FORMATS[form], Path(path)
     exports = read_plan(folder).get("exports", {})
@@ -96,7 +99,9 @@ def _digest(document: Mapping[str, Any]) -> str | None:
 
 @torch.no_grad()
 def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) -> None:
-    """Tensors of which each has a shape it could have, and which do not fit one another, show only when they meet."""
+    """Tensors of which each has a shape it could have, and which do not fit one another, show only
+    when they meet.
+    """
     try:
         inputs = Inputs.from_json(document.get("inputs"))
     except DataError as error:

@@ -24,10 +24,11 @@ _FRONT_LINES = 10
 
 
 class Progress:
-    """Phase, trials, validation front so far, time left; and where the time went (`seconds` per timed phase).
+    """Phase, trials, validation front so far, time left; and where the time went (`seconds` per
+    timed phase).
 
-    A context manager; outside the `with` block it prints plain lines. Belongs to one thread. `terminal` None asks
-    `stream` (stderr by default); `now` gives seconds on a monotonic scale.
+    A context manager; outside the `with` block it prints plain lines. Belongs to one thread.
+    `terminal` None asks `stream` (stderr by default); `now` gives seconds on a monotonic scale.
     """
 
     def __init__(
@@ -73,12 +74,16 @@ class Progress:
         )
 
     def trial(self, row: TrialRow, front: Sequence[TrialRow], done: int, total: int) -> None:
-        """A trial came to its end; `front` holds the completed trials none of the others dominates, on validation."""
+        """A trial came to its end; `front` holds the completed trials none of the others dominates,
+        on validation.
+        """
         self._front, self._done, self._total = front, done, total
         self._say(self._trial_line(row))
 
     def tick(self, text: str) -> None:
-        """Something moved inside the phase; a log has one in five seconds, and none that says the same again."""
+        """Something moved inside the phase; a log has one in five seconds, and none that says the
+        same again.
+        """
         self._tick = text
         if (
             self._live is None

@@ -13,8 +13,8 @@ _SECRET_NAME = (
     r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?"
     r"|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
 )
-# A password may itself hold '@' or ':', so everything up to the last '@' belongs to the login; one for a database may
-# hold '/' too, which in a web address begins the path.
+# A password may itself hold '@' or ':', so everything up to the last '@' belongs to the login; one
+# for a database may hold '/' too, which in a web address begins the path.
 _LOGIN = re.compile(
     r"(?P<scheme>https?://)(?P<login>[^\s/?#'\"<>]+)@"
     r"|(?P<other_scheme>(?!https?:)\b[a-z][a-z0-9+.-]*://)(?P<other_login>[^\s:/'\"<>]+(?::[^\s'\"<>]*)?)@",
@@ -32,7 +32,8 @@ def redact(text: str) -> str:
 
 
 def redact_tree(tree: Any) -> Any:
-    """A copy of nested mappings, lists and tuples, redacted, also any string under a key named like a secret.
+    """A copy of nested mappings, lists and tuples, redacted, also any string under a key named like
+    a secret.
 
     Values that are no strings or containers are handed through as they are.
     """

@@ -8,7 +8,9 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """Uses of the study's seed, or of a trial's. Two uses that share a stream would draw the same numbers."""
+    """Uses of the study's seed, or of a trial's. Two uses that share a stream would draw the same
+    numbers.
+    """
 
     PROFILE = 1
     TRIAL = 2

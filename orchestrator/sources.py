@@ -1,7 +1,9 @@
-"""Who gave which key of a configuration: what a default said about one class is not handed to another.
+"""Who gave which key of a configuration: what a default said about one class is not handed to
+another.
 
-A source is a file, the command line, or a mapping from Python. They are laid over one another in order. One that names
-another `_target_` than those before takes the place of their recipe, with all its keys.
+A source is a file, the command line, or a mapping from Python. They are laid over one another in
+order. One that names another `_target_` than those before takes the place of their recipe, with all
+its keys.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Layered:
         return self.sources[found[1]].name if isinstance(found, tuple) else ""
 
     def foreign(self, config: Mapping[str, Any]) -> Iterable[Path]:
-        """Keys of a merged configuration that were said of a class which another one has replaced."""
+        """Keys of a merged configuration that were said of a class which another one has
+        replaced.
+        """
         for path in self.replaced:
             yield from _missing(_at(config, path), _at(self.tree, path), path)
 
@@ -70,7 +74,9 @@ class Layered:
         return before[0] != content[TARGET] and before[1] not in self._taken_in_by(number)
 
     def _taken_in_by(self, number: int) -> set[int]:
-        """Files that this one's defaults list names, directly or not: it builds on them on purpose."""
+        """Files that this one's defaults list names, directly or not: it builds on them on
+        purpose.
+        """
         parents = {source.name: source.parent for source in self.sources}
         name = self.sources[number].name
         return {

@@ -13,8 +13,8 @@ _waiting: list[int] | None = None
 
 
 class Stopped(BaseException):
-    """Not a KeyboardInterrupt: Lightning turns that one into exit code 1. Not an Exception: nothing that deals with a
-    failed trial may take it for one.
+    """Not a KeyboardInterrupt: Lightning turns that one into exit code 1. Not an Exception: nothing
+    that deals with a failed trial may take it for one.
     """
 
     def __init__(self, signum: int) -> None:
@@ -35,7 +35,9 @@ def stoppable(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Itera
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Inside, a signal waits for the end: for what takes milliseconds and may not be left half done."""
+    """Inside, a signal waits for the end: for what takes milliseconds and may not be left half
+    done.
+    """
     global _waiting
     if threading.current_thread() is not threading.main_thread() or _waiting is not None:
         yield  # handlers run in the main thread alone; the outermost tells
@@ -53,8 +55,8 @@ def signals_held() -> Iterator[None]:
 def beginning_processes() -> Iterator[None]:
     """Inside, no process is begun and forgotten, and those that are begun do not hear Ctrl-C.
 
-    A terminal sends it to all: whoever began them tells them to end, once, and their cleaning up is not cut short by
-    a second signal.
+    A terminal sends it to all: whoever began them tells them to end, once, and their cleaning up is
+    not cut short by a second signal.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -65,7 +67,8 @@ def beginning_processes() -> Iterator[None]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    # A second signal ends the process at once: whoever sends it does not want to wait for the cleaning up.
+    # A second signal ends the process at once: whoever sends it does not want to wait for the
+    # cleaning up.
     signal.signal(signum, signal.SIG_DFL)
     if _waiting is None:
         raise Stopped(signum)

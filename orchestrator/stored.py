@@ -1,6 +1,7 @@
 """Files that may be damaged, made up, or somebody else's: read within limits, or refused by name.
 
-Nothing here can run code: JSON and safetensors alone. Names and shapes are seen to fit before anything is allocated.
+Nothing here can run code: JSON and safetensors alone. Names and shapes are seen to fit before
+anything is allocated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ MOST_HEADER = 16 * 2**20
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """Errors: DataError, with the remedy, for a file that is not there, no JSON, too large, or too deep."""
+    """Errors: DataError, with the remedy, for a file that is not there, no JSON, too large, or too
+    deep.
+    """
     try:
         size = path.stat().st_size
         _require(path.is_file(), "it is no file")
@@ -43,7 +46,8 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def kept(path: Path, parse: Callable[[Any], T]) -> T | None:
-    """What was measured before and can be measured again; None, with a line that says so, for a damaged file.
+    """What was measured before and can be measured again; None, with a line that says so, for a
+    damaged file.
 
     `parse` makes the value of plain data and raises ValueError, KeyError, IndexError, TypeError or
     AttributeError for others.
@@ -82,7 +86,8 @@ def check_digest(path: Path, found: str, expected: str, remedy: str) -> None:
 def check_shapes(
     path: Path, expected: Mapping[str, Tensor], remedy: str, smaller: bool = False
 ) -> None:
-    """Errors: DataError unless the header of a safetensors file names these tensors in these shapes, or `smaller` ones.
+    """Errors: DataError unless the header of a safetensors file names these tensors in these
+    shapes, or `smaller` ones.
 
     `expected` may be on the device `meta`. The header alone is read.
     """
@@ -107,7 +112,8 @@ def check_shapes(
         )
         if shape != wanted and not (smaller and least):
             raise DataError(
-                f"the weights of {path} do not fit the model: size mismatch for {name}: {list(shape)} in the file, "
+                f"the weights of {path} do not fit the model: size mismatch for {name}: "
+                f"{list(shape)} in the file, "
                 f"{list(wanted)} in the model; {remedy}"
             )
 
@@ -119,9 +125,11 @@ def read_weights(
     sha256: str | None,
     smaller: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a file that this program wrote, checked as in `check_shapes`; `sha256` None: not known.
+    """The tensors of a file that this program wrote, checked as in `check_shapes`; `sha256` None:
+    not known.
 
-    Errors: DataError also for other types than expected, and for bytes that are not those of the digest.
+    Errors: DataError also for other types than expected, and for bytes that are not those of the
+    digest.
     """
     from safetensors.torch import load  # torch takes seconds, which JSON need not wait for
 
@@ -133,7 +141,8 @@ def read_weights(
     for name, tensor in weights.items():
         if tensor.dtype != expected[name].dtype:
             raise DataError(
-                f"{path} must hold {expected[name].dtype} for {name}; it has {tensor.dtype}; {remedy}"
+                f"{path} must hold {expected[name].dtype} for {name}; it has {tensor.dtype}; "
+                f"{remedy}"
             )
     return weights
 

@@ -1,4 +1,6 @@
-"""The name of a study that was given none: what was asked for, so that another search has another name."""
+"""The name of a study that was given none: what was asked for, so that another search has another
+name.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,11 @@ _SAME_SEARCH = (
 
 
 def study_name(base: str, asked: Iterable[tuple[str, str]]) -> str:
-    """`base`, then each (key, value) that makes it another search: digits_small-method_taylor-method.scope_global.
+    """`base`, then each (key, value) that makes it another search:
+    digits_small-method_taylor-method.scope_global.
 
-    The order of the keys does not matter, a group comes before single values. A long name is cut, and ends with eight
-    hex digits of the whole.
+    The order of the keys does not matter, a group comes before single values. A long name is cut,
+    and ends with eight hex digits of the whole.
     """
     parts = [_part(key, value) for key, value in sorted(asked, key=_order) if not _neutral(key)]
     whole = "-".join([base, *parts])

@@ -1,4 +1,6 @@
-"""What all tests share: no time limit that a busy machine could miss, and once what is always the same."""
+"""What all tests share: no time limit that a busy machine could miss, and once what is always the
+same.
+"""
 
 from __future__ import annotations
 

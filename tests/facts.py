@@ -7,7 +7,9 @@ from typing import Any
 
 
 def hold(facts: Iterable[Callable[..., None]], *about: Any) -> None:
-    """Each of `facts`, a function that asserts, is true of `about`; its name says what it states."""
+    """Each of `facts`, a function that asserts, is true of `about`; its name says what it
+    states.
+    """
     wrong, known = [], list(facts)
     for fact in known:
         try:

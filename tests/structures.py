@@ -1,4 +1,6 @@
-"""Structures of models, discovered once for a whole run of the tests, however many workers share it."""
+"""Structures of models, discovered once for a whole run of the tests, however many workers share
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def share(folder: Path) -> None:
 def discovered(
     name: str, inputs: Callable[[], tuple[Any, tuple[Any, ...]]], **options: Any
 ) -> Structure:
-    """The structure of the model and the inputs that `inputs` makes; `name` and `options` say which it is.
+    """The structure of the model and the inputs that `inputs` makes; `name` and `options` say which
+    it is.
 
     A test that breaks the rules of discovery, or is about what it takes, calls `discover` itself.
     """
@@ -47,7 +50,9 @@ def small_resnet(blocks: int = 1, **options: Any) -> Structure:
 
 
 def as_before(model: Any, examples: Any, **options: Any) -> Structure:
-    """What `discover` finds; once for each of the project's own models, whatever its weights are."""
+    """What `discover` finds; once for each of the project's own models, whatever its weights
+    are.
+    """
     from lightning_modules.pruning.discovery import discover
     from lightning_modules.recipe import digest
 

@@ -93,7 +93,9 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _shaped(images: Tensor, size: int, channels: int) -> Tensor:
-    """Grey images (n, h, w) as (n, channels, size, size); shrinking averages, growing is bilinear."""
+    """Grey images (n, h, w) as (n, channels, size, size); shrinking averages, growing is
+    bilinear.
+    """
     images = images.unsqueeze(1)
     target = (size, size)
     if size < images.shape[-1]:

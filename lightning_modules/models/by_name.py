@@ -11,7 +11,9 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import nearest
 
 HIDDEN_INIT = ("googlenet", "inception_v3")
-"""torchvision's classifiers that take `init_weights` although their builder's signature hides it."""
+"""torchvision's classifiers that take `init_weights` although their builder's signature hides
+it.
+"""
 
 
 def torchvision(

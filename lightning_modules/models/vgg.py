@@ -12,7 +12,8 @@ STAGES = (2, 2, 3, 3, 3)
 
 
 class SmallVGG(nn.Module):
-    """VGG-16-BN whose stages have `width`, 2, 4, 8 and 8 x `width` channels; the paper's width is 64.
+    """VGG-16-BN whose stages have `width`, 2, 4, 8 and 8 x `width` channels; the paper's width is
+    64.
 
     Input (N, in_channels, H, W), output (N, num_classes). Five poolings halve the sides, so H and W
     must be multiples of 32.

@@ -11,7 +11,8 @@ from lightning_modules.pruning.optimizer import by_name, load_by_name
 
 
 class Carried(Callback):
-    """Loads `state` into the optimizer when training starts, and holds its state when training ends.
+    """Loads `state` into the optimizer when training starts, and holds its state when training
+    ends.
 
     The state is kept by parameter name, see optimizer.py. None starts with an empty optimizer.
     """

@@ -84,7 +84,9 @@ class SlimAttention(nn.MultiheadAttention):
     def _project(
         self, inputs: tuple[Tensor, Tensor, Tensor], fused: bool, rows: list[int]
     ) -> tuple[Tensor, ...]:
-        """Queries, keys and values; one product for all if `fused`, when the inputs are the same."""
+        """Queries, keys and values; one product for all if `fused`, when the inputs are the
+        same.
+        """
         weight = self.in_proj_weight
         bias = self.in_proj_bias
         if weight is None:

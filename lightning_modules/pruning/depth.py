@@ -1,4 +1,6 @@
-"""Whole residual blocks: modules that return their input unchanged if all their parameters are 0."""
+"""Whole residual blocks: modules that return their input unchanged if all their parameters are
+0.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def _scaled(x: Tensor, scale: int) -> Tensor:
 
 
 def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """Those of the called modules that return their input when zeroed, and contain no other such."""
+    """Those of the called modules that return their input when zeroed, and contain no other
+    such.
+    """
     deepest_first = sorted(calls, key=lambda path: -path.count("."))
     chosen: set[str] = set()
     for path in deepest_first:

@@ -110,9 +110,9 @@ class Plan:
     whole. A method that prunes both does so in turn, each with the same timing.
 
     `activation` is the level of activation pruning; see activations.py. `export` names the format
-    whose file counts, with its quality, size and latency; None: the model itself. `parent` is the number of the finished trial
-    whose weights are inherited; None inherits the dense model's. `asked` records the thresholds
-    behind the counts.
+    whose file counts, with its quality, size and latency; None: the model itself. `parent` is the
+    number of the finished trial whose weights are inherited; None inherits the dense model's.
+    `asked` records the thresholds behind the counts.
     """
 
     method: str

@@ -44,7 +44,9 @@ AttentionUnit = Literal["head", "head_dim"]
 
 @dataclass(frozen=True)
 class Member:
-    """One axis of a group. `out` produces the units (weight rows, bias, norm), `in` consumes them."""
+    """One axis of a group. `out` produces the units (weight rows, bias, norm), `in` consumes
+    them.
+    """
 
     tensor: str
     dim: int

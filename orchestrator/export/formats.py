@@ -19,10 +19,11 @@ from lightning_modules.pruning.inputs import Inputs
 class Format:
     """A format, its `file` in a model's folder, and what writes and loads it.
 
-    `require` raises ConfigError that says what to install where packages are missing. `write` exports a model to a path
-    and gives the exported one as a module, which takes the inputs of the network; the batches of inputs are training
-    data to calibrate with. `load` gives the module of a file. Errors: ConfigError for a model that does not export,
-    DataError for a file that does not load.
+    `require` raises ConfigError that says what to install where packages are missing. `write`
+    exports a model to a path and gives the exported one as a module, which takes the inputs of the
+    network; the batches of inputs are training data to calibrate with. `load` gives the module of a
+    file. Errors: ConfigError for a model that does not export, DataError for a file that does not
+    load.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""The doors of the jobs: what can be told without torch and Lightning, which take seconds to import, is told first."""
+"""The doors of the jobs: what can be told without torch and Lightning, which take seconds to
+import, is told first.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _OURS = ("lightning_modules.", "orchestrator.", "torch.", "optuna.")
 
 
 def search(settings: Settings) -> Outputs:
-    """Search, confirm, export, log; or show a study that is complete. See `Outputs` for what is returned.
+    """Search, confirm, export, log; or show a study that is complete. See `Outputs` for what is
+    returned.
 
     Errors: UserError, before anything expensive, for whatever the configuration has wrong.
     """
@@ -43,14 +46,18 @@ def inspect(settings: Settings) -> Inspection:
 
 
 def check_names(settings: Settings) -> None:
-    """Errors: ConfigError for a class that is not there or does not take its arguments; the user's own come first."""
+    """Errors: ConfigError for a class that is not there or does not take its arguments; the user's
+    own come first.
+    """
     recipes = list(_recipes(settings))
     for recipe, given in sorted(recipes, key=lambda pair: pair[0].target.startswith(_OURS)):
         recipe.check(**(_offered(recipe) if recipe is settings.task else given))
 
 
 def _complete(settings: Settings) -> Outputs | None:
-    """A study that has all that is asked for, shown. Where its method leaves `depth` open, either will do."""
+    """A study that has all that is asked for, shown. Where its method leaves `depth` open, either
+    will do.
+    """
     for depth in (settings.depth, not settings.depth):
         if (before := finished_before(settings.with_depth(depth))) is not None:
             more = (

@@ -12,7 +12,9 @@ from orchestrator.tracking.spooled import Spooled, spooled
 
 
 def tracker_of(settings: Settings) -> Tracker:
-    """The tracker of the configuration, its records kept in the study's folder until they are sent."""
+    """The tracker of the configuration, its records kept in the study's folder until they are
+    sent.
+    """
     return spooled(
         settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json()
     )
@@ -30,6 +32,8 @@ def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
 
 
 def record_end(tracker: Tracker, outputs: Outputs) -> None:
-    """What a finished study could not send, its end too where the run was killed before it was recorded."""
+    """What a finished study could not send, its end too where the run was killed before it was
+    recorded.
+    """
     if isinstance(tracker, Spooled):
         tracker.require_end(*end_of(outputs))

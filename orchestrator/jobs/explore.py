@@ -1,4 +1,6 @@
-"""Trials until there are enough: the chain, then what the sampler proposes around it, here or by other processes."""
+"""Trials until there are enough: the chain, then what the sampler proposes around it, here or by
+other processes.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def parts_of(settings: Settings, goals: Goals) -> StudyParts:
 
 @dataclass(frozen=True)
 class Explored:
-    """All trials, and what they were made with; `nothing_left` says that every combination of the space was tried."""
+    """All trials, and what they were made with; `nothing_left` says that every combination of the
+    space was tried.
+    """
 
     trials: list[TrialRow]
     methods: tuple[PreparedMethod, ...]
@@ -114,7 +118,9 @@ class Exploration:
         return self.lab.facts
 
     def run(self, clock: Clock) -> Explored:
-        """`clock` began with the run; of a budget in time it leaves a share for the confirmation."""
+        """`clock` began with the run; of a budget in time it leaves a share for the
+        confirmation.
+        """
         settings, parts, study = self.settings, self.parts, self.parts.study
         require_one_dense(study, self.facts)
         ready = make_ready(settings, self.lab, parts.space, self.progress)
@@ -146,7 +152,9 @@ class Exploration:
         return copies
 
     def _enqueue(self, ready: Ready, store: PlanStore, clock: Clock) -> Pacing | None:
-        """What is known before any trial: plans of another study, the chain, the user's own plans; the pace of all."""
+        """What is known before any trial: plans of another study, the chain, the user's own plans;
+        the pace of all.
+        """
         settings, study, chain = self.settings, self.parts.study, self.settings.search.chain
         receiver = Receiver(study, settings, self.facts, ready.space, ready.terrain)
         if imported := import_trials(receiver, store):
@@ -175,7 +183,9 @@ class Exploration:
         return steps
 
     def _take_up(self, store: PlanStore) -> None:
-        """What earlier runs of this study left: open trials, files of trials that never ended or are damaged, records."""
+        """What earlier runs of this study left: open trials, files of trials that never ended or
+        are damaged, records.
+        """
         parts, progress = self.parts, self.progress
         if taken := reclaim_interrupted(parts.study, parts.leases):
             progress.tick(f"{taken} interrupted trials begin again")
@@ -233,7 +243,8 @@ def _ended(study: Study) -> list[FrozenTrial]:
 
 
 def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: int) -> float:
-    """Of the trials that are left and of the confirmation, by what trials of this study have taken so far.
+    """Of the trials that are left and of the confirmation, by what trials of this study have taken
+    so far.
 
     A round of finetuning is priced at the mean FLOPs ratio of the chain's range.
     """

@@ -1,4 +1,6 @@
-"""Look before paying: what would be pruned, what is skipped and why, how large the search is and how long it takes."""
+"""Look before paying: what would be pruned, what is skipped and why, how large the search is and
+how long it takes.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,13 @@ from orchestrator.settings import MethodSettings, Settings
 
 @dataclass(frozen=True)
 class Inspection:
-    """`weights` are the tensors whose single weights the method prunes, None where it prunes units alone.
+    """`weights` are the tensors whose single weights the method prunes, None where it prunes units
+    alone.
 
     `combinations` is how many plans a discrete space has, None where a dimension is continuous.
-    `seconds` is the expected duration of the whole job by phase, from a few timed steps on this machine."""
+    `seconds` is the expected duration of the whole job by phase, from a few timed steps on this
+    machine.
+    """
 
     structure: Structure
     weights: Structure | None
@@ -54,10 +59,11 @@ class Inspection:
 
 
 def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
-    """Print and return what `job=search` would work on; nothing is kept of what is trained, nothing is written.
+    """Print and return what `job=search` would work on; nothing is kept of what is trained, nothing
+    is written.
 
-    `imports` are the seconds that the imports took, which a search needs as well.
-    Errors: UserError for whatever would stop the search before its first trial.
+    `imports` are the seconds that the imports took, which a search needs as well. Errors: UserError
+    for whatever would stop the search before its first trial.
     """
     begin = time.perf_counter()
     check_parts(settings)

@@ -44,7 +44,9 @@ CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """Rows as in the files; `dense` is the dense model finetuned as long as the front's, `summary` is summary.json."""
+    """Rows as in the files; `dense` is the dense model finetuned as long as the front's, `summary`
+    is summary.json.
+    """
 
     folder: Path
     objectives: ObjectiveSettings
@@ -136,9 +138,11 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 
 def finished_before(settings: Settings) -> Outputs | None:
-    """The outputs of a study that has all the trials or the time asked for, or all there can be, confirmed alike.
+    """The outputs of a study that has all the trials or the time asked for, or all there can be,
+    confirmed alike.
 
-    None when there is work: also where a model was deleted, a file is damaged, or a confirmation failed.
+    None when there is work: also where a model was deleted, a file is damaged, or a confirmation
+    failed.
     """
     folder = settings.study.folder
     summary = kept(

@@ -36,7 +36,9 @@ def columns(settings: Settings) -> dict[str, str]:
 
 
 def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
-    """Open the record before anything expensive: a server that cannot be reached is known at once."""
+    """Open the record before anything expensive: a server that cannot be reached is known at
+    once.
+    """
     tracker.open_study(
         settings.study.name,
         {**columns(settings), "study_id": study.user_attrs["id"]},
@@ -45,7 +47,9 @@ def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
 
 
 def record_ended(tracker: Tracker, settings: Settings, structure: Structure, study: Study) -> None:
-    """Trials whose run was killed, or its disk full, between the end of the trial and its record; others are known."""
+    """Trials whose run was killed, or its disk full, between the end of the trial and its record;
+    others are known.
+    """
     for trial in own_trials(study):
         if trial.state.is_finished():
             record_trial(tracker, settings, structure, trial)

@@ -1,4 +1,6 @@
-"""Build a model once more from the dense checkpoint, link by link, and say whether its weights are the same bits."""
+"""Build a model once more from the dense checkpoint, link by link, and say whether its weights are
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ from orchestrator.stored import sha256_of
 
 @dataclass(frozen=True)
 class Step:
-    """One link: `difference` is the largest one to the weights it had, None where those are not at hand any more.
+    """One link: `difference` is the largest one to the weights it had, None where those are not at
+    hand any more.
 
     It is infinite where other units were kept. `otherwise` says what differed around the training.
     """
@@ -68,7 +71,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Replay:
-    """The dense model first, then the trials of the chain, then the confirmation; `model` is what came out."""
+    """The dense model first, then the trials of the chain, then the confirmation; `model` is what
+    came out.
+    """
 
     steps: tuple[Step, ...]
     model: nn.Module
@@ -80,24 +85,29 @@ class Replay:
 
 
 def replay_or_fail(settings: Settings, model: str) -> Replay:
-    """`replay` for the command line. Errors: DataError where a link's weights are not the same bit for bit."""
+    """`replay` for the command line. Errors: DataError where a link's weights are not the same bit
+    for bit.
+    """
     found = replay(settings, model)
     show(summary_table(f"replay of {model}", [(step.name, step.text()) for step in found.steps]))
     if not found.identical:
         first = next(step for step in found.steps if not step.identical)
         raise DataError(
-            f"a replay must give the same weights bit for bit; {model} differs from '{first.name}' on, {first.text()}; "
-            "bits repeat on the CPU with the same torch and threads: give threads=N and memory_format as they were, "
+            f"a replay must give the same weights bit for bit; {model} differs from '{first.name}' "
+            f"on, {first.text()}; "
+            "bits repeat on the CPU with the same torch and threads: give threads=N and "
+            "memory_format as they were, "
             "and the data as it was"
         )
     return found
 
 
 def replay(settings: Settings, folder: str | Path) -> Replay:
-    """The model in `folder`, an exported one or a finished trial, made anew from the dense model and its plans.
+    """The model in `folder`, an exported one or a finished trial, made anew from the dense model
+    and its plans.
 
-    Nothing else of its study is needed. Errors: ConfigError where the settings are not those it was made with,
-    DataError for a folder without a lineage.
+    Nothing else of its study is needed. Errors: ConfigError where the settings are not those it was
+    made with, DataError for a folder without a lineage.
     """
     at = Path(folder)
     document = read_plan(at)
@@ -113,7 +123,9 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
 
 @dataclass
 class _Replayer:
-    """The chain of a model at work; `lab` is in the memory format that the last link was made in."""
+    """The chain of a model at work; `lab` is in the memory format that the last link was made
+    in.
+    """
 
     settings: Settings
     lab: Lab
@@ -169,21 +181,26 @@ class _Replayer:
 
 
 def _require_same(settings: Settings, lineage: Lineage) -> None:
-    """The recipe but for where its data lies: folders move, and the weights tell whether they held the same."""
+    """The recipe but for where its data lies: folders move, and the weights tell whether they held
+    the same.
+    """
     old, new = dict(lineage.recipe), recipe_of(settings)
     for recipe in (old, new):
         recipe["data"] = recipe["data"]["_target_"]
     if changes := differences(old, new):
         raise ConfigError(
-            f"a model is replayed with the settings it was made with: {'; '.join(changes)}. Give the values it had: "
+            f"a model is replayed with the settings it was made with: {'; '.join(changes)}. Give "
+            "the values it had: "
             "the same +experiment and overrides as the search"
         )
 
 
 def _as_made(settings: Settings, lab: Lab, made: Mapping[str, Any]) -> Lab:
-    """In the memory format of the time, the usual one before there was a choice, unless the settings name one.
+    """In the memory format of the time, the usual one before there was a choice, unless the
+    settings name one.
 
-    Nor where it would corrupt memory on this device: the replay then says that the format was another.
+    Nor where it would corrupt memory on this device: the replay then says that the format was
+    another.
     """
     was = made.get("memory_format", "contiguous")
     if settings.memory_format != "auto" or was not in FORMATS:
@@ -194,9 +211,11 @@ def _as_made(settings: Settings, lab: Lab, made: Mapping[str, Any]) -> Lab:
 
 
 def _again(settings: Settings, lab: Lab, lineage: Lineage, link: Link, working: Working) -> Working:
-    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did not before.
+    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did
+    not before.
 
-    Also for a plan that is none, and one whose method would run code that neither this program nor the settings name.
+    Also for a plan that is none, and one whose method would run code that neither this program nor
+    the settings name.
     """
     try:
         plan = Plan.from_json(link.plan)
@@ -211,7 +230,8 @@ def _again(settings: Settings, lab: Lab, lineage: Lineage, link: Link, working: 
     outcome = run_plan(lab, method, plan, working, lambda *_: None)
     if outcome.reason:
         raise DataError(
-            f"trial {link.trial} was completed and must be again; the replay was stopped: {outcome.reason}"
+            f"trial {link.trial} was completed and must be again; the replay was stopped: "
+            f"{outcome.reason}"
         )
     return outcome.working
 

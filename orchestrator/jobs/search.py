@@ -36,10 +36,11 @@ from orchestrator.tracking import Tracker
 
 
 def search(settings: Settings) -> Outputs:
-    """Search, confirm, export, log; what is there already is not done again. See `Outputs` for what is returned.
+    """Search, confirm, export, log; what is there already is not done again. See `Outputs` for what
+    is returned.
 
-    The door is `orchestrator.jobs.checked.search`: it shows a study that is complete.
-    Errors: UserError, before anything expensive, for whatever the configuration has wrong.
+    The door is `orchestrator.jobs.checked.search`: it shows a study that is complete. Errors:
+    UserError, before anything expensive, for whatever the configuration has wrong.
     """
     begin = time.perf_counter()
     with Progress() as progress:
@@ -67,7 +68,9 @@ def search(settings: Settings) -> Outputs:
 
 @dataclass(frozen=True)
 class _Job:
-    """The search and what follows it: confirmation, baselines, outputs. `begin` is when the run began."""
+    """The search and what follows it: confirmation, baselines, outputs. `begin` is when the run
+    began.
+    """
 
     settings: Settings
     final: FinalLab
@@ -182,5 +185,6 @@ def _require_completed(found: list[TrialRow]) -> None:
     reasons = [row.reason for row in found if row.reason]
     most = max(set(reasons), key=reasons.count) if reasons else "none gave a reason"
     raise UserError(
-        f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} times)"
+        f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} "
+        "times)"
     )

@@ -14,9 +14,10 @@ from orchestrator.workers.pool import Workers
 def work(settings: Settings, name: str = "") -> None:
     """Run trials that wait in the study of this name, until its search has ended.
 
-    Give the command of the search with `job=work`, the same `study.storage`, and either `study.out` and
-    `study.baselines` on a disk that all processes share, or `study.results=mlflow`. `name` tells those apart that one
-    sweep begins. Errors: UserError where the study is another one, or its dense weights are.
+    Give the command of the search with `job=work`, the same `study.storage`, and either `study.out`
+    and `study.baselines` on a disk that all processes share, or `study.results=mlflow`. `name`
+    tells those apart that one sweep begins. Errors: UserError where the study is another one, or
+    its dense weights are.
     """
     if settings.workers == 1:
         help_alone(settings, name)

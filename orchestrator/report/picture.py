@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito: told apart also by colour-blind readers; marker shapes say the same once more for grey prints.
+# Okabe & Ito: told apart also by colour-blind readers; marker shapes say the same once more for
+# grey prints.
 _FRONT = "#0072B2"
 _DENSE = "#000000"
 _TRIAL = "#7F7F7F"
@@ -35,12 +36,14 @@ _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: float = 1.0) -> None:
-    """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on validation data.
+    """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on
+    validation data.
 
-    `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than the part that matters
-    sit on the lower edge as arrows.
+    `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than
+    the part that matters sit on the lower edge as arrows.
     """
-    # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system, no global state.
+    # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system,
+    # no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
@@ -66,7 +69,9 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
 
 
 def _upright(rows: Rows, sign: float) -> Rows:
-    """With qualities of which more is better, and without trials that have no place in the picture."""
+    """With qualities of which more is better, and without trials that have no place in the
+    picture.
+    """
     trials = []
     for row in rows.trials:
         if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio:
@@ -84,7 +89,9 @@ def _upright(rows: Rows, sign: float) -> Rows:
 
 
 def _quality_limits(rows: Rows) -> tuple[float, float]:
-    """The axis follows the confirmed models: one trial at chance level must not flatten the rest."""
+    """The axis follows the confirmed models: one trial at chance level must not flatten the
+    rest.
+    """
     confirmed = [*rows.front, *([rows.dense] if rows.dense else [])]
     low = [row.test_mean - row.test_std for row in confirmed]
     high = [row.test_mean + row.test_std for row in confirmed]

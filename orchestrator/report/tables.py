@@ -25,10 +25,12 @@ _PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
 
 
 def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
-    """One line per confirmed model, large to small, beside it the baselines matched to it (`ConfirmedRow.trial`).
+    """One line per confirmed model, large to small, beside it the baselines matched to it
+    (`ConfirmedRow.trial`).
 
-    All qualities are on test data; 'against dense' is the difference of the means. Methods that differ are named.
-    `further` are the costs and metrics that are optimised beside the quality and the cost of the axis.
+    All qualities are on test data; 'against dense' is the difference of the means. Methods that
+    differ are named. `further` are the costs and metrics that are optimised beside the quality and
+    the cost of the axis.
     """
     from rich.table import Table
 
@@ -75,7 +77,9 @@ def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
 
 
 def show(table: Table, stream: TextIO | None = None) -> None:
-    """Prints for the terminal `stream` is (stdout by default), or else as plain lines that paste into Markdown."""
+    """Prints for the terminal `stream` is (stdout by default), or else as plain lines that paste
+    into Markdown.
+    """
     from rich import box
     from rich.console import Console
 
@@ -97,7 +101,9 @@ def show(table: Table, stream: TextIO | None = None) -> None:
 
 
 def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[ConfirmedRow], str]]:
-    """Header to cell: the axis and what is left along it, the rest of what is optimised, and what else one asks for."""
+    """Header to cell: the axis and what is left along it, the rest of what is optimised, and what
+    else one asks for.
+    """
     found: dict[str, Callable[[ConfirmedRow], str]] = {
         axis_words(axis): lambda row: (
             count(row.cost) if axis in AXES else cost_words(axis, row.cost)

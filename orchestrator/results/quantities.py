@@ -54,7 +54,9 @@ def axis_words(cost: str) -> str:
 
 
 def cost_words(cost: str, value: float) -> str:
-    """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'; counts by letters: 'params', 23_500_000 -> '23.5 M'."""
+    """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'; counts by letters: 'params', 23_500_000
+    -> '23.5 M'.
+    """
     if cost in AXES:
         return flops(value)
     unit = COSTS[cost].unit

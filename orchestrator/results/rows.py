@@ -1,4 +1,6 @@
-"""The rows of trials.csv, rungs.csv, front.csv and baselines.csv, and their way to disk and back."""
+"""The rows of trials.csv, rungs.csv, front.csv and baselines.csv, and their way to disk and
+back.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from orchestrator.files import write_atomic
 class OnAxis:
     """A row of a study whose front is laid out along `axis`, the first of its costs.
 
-    `costs` are by name, those that are known; `ratios` are the same against the dense model's. In a table each cost is
-    a column, and each ratio: `flops`, `flops_ratio`.
+    `costs` are by name, those that are known; `ratios` are the same against the dense model's. In a
+    table each cost is a column, and each ratio: `flops`, `flops_ratio`.
     """
 
     axis: str
@@ -42,9 +44,10 @@ class OnAxis:
 class TrialRow(OnAxis):
     """One trial: `quality` on validation data, costs, wall-clock seconds.
 
-    `metrics` are the further ones of the study, on validation data too. `parent` is the number of the trial whose
-    weights it inherited, None for the dense model; `loss` is the validation loss. `kind` says how the plan was made
-    (the chain, the sampler, a user, another study), `reason` why it did not complete.
+    `metrics` are the further ones of the study, on validation data too. `parent` is the number of
+    the trial whose weights it inherited, None for the dense model; `loss` is the validation loss.
+    `kind` says how the plan was made (the chain, the sampler, a user, another study), `reason` why
+    it did not complete.
     """
 
     number: int
@@ -65,11 +68,13 @@ class TrialRow(OnAxis):
 
 @dataclass(frozen=True)
 class ConfirmedRow(OnAxis):
-    """One confirmed model: mean and standard deviation of the quality on test data over `seeds` finetunings.
+    """One confirmed model: mean and standard deviation of the quality on test data over `seeds`
+    finetunings.
 
-    `origin` says who made it: `front`, the `dense` model, or a baseline by its name. `trial` is the front's trial, or
-    the one that a baseline is matched to; None for the dense model. `sparsity` is the share of the dense model's
-    parameters that are gone or zero, `metrics` are means on test data of the further ones of the study.
+    `origin` says who made it: `front`, the `dense` model, or a baseline by its name. `trial` is the
+    front's trial, or the one that a baseline is matched to; None for the dense model. `sparsity` is
+    the share of the dense model's parameters that are gone or zero, `metrics` are means on test
+    data of the further ones of the study.
     """
 
     origin: str
@@ -88,12 +93,14 @@ class ConfirmedRow(OnAxis):
 
 @dataclass(frozen=True)
 class RungRow:
-    """One row of rungs.csv: Spearman's correlation of what a rung showed with the quality in the end; 1 = same order.
+    """One row of rungs.csv: Spearman's correlation of what a rung showed with the quality in the
+    end; 1 = same order.
 
-    `loss` and `quality` are the rung's on validation data, signed so that 1 is good. `..._at_cost` are partial: ranks
-    with those of log FLOPs taken out, since larger models lead at every rung. `trials` completed after more finetuning
-    than this rung; None stands for too few of them, or for values that are all the same. Where trials were stopped the
-    rest is alike, which lowers the correlations.
+    `loss` and `quality` are the rung's on validation data, signed so that 1 is good. `..._at_cost`
+    are partial: ranks with those of log FLOPs taken out, since larger models lead at every rung.
+    `trials` completed after more finetuning than this rung; None stands for too few of them, or for
+    values that are all the same. Where trials were stopped the rest is alike, which lowers the
+    correlations.
     """
 
     rung: int
@@ -111,7 +118,8 @@ SPREAD = ("costs", "ratios")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a study found: its trials, the confirmed front, the baselines matched to it, the dense model.
+    """What a study found: its trials, the confirmed front, the baselines matched to it, the dense
+    model.
 
     `dense` is finetuned as long as the front's models; None where it is not confirmed.
     """
@@ -130,7 +138,8 @@ class Rows:
 
 
 def write_csv(path: str | Path, rows: Sequence[AnyRow], row_type: type[AnyRow]) -> None:
-    """Writes the header also when there are no rows; None is an empty cell, floats keep every digit.
+    """Writes the header also when there are no rows; None is an empty cell, floats keep every
+    digit.
 
     Costs that no row has get no column.
     """
@@ -156,7 +165,9 @@ def _plain_columns(row_type: type[Any]) -> list[str]:
 
 
 def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
-    """(column, field, cost) of every cost and ratio that some row has, in the order of the table of costs."""
+    """(column, field, cost) of every cost and ratio that some row has, in the order of the table of
+    costs.
+    """
     columns = []
     for cost in COSTS:
         for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True):
@@ -166,7 +177,9 @@ def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
 
 
 def read_csv(path: str | Path, row_type: type[AnyRow]) -> list[AnyRow]:
-    """The rows `write_csv` wrote, with their types; DataError names the line and column that do not fit."""
+    """The rows `write_csv` wrote, with their types; DataError names the line and column that do not
+    fit.
+    """
     names = _plain_columns(row_type)
     known = {
         name: (part, cost)
@@ -181,7 +194,8 @@ def read_csv(path: str | Path, row_type: type[AnyRow]) -> list[AnyRow]:
             name not in known for name in more if _has_costs(row_type)
         ):
             raise DataError(
-                f"{path} must have the columns {names}; it has {header}; it was written by another version "
+                f"{path} must have the columns {names}; it has {header}; it was written by another "
+                "version "
                 "or changed by hand: move it away and run the job again"
             )
         rows = []

@@ -1,7 +1,8 @@
-"""The search: what to try next, from which parent, for how long, and which results stand on the front.
+"""The search: what to try next, from which parent, for how long, and which results stand on the
+front.
 
-Called, the package is the job `search`, so that `orchestrator.search(settings)` works whatever was imported before.
-The import system puts the package in the place of any function of this name.
+Called, the package is the job `search`, so that `orchestrator.search(settings)` works whatever was
+imported before. The import system puts the package in the place of any function of this name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Bounds that are known before training: what a plan will cost, and whether any plan can keep them."""
+"""Bounds that are known before training: what a plan will cost, and whether any plan can keep
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from orchestrator.settings.objectives import four_digits
 def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
     """What a plan costs, as far as no training changes it and it is bounded or free to know.
 
-    Sizes and latencies of exported files are not known before there is one, effective FLOPs not where activations are
-    pruned.
+    Sizes and latencies of exported files are not known before there is one, effective FLOPs not
+    where activations are pruned.
     """
     facts = lab.facts
     kept = plan.counts(facts.structure)
@@ -35,7 +37,9 @@ def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
 
 
 def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
-    """Errors: ConfigError for a bound on a cost that neither the smallest plan nor the dense model is within."""
+    """Errors: ConfigError for a bound on a cost that neither the smallest plan nor the dense model
+    is within.
+    """
     structure = prices.structure
     dense = _costs(settings, prices, structure.sizes, model)
     costs = {"smallest": _costs(settings, prices, structure.least, model), "dense": dense}
@@ -44,18 +48,22 @@ def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
     for name, bound in settings.objectives.bounds.items():
         if bound.most is not None and smallest.get(name, 0.0) > bound.most:
             raise ConfigError(
-                f"objectives.bounds.{name}.most must be at least {four_digits(smallest[name])}, what the smallest plan has; "
+                f"objectives.bounds.{name}.most must be at least {four_digits(smallest[name])}, "
+                "what the smallest plan has; "
                 f"got {four_digits(bound.most)}"
             )
         if bound.least is not None and largest.get(name, float("inf")) < bound.least:
             raise ConfigError(
-                f"objectives.bounds.{name}.least must be at most {four_digits(largest[name])}, what the dense model has; "
+                f"objectives.bounds.{name}.least must be at most {four_digits(largest[name])}, "
+                "what the dense model has; "
                 f"got {four_digits(bound.least)}"
             )
 
 
 def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -> dict[str, float]:
-    """Costs at the ends of what plans can be; left out where something beside the counts has a say."""
+    """Costs at the ends of what plans can be; left out where something beside the counts has a
+    say.
+    """
     methods = settings.method.choices()
     single = all(method.granularity != "unit" for method in methods)
     if single:

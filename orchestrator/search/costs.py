@@ -1,4 +1,6 @@
-"""What a plan or a model costs: one function for each row of the table in `orchestrator/costs.py`."""
+"""What a plan or a model costs: one function for each row of the table in
+`orchestrator/costs.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ MEGA = 1e6
 
 @dataclass(frozen=True)
 class Prices:
-    """What costs follow from: the structure, its closed forms, one input, and the latency model where there is one."""
+    """What costs follow from: the structure, its closed forms, one input, and the latency model
+    where there is one.
+    """
 
     structure: Structure
     closed_form: Cost
@@ -33,9 +37,10 @@ class Prices:
 class Costed:
     """A plan or model whose costs are asked for; a cost that needs what is None is not known.
 
-    `kept` has shape (n_groups,). `density` is the share of nonzero factors by weight tensor, None where it is not known
-    before training. `shaped` is a model of the right shapes, whatever its weights, or what runs it; `trained` has the
-    weights whose zeros count. `artifact` is the exported file that stands in for the tensors.
+    `kept` has shape (n_groups,). `density` is the share of nonzero factors by weight tensor, None
+    where it is not known before training. `shaped` is a model of the right shapes, whatever its
+    weights, or what runs it; `trained` has the weights whose zeros count. `artifact` is the
+    exported file that stands in for the tensors.
     """
 
     kept: Counts

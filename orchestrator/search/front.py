@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-"""Shape (n, objectives): quality first (larger is better, whatever the metric), then all others, smaller is better."""
+"""Shape (n, objectives): quality first (larger is better, whatever the metric), then all others,
+smaller is better.
+"""
 
 
 def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:
-    """True for points that no other one dominates: no worse everywhere and better somewhere; shape (n,).
+    """True for points that no other one dominates: no worse everywhere and better somewhere; shape
+    (n,).
 
-    With a `tolerance` a rival must be better in quality by more than that, so that models which the validation data
-    cannot tell apart all stay. Of equal points the first stays.
+    With a `tolerance` a rival must be better in quality by more than that, so that models which the
+    validation data cannot tell apart all stay. Of equal points the first stays.
     """
     if not len(points):
         return np.zeros(0, dtype=np.bool_)
@@ -38,10 +41,11 @@ def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool
 def hypervolume(
     quality: Sequence[float], flops_ratio: Sequence[float], reference: float, least: float
 ) -> float:
-    """Area between the front and the reference quality over log FLOPs, from the dense cost down to `least`; in [0, 1].
+    """Area between the front and the reference quality over log FLOPs, from the dense cost down to
+    `least`; in [0, 1].
 
-    The axis is log(ratio) / log(least), clipped to [0, 1], so that a model at `least` of the dense FLOPs with quality
-    `reference + 1` would fill one unit.
+    The axis is log(ratio) / log(least), clipped to [0, 1], so that a model at `least` of the dense
+    FLOPs with quality `reference + 1` would fill one unit.
     """
     points = [
         (-q, 1.0 - min(1.0, max(0.0, math.log(r) / math.log(least))))
@@ -56,10 +60,11 @@ def hypervolume(
 
 
 def volume(points: Points, reference: npt.NDArray[np.float64]) -> float:
-    """Volume between the points and the `reference`, both as in `Points`; what is not better everywhere adds nothing.
+    """Volume between the points and the `reference`, both as in `Points`; what is not better
+    everywhere adds nothing.
 
-    Normalised where costs are ratios to the dense model's: a model of quality `reference + 1` at no cost would fill one
-    unit per further metric's unit.
+    Normalised where costs are ratios to the dense model's: a model of quality `reference + 1` at no
+    cost would fill one unit per further metric's unit.
     """
     signs = np.array([-1.0] + [1.0] * (len(reference) - 1))
     losses, corner = points * signs, reference * signs
@@ -72,8 +77,9 @@ def spread_out(
 ) -> list[int]:
     """Indices of at most `most` values, spread over the log of the cost, cheapest first.
 
-    The axis is cut into `most` stretches of equal length; each non-empty one gives its lowest loss (without losses the
-    value nearest to its middle, and the two ends of all), and empty ones leave their place to the next best values.
+    The axis is cut into `most` stretches of equal length; each non-empty one gives its lowest loss
+    (without losses the value nearest to its middle, and the two ends of all), and empty ones leave
+    their place to the next best values.
     """
     if len(costs) <= most:
         return sorted(range(len(costs)), key=lambda i: costs[i])

@@ -19,14 +19,19 @@ from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound
 
 WORSE = 0.5
-"""Units of the quality below the dense model's: from there the hypervolume counts, where nothing says otherwise."""
+"""Units of the quality below the dense model's: from there the hypervolume counts, where nothing
+says otherwise.
+"""
 LEAST_RATIO = 1 / 32
-"""Of the dense FLOPs: the area along their log axis is clipped here, where no bound says otherwise."""
+"""Of the dense FLOPs: the area along their log axis is clipped here, where no bound says otherwise.
+"""
 
 
 @dataclass(frozen=True)
 class Goals:
-    """`signs` are 1 where more of a metric is better and -1 where less is: quality first, then the further metrics."""
+    """`signs` are 1 where more of a metric is better and -1 where less is: quality first, then the
+    further metrics.
+    """
 
     quality: str
     signs: Mapping[str, float]
@@ -39,7 +44,9 @@ class Goals:
 
     @property
     def axis(self) -> str:
-        """The cost along which targets, bands and baselines stand: its ratio is known before any training."""
+        """The cost along which targets, bands and baselines stand: its ratio is known before any
+        training.
+        """
         return "effective_flops" if "effective_flops" in self.costs else "flops"
 
     def uses(self, cost: str) -> bool:
@@ -51,7 +58,9 @@ class Goals:
         return cost in self.bounds or ratio_name(cost) in self.bounds
 
     def loss(self, metrics: Mapping[str, float]) -> float:
-        """Smaller is better: the loss where the task logs one, which tells more models apart, else the quality."""
+        """Smaller is better: the loss where the task logs one, which tells more models apart, else
+        the quality.
+        """
         return metrics["loss"] if "loss" in metrics else -self.sign * metrics[self.quality]
 
     @property
@@ -91,7 +100,9 @@ class Goals:
         }
 
     def broken(self, values: Mapping[str, float]) -> str:
-        """Why these values are not to be had, all reasons in one; "" where they keep every bound."""
+        """Why these values are not to be had, all reasons in one; "" where they keep every
+        bound.
+        """
         reasons = [
             bound.broken(name, values[name])
             for name, bound in self.bounds.items()
@@ -101,7 +112,9 @@ class Goals:
 
 
 def goals_of(settings: Settings) -> Goals:
-    """Errors: ConfigError for a metric or bound that neither the task nor the costs have, with the nearest names."""
+    """Errors: ConfigError for a metric or bound that neither the task nor the costs have, with the
+    nearest names.
+    """
     objectives = settings.objectives
     directions = task_directions(settings)
     for key, names in {
@@ -111,14 +124,16 @@ def goals_of(settings: Settings) -> Goals:
         for name in names:
             if name not in directions:
                 raise ConfigError(
-                    f"objectives.{key} must be {'one' if key == 'quality' else 'some'} of {list(directions)}; "
+                    f"objectives.{key} must be {'one' if key == 'quality' else 'some'} of "
+                    f"{list(directions)}; "
                     f"got '{name}'{nearest(name, list(directions))}"
                 )
     known = [*known_names(), *directions]
     for name in objectives.bounds:
         if name not in known:
             raise ConfigError(
-                f"objectives.bounds must name costs {list(COSTS)}, their ratios to the dense model's (flops_ratio) or "
+                f"objectives.bounds must name costs {list(COSTS)}, their ratios to the dense "
+                "model's (flops_ratio) or "
                 f"metrics of the task {list(directions)}; got '{name}'{nearest(name, known)}"
             )
     signs = {
@@ -144,9 +159,11 @@ def _require_float_model(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """The point from which the hypervolume counts, and the dense model's costs that ratios are against.
+    """The point from which the hypervolume counts, and the dense model's costs that ratios are
+    against.
 
-    `clip` is the least FLOPs ratio that counts, for the area of two objectives along a log axis; None for a volume.
+    `clip` is the least FLOPs ratio that counts, for the area of two objectives along a log axis;
+    None for a volume.
     """
 
     goals: Goals
@@ -159,7 +176,9 @@ class Reference:
     def volume(
         self, metrics: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]
     ) -> float:
-        """Of these models: the area over log FLOPs, or the normalised volume of other and of more objectives."""
+        """Of these models: the area over log FLOPs, or the normalised volume of other and of more
+        objectives.
+        """
         goals = self.goals
         if self.clip is not None:
             (cost,) = goals.costs

@@ -1,4 +1,6 @@
-"""Whether the parts of a configuration go together: what takes no data, and so is told before any is read."""
+"""Whether the parts of a configuration go together: what takes no data, and so is told before any
+is read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from orchestrator.settings import Settings
 
 
 def check_parts(settings: Settings) -> Goals:
-    """What the study is after. Errors: ConfigError for a part that cannot be built or does not fit the others."""
+    """What the study is after. Errors: ConfigError for a part that cannot be built or does not fit
+    the others.
+    """
     goals = goals_of(settings)
     space, _ = settings.space.build(), settings.stopping.build()
     check_method(settings, space)

@@ -1,4 +1,6 @@
-"""What every process that runs trials makes before its first: the methods, the space, what evaluates a plan."""
+"""What every process that runs trials makes before its first: the methods, the space, what
+evaluates a plan.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from orchestrator.search.trials.methods import PreparedMethod, prepare_method
 from orchestrator.settings import Settings
 
 DENSE, OVER = "dense", "over"
-"""Of the study: the digest of the dense weights, once they are there, and whether its search has ended."""
+"""Of the study: the digest of the dense weights, once they are there, and whether its search has
+ended.
+"""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The methods, and the terrain of each in the same order; trials are proposed on the first one."""
+    """The methods, and the terrain of each in the same order; trials are proposed on the first
+    one.
+    """
 
     space: Choices
     methods: tuple[PreparedMethod, ...]
@@ -78,26 +84,33 @@ def rules_of(settings: Settings, facts: Facts, stopping: Any) -> Rules:
 
 
 def require_one_dense(study: Study, facts: Facts) -> None:
-    """Errors: DataError where trials of the study were pruned from other dense weights than those that are here now.
+    """Errors: DataError where trials of the study were pruned from other dense weights than those
+    that are here now.
 
-    A checkpoint was replaced under its path, or the dense model was trained anew to other bits: plans of two networks
-    would stand on one front.
+    A checkpoint was replaced under its path, or the dense model was trained anew to other bits:
+    plans of two networks would stand on one front.
     """
     theirs = study.user_attrs.get(DENSE)
     ended = any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
     if ended and theirs not in (None, facts.dense_digest):
         raise DataError(
-            f"a study prunes one dense network; the trials of '{study.study_name}' have the weights {theirs[:12]}, now "
-            f"they are {facts.dense_digest[:12]}: give the checkpoint (phases.train.checkpoint) or the folder of "
+            f"a study prunes one dense network; the trials of '{study.study_name}' have the "
+            f"weights {theirs[:12]}, now "
+            f"they are {facts.dense_digest[:12]}: give the checkpoint (phases.train.checkpoint) or "
+            "the folder of "
             "dense models (study.baselines) that it began with, or study.name another value"
         )
 
 
 def require_same_dense(study: Study, facts: Facts) -> None:
-    """Errors: DataError where this process has other dense weights than the study, whose plans would not fit."""
+    """Errors: DataError where this process has other dense weights than the study, whose plans
+    would not fit.
+    """
     theirs, ours = study.user_attrs[DENSE], facts.dense_digest
     if theirs != ours:
         raise DataError(
-            f"all processes of a study must begin from the same dense weights; study '{study.study_name}' has "
-            f"{theirs[:12]}, here are {ours[:12]}: put study.baselines and study.out on a disk that all of them share"
+            "all processes of a study must begin from the same dense weights; study "
+            f"'{study.study_name}' has "
+            f"{theirs[:12]}, here are {ours[:12]}: put study.baselines and study.out on a disk "
+            "that all of them share"
         )

@@ -1,4 +1,6 @@
-"""Samplers by name: Optuna's that take several objectives, OptunaHub's, and one that tries everything."""
+"""Samplers by name: Optuna's that take several objectives, OptunaHub's, and one that tries
+everything.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,15 @@ _STOPS_ITSELF = ("optuna.samplers.GridSampler", "optuna.samplers.BruteForceSampl
 def sampler(recipe: Recipe, seed: int, distributions: Distributions) -> BaseSampler:
     """Any sampler by its dotted path, given `seed` and `search_space` where it takes them.
 
-    A seed of its own in the configuration stays: a low-discrepancy sequence must be the same one in every trial.
-    Errors: ConfigError for what is not a sampler, or does not take these distributions.
+    A seed of its own in the configuration stays: a low-discrepancy sequence must be the same one in
+    every trial. Errors: ConfigError for what is not a sampler, or does not take these
+    distributions.
     """
     if recipe.target in _STOPS_ITSELF:
-        raise ConfigError(f"{recipe.target} ends a study by itself, which only works inside `optimize`; take "
-                          "sampler=brute_force with space.levels")  # fmt: skip
+        raise ConfigError(
+            f"{recipe.target} ends a study by itself, which only works inside `optimize`; take "
+            "sampler=brute_force with space.levels"
+        )
     accepts = inspect.signature(locate(recipe.target)).parameters
     extra = {"seed": seed, "search_space": dict(distributions)}
     given = {
@@ -60,7 +65,9 @@ def sampler(recipe: Recipe, seed: int, distributions: Distributions) -> BaseSamp
 
 
 def check_sampler(recipe: Recipe, directions: Sequence[Direction]) -> None:
-    """Try it on a small study. Errors: ConfigError with what the sampler says where it cannot do it."""
+    """Try it on a small study. Errors: ConfigError with what the sampler says where it cannot do
+    it.
+    """
     space: Distributions = {
         "a": FloatDistribution(0.0, 1.0, step=0.25),
         "b": IntDistribution(1, 4),
@@ -127,7 +134,8 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
 def tried_places(
     trials: Sequence[FrozenTrial], distributions: Distributions
 ) -> set[tuple[int, ...]]:
-    """Where in the space each trial with a value for every dimension lies; what lies off the grid is left out.
+    """Where in the space each trial with a value for every dimension lies; what lies off the grid
+    is left out.
 
     A trial that waits lies where it will be, if its parameters are given.
     """
@@ -151,13 +159,15 @@ def _place(values: list[Any], value: Any) -> int | None:
 class BruteForce(BaseSampler):
     """Every combination of a finite space, each once, in an order that the seed decides.
 
-    Optuna's own ends the study from inside a trial, which asking and telling does not allow; here the loop ends it.
+    Optuna's own ends the study from inside a trial, which asking and telling does not allow; here
+    the loop ends it.
     """
 
     def __init__(self, search_space: Distributions, seed: int = 0) -> None:
         if names := continuous(search_space):
             raise ConfigError(
-                f"sampler=brute_force needs discrete dimensions; these are continuous: {', '.join(names)}; give "
+                "sampler=brute_force needs discrete dimensions; these are continuous: "
+                f"{', '.join(names)}; give "
                 "space.levels=3 (values per dimension), or fix them (least = most)"
             )
         self._space, self._seed = dict(search_space), seed
@@ -199,7 +209,9 @@ class BruteForce(BaseSampler):
 
 
 def _index(place: Sequence[int], shape: Sequence[int]) -> int:
-    """The number of a combination, the last dimension counting fastest; Python's integers have no largest one."""
+    """The number of a combination, the last dimension counting fastest; Python's integers have no
+    largest one.
+    """
     number = 0
     for digit, size in zip(place, shape, strict=True):
         number = number * size + digit
@@ -232,22 +244,27 @@ def hub(
     registry: Path | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> BaseSampler:
-    """A sampler of OptunaHub, `package` as in `samplers/auto_sampler`; `registry` is a local folder of packages.
+    """A sampler of OptunaHub, `package` as in `samplers/auto_sampler`; `registry` is a local folder
+    of packages.
 
-    `name` is the class, where a package has several. Loading runs the package's code. Errors: ConfigError.
+    `name` is the class, where a package has several. Loading runs the package's code. Errors:
+    ConfigError.
     """
     module = _downloaded(package) if registry is None else _local(package, Path(registry))
     classes = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, BaseSampler) and key in getattr(module, "__all__", [key])
+        if isinstance(value, type)
+        and issubclass(value, BaseSampler)
+        and key in getattr(module, "__all__", [key])
         and not value.__module__.startswith("optuna.")
-    }  # fmt: skip
+    }
     if name is None and len(classes) == 1:
         (name,) = classes
     if name not in classes:
         raise ConfigError(
-            f"sampler.name must be a sampler of {package}, which has {sorted(classes)}; got {name!r}"
+            f"sampler.name must be a sampler of {package}, which has {sorted(classes)}; got "
+            f"{name!r}"
             f"{nearest(name or '', sorted(classes))}"
         )
     path = f"{module.__name__}.{name}"
@@ -289,7 +306,8 @@ def _downloaded(package: str) -> ModuleType:
         import optunahub
     except ImportError as error:
         raise ConfigError(
-            "sampler=hub needs optunahub: pip install 'pruning-orchestrator[hub]'; or name a local folder of packages: "
+            "sampler=hub needs optunahub: pip install 'pruning-orchestrator[hub]'; or name a local "
+            "folder of packages: "
             "sampler.registry=FOLDER"
         ) from error
     if (

@@ -1,4 +1,6 @@
-"""Stopping: which trials get another round of finetuning. Networks are pruned; trials are stopped."""
+"""Stopping: which trials get another round of finetuning. Networks are pruned; trials are
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from lightning_modules.errors import ConfigError
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a trial stood at one rung: validation loss (nats), quality drop against the dense model, FLOPs ratio."""
+    """Where a trial stood at one rung: validation loss (nats), quality drop against the dense
+    model, FLOPs ratio.
+    """
 
     trial: int
     rung: int
@@ -27,18 +31,24 @@ class Standing:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many trials of the search have ended by themselves, the chain left out, and how many of them completed."""
+    """How many trials of the search have ended by themselves, the chain left out, and how many of
+    them completed.
+    """
 
     trials: int = 0
     completed: int = 0
 
     def owes(self, least: float) -> bool:
-        """Whether one more trial that does not complete would leave less than the share `least` of them completed."""
+        """Whether one more trial that does not complete would leave less than the share `least` of
+        them completed.
+        """
         return self.completed < least * (self.trials + 1)
 
 
 class Stopping(Protocol):
-    """The reason to stop the trial that stands at `mine`, or None to go on; `peers` are all earlier standings."""
+    """The reason to stop the trial that stands at `mine`, or None to go on; `peers` are all earlier
+    standings.
+    """
 
     def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None: ...
 
@@ -55,15 +65,18 @@ class Never:
 class Band:
     """Compare only with trials of about the same cost: within `octaves` of FLOPs, at the same rung.
 
-    A trial goes on when its validation loss is among the better `keep` share of its band, each loss counted from the
-    band's own trend over log FLOPs; raw losses would favour the largest models. The trend never rises with the cost, so
-    nobody is behind a trial that it dominates: what dominates its whole band goes on. So does what stands on the band's
-    front between a cheaper and a dearer trial. At its ends the front says little: each new smallest model is on it by a
-    cost that is exact, each new largest one by a loss that falls with the cost; there half as many are stopped.
+    A trial goes on when its validation loss is among the better `keep` share of its band, each loss
+    counted from the band's own trend over log FLOPs; raw losses would favour the largest models.
+    The trend never rises with the cost, so nobody is behind a trial that it dominates: what
+    dominates its whole band goes on. So does what stands on the band's front between a cheaper and
+    a dearer trial. At its ends the front says little: each new smallest model is on it by a cost
+    that is exact, each new largest one by a loss that falls with the cost; there half as many are
+    stopped.
 
-    A band with fewer than `min_peers` others decides nothing. Nobody is stopped while less than `least_completed` of
-    the search's trials are completed: TPE's good set, the best tenth, would fill with stopped ones. A trial that lost
-    more than `max_drop` of quality is stopped even then: completed, it would stand on the front by its cost alone.
+    A band with fewer than `min_peers` others decides nothing. Nobody is stopped while less than
+    `least_completed` of the search's trials are completed: TPE's good set, the best tenth, would
+    fill with stopped ones. A trial that lost more than `max_drop` of quality is stopped even then:
+    completed, it would stand on the front by its cost alone.
     """
 
     octaves: float = 0.5
@@ -99,19 +112,21 @@ class Band:
         if better < keep * (len(band) + 1):
             return None
         return (
-            f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss for their cost "
+            f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss for "
+            "their cost "
             f"at rung {mine.rung}"
         )
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Compare with all trials at the same rung by non-dominated sorting over (loss, FLOPs); MO-ASHA, arXiv 2106.12639.
+    """Compare with all trials at the same rung by non-dominated sorting over (loss, FLOPs);
+    MO-ASHA, arXiv 2106.12639.
 
-    A trial goes on when its place is among the better `keep` share: by rank first, within a rank by the hypervolume
-    that the front of this rank would lose with it (larger is better; the corner is the worst loss and the largest log
-    FLOPs of the rung, so that being the smallest or the largest counts for nothing). `min_peers`, `max_drop` and
-    `least_completed` are as in `Band`.
+    A trial goes on when its place is among the better `keep` share: by rank first, within a rank by
+    the hypervolume that the front of this rank would lose with it (larger is better; the corner is
+    the worst loss and the largest log FLOPs of the rung, so that being the smallest or the largest
+    counts for nothing). `min_peers`, `max_drop` and `least_completed` are as in `Band`.
     """
 
     keep: float = 0.5
@@ -132,11 +147,15 @@ class Pareto:
         before = places(points)[0]
         if before < self.keep * len(rung):
             return None
-        return f"{before} of {len(rung) - 1} trials were before it in loss and FLOPs together at rung {mine.rung}"
+        return (
+            f"{before} of {len(rung) - 1} trials were before it in loss and FLOPs together at "
+            f"rung {mine.rung}"
+        )
 
 
 def places(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """How many points are before each one: of a lower rank, or of the same with more hypervolume of their own.
+    """How many points are before each one: of a lower rank, or of the same with more hypervolume of
+    their own.
 
     `points` has shape (n, 2), both columns to be small; equal points have the same place.
     """
@@ -155,7 +174,9 @@ def places(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def trend(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
-    """Loss per octave of FLOPs: the median slope of all pairs (Theil and Sen), at most 0; 0 where costs are equal."""
+    """Loss per octave of FLOPs: the median slope of all pairs (Theil and Sen), at most 0; 0 where
+    costs are equal.
+    """
     i, j = np.triu_indices(len(octaves), 1)
     run = octaves[j] - octaves[i]
     apart = run != 0.0

@@ -50,10 +50,11 @@ class StudySettings(Part):
     """`name` is the folder under `out`; `storage` null means a journal file in that folder.
 
     A `budget` in time or epochs stands in for `n_trials` and sets how long each trial is finetuned.
-    `lease` are the seconds without a sign of life after which a trial is taken over, `storage_patience` those for
-    which a database may be away. Plans are files in a `folder` that all processes share, or artifacts in `mlflow`.
-    A trial that runs out of memory is made once more with half the batch (`halve`), one that takes longer than
-    `trial_timeout` fails, and where more than the share `max_failures` have failed the study stops.
+    `lease` are the seconds without a sign of life after which a trial is taken over,
+    `storage_patience` those for which a database may be away. Plans are files in a `folder` that
+    all processes share, or artifacts in `mlflow`. A trial that runs out of memory is made once more
+    with half the batch (`halve`), one that takes longer than `trial_timeout` fails, and where more
+    than the share `max_failures` have failed the study stops.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -84,10 +85,12 @@ class StudySettings(Part):
 
 
 class ChainSettings(Part):
-    """The chain a study begins with: `targets` FLOPs ratios, log-spaced from `largest` to `smallest`.
+    """The chain a study begins with: `targets` FLOPs ratios, log-spaced from `largest` to
+    `smallest`.
 
-    Where whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs all rungs
-    get the same time, and at most `most_epochs`; what is left goes to the other rungs, then to trials around the chain.
+    Where whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time
+    or epochs all rungs get the same time, and at most `most_epochs`; what is left goes to the other
+    rungs, then to trials around the chain.
     """
 
     targets: Count = 8
@@ -100,7 +103,8 @@ class ChainSettings(Part):
     def _falls(self) -> ChainSettings:
         if self.smallest >= self.largest:
             raise ValueError(
-                f"chain.smallest must be below chain.largest; got {self.smallest} and {self.largest}"
+                f"chain.smallest must be below chain.largest; got {self.smallest} and "
+                f"{self.largest}"
             )
         return self
 
@@ -114,10 +118,11 @@ class ChainSettings(Part):
 
 
 class SearchSettings(Part):
-    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from the dense model.
+    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from
+    the dense model.
 
-    `warm_start` is the name of a study to begin with,
-    `plans` are files of thresholds that are tried behind the chain.
+    `warm_start` is the name of a study to begin with, `plans` are files of thresholds that are
+    tried behind the chain.
     """
 
     lineage: bool = True
@@ -133,8 +138,8 @@ RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", 
 class MadeUpSettings(Part):
     """A laboratory that trains nothing; see `orchestrator/search/lab/made_up.py`.
 
-    `noise` is the standard deviation of the quality, `failures` the share of trainings that fail, `seconds` what an
-    optimizer step takes.
+    `noise` is the standard deviation of the quality, `failures` the share of trainings that fail,
+    `seconds` what an optimizer step takes.
     """
 
     noise: Annotated[float, Field(ge=0.0)] = 0.01
@@ -170,27 +175,33 @@ class Settings(Part):
             "flops" in self.objectives.costs or self.objectives.axis != "effective_flops"
         ):
             raise ValueError(
-                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as they are; take "
+                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as "
+                "they are; take "
                 "objectives=quality_effective_flops, with other costs beside it as in "
                 "objectives.costs=[effective_flops,latency_ms]"
             )
         if single and self.phases.sparsify is not None:
             raise ValueError(
-                f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes none"
+                f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes "
+                "none"
             )
         if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
             raise ValueError(
-                "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go back to"
+                "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go "
+                "back to"
             )
         if self.study.budget is not None and self.workers > 1:
             raise ValueError(
-                f"a budget in time or epochs paces one process; study.budget={self.study.budget.text} with "
+                "a budget in time or epochs paces one process; "
+                f"study.budget={self.study.budget.text} with "
                 f"workers={self.workers}: take workers=1, or a number of trials (study.n_trials)"
             )
         return self
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as plain data: what it was composed of, with every default written out."""
+        """The configuration as plain data: what it was composed of, with every default written
+        out.
+        """
         recipes = {name: getattr(self, name).to_json() for name in RECIPES}
         phases = self.phases.model_dump(
             mode="json", exclude={"train": _RECIPES, "finetune": _RECIPES, "sparsify": True}
@@ -209,7 +220,9 @@ class Settings(Part):
 
     @property
     def depth(self) -> bool:
-        """Whether whole blocks go too: as the method says or, where it does not, in a chain under a budget in time."""
+        """Whether whole blocks go too: as the method says or, where it does not, in a chain under a
+        budget in time.
+        """
         method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
         if not self._depth_is_open:
             return bool(self.method.depth or method.depth)
@@ -236,7 +249,9 @@ class Settings(Part):
         return str(self.model.arguments.get("name", self.model.target.rpartition(".")[2]))
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same search: everything a trial's result depends on, nothing about how many."""
+        """What makes two runs the same search: everything a trial's result depends on, nothing
+        about how many.
+        """
         whole = self.plain()
         for name in ("study", "tracking", "job", "workers", "device", "threads", "memory_format"):
             whole.pop(name)
@@ -268,7 +283,9 @@ _TYPES = ("literal[", "constrained-")
 
 
 def load(config: Mapping[str, Any]) -> Settings:
-    """Settings of a composed config. Errors: ConfigError with every wrong key, its value and the nearest names."""
+    """Settings of a composed config. Errors: ConfigError with every wrong key, its value and the
+    nearest names.
+    """
     try:
         return Settings.model_validate(dict(config))
     except ValidationError as error:
@@ -295,7 +312,10 @@ def _message(problem: Any) -> str:
     if problem["type"] == "extra_forbidden" and (replacement := instead(where)):
         return f"{where} is not a setting any more: {replacement}"
     if problem["type"] == "extra_forbidden":
-        return f"{where} is not a setting{nearest(str(problem['loc'][-1]), _known(problem['loc'][:-1]))}"
+        return (
+            f"{where} is not a "
+            f"setting{nearest(str(problem['loc'][-1]), _known(problem['loc'][:-1]))}"
+        )
     text = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     shown = "" if isinstance(value, Mapping | BaseModel) else f"; got {value!r}"

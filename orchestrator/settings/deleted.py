@@ -6,15 +6,21 @@ INSTEAD = {
     "search.screening": "it did not pay (docs/negative-results.md); leave it out",
     "search.chain.tilt": "it did not pay (docs/negative-results.md); leave it out",
     "search.chain.even": "all targets of the chain share a budget by equal time; leave it out",
-    "search.chain.equal_loss": "the chain is one; take space.equal_loss=[0.5, 0.5] for another allocation",
+    "search.chain.equal_loss": (
+        "the chain is one; take space.equal_loss=[0.5, 0.5] for another allocation"
+    ),
     "search.chain.rungs": "take search.chain.targets, the number of FLOPs ratios of the chain",
     "method.criterion.combine": "coupled layers always count by their mean; leave it out",
-    "phases.finetune.units": "take space.rounds=[least, most], the rounds of finetuning after each pruning step",
+    "phases.finetune.units": (
+        "take space.rounds=[least, most], the rounds of finetuning after each pruning step"
+    ),
     "phases.finetune.unit_steps": "take phases.finetune.round_steps",
     "phases.confirm.units": "take phases.confirm.rounds",
     "phases.sparsify.units": "take phases.sparsify.rounds",
     "space.units": "take space.rounds",
-    "objectives.reference_quality": "take objectives.references={accuracy: 0.5}, by the name of the quality",
+    "objectives.reference_quality": (
+        "take objectives.references={accuracy: 0.5}, by the name of the quality"
+    ),
     "objectives.max_flops_ratio": "take objectives.bounds={flops_ratio: {most: 0.5}}",
     "objectives.max_params_ratio": "take objectives.bounds={params_ratio: {most: 0.5}}",
     "objectives.least_flops_ratio": "take objectives.bounds={flops_ratio: {least: 0.03}}",
@@ -22,7 +28,9 @@ INSTEAD = {
 
 
 def instead(key: str) -> str | None:
-    """What replaces a deleted or renamed key, or the section that it was in; None for a key that never was one."""
+    """What replaces a deleted or renamed key, or the section that it was in; None for a key that
+    never was one.
+    """
     parts = key.split(".")
     prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next((INSTEAD[prefix] for prefix in prefixes if prefix in INSTEAD), None)

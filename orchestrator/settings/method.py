@@ -12,7 +12,8 @@ from orchestrator.settings.parts import AnyRecipe, Part, Positive
 
 
 class ActivationSettings(Part):
-    """Activations set to zero at run time: below a threshold (`threshold`) or outside the largest share (`topk`).
+    """Activations set to zero at run time: below a threshold (`threshold`) or outside the largest
+    share (`topk`).
 
     `levels` is the range of the searched level: a threshold, or the share of activations kept.
     """
@@ -31,13 +32,15 @@ class ActivationSettings(Part):
 
 
 class MethodSettings(Part):
-    """What is scored, how, and what happens to what scores low; or, with `among`, the methods between which to choose.
+    """What is scored, how, and what happens to what scores low; or, with `among`, the methods
+    between which to choose.
 
-    `granularity` is `unit` (coupled channels, neurons, heads: removed), or single weights (set to zero): `weight`,
-    `block` of `shape` rows x columns, `pattern` of `shape` N of M. `then` prunes the weights of what units were left.
-    `normalize` compares scores across groups as multiples of their group's mean. `soft` units and weights are set to
-    zero but trained on, and may come back until the last pruning step. `depth` adds whole residual blocks; None: where
-    the settings as a whole say so.
+    `granularity` is `unit` (coupled channels, neurons, heads: removed), or single weights (set to
+    zero): `weight`, `block` of `shape` rows x columns, `pattern` of `shape` N of M. `then` prunes
+    the weights of what units were left. `normalize` compares scores across groups as multiples of
+    their group's mean. `soft` units and weights are set to zero but trained on, and may come back
+    until the last pruning step. `depth` adds whole residual blocks; None: where the settings as a
+    whole say so.
     """
 
     name: str
@@ -82,7 +85,10 @@ class MethodSettings(Part):
             ),
             (
                 len(kinds) > 1,
-                "methods to choose among prune the same thing: granularity, shape, attention, depth, then",
+                (
+                    "methods to choose among prune the same thing: granularity, shape, attention, "
+                    "depth, then"
+                ),
             ),
             (
                 len({m.name for m in among}) < len(among),
@@ -91,7 +97,10 @@ class MethodSettings(Part):
             (any(m.among for m in among), "a method to choose among is not itself a choice"),
             (
                 any(m.activation is not None or any(m.int8) for m in among),
-                "`activation` and `int8` belong to the method that chooses, not to those it chooses among",
+                (
+                    "`activation` and `int8` belong to the method that chooses, not to those it "
+                    "chooses among"
+                ),
             ),
         ]
 
@@ -106,7 +115,10 @@ class MethodSettings(Part):
             ),
             (
                 pattern and (self.rule, self.scope) != ("quantile", "local"),
-                "N:M has no threshold, so no rule and no scope: leave them out and take space=patterns",
+                (
+                    "N:M has no threshold, so no rule and no scope: leave them out and take "
+                    "space=patterns"
+                ),
             ),
             (pattern and self.soft, "N:M is hard; leave `soft` out"),
             (

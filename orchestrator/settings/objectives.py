@@ -55,17 +55,25 @@ class Bound(Part):
         if self.excess(value) <= 0.0:
             return ""
         if self.most is not None and value > self.most:
-            return f"{name} {four_digits(value)} is over objectives.bounds.{name}.most {four_digits(self.most)}"
+            return (
+                f"{name} {four_digits(value)} is over objectives.bounds.{name}.most "
+                f"{four_digits(self.most)}"
+            )
         assert self.least is not None
-        return f"{name} {four_digits(value)} is under objectives.bounds.{name}.least {four_digits(self.least)}"
+        return (
+            f"{name} {four_digits(value)} is under objectives.bounds.{name}.least "
+            f"{four_digits(self.least)}"
+        )
 
 
 class ObjectiveSettings(Part):
-    """`quality` and the further `metrics` are the task's, each with its own direction; `costs` are all to be small.
+    """`quality` and the further `metrics` are the task's, each with its own direction; `costs` are
+    all to be small.
 
-    The front is laid out along the first cost. `bounds` are of costs and metrics, or of a cost against the dense
-    model's: `flops_ratio`. `references` is the point from which the hypervolume counts: for a cost its ratio to the
-    dense model's (1), for the quality and further metrics a value (as the task says, or worse than the dense model's).
+    The front is laid out along the first cost. `bounds` are of costs and metrics, or of a cost
+    against the dense model's: `flops_ratio`. `references` is the point from which the hypervolume
+    counts: for a cost its ratio to the dense model's (1), for the quality and further metrics a
+    value (as the task says, or worse than the dense model's).
     """
 
     quality: str = "accuracy"
@@ -83,7 +91,9 @@ class ObjectiveSettings(Part):
 
     @property
     def axis(self) -> str:
-        """The cost along which targets, bands and baselines stand: a ratio that is known before any training."""
+        """The cost along which targets, bands and baselines stand: a ratio that is known before any
+        training.
+        """
         return "effective_flops" if "effective_flops" in self.costs else "flops"
 
     @property
@@ -101,7 +111,9 @@ class ObjectiveSettings(Part):
 
     @property
     def largest_ratio(self) -> float | None:
-        """The largest ratio to the dense model's along the axis that a plan may have; None where any may be."""
+        """The largest ratio to the dense model's along the axis that a plan may have; None where
+        any may be.
+        """
         bounds = [self.bounds.get(ratio_name(cost)) for cost in {"flops", self.axis}]
         return min(
             (bound.most for bound in bounds if bound and bound.most is not None), default=None
@@ -121,12 +133,14 @@ class ObjectiveSettings(Part):
         count = len(metrics) + len(self.costs)
         if count > MOST_OBJECTIVES:
             raise ValueError(
-                f"a study has 2 to {MOST_OBJECTIVES} objectives; quality, metrics and costs are {count}: "
+                f"a study has 2 to {MOST_OBJECTIVES} objectives; quality, metrics and costs are "
+                f"{count}: "
                 f"{[*metrics, *self.costs]}; leave some out, or bound them (objectives.bounds)"
             )
         if unknown := sorted(set(self.references) - {*metrics, *self.costs}):
             raise ValueError(
-                "objectives.references must be of objectives.quality, objectives.metrics or objectives.costs; "
+                "objectives.references must be of objectives.quality, objectives.metrics or "
+                "objectives.costs; "
                 f"got {unknown}"
             )
         return self

@@ -11,7 +11,9 @@ from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
 
 
 class OptimizerSettings(Part):
-    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine, or follows any `scheduler`."""
+    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine, or follows
+    any `scheduler`.
+    """
 
     optimizer: AnyRecipe
     scheduler: AnyRecipe | None = None
@@ -20,7 +22,9 @@ class OptimizerSettings(Part):
 
 
 class TrainSettings(OptimizerSettings):
-    """`rewind_epoch` keeps the weights after that epoch (0: untrained), to which weight rewinding goes back."""
+    """`rewind_epoch` keeps the weights after that epoch (0: untrained), to which weight rewinding
+    goes back.
+    """
 
     epochs: Count
     checkpoint: Path | None = None
@@ -30,8 +34,8 @@ class TrainSettings(OptimizerSettings):
 class DistillationSettings(Part):
     """`features` names modules whose attention maps are matched too, with `feature_weight` each.
 
-    `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as many as a small
-    part of a budget in time pays for where its rungs are long, else none.
+    `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as
+    many as a small part of a budget in time pays for where its rungs are long, else none.
     """
 
     temperature: Annotated[float, Field(gt=0.0)] = 3.0
@@ -49,16 +53,18 @@ class DistillationSettings(Part):
     def _taught(self) -> DistillationSettings:
         if self.mixed not in (0, "auto") and self.weight == 0.0:
             raise ValueError(
-                f"distillation.mixed={self.mixed} needs dense outputs to learn from: weight above 0, or mixed=0"
+                f"distillation.mixed={self.mixed} needs dense outputs to learn from: weight above "
+                "0, or mixed=0"
             )
         return self
 
 
 class GuardSettings(Part):
-    """What happens when validation quality falls more than `tolerance` below the dense model's after a pruning step.
+    """What happens when validation quality falls more than `tolerance` below the dense model's
+    after a pruning step.
 
-    `stop` ends the trial; `step_back` ends it with the model before that step; `slow_down` goes back and takes half the
-    step, up to `retries` times.
+    `stop` ends the trial; `step_back` ends it with the model before that step; `slow_down` goes
+    back and takes half the step, up to `retries` times.
     """
 
     tolerance: Annotated[float, Field(ge=0.0)]
@@ -67,11 +73,13 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """A round of finetuning is `round_steps` optimizer steps; how many rounds a trial gets is in the space.
+    """A round of finetuning is `round_steps` optimizer steps; how many rounds a trial gets is in
+    the space.
 
-    `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones.
-    `lr` is the finetuning's own (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer`
-    takes momentum and moments along through the pruning steps of a trial, cut like the weights.
+    `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`),
+    or `fresh` ones. `lr` is the finetuning's own (`finetune`) or the end of the dense training's
+    curve (`rewound`). `carry_optimizer` takes momentum and moments along through the pruning steps
+    of a trial, cut like the weights.
     """
 
     round_steps: Positive
@@ -84,7 +92,9 @@ class FinetuneSettings(OptimizerSettings):
 
 
 class SparsifySettings(Part):
-    """Training under a penalty before the first pruning step: `rounds` rounds of finetuning's steps and optimizer."""
+    """Training under a penalty before the first pruning step: `rounds` rounds of finetuning's steps
+    and optimizer.
+    """
 
     penalty: AnyRecipe
     rounds: Positive = 1
@@ -101,9 +111,11 @@ class ProfileSettings(Part):
 
 
 class ConfirmSettings(Part):
-    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test data.
+    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test
+    data.
 
-    `tolerance` is in units of the quality metric: less than that the validation data cannot tell apart.
+    `tolerance` is in units of the quality metric: less than that the validation data cannot tell
+    apart.
     """
 
     seeds: tuple[int, ...] = (0, 1)
@@ -119,7 +131,8 @@ class ConfirmSettings(Part):
     def _spread(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < max(2, len(seeds)):
             raise ValueError(
-                "needs two seeds or more, each once, since the spread of the results is taken over them, as in [0, 1]"
+                "needs two seeds or more, each once, since the spread of the results is taken over "
+                "them, as in [0, 1]"
             )
         return seeds
 

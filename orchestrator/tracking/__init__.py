@@ -26,8 +26,8 @@ class Point:
 class TrialRecord:
     """What is recorded of one ended trial.
 
-    `artifacts` maps file names to their text. A metric `seconds` sets the trial's duration. `at` is when it ended, in
-    seconds since the epoch; None: now.
+    `artifacts` maps file names to their text. A metric `seconds` sets the trial's duration. `at` is
+    when it ended, in seconds since the epoch; None: now.
     """
 
     number: int
@@ -43,7 +43,8 @@ class TrialRecord:
 class TrackerError(UserError):
     """A tracker could not record something. `reason` is the message without the remedy.
 
-    `refused` where the tracker was reached and said no: the same record will not be taken later either.
+    `refused` where the tracker was reached and said no: the same record will not be taken later
+    either.
     """
 
     def __init__(self, message: str, *, reason: str, refused: bool = False) -> None:
@@ -53,7 +54,9 @@ class TrackerError(UserError):
 
 
 class Tracker(Protocol):
-    """A record of one study and its trials. Every call may be repeated: what is there already is not written again."""
+    """A record of one study and its trials. Every call may be repeated: what is there already is
+    not written again.
+    """
 
     @property
     def seconds(self) -> float:
@@ -63,8 +66,9 @@ class Tracker(Protocol):
     def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
         """Begins the record of a study or goes on with it; UserError when it cannot be reached.
 
-        The same `name` and, where given, the same tag `study_id` is the same study: a study begun anew under an
-        old name needs a new `study_id`, or its trials pass for those already recorded.
+        The same `name` and, where given, the same tag `study_id` is the same study: a study begun
+        anew under an old name needs a new `study_id`, or its trials pass for those already
+        recorded.
         """
         ...
 
@@ -79,5 +83,7 @@ class Tracker(Protocol):
         end: StudyEnd = "finished",
         at: float | None = None,
     ) -> None:
-        """Adds the results of the whole study; `artifacts` are files on disk; `at` as of a trial."""
+        """Adds the results of the whole study; `artifacts` are files on disk; `at` as of a
+        trial.
+        """
         ...

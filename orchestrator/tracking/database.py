@@ -1,4 +1,6 @@
-"""MLflow's SQLite file: made beside its place and put there whole, since its schema takes seconds and many steps."""
+"""MLflow's SQLite file: made beside its place and put there whole, since its schema takes seconds
+and many steps.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,11 @@ def _empty(database: Path) -> bool:
 
 
 def _half_made(database: Path) -> bool:
-    """Whether its maker was killed: the schema comes first, then the default experiment, so nobody recorded in it.
+    """Whether its maker was killed: the schema comes first, then the default experiment, so nobody
+    recorded in it.
 
-    MLflow refuses such a file: it would make the same tables again. A database of anybody else is left alone.
+    MLflow refuses such a file: it would make the same tables again. A database of anybody else is
+    left alone.
     """
     with closing(sqlite3.connect(database)) as connection:
         try:

@@ -1,4 +1,6 @@
-"""Folders as artifacts of an MLflow run: how processes without a disk in common hand one another their plans."""
+"""Folders as artifacts of an MLflow run: how processes without a disk in common hand one another
+their plans.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 
 class RunFolders:
-    """One run per study, found by the study's id; `patience` in seconds for a server that does not answer."""
+    """One run per study, found by the study's id; `patience` in seconds for a server that does not
+    answer.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,9 @@ class RunFolders:
         self._run = ""
 
     def open(self, name: str) -> None:
-        """Find the study's run, or create it. Errors: UserError, at once, where the server does not answer."""
+        """Find the study's run, or create it. Errors: UserError, at once, where the server does not
+        answer.
+        """
         with answering(self._uri):
             self._client, experiment = connect(self._uri, self._experiment)
         with exchange(self._uri):
@@ -55,7 +61,9 @@ class RunFolders:
         self._patiently(lambda: self._client.log_artifacts(self._run, str(folder), name))
 
     def get(self, name: str, folder: Path) -> None:
-        """`name` as `folder`, which is there whole or not at all; nothing is done where it is there already."""
+        """`name` as `folder`, which is there whole or not at all; nothing is done where it is there
+        already.
+        """
         if folder.exists():
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +86,10 @@ class RunFolders:
             except TrackerError as error:
                 if error.refused or self._now() + pause - begin > self._patience:
                     raise StorageError(
-                        f"study.results=mlflow needs MLflow to answer; it has not for {self._patience:g} s "
-                        f"(study.storage_patience): {error.reason}; what was finished is kept, give the same command "
+                        "study.results=mlflow needs MLflow to answer; it has not for "
+                        f"{self._patience:g} s "
+                        f"(study.storage_patience): {error.reason}; what was finished is kept, "
+                        "give the same command "
                         "again when it is back"
                     ) from None
                 self._sleep(pause)

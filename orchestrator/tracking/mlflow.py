@@ -1,4 +1,6 @@
-"""A study in MLflow: one parent run, one child run per trial, each written in as few requests as MLflow allows."""
+"""A study in MLflow: one parent run, one child run per trial, each written in as few requests as
+MLflow allows.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 class MlflowTracker:
     """A `Tracker` on an MLflow server or database; nothing is contacted before `open_study`.
 
-    Explicit run ids on a client: no active run, no global uri, so that several studies can share a process.
+    Explicit run ids on a client: no active run, no global uri, so that several studies can share a
+    process.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -92,7 +95,8 @@ class MlflowTracker:
         at: float | None = None,
     ) -> None:
         with self._spending(), self._exchange():
-            self._look_up()  # a run whose creation we gave up waiting for may have come into being since
+            # a run whose creation we gave up waiting for may have come into being since
+            self._look_up()
             recorded = self._client.get_run(self._parent).data.metrics
             made = payload({}, {}, metrics)
             made.points = [
@@ -123,7 +127,9 @@ class MlflowTracker:
                 self._client.log_artifacts(run_id, folder)
 
     def _look_up(self) -> None:
-        """Which trials the server has; of two runs of one trial, the ended one stays and the other is deleted."""
+        """Which trials the server has; of two runs of one trial, the ended one stays and the other
+        is deleted.
+        """
         self._trials = {}
         for run in list(self._children()):
             number, ended = run.data.tags.get(_NUMBER), run.info.status != "RUNNING"
@@ -151,7 +157,9 @@ class MlflowTracker:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Where one has broken off, a request may have been carried out without its reply: ask before the next."""
+        """Where one has broken off, a request may have been carried out without its reply: ask
+        before the next.
+        """
         with exchange(self._uri):
             if not self._certain:
                 self._look_up()
@@ -169,7 +177,9 @@ class MlflowTracker:
 
 
 def _keep_first_params(made: Payload, recorded: Mapping[str, str]) -> None:
-    """MLflow's params never change; what a resumed study has new values for (more trials, say) becomes tags."""
+    """MLflow's params never change; what a resumed study has new values for (more trials, say)
+    becomes tags.
+    """
     for key in [key for key in made.params if key in recorded]:
         value = made.params.pop(key)
         if value != recorded[key]:

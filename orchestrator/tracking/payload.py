@@ -30,7 +30,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Payload:
-    """Params and tags as short strings, points that are all finite, artifacts as text; keys the server accepts."""
+    """Params and tags as short strings, points that are all finite, artifacts as text; keys the
+    server accepts.
+    """
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -45,9 +47,11 @@ def payload(
     curves: Sequence[Point] = (),
     artifacts: Mapping[str, str] | None = None,
 ) -> Payload:
-    """Nested params become dotted keys, secrets `***`; a value too long is cut and kept whole in `cut_values.json`.
+    """Nested params become dotted keys, secrets `***`; a value too long is cut and kept whole in
+    `cut_values.json`.
 
-    NaN and infinity are left out (the server would store them as 1.8e308) and named in a tag `nonfinite.<metric>`.
+    NaN and infinity are left out (the server would store them as 1.8e308) and named in a tag
+    `nonfinite.<metric>`.
     """
     made = Payload(artifacts={name: redact(text) for name, text in (artifacts or {}).items()})
     cut: dict[str, str] = {}
@@ -66,7 +70,9 @@ def payload(
 def batches(
     made: Payload,
 ) -> Iterator[tuple[list[tuple[str, str]], list[tuple[str, str]], list[Point]]]:
-    """(params, tags, points) of each request, as few as the limits allow; nothing for an empty payload."""
+    """(params, tags, points) of each request, as few as the limits allow; nothing for an empty
+    payload.
+    """
     yield from itertools.zip_longest(
         _chunks(list(made.params.items()), PARAMS_PER_BATCH),
         _chunks(list(made.tags.items()), TAGS_PER_BATCH),
@@ -76,7 +82,9 @@ def batches(
 
 
 def safe_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> a key MLflow accepts; two keys that would become one are told apart by a hash of the original."""
+    """Key -> a key MLflow accepts; two keys that would become one are told apart by a hash of the
+    original.
+    """
     safe: dict[str, str] = {}
     taken: set[str] = set()
     # Keys that need no change come first, so that none of them has to give way to one that does.

@@ -25,8 +25,8 @@ _OPENING_SECONDS = (
     10  # of each request before the study is known there: a wrong uri should be known soon
 )
 _SECONDS = 30  # of each request afterwards: slow, but alive
-# MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply alone was lost: a run
-# would then be created twice.
+# MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply
+# alone was lost: a run would then be created twice.
 _ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
 _SILENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -43,7 +43,9 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
 
 @contextmanager
 def exchange(uri: str) -> Iterator[None]:
-    """Requests that belong together; whatever stands between us and an answer is a TrackerError, within seconds."""
+    """Requests that belong together; whatever stands between us and an answer is a TrackerError,
+    within seconds.
+    """
     with answering(uri), _requests(_SECONDS):
         _reach(uri)
         yield
@@ -66,13 +68,16 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow experiment '{experiment}' was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another tracking.experiment"
+            f"`mlflow experiments restore -x {found.experiment_id}` or choose another "
+            "tracking.experiment"
         )
     return client, found.experiment_id
 
 
 def _absolute(uri: str) -> str:
-    """MLflow keeps one store per URI and process: a relative file would stay where the first study was run."""
+    """MLflow keeps one store per URI and process: a relative file would stay where the first study
+    was run.
+    """
     if not uri.startswith(_SQLITE):
         return uri
     path, question, query = uri.removeprefix(_SQLITE).partition("?")
@@ -80,7 +85,9 @@ def _absolute(uri: str) -> str:
 
 
 def _checked(uri: str) -> str | None:
-    """Where artifacts go, None for the server's own place; UserError where MLflow would try in vain for minutes."""
+    """Where artifacts go, None for the server's own place; UserError where MLflow would try in vain
+    for minutes.
+    """
     parts = urlsplit(uri)
     dialect = parts.scheme.partition("+")[0]
     if uri.startswith(_SQLITE):
@@ -98,7 +105,9 @@ def _checked(uri: str) -> str | None:
 
 
 def _reach(uri: str) -> None:
-    """OSError within seconds where nobody listens; requests to a silent address take far longer to fail."""
+    """OSError within seconds where nobody listens; requests to a silent address take far longer to
+    fail.
+    """
     from requests.utils import get_environ_proxies
 
     parts = urlsplit(uri)
@@ -114,8 +123,11 @@ def _reach(uri: str) -> None:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """What the server, the database or the network raise is for the user to mend, and may hold the password."""
-    # Counts of use would go to a third party, from a thread, on machines without network too. Before the first import.
+    """What the server, the database or the network raise is for the user to mend, and may hold the
+    password.
+    """
+    # Counts of use would go to a third party, from a thread, on machines without network too.
+    # Before the first import.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -151,7 +163,9 @@ def _requests(seconds: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the page of migration steps that a new database logs, and warnings about tries that we report."""
+    """Without the page of migration steps that a new database logs, and warnings about tries that
+    we report.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

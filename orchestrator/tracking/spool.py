@@ -59,7 +59,9 @@ class Spool:
             path.unlink()
 
     def set_aside(self, path: Path) -> Path:
-        """Where the file is kept that nobody will take; the records behind it need not wait for it."""
+        """Where the file is kept that nobody will take; the records behind it need not wait for
+        it.
+        """
         with _mendable(self.folder):
             kept = self.folder / _REFUSED / path.name
             kept.parent.mkdir(exist_ok=True)
@@ -83,6 +85,7 @@ def _mendable(folder: Path) -> Iterator[None]:
     except (OSError, StorageError) as error:
         reason = getattr(error.__cause__ or error, "strerror", error)
         raise UserError(
-            f"records for tracking are kept in '{folder}' until they are sent; it cannot be used ({reason}); "
+            f"records for tracking are kept in '{folder}' until they are sent; it cannot be used "
+            f"({reason}); "
             "make room there and give the same command again (or tracking=none)"
         ) from error

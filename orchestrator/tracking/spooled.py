@@ -1,4 +1,6 @@
-"""A tracker that may be out of reach: records are written to disk first, and sent from there in order."""
+"""A tracker that may be out of reach: records are written to disk first, and sent from there in
+order.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spool import Spool, plain
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_REST = 20.0  # a try that failed is followed by at least so many times its length: a silent server costs 5 % at most
+# a try that failed is followed by at least so many times its length: a silent server costs 5 % at
+# most
+_REST = 20.0
 _FAREWELL = 5.0  # seconds of sending after Ctrl-C or an error
 
 
@@ -32,10 +36,11 @@ def spooled(tracker: Tracker, folder: Path, place: object) -> Tracker:
 
 
 class Spooled:
-    """A `Tracker` before another one, `inner`, that need not answer once it has answered for this study.
+    """A `Tracker` before another one, `inner`, that need not answer once it has answered for this
+    study.
 
-    `place` says where `inner` records, as plain data: at a new place the study has to be opened before anything is
-    spooled for it. `now` is in seconds on a monotonic scale.
+    `place` says where `inner` records, as plain data: at a new place the study has to be opened
+    before anything is spooled for it. `now` is in seconds on a monotonic scale.
     """
 
     def __init__(
@@ -91,7 +96,9 @@ class Spooled:
         end: StudyEnd = "finished",
         at: float | None = None,
     ) -> None:
-        """Only the end of a finished study raises: after Ctrl-C or an error that one is to be told."""
+        """Only the end of a finished study raises: after Ctrl-C or an error that one is to be
+        told.
+        """
         with self._spending():
             record = {
                 "metrics": {key: float(value) for key, value in metrics.items()},
@@ -113,7 +120,9 @@ class Spooled:
                 self._tell(f"the end of the study is not recorded: {error}")
 
     def require_end(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
-        """The end of a finished study, where it was opened here and not recorded; and what waits is sent."""
+        """The end of a finished study, where it was opened here and not recorded; and what waits is
+        sent.
+        """
         study = self._spool.study
         if study and not study.get("ended") and not any(map(self._closes, self._spool.waiting())):
             self.close_study(metrics, artifacts)
@@ -133,19 +142,25 @@ class Spooled:
             self._say_what_waits()
 
     def _send_all_of(self, study: Mapping[str, Any]) -> None:
-        """Errors: UserError where records of an earlier study of this name cannot be sent: they are not to be mixed."""
+        """Errors: UserError where records of an earlier study of this name cannot be sent: they are
+        not to be mixed.
+        """
         if self._spool.waiting():
             self._send()
         if waiting := self._spool.waiting():
             raise UserError(
-                f"records of one study at a time wait to be sent; {len(waiting)} of an earlier study "
-                f"'{study['name']}' wait in '{self._spool.folder}'; mend the tracking server, or delete that folder, "
+                f"records of one study at a time wait to be sent; {len(waiting)} of an earlier "
+                "study "
+                f"'{study['name']}' wait in '{self._spool.folder}'; mend the tracking server, or "
+                "delete that folder, "
                 "and give the same command again"
             )
         self._opened = False
 
     def _send(self, seconds: float = math.inf, *, opening: bool = False) -> None:
-        """In order, until nothing waits, the time is up or the server fails; `opening` also where nothing waits."""
+        """In order, until nothing waits, the time is up or the server fails; `opening` also where
+        nothing waits.
+        """
         begun = trying = self._now()
         sent = 0
         try:
@@ -167,13 +182,16 @@ class Spooled:
             self._lost, self._pause, self._next_try = False, 0.0, -math.inf
 
     def _send_one(self, path: Path) -> int:
-        """How many records arrived: one, or none where it was refused by a server that had just taken the study."""
+        """How many records arrived: one, or none where it was refused by a server that had just
+        taken the study.
+        """
         fresh = self._open()
         try:
             record = self._spool.read(path)
         except ValueError:
             self._tell(
-                f"a record was damaged and is left out, it is kept as '{self._spool.set_aside(path)}'"
+                "a record was damaged and is left out, it is kept as "
+                f"'{self._spool.set_aside(path)}'"
             )
             return 0
         try:
@@ -227,7 +245,8 @@ class Spooled:
     def _say_what_waits(self) -> None:
         if waiting := len(self._spool.waiting()):
             self._tell(
-                f"records that wait in '{self._spool.folder}': {waiting}; the same command sends them"
+                f"records that wait in '{self._spool.folder}': {waiting}; the same command sends "
+                "them"
             )
 
     def _tell(self, line: str) -> None:

@@ -10,7 +10,9 @@ from orchestrator.tracking.folders import RunFolders
 
 
 def exchange_of(settings: Settings, study: Study) -> Exchange:
-    """How this process sees the plans of others. Errors: UserError where the store cannot be reached."""
+    """How this process sees the plans of others. Errors: UserError where the store cannot be
+    reached.
+    """
     models = settings.study.folder / "trials"
     if settings.study.results == "folder":
         return Exchange(study, models)

@@ -35,7 +35,9 @@ POLL_SECONDS = 0.5
 
 
 def help_alone(settings: Settings, name: str = "") -> None:
-    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and `dense_is_ready`."""
+    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and
+    `dense_is_ready`.
+    """
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
     with Progress() as progress:
@@ -47,7 +49,8 @@ def joined(settings: Settings) -> tuple[Study, Leases]:
     """The study of this name. Errors: UserError where it is another one, or is paced."""
     if settings.study.budget is not None:
         raise ConfigError(
-            f"study.budget={settings.study.budget.text} paces one process; a search that others help has a number of "
+            f"study.budget={settings.study.budget.text} paces one process; a search that others "
+            "help has a number of "
             "trials: study.n_trials=..."
         )
     require_writable(settings.study.folder)

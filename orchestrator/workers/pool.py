@@ -1,4 +1,6 @@
-"""Several processes on one machine that run the trials of one study, watched by the process that began them."""
+"""Several processes on one machine that run the trials of one study, watched by the process that
+began them.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,17 @@ from orchestrator.stopped import beginning_processes
 from orchestrator.workers.process import GRACE_SECONDS, run_worker
 
 DEATHS = 5
-"""So many workers may die over one trial before it is recorded as failed, and so many in a row without one ending."""
+"""So many workers may die over one trial before it is recorded as failed, and so many in a row
+without one ending.
+"""
 
 
 class Workers:
     """A context: `settings.workers` processes run trials inside it, and are told to end at its end.
 
-    Each has its share of the CPU's threads, and of the GPUs in turn; what it says is in `workers/<number>.log`. In the
-    process that `leads` the study none of them ends by itself, in one that helps they do when the search is over.
+    Each has its share of the CPU's threads, and of the GPUs in turn; what it says is in
+    `workers/<number>.log`. In the process that `leads` the study none of them ends by itself, in
+    one that helps they do when the search is over.
     """
 
     def __init__(self, settings: Settings, study: Study, leads: bool) -> None:
@@ -73,7 +78,9 @@ class Workers:
         return any(process.is_alive() for process in self._processes.values())
 
     def look(self, progress: Progress) -> None:
-        """Replace those that died, and say what runs. Errors: UserError with what they said where all keep ending."""
+        """Replace those that died, and say what runs. Errors: UserError with what they said where
+        all keep ending.
+        """
         open_trials = running(self._study)
         progress.tick(_in_words(open_trials))
         place_here = process_identity()["place"]
@@ -107,8 +114,10 @@ class Workers:
                 fail(self._study, number, f"{DEATHS} workers died over it, the last with {how}")
         if self._in_a_row >= DEATHS * self._settings.workers:
             raise UserError(
-                f"workers must live long enough to end a trial; {self._in_a_row} in a row ended without, the last with "
-                f"{how}: {said or 'it said nothing'}; memory may be short: take fewer workers, or a smaller batch"
+                f"workers must live long enough to end a trial; {self._in_a_row} in a row ended "
+                "without, the last with "
+                f"{how}: {said or 'it said nothing'}; memory may be short: take fewer workers, or "
+                "a smaller batch"
             )
 
     def _begin(self, place: int) -> None:

@@ -1,6 +1,8 @@
-"""One worker: a process that runs trials of a study for the process that began it, and ends with it.
+"""One worker: a process that runs trials of a study for the process that began it, and ends with
+it.
 
-What it is begun with imports little: a worker whose parent is killed while it still imports ends at once, too.
+What it is begun with imports little: a worker whose parent is killed while it still imports ends at
+once, too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ GRACE_SECONDS = 30.0
 
 
 def run_worker(settings: Settings, log: str, parent: int) -> None:
-    """The life of one worker process, its output in `log`; `parent` is the process number of who began it."""
+    """The life of one worker process, its output in `log`; `parent` is the process number of who
+    began it.
+    """
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for standard in (1, 2):
         os.dup2(stream, standard)
@@ -45,7 +49,9 @@ def run_worker(settings: Settings, log: str, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed puts its trial back and ends: nobody would end it otherwise."""
+    """A worker whose parent was killed puts its trial back and ends: nobody would end it
+    otherwise.
+    """
     while os.getppid() == parent:
         time.sleep(1.0)
     for _ in range(2):  # the second one ends the process whatever became of the first

@@ -1,4 +1,6 @@
-"""One tiny model per way in which layers are coupled, and what to do to its units; input (N, 1, 8, 8), 10 logits."""
+"""One tiny model per way in which layers are coupled, and what to do to its units; input (N, 1, 8,
+8), 10 logits.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,9 @@ def make(name: str) -> nn.Module:
 
 @cache
 def _made(name: str) -> nn.Module:
-    """In double precision, so that differences are facts and not rounding; nothing is 0, 1 or equal by default."""
+    """In double precision, so that differences are facts and not rounding; nothing is 0, 1 or equal
+    by default.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = MAKERS[name]()

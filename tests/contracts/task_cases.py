@@ -1,4 +1,6 @@
-"""Four small problems as their users would write them: what a batch, an output and a metric are differs in each."""
+"""Four small problems as their users would write them: what a batch, an output and a metric are
+differs in each.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Loader:
 
 
 class MadeData(LightningDataModule):
-    """Batches of whatever `samples` makes for (part, index); nothing beyond what the phases ask for."""
+    """Batches of whatever `samples` makes for (part, index); nothing beyond what the phases ask
+    for.
+    """
 
     def samples(self, index: Tensor, generator: torch.Generator) -> Any:
         raise NotImplementedError  # each case has its own

@@ -26,7 +26,9 @@ def criterion_of(recipe: Mapping[str, Any]) -> Any:
 
 
 def recipes(*granularities: str) -> dict[str, dict[str, Any]]:
-    """Criteria of the YAMLs, each once, by the shortest name; those that choose among other methods have none."""
+    """Criteria of the YAMLs, each once, by the shortest name; those that choose among other methods
+    have none.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(
         (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"),
@@ -61,7 +63,9 @@ DEAD_MAY_STAY = {
     "GeometricMedian": "a distance: from others that all lie on one side, zero is the farthest",
     "Grasp": "scores of either sign: others would raise the gradient flow by going",
     "Movement": "scores of either sign: others move towards zero",
-    "Ablation": "the loss may fall when others go; with slices it shares the score of its neighbours",
+    "Ablation": (
+        "the loss may fall when others go; with slices it shares the score of its neighbours"
+    ),
 }
 DEAD_WEIGHT_MAY_STAY = {
     "Random": "looks at nothing",
@@ -224,7 +228,9 @@ def weights_are_the_same_twice_and_leave_the_model_alone(this: Weighed) -> None:
 
 
 def assert_untouched(case: Case, score: Callable[[], np.ndarray], before: np.ndarray) -> None:
-    """In a model that is partly in train mode, with gradients of its own and a draw of random numbers between."""
+    """In a model that is partly in train mode, with gradients of its own and a draw of random
+    numbers between.
+    """
     model = case.model.train()
     next(iter(model.children())).eval()
     kept = list(model.parameters())[-1]
@@ -294,7 +300,9 @@ def a_dead_unit_comes_last(this: Scored) -> None:
         if not group.members:
             continue
         if this.kind == "Gradient" and not group.mask_exact:
-            continue  # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead one
+            # a reduction over the units, such as LayerNorm's mean, still sends gradients to a dead
+            # one
+            continue
         assert scores[group.start + 1] <= scores[group.units].min() + 1e-12, group.name
 
 
@@ -333,7 +341,8 @@ def a_pruned_model_is_scored_in_dense_ids(this: Scored) -> None:
     assert scores.shape == keep.shape
     assert np.isfinite(scores).all()
     assert not scores[~keep].any()
-    # a unit left alone in its group has no distance to others, and what went with a block has no members
+    # a unit left alone in its group has no distance to others, and what went with a block has no
+    # members
     several = [
         group for group in case.structure.groups if group.members and keep[group.units].sum() > 1
     ]

@@ -1,4 +1,6 @@
-"""What single weights as units must do, in whatever way layers are coupled: exact counts, patterns and costs."""
+"""What single weights as units must do, in whatever way layers are coupled: exact counts, patterns
+and costs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from tests.structures import discovered
 PATTERNS = [(1, 4), (2, 4), (3, 7), (1, 2)]
 BLOCKS = [(4, 4), (3, 5), (1, 8), (100, 100)]
 WEIGHT, BLOCK, PATTERN = Weight(), Weight("block", (3, 5)), Weight("pattern", (2, 4))
-# Couplings that differ most meet each kind of unit; every other coupling and every other shape is met once.
+# Couplings that differ most meet each kind of unit; every other coupling and every other shape is
+# met once.
 PAIRS = [
     *[
         (name, how)

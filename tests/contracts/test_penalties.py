@@ -1,4 +1,6 @@
-"""What every penalty must do: a scalar on every way of coupling, whose gradient shrinks what is to be pruned."""
+"""What every penalty must do: a scalar on every way of coupling, whose gradient shrinks what is to
+be pruned.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How training goes on after a cut: with which learning rates, and with what of the optimizer's state."""
+"""How training goes on after a cut: with which learning rates, and with what of the optimizer's
+state.
+"""
 
 from __future__ import annotations
 

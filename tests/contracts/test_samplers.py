@@ -41,7 +41,8 @@ from orchestrator.settings.objectives import Bound
 from tests.structures import small_resnet
 
 SAMPLERS = sorted((Path(__file__).parents[2] / "conf" / "sampler").glob("*.yaml"))
-# A plan of a Gaussian process takes a second; how a study is seeded and resumes is the same code for all.
+# A plan of a Gaussian process takes a second; how a study is seeded and resumes is the same code
+# for all.
 FITTED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem == "gp" else path for path in SAMPLERS
 ]
@@ -240,7 +241,8 @@ def test_what_is_no_sampler_or_would_end_the_study_itself_is_refused() -> None:
         check_sampler(Recipe("optuna.samplers.BruteForceSampler"), TWO)
 
 
-# --- brute force ---------------------------------------------------------------------------------------------------
+# --- brute force
+# -------------------------------------------------------------------------------------------------
 
 
 def small(levels: int | None, **changes: Any) -> Choices:
@@ -334,7 +336,8 @@ def test_one_level_is_no_choice() -> None:
         Uniform(levels=1)
 
 
-# --- the hub -------------------------------------------------------------------------------------------------------
+# --- the hub
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_local_package_is_built_with_seed_space_and_arguments(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What every schedule must be: a pure function from 0 at the start to 1 at the end, and whole units on the way."""
+"""What every schedule must be: a pure function from 0 at the start to 1 at the end, and whole units
+on the way.
+"""
 
 from __future__ import annotations
 

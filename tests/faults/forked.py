@@ -1,4 +1,6 @@
-"""Processes that begin with everything imported: forked from one that imports it once for all of them."""
+"""Processes that begin with everything imported: forked from one that imports it once for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Forked:
 
 
 def _serve(folder: str, words: list[str], environment: dict[str, str], said: Connection) -> None:
-    """In the new process: a group of its own, a place of its own, one stream for all that is said."""
+    """In the new process: a group of its own, a place of its own, one stream for all that is
+    said.
+    """
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)

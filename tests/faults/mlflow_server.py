@@ -57,7 +57,8 @@ class Server:
         """(number, status) of the trials' runs in the order in which they were created."""
         query = (
             "select tags.value, runs.status from runs join tags on tags.run_uuid = runs.run_uuid "
-            "where tags.key = 'trial_number' and runs.lifecycle_stage = 'active' order by runs.rowid"
+            "where tags.key = 'trial_number' and runs.lifecycle_stage = 'active' order by "
+            "runs.rowid"
         )
         connection = sqlite3.connect(self.folder / "server.db")
         try:

@@ -1,4 +1,6 @@
-"""A PostgreSQL server of the test's own, on this machine alone, with a password that can be searched for."""
+"""A PostgreSQL server of the test's own, on this machine alone, with a password that can be
+searched for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What fails before the search or after it: the front goes on without a model; the dense one is needed."""
+"""What fails before the search or after it: the front goes on without a model; the dense one is
+needed.
+"""
 
 from __future__ import annotations
 

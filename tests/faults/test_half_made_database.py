@@ -1,4 +1,6 @@
-"""The maker of MLflow's SQLite file is killed: whoever comes next is not refused, and nothing recorded is lost."""
+"""The maker of MLflow's SQLite file is killed: whoever comes next is not refused, and nothing
+recorded is lost.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def opens(database: Path) -> int:
 
 
 def made_half(database: Path) -> None:
-    """As its maker leaves it when killed in the middle of the schema: some tables, an old revision, no experiment."""
+    """As its maker leaves it when killed in the middle of the schema: some tables, an old revision,
+    no experiment.
+    """
     assert opens(database) == 2
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("delete from runs")

@@ -30,7 +30,9 @@ SINGLE, OF_WORKERS, OF_PARENTS = 20, 7, 3
 TRAINED = "made_up=null"
 MANY = 24
 MOST = DEATHS - 2
-"""Workers that may fall over one trial here; over more of them it would be given up, as is right."""
+"""Workers that may fall over one trial here; over more of them it would be given up, as is
+right.
+"""
 SLOW = ["made_up={seconds: 0.02}", "phases.finetune.round_steps=20"]
 LONGER = [*SLOW, "workers=2", f"study.n_trials={MANY}"]
 LONGEST = [*LONGER, f"study.n_trials={2 * MANY}"]

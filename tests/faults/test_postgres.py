@@ -1,4 +1,6 @@
-"""Studies in PostgreSQL: its server restarted under them, and processes that share nothing but it and a disk."""
+"""Studies in PostgreSQL: its server restarted under them, and processes that share nothing but it
+and a disk.
+"""
 
 from __future__ import annotations
 

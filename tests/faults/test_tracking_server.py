@@ -1,4 +1,6 @@
-"""A real MLflow server that dies under a study: the study goes on, and every trial is recorded once."""
+"""A real MLflow server that dies under a study: the study goes on, and every trial is recorded
+once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Trials that run out of memory, out of time, or into a bug: each is told apart, and the study goes on."""
+"""Trials that run out of memory, out of time, or into a bug: each is told apart, and the study goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -200,8 +202,10 @@ def test_a_study_in_which_most_fail_stops_with_the_most_common_reason(tmp_path: 
     with pytest.raises(UserError) as stopped:
         run(study, 9, failing(0, 2, 4), HALF)
     assert str(stopped.value) == (
-        "3 of 5 trials failed, a larger share than study.max_failures=0.5; the most common reason (3 times): "
-        "RuntimeError: out of luck at step 4; mend it and give the same command again, or study.max_failures=1"
+        "3 of 5 trials failed, a larger share than study.max_failures=0.5; the most common reason "
+        "(3 times): "
+        "RuntimeError: out of luck at step 4; mend it and give the same command again, or "
+        "study.max_failures=1"
     )
     assert [row.state for row in rows(study, GOALS)] == ["failed", "completed"] * 2 + ["failed"]
     assert "out of luck at step 4" in study.get_trials()[4].user_attrs[TRACE]

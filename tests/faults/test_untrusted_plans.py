@@ -36,25 +36,49 @@ def nested(document: dict[str, Any]) -> None:
 
 
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "unknown group": (lambda d: d["keep"].update(nowhere=[[0, 1]]), "its groups are not the model's"),
+    "unknown group": (
+        lambda d: d["keep"].update(nowhere=[[0, 1]]),
+        "its groups are not the model's",
+    ),
     "missing group": (lambda d: d["keep"].pop("conv1") and None, "its groups are not the model's"),
-    "units beyond": (lambda d: d["keep"].update(conv1=[[0, 4000]]), "units 0 to 4000 of group 'conv1' with 8"),
+    "units beyond": (
+        lambda d: d["keep"].update(conv1=[[0, 4000]]),
+        "units 0 to 4000 of group 'conv1' with 8",
+    ),
     "no units": (lambda d: d["keep"].update(conv1=[]), "every group keeps at least one unit"),
-    "words for units": (lambda d: d["keep"].update(conv1="all"), r"keep.conv1: Input should be a valid list"),
-    "path for a number": (lambda d: d.update(trial="../../etc"), "trial: Input should be a valid integer"),
-    "another's number": (lambda d: d.update(trial=7), "must be the plan of trial 0; it is that of 7"),
+    "words for units": (
+        lambda d: d["keep"].update(conv1="all"),
+        r"keep.conv1: Input should be a valid list",
+    ),
+    "path for a number": (
+        lambda d: d.update(trial="../../etc"),
+        "trial: Input should be a valid integer",
+    ),
+    "another's number": (
+        lambda d: d.update(trial=7),
+        "must be the plan of trial 0; it is that of 7",
+    ),
     "path for a link": (
         lambda d: d["lineage"]["links"][0].update(trial="../../../etc/passwd"),
         "lineage.links.0.trial: Input should be a valid integer",
     ),
-    "no digest": (lambda d: d["lineage"]["links"][0].update(weights="abc"), "lineage.links.0.weights: String should"),
-    "a million parts": (lambda d: d["plan"]["timing"].update(accumulate=10**6), "plan.timing.accumulate: Input"),
+    "no digest": (
+        lambda d: d["lineage"]["links"][0].update(weights="abc"),
+        "lineage.links.0.weights: String should",
+    ),
+    "a million parts": (
+        lambda d: d["plan"]["timing"].update(accumulate=10**6),
+        "plan.timing.accumulate: Input",
+    ),
     "no lineage": (lambda d: d.pop("lineage") and None, "a plan must carry the chain it came from"),
     "no links": (lambda d: d["lineage"].update(links=[]), "does not fit this model"),
     "a list": (lambda d: [d], "must be a plan that this program wrote"),
     "deep": (nested, f"nested deeper than {DEEPEST}"),
-    "infinite": (lambda d: d["density"].update({"fc.weight": float("inf")}), "density.fc.weight: Input should"),
-}  # fmt: skip
+    "infinite": (
+        lambda d: d["density"].update({"fc.weight": float("inf")}),
+        "density.fc.weight: Input should",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", sorted(PLANS))
@@ -88,7 +112,10 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped": (flip, r"was changed or damaged: its sha256 is \w{12}..., not"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "whole safetensors file"),
     "huge header": (lambda p: p.write_bytes(header(2**50)), "its header has"),
-    "huge shape": (lambda p: p.write_bytes(with_header({"fc.weight": [2**30, 2**30]})), "whole safetensors file"),
+    "huge shape": (
+        lambda p: p.write_bytes(with_header({"fc.weight": [2**30, 2**30]})),
+        "whole safetensors file",
+    ),
     "huge and whole": (
         lambda p: save_file({**load_file(p), "fc.bias": torch.zeros(50_000)}, p),
         r"size mismatch for fc.bias: \[50000\] in the file, \[10\] in the model",
@@ -97,14 +124,17 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: save_file({**load_file(p), "conv1.weight": torch.zeros(8, 1, 3, 3)}, p),
         r"size mismatch for conv1.weight",
     ),
-    "one tensor more": (lambda p: save_file({**load_file(p), "x": torch.zeros(1)}, p), "only the file has x"),
+    "one tensor more": (
+        lambda p: save_file({**load_file(p), "x": torch.zeros(1)}, p),
+        "only the file has x",
+    ),
     "one tensor less": (
         lambda p: save_file({n: t for n, t in load_file(p).items() if n != "fc.bias"}, p),
         "only the model has fc.bias",
     ),
     "a pickle": (lambda p: torch.save({}, p), "its header has"),
     "gone": (lambda p: p.unlink(), "No such file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", sorted(WEIGHTS))
@@ -159,16 +189,34 @@ def shaped(shape: list[int], dtype: str = "float32") -> dict[str, Any]:
 
 MODELS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no model": (lambda d: d.pop("model") and None, "must name what builds its model"),
-    "no callable": (lambda d: d.update(model={"_target_": "no.such.thing"}), "no module holds 'no.such.thing'"),
+    "no callable": (
+        lambda d: d.update(model={"_target_": "no.such.thing"}),
+        "no module holds 'no.such.thing'",
+    ),
     "no module": (lambda d: d.update(model={"_target_": "builtins.dict"}), "it built dict"),
     "no such block": (lambda d: d.update(dropped=["../stages"]), "dropped blocks must be modules"),
-    "attention": (lambda d: d.update(attention="none"), "attention: Input should be 'head' or 'head_dim'"),
-    "activation": (lambda d: d.update(activation={"kind": "topk"}), "activation.level: Field required"),
-    "input": (lambda d: d.update(inputs=shaped([2**20, 2**20])), "must describe the inputs of its model"),
-    "negative input": (lambda d: d.update(inputs=shaped([-1])), "must describe the inputs of its model"),
+    "attention": (
+        lambda d: d.update(attention="none"),
+        "attention: Input should be 'head' or 'head_dim'",
+    ),
+    "activation": (
+        lambda d: d.update(activation={"kind": "topk"}),
+        "activation.level: Field required",
+    ),
+    "input": (
+        lambda d: d.update(inputs=shaped([2**20, 2**20])),
+        "must describe the inputs of its model",
+    ),
+    "negative input": (
+        lambda d: d.update(inputs=shaped([-1])),
+        "must describe the inputs of its model",
+    ),
     "no input": (lambda d: d.pop("inputs") and None, "must describe the inputs of its model"),
-    "type of input": (lambda d: d.update(inputs=shaped([1], "Tensor")), "must describe the inputs of its model"),
-}  # fmt: skip
+    "type of input": (
+        lambda d: d.update(inputs=shaped([1], "Tensor")),
+        "must describe the inputs of its model",
+    ),
+}
 
 
 def test_a_quantised_model_that_was_changed_is_refused_before_the_runtime_reads_it(

@@ -1,4 +1,6 @@
-"""Studies whose files are damaged: trials are made anew, what cannot be is named without its passwords."""
+"""Studies whose files are damaged: trials are made anew, what cannot be is named without its
+passwords.
+"""
 
 from __future__ import annotations
 

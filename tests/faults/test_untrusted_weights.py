@@ -1,4 +1,6 @@
-"""Weights on disk that are damaged, made up or hostile: refused by name, or made anew; nothing in them runs."""
+"""Weights on disk that are damaged, made up or hostile: refused by name, or made anew; nothing in
+them runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A study of a few seconds in processes of its own, and what has to hold of it whatever happened to them.
+"""A study of a few seconds in processes of its own, and what has to hold of it whatever happened to
+them.
 
 It trains nothing, unless a test says `made_up=null`.
 """
@@ -46,7 +47,9 @@ TINY = [
 ]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
-"""Seconds within which whatever is waited for here happens, on a machine that is busy with other things too."""
+"""Seconds within which whatever is waited for here happens, on a machine that is busy with other
+things too.
+"""
 TIMES = ("seconds", "latency_ms")
 AS_A_USER = ("env",)
 """What a run begins with that starts as a user's does: it imports everything first."""
@@ -61,7 +64,8 @@ def command(*words: str) -> list[str]:
 class Run:
     """One process with a command line of its own, its standard error read as it comes.
 
-    It has imported everything already, unless it begins `before`: with the words of another program.
+    It has imported everything already, unless it begins `before`: with the words of another
+    program.
     """
 
     def __init__(self, folder: Path, *words: str, before: tuple[str, ...] = ()) -> None:
@@ -201,7 +205,9 @@ def study_in(folder: Path, url: str | None = None) -> Iterator[optuna.Study]:
 
 
 def check_whole(folder: Path, url: str | None = None, trials: int = TRIALS) -> None:
-    """Each trial once and told, nothing open, every file whole, every plan the weights that its lineage names."""
+    """Each trial once and told, nothing open, every file whole, every plan the weights that its
+    lineage names.
+    """
     found = trials_in(folder, url)
     assert [trial.number for trial in found] == list(range(trials))
     assert {trial.state for trial in found} <= {

@@ -87,8 +87,10 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
     per_epoch = 2 * max(steps) / 2  # two units in a rung of two epochs
     assert len(rows) >= 4
     assert [row.kind for row in rows] == ["chain"] * 3 + ["search"] * (len(rows) - 3)
-    spent = [plan["timing"]["round_steps"] * read_plan(RUN / "trials" / name)["trained_rounds"]
-             for name, (plan, _) in whole.items()]  # fmt: skip
+    spent = [
+        plan["timing"]["round_steps"] * read_plan(RUN / "trials" / name)["trained_rounds"]
+        for name, (plan, _) in whole.items()
+    ]
     assert max(spent) <= 2 * per_epoch
     assert 6 * per_epoch < sum(spent) <= 8 * per_epoch
     assert summary()["budget"] == "8epochs"

@@ -63,7 +63,9 @@ def conf(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Configurations that a stand-in job was given; `study.n_trials` 5 is the user's mistake, 6 a bug."""
+    """Configurations that a stand-in job was given; `study.n_trials` 5 is the user's mistake, 6 a
+    bug.
+    """
     seen: list[dict[str, Any]] = []
 
     def build(settings: Any) -> None:
@@ -117,7 +119,11 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
     [
         (
             ["+experiment=resnet5"],
-            "experiment has no 'resnet5'; nearest: resnet50; available: broken, crooked, hollow, resnet50",
+            (
+                "experiment has no 'resnet5'; nearest: resnet50; available: broken, crooked, "
+                "hollow, "
+                "resnet50"
+            ),
         ),
         (
             ["experiment=resnet50"],
@@ -289,7 +295,8 @@ def files(group: str) -> list[str]:
 
 
 def choices() -> list[list[str]]:
-    """Every file of the real tree but the methods, as few command lines: one file of each group, then of each the next.
+    """Every file of the real tree but the methods, as few command lines: one file of each group,
+    then of each the next.
 
     The groups say nothing about one another's keys; an experiment does, and stands alone.
     """
@@ -302,7 +309,8 @@ def choices() -> list[list[str]]:
     return [*together, *([f"+experiment={name}"] for name in files("experiment"))]
 
 
-# One method of each kind: several methods, units then weights, weights, a penalty in training, blocks.
+# One method of each kind: several methods, units then weights, weights, a penalty in training,
+# blocks.
 KINDS = ["search", "hybrid_nm", "weight_l1", "group_lasso", "depth"]
 
 
@@ -344,7 +352,9 @@ def file_of(group: str, name: str) -> dict[str, Any]:
 
 
 def with_method(name: str, rest: DictConfig) -> dict[Any, Any]:
-    """`rest`, a configuration without a method, with the file's keys and the groups that the file chooses."""
+    """`rest`, a configuration without a method, with the file's keys and the groups that the file
+    chooses.
+    """
     text = (conf_folder() / "method" / f"{name}.yaml").read_text()
     keys: dict[str, Any] = yaml.safe_load(text)
     config = copy.deepcopy(rest)
@@ -362,7 +372,9 @@ def with_method(name: str, rest: DictConfig) -> dict[Any, Any]:
 
 
 def test_every_method_of_the_real_tree_is_valid_settings() -> None:
-    """As the command line composes it, without the command line, which takes half a second for each."""
+    """As the command line composes it, without the command line, which takes half a second for
+    each.
+    """
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         rest = hydra.compose("config", ["~method"])
         composed = {

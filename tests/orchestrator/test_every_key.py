@@ -1,7 +1,8 @@
 """Every key of conf/ changes something that can be seen: a key that does nothing is a lie.
 
-Searches with a made-up laboratory, whose noise follows from all that a real training would depend on, so that each
-takes a second or two. What such a search cannot show is named with the tests that do.
+Searches with a made-up laboratory, whose noise follows from all that a real training would depend
+on, so that each takes a second or two. What such a search cannot show is named with the tests that
+do.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ ELSEWHERE = {
     "workers": "tests/orchestrator/test_workers_job.py",
     "method.calibration_batches": "tests/search/test_run_plan.py",
 }
-"""Keys whose effect is on failures, on other machines, or on what a training reads; and who shows it."""
+"""Keys whose effect is on failures, on other machines, or on what a training reads; and who shows
+it.
+"""
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""No option that was never run: every choice of the configuration goes through a search of its own."""
+"""No option that was never run: every choice of the configuration goes through a search of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ CHOICES = [
     "objectives.costs=[flops,nonzero_params]",
     "objectives.costs=[params,estimated_latency_ms] objectives.metrics=[f1]",
     "objectives.costs=[size_mb] objectives.references={size_mb:0.9}",
-    "objectives=quality_size method=int8 method.int8=[false,true] objectives.bounds={size_mb:{most:0.5}}",
+    (
+        "objectives=quality_size method=int8 method.int8=[false,true] "
+        "objectives.bounds={size_mb:{most:0.5}}"
+    ),
     "objectives.bounds={latency_ms:{most:1000},nonzero_params:{most:1e9},f1:{least:0.01}}",
     "space=uniform space.levels=4",
     "method=activation space.levels=3",
@@ -99,7 +104,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TRAINED = ("phases", "method", "task", "space.distillation")
-"""Choices that training itself has to show; the others are tried in a laboratory that trains nothing."""
+"""Choices that training itself has to show; the others are tried in a laboratory that trains
+nothing.
+"""
 FAMILIES = {
     "method=taylor",
     "method=weight_l1",

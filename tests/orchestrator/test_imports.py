@@ -1,4 +1,6 @@
-"""What is imported before an answer: torch and Lightning take seconds, which a message need not wait for."""
+"""What is imported before an answer: torch and Lightning take seconds, which a message need not
+wait for.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from orchestrator.__main__ import main
 answers = []
 for folder, words, heavy in {asked!r}:
     os.chdir(folder)
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+    shown = contextlib.redirect_stdout(io.StringIO())
+    with contextlib.redirect_stderr(io.StringIO()) as said, shown:
         code = main(words)
     answers.append((code, [name for name in heavy if name in sys.modules], said.getvalue()))
 print(json.dumps(answers))
@@ -56,7 +59,9 @@ Asked = tuple[str, list[str], tuple[str, ...]]
 
 
 def answers(folder: Path, *asked: Asked) -> list[tuple[int, list[str], str]]:
-    """Exit code, what was imported although it must not be, and what was said; in turn, in one process."""
+    """Exit code, what was imported although it must not be, and what was said; in turn, in one
+    process.
+    """
     command = [sys.executable, "-c", SCRIPT.format(asked=list(asked))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.stdout, done.stderr
@@ -151,7 +156,9 @@ def finished(folder: Path, blocks: bool = False) -> Settings:
 
 
 def test_a_study_that_is_complete_is_shown_without_torch(tmp_path: Path) -> None:
-    """Also one whose blocks went too: under a budget in time they do by default, a key that the user never gave."""
+    """Also one whose blocks went too: under a budget in time they do by default, a key that the
+    user never gave.
+    """
     places = [tmp_path / "plain", tmp_path / "blocks"]
     for place, blocks in zip(places, (False, True), strict=True):
         settings = finished(place, blocks)

@@ -70,7 +70,9 @@ def test_inspect_from_python_gives_the_numbers() -> None:
 def test_the_expected_duration_counts_what_a_search_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each phase at made-up prices, which need no clock: a step 1 s, a call 10 s, a pass over data 100 s."""
+    """Each phase at made-up prices, which need no clock: a step 1 s, a call 10 s, a pass over data
+    100 s.
+    """
     monkeypatch.chdir(tmp_path)
     one = expected.Prices(step=1.0, call=10.0, validation=100.0, test=1000.0)
     monkeypatch.setattr(expected, "prices", lambda *_: one)

@@ -1,4 +1,6 @@
-"""Methods through the main job: what the front, the tables and MLflow say of them, and what is exported."""
+"""Methods through the main job: what the front, the tables and MLflow say of them, and what is
+exported.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,8 @@ def test_activations_stay_pruned_in_the_exported_model() -> None:
     )
     accuracy(model)
     assert max(seen) <= 0.35
-    # a ladder prunes no activations, so it is matched by units: by effective FLOPs it would lose three times as many
+    # a ladder prunes no activations, so it is matched by units: by effective FLOPs it would lose
+    # three times as many
     matched = [
         b for b in read_csv("runs/digits_small/baselines.csv", ConfirmedRow) if b.trial is not None
     ]

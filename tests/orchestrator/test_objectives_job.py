@@ -176,11 +176,17 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     [
         (["sampler=random", "sampler._target_=optuna.samplers.CmaEsSampler"], "multi-objective"),
         (["sampler=brute_force"], r"these are continuous: flops_ratio, equal_loss, offset.conv1"),
-        (["sampler=hub", "sampler.package=samplers/x", "sampler.registry=/nowhere"], "there is no /nowhere/samplers/x"),
-        (["objectives.bounds={latency_ms: {most: 1e-6}}"], "objectives.bounds.latency_ms.most must be at least"),
+        (
+            ["sampler=hub", "sampler.package=samplers/x", "sampler.registry=/nowhere"],
+            "there is no /nowhere/samplers/x",
+        ),
+        (
+            ["objectives.bounds={latency_ms: {most: 1e-6}}"],
+            "objectives.bounds.latency_ms.most must be at least",
+        ),
         (["space.levels=1"], "space.levels must be null"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("job", ["search", "inspect"])
 def test_what_cannot_work_is_refused_before_anything_is_trained(
     job: str, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]

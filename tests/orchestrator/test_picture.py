@@ -66,7 +66,9 @@ def test_every_combination_gives_a_png(
 def test_a_quality_that_is_to_be_small_has_its_good_models_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With errors in place of accuracies the picture shows the same heights, under falling labels."""
+    """With errors in place of accuracies the picture shows the same heights, under falling
+    labels.
+    """
     limits, original = [], Axes.set_ylim
 
     def noted(axes: Axes, *bounds: float, **rest: object) -> object:

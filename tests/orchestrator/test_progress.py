@@ -60,7 +60,8 @@ def test_plain_output_is_one_line_per_event_without_control_codes() -> None:
         "  step 0",
         "  step 40",
         "  step 80",
-        "trial 3 stopped, below the rung, quality 0.9123, 25.0 % of the FLOPs, from trial 2, 12 s, 1/24 done, "
+        "trial 3 stopped, below the rung, quality 0.9123, 25.0 % of the FLOPs, from trial 2, 12 s, "
+        "1/24 done, "
         "front of 1, about 1 min 18 s left",
         "[12 s] confirm, about 1 min 18 s left",
     ]

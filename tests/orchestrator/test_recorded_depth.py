@@ -1,4 +1,6 @@
-"""A study goes on under a budget in time although it was begun without one, and the other way round."""
+"""A study goes on under a budget in time although it was begun without one, and the other way
+round.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chain(here: Bench, ratios: tuple[float, ...] = (0.6, 0.35, 0.2)) -> Path:
-    """The folder of the last of a chain of plans, each the parent of the next; every one completed."""
+    """The folder of the last of a chain of plans, each the parent of the next; every one
+    completed.
+    """
     for number, ratio in enumerate(ratios):
         measured = here.evaluator(here.propose(ratio), number, silent)
         assert (measured.state, measured.parent) == ("completed", number - 1 if number else None)

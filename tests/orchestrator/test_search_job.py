@@ -124,7 +124,8 @@ def test_a_pruned_model_loads_in_a_fresh_process_and_is_what_was_measured(
         "import orchestrator, torch, json; from lightning_modules.data import digits; d = digits();"
         f"m = orchestrator.load_pruned({row.path!r});"
         "b = next(iter(d.test_dataloader()));"
-        "print(json.dumps(sum(float((m(x).argmax(1) == y).sum()) for x, y, _ in d.test_dataloader()) / 540))"
+        "print(json.dumps(sum(float((m(x).argmax(1) == y).sum()) for x, y, _ in "
+        "d.test_dataloader()) / 540))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""Tasks whose batches, outputs and metrics differ, from the command line to a model in a fresh process."""
+"""Tasks whose batches, outputs and metrics differ, from the command line to a model in a fresh
+process.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
 def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a reference of the task's own the volume counts from half a unit worse than the dense model."""
+    """Without a reference of the task's own the volume counts from half a unit worse than the dense
+    model.
+    """
     monkeypatch.chdir(tmp_path)
     assert (
         main(

@@ -26,7 +26,9 @@ STATES: tuple[TrialState, ...] = ("completed", "stopped", "failed", "rejected")
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder in which a process made a database, and what it said; the tables take MLflow seconds."""
+    """A folder in which a process made a database, and what it said; the tables take MLflow
+    seconds.
+    """
     folder = tmp_path_factory.mktemp("new")
     code = (
         "from orchestrator.tracking.mlflow import MlflowTracker as T\n"

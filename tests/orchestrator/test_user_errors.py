@@ -28,24 +28,57 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CASES = {
-    "model": (["model=torchvision", "model.name=resnet5O", "data=digits_rgb"], r"'resnet5O'; nearest: resnet50"),
-    "target": (["model._target_=lightning_modules.models.SmalResNet"], r"no 'SmalResNet'; nearest: SmallResNet"),
+    "model": (
+        ["model=torchvision", "model.name=resnet5O", "data=digits_rgb"],
+        r"'resnet5O'; nearest: resnet50",
+    ),
+    "target": (
+        ["model._target_=lightning_modules.models.SmalResNet"],
+        r"no 'SmalResNet'; nearest: SmallResNet",
+    ),
     "package": (["model._target_=no.such.thing"], r"no module holds 'no.such.thing'"),
-    "argument": (["+model.widht=3"], r"unexpected keyword argument 'widht'; its arguments are num_classes"),
-    "data": (["data=image_folder", "data.folder=/nowhere"], r"data.folder must hold train/<class>/ and val/<class>/"),
-    "method": (["method=l3"], r"method has no 'l3'; nearest: l1, l2|method has no 'l3'; nearest: l2, l1"),
+    "argument": (
+        ["+model.widht=3"],
+        r"unexpected keyword argument 'widht'; its arguments are num_classes",
+    ),
+    "data": (
+        ["data=image_folder", "data.folder=/nowhere"],
+        r"data.folder must hold train/<class>/ and val/<class>/",
+    ),
+    "method": (
+        ["method=l3"],
+        r"method has no 'l3'; nearest: l1, l2|method has no 'l3'; nearest: l2, l1",
+    ),
     "metric": (["objectives.quality=acuracy"], r"got 'acuracy'; nearest: accuracy"),
-    "weights": (["model=resnet50", "data=digits_rgb", "model.weights=V9"], r"null or one of .*IMAGENET1K_V2"),
-    "classes": (["model.num_classes=7"], r"output must be \(batch, 10\) for this data; it is \(batch, 7\)"),
+    "weights": (
+        ["model=resnet50", "data=digits_rgb", "model.weights=V9"],
+        r"null or one of .*IMAGENET1K_V2",
+    ),
+    "classes": (
+        ["model.num_classes=7"],
+        r"output must be \(batch, 10\) for this data; it is \(batch, 7\)",
+    ),
     "channels": (["data=digits_rgb"], r"the model must take the data's inputs \(\d+, 3, 32, 32\)"),
     "bound": (
         ["objectives.bounds={flops_ratio: {most: 0.0001}}"],
         r"objectives.bounds.flops_ratio.most must be at least 0.0\d+, what the smallest plan has",
     ),
-    "deleted": (["objectives.max_flops_ratio=0.5"], r"is not a setting any more: take objectives.bounds=.flops_ratio"),
-    "section": (["search.screening.share=0.5"], r"search.screening.share is not a setting any more: it did not pay"),
-    "combine": (["+method.criterion.combine=max"], r"criterion.combine is not a setting any more: coupled"),
-    "trials": (["study.budget=40trials"], r"for a number of trials take study.n_trials; got '40trials'"),
+    "deleted": (
+        ["objectives.max_flops_ratio=0.5"],
+        r"is not a setting any more: take objectives.bounds=.flops_ratio",
+    ),
+    "section": (
+        ["search.screening.share=0.5"],
+        r"search.screening.share is not a setting any more: it did not pay",
+    ),
+    "combine": (
+        ["+method.criterion.combine=max"],
+        r"criterion.combine is not a setting any more: coupled",
+    ),
+    "trials": (
+        ["study.budget=40trials"],
+        r"for a number of trials take study.n_trials; got '40trials'",
+    ),
     "cost": (["objectives.costs=[flop]"], r"a cost must be one of \['flops', .* nearest: flops"),
     "weight": (
         ["space.distillation=[0.3,0.9]", "phases.finetune.distillation.weight=0"],
@@ -60,19 +93,43 @@ CASES = {
         ["phases.finetune.distillation.mixed=2", "phases.finetune.distillation.weight=0"],
         r"distillation.mixed=2 needs dense outputs to learn from: weight above 0",
     ),
-    "order": (["search.chain.largest=0.01"], r"chain.smallest must be below chain.largest; got 0.05 and 0.01"),
+    "order": (
+        ["search.chain.largest=0.01"],
+        r"chain.smallest must be below chain.largest; got 0.05 and 0.01",
+    ),
     "name": (["study.name=../../etc"], r"study.name: String should match pattern"),
-    "seeds": (["phases.confirm.seeds=[0]"], r"confirm.seeds: needs two seeds or more.* spread .*got \[0\]"),
-    "cuda": (["device=cuda:99"], r"device=cuda:99 needs CUDA, and torch finds none|device must be auto, cpu, cuda or"),
-    "device": (["device=quantum"], r"device must be auto, cpu, cuda or cuda:N of this machine; got 'quantum'"),
-    "checkpoint": (["phases.train.checkpoint=/nowhere.pt"], r"phases.train.checkpoint must be a file; /nowhere.pt"),
+    "seeds": (
+        ["phases.confirm.seeds=[0]"],
+        r"confirm.seeds: needs two seeds or more.* spread .*got \[0\]",
+    ),
+    "cuda": (
+        ["device=cuda:99"],
+        r"device=cuda:99 needs CUDA, and torch finds none|device must be auto, cpu, cuda or",
+    ),
+    "device": (
+        ["device=quantum"],
+        r"device must be auto, cpu, cuda or cuda:N of this machine; got 'quantum'",
+    ),
+    "checkpoint": (
+        ["phases.train.checkpoint=/nowhere.pt"],
+        r"phases.train.checkpoint must be a file; /nowhere.pt",
+    ),
     "schedule": (["space.shapes=[sudden]"], r"space.shapes must be among .* got \['sudden'\]"),
     "stopping": (["stopping.keep=0"], r"stopping.keep must be a share in \(0, 1\]; got 0"),
-    "optimizer": (["+phases.finetune.optimizer.lrr=1"], r"torch.optim.SGD: got an unexpected keyword argument 'lrr'"),
+    "optimizer": (
+        ["+phases.finetune.optimizer.lrr=1"],
+        r"torch.optim.SGD: got an unexpected keyword argument 'lrr'",
+    ),
     "rate": (["phases.finetune.optimizer.lr=-1"], r"torch.optim.\w*: Invalid learning rate: -1"),
-    "sampler": (["sampler._target_=optuna.samplers.TPESampeler"], r"has no 'TPESampeler'; nearest: TPESampler"),
-    "key": (["phases.finetune.unit_step=3"], r"no 'phases.finetune.unit_step'; nearest: phases.finetune.round_steps"),
-}  # fmt: skip
+    "sampler": (
+        ["sampler._target_=optuna.samplers.TPESampeler"],
+        r"has no 'TPESampeler'; nearest: TPESampler",
+    ),
+    "key": (
+        ["phases.finetune.unit_step=3"],
+        r"no 'phases.finetune.unit_step'; nearest: phases.finetune.round_steps",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

@@ -1,4 +1,6 @@
-"""`workers=N` and `job=work`: who runs trials, who is refused, and what is said of workers that end."""
+"""`workers=N` and `job=work`: who runs trials, who is refused, and what is said of workers that
+end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Copies of the training data with samples mixed by pairs, and what the dense model says of them."""
+"""Copies of the training data with samples mixed by pairs, and what the dense model says of
+them.
+"""
 
 from __future__ import annotations
 

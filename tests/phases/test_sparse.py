@@ -1,4 +1,6 @@
-"""Training under masks: what is pruned stays zero, what is hidden is trained, what moves begins anew."""
+"""Training under masks: what is pruned stays zero, what is hidden is trained, what moves begins
+anew.
+"""
 
 from __future__ import annotations
 

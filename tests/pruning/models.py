@@ -214,7 +214,9 @@ class Recurrent(nn.Module):
 
 
 class Outputs(nn.Module):
-    """Outputs in a dictionary, one of them also used inside; pixel shuffle and a softmax gate on the way."""
+    """Outputs in a dictionary, one of them also used inside; pixel shuffle and a softmax gate on
+    the way.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +269,9 @@ def _lraspp() -> nn.Module:
 
 
 def mobilenet_short() -> nn.Module:
-    """MobileNetV2 in four stages instead of seven: each kind of block is there, with a stride, a shortcut, neither."""
+    """MobileNetV2 in four stages instead of seven: each kind of block is there, with a stride, a
+    shortcut, neither.
+    """
     stages = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 64, 1, 2]]
     return tv.mobilenet_v2(num_classes=10, inverted_residual_setting=stages)
 
@@ -365,7 +369,9 @@ def plan(
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Tensors of an eval forward pass, whatever they are wrapped in; attention on its readable path."""
+    """Tensors of an eval forward pass, whatever they are wrapped in; attention on its readable
+    path.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -181,7 +181,9 @@ def test_a_shared_weight_is_pruned_and_counted_in_both_its_layers() -> None:
 
 
 def test_inside_an_encoder_layer_its_linear_layers_are_pruned_in_evaluation_too() -> None:
-    """torch has a fast path that goes round the modules; what attention projects itself is left out."""
+    """torch has a fast path that goes round the modules; what attention projects itself is left
+    out.
+    """
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
     names = [

@@ -68,7 +68,9 @@ def test_a_recurrent_layer_costs_its_weights_at_every_step() -> None:
     "name", [*SMALL, *MEDIUM, pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
 )
 def test_macs_belong_to_weights_and_only_attention_multiplies_activations(name: str) -> None:
-    """The MACs per weight are the positions it is applied to: whole, and equal for all layers at one resolution."""
+    """The MACs per weight are the positions it is applied to: whole, and equal for all layers at
+    one resolution.
+    """
     this = case(name)
     weights = {key: p for key, p in this.model.named_parameters() if p.dim() > 1}
     owned: dict[str, int] = {}

@@ -95,8 +95,8 @@ def test_correlation_counts_stronger_units_only() -> None:
     a, b = SERIES.T
     model, x = linear(torch.stack([a, b, a + b, 0.1 * a, torch.full((4,), 3.0)], 1))
     half = 1.0 - 0.5**0.5
-    # a + b is the strongest; a and b each correlate with it by 1 / sqrt 2, a tenth of a with a by 1, a constant counts
-    # as replaced
+    # a + b is the strongest; a and b each correlate with it by 1 / sqrt 2, a tenth of a with a by
+    # 1, a constant counts as replaced
     np.testing.assert_allclose(
         score(Correlation(), model, x), [half, half, 1.0, 0.0, 0.0], atol=1e-6
     )

@@ -33,7 +33,9 @@ Values = npt.NDArray[np.float64]
 W = np.array([[1.0, 2.0], [-1.0, 0.5], [3.0, -1.0]])
 V = np.array([2.0, -1.0, 0.5])
 X = np.array([[1.0, 3.0], [-2.0, 1.0]])
-"""Two batches of one sample. The net is v'Wx and the loss its mean, so that g_W = v x' and g_v = W x."""
+"""Two batches of one sample. The net is v'Wx and the loss its mean, so that g_W = v x' and g_v = W
+x.
+"""
 MEAN_G = np.outer(V, X.mean(0))
 
 
@@ -174,7 +176,9 @@ def test_synaptic_flow_is_the_share_of_paths_through_a_unit() -> None:
 
 
 def test_synaptic_flow_is_conserved() -> None:
-    """Tanaka et al. 2020, theorems 1 and 2: what enters a unit leaves it, and every layer carries all of it."""
+    """Tanaka et al. 2020, theorems 1 and 2: what enters a unit leaves it, and every layer carries
+    all of it.
+    """
     net = nn.Sequential(
         nn.Conv2d(2, 5, 3, bias=False),
         nn.BatchNorm2d(5),

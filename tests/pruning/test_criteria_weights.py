@@ -82,7 +82,8 @@ def test_the_gates_of_a_recurrent_unit_add_up() -> None:
     model = Net()
     structure = discover(model, (torch.zeros(1, 4, 2),))
     with torch.no_grad():
-        # rows are gate by gate: unit 0 has 1 + 4 + 7 + 10, and half of it beside its recurrent weights
+        # rows are gate by gate: unit 0 has 1 + 4 + 7 + 10, and half of it beside its recurrent
+        # weights
         model.rnn.weight_ih_l0.copy_(torch.arange(1.0, 13.0)[:, None].expand(12, 2) / 2)
         model.rnn.weight_hh_l0.zero_()
     np.testing.assert_allclose(Magnitude(1.0)(model, structure, NOTHING), [11.0, 13.0, 15.0])

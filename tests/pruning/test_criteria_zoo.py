@@ -1,4 +1,6 @@
-"""Every criterion on models as they come: transformers, concatenations, packed and shared weights, tokens."""
+"""Every criterion on models as they come: transformers, concatenations, packed and shared weights,
+tokens.
+"""
 
 from __future__ import annotations
 

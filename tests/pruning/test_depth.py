@@ -1,4 +1,6 @@
-"""Whole residual blocks as units: which there are, that the rest goes on without them, and what it costs then."""
+"""Whole residual blocks as units: which there are, that the rest goes on without them, and what it
+costs then.
+"""
 
 from __future__ import annotations
 

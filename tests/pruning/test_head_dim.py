@@ -1,4 +1,6 @@
-"""Width of attention heads as a unit: every head of a module narrows alike, scores keep the dense scale."""
+"""Width of attention heads as a unit: every head of a module narrows alike, scores keep the dense
+scale.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_a_narrow_model_is_cut_again_trained_and_rebuilt_from_its_tensors(name: 
 
 
 def test_a_width_that_fits_everywhere_still_has_the_dense_scale() -> None:
-    """Half of everything looks like a plain module again, whose scale would be that of its new width."""
+    """Half of everything looks like a plain module again, whose scale would be that of its new
+    width.
+    """
 
     class Plain(nn.Module):
         def __init__(self) -> None:

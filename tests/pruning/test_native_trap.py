@@ -1,7 +1,8 @@
-"""Narrow models in a process that checks its heap: weights in foreign strides corrupt it inside oneDNN.
+"""Narrow models in a process that checks its heap: weights in foreign strides corrupt it inside
+oneDNN.
 
-The fault sits in the AVX2 kernels, so these are asked for. Slicing that keeps channels-last strides aborts this test
-at a width of 7 (torch 2.14.1).
+The fault sits in the AVX2 kernels, so these are asked for. Slicing that keeps channels-last strides
+aborts this test at a width of 7 (torch 2.14.1).
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ for width in (24, 7, 6, 5, 3, 2, 1):
         loss.backward()
         optimizer.step()
     for tensor in model.state_dict().values():
-        assert tensor.stride() == torch.empty(tensor.shape).stride(), (tensor.shape, tensor.stride())
+        contiguous = torch.empty(tensor.shape).stride()
+        assert tensor.stride() == contiguous, (tensor.shape, tensor.stride())
     copy.deepcopy(model)
     print(width, loss.item())
 """

@@ -47,7 +47,9 @@ def mlp() -> tuple[nn.Module, Structure, Keep]:
 
 @pytest.mark.parametrize("name", MAKE)
 def test_steps_after_the_cut_are_those_of_the_masked_dense_model(name: str) -> None:
-    """Zeroed units hand on no signal and get no gradient; only their own old momentum would move them."""
+    """Zeroed units hand on no signal and get no gradient; only their own old momentum would move
+    them.
+    """
     model, structure, keep = mlp()
     optimizer = MAKE[name](model.parameters())
     for seed in range(3):

@@ -1,4 +1,6 @@
-"""Hidden units of recurrent layers: one index of the hidden state, through all gates, layers and directions."""
+"""Hidden units of recurrent layers: one index of the hidden state, through all gates, layers and
+directions.
+"""
 
 from __future__ import annotations
 

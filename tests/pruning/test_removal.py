@@ -127,9 +127,7 @@ def test_the_smaller_model_exports_again(name: str) -> None:
     assert apart(produced, outputs(small, this.inputs)) < 1e-10
 
 
-def test_attention_in_training_and_with_masks_is_that_of_the_dense_module_when_heads_are_masked() -> (
-    None
-):
+def test_attention_with_masks_is_that_of_the_dense_module_when_heads_are_masked() -> None:
     this = case("cross_attention")
     index = next(i for i, g in enumerate(this.structure.groups) if g.kind == "head")
     keep = plan(this.structure, np.random.default_rng(0), [index])

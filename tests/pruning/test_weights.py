@@ -1,4 +1,6 @@
-"""Single weights as units where tensors are odd: shared, transposed, vectors, gone with their block."""
+"""Single weights as units where tensors are odd: shared, transposed, vectors, gone with their
+block.
+"""
 
 from __future__ import annotations
 

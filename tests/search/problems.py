@@ -33,7 +33,9 @@ TINY = [
 
 
 def settings_of(folder: Path, *overrides: str) -> Settings:
-    """Settings of the default configuration with the small values above, everything under `folder`."""
+    """Settings of the default configuration with the small values above, everything under
+    `folder`.
+    """
     places = [f"study.out={folder / 'runs'}", f"study.baselines={folder / 'baselines'}"]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config: Any = OmegaConf.to_container(
@@ -43,7 +45,9 @@ def settings_of(folder: Path, *overrides: str) -> Settings:
 
 
 class Prepared:
-    """Settings, data and the laboratory with its dense model trained, or read where it was trained before."""
+    """Settings, data and the laboratory with its dense model trained, or read where it was trained
+    before.
+    """
 
     def __init__(self, home: Path, *overrides: str) -> None:
         self.settings = settings_of(home, *overrides)

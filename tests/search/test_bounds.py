@@ -1,4 +1,6 @@
-"""Bounds on a real, small problem: what is known before training rejects, what is not makes infeasible."""
+"""Bounds on a real, small problem: what is known before training rejects, what is not makes
+infeasible.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The weight of the dense outputs as a search dimension: in the space, in the plan, in the training."""
+"""The weight of the dense outputs as a search dimension: in the space, in the plan, in the
+training.
+"""
 
 from __future__ import annotations
 

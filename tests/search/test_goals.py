@@ -59,7 +59,9 @@ def test_directions_and_points_have_one_order() -> None:
 
 
 def test_a_front_of_latency_is_not_that_of_flops() -> None:
-    """The one with fewer FLOPs and the same quality is slower: it leaves the latency front and stays on the other."""
+    """The one with fewer FLOPs and the same quality is slower: it leaves the latency front and
+    stays on the other.
+    """
     slow = row(0, 0.9, flops=10, latency_ms=3.0)
     fast = row(1, 0.9, flops=20, latency_ms=2.0)
     by_latency = Goals("accuracy", {"accuracy": 1.0}, ("latency_ms",))
@@ -129,7 +131,8 @@ def test_unknown_values_break_no_bound() -> None:
     assert goals.broken({"latency_ms": 2.0, "accuracy": 0.5}).count(";") == 1
 
 
-# --- the volume ----------------------------------------------------------------------------------------------------
+# --- the volume
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_volume_is_that_of_boxes_put_together() -> None:
@@ -192,24 +195,49 @@ def test_references_are_what_was_configured() -> None:
     assert found.volume(*at) == pytest.approx(0.4 * 0.1 * 0.5 * 0.25)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objectives.metrics=[f2]"], r"objectives.metrics must be some of .*got 'f2'; nearest: f1"),
+        (
+            ["objectives.metrics=[f2]"],
+            r"objectives.metrics must be some of .*got 'f2'; nearest: f1",
+        ),
         (["objectives.quality=acuracy"], r"objectives.quality must be one of .*nearest: accuracy"),
-        (["objectives.bounds={latency: {most: 1}}"], r"objectives.bounds must name costs .*nearest: latency_ms"),
-        (["objectives.bounds={accuracy: {}}"], r"objectives.bounds.accuracy: a bound needs `least`, `most` or both"),
-        (["objectives.bounds={accuracy: {mots: 1}}"], r"bounds.accuracy.mots is not a setting; nearest: most"),
-        (["objectives.metrics=[loss]", "objectives.costs=[flops,params,size_mb]"], r"2 to 4 objectives; .* are 5"),
-        (["objectives.metrics=[accuracy]"], r"must differ from one another; got \['accuracy', 'accuracy'\]"),
+        (
+            ["objectives.bounds={latency: {most: 1}}"],
+            r"objectives.bounds must name costs .*nearest: latency_ms",
+        ),
+        (
+            ["objectives.bounds={accuracy: {}}"],
+            r"objectives.bounds.accuracy: a bound needs `least`, `most` or both",
+        ),
+        (
+            ["objectives.bounds={accuracy: {mots: 1}}"],
+            r"bounds.accuracy.mots is not a setting; nearest: most",
+        ),
+        (
+            ["objectives.metrics=[loss]", "objectives.costs=[flops,params,size_mb]"],
+            r"2 to 4 objectives; .* are 5",
+        ),
+        (
+            ["objectives.metrics=[accuracy]"],
+            r"must differ from one another; got \['accuracy', 'accuracy'\]",
+        ),
         (["objectives.costs=[flop]"], r"objectives.costs.0: a cost must be one of"),
-        (["objectives.references={params: 1.0}"], r"objectives.references must be of .*got \['params'\]"),
-        (["objectives.costs=[estimated_latency_ms]", "method=int8"], r"estimated_latency_ms is of models in floating"),
+        (
+            ["objectives.references={params: 1.0}"],
+            r"objectives.references must be of .*got \['params'\]",
+        ),
+        (
+            ["objectives.costs=[estimated_latency_ms]", "method=int8"],
+            r"estimated_latency_ms is of models in floating",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused_at_once(
     tmp_path: Path, overrides: list[str], message: str
 ) -> None:

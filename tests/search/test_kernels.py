@@ -1,4 +1,6 @@
-"""Threads and memory formats by measurement: kept with the baselines, the fastest of what was tried."""
+"""Threads and memory formats by measurement: kept with the baselines, the fastest of what was
+tried.
+"""
 
 from __future__ import annotations
 

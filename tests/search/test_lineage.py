@@ -1,4 +1,6 @@
-"""Who inherits from whom, on real small plans: properties that hold whatever the search proposes."""
+"""Who inherits from whom, on real small plans: properties that hold whatever the search
+proposes.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ class Killed(BaseException):
 def studied(
     here: Bench, n_trials: int, killed_at: int | None = None
 ) -> dict[int, tuple[int | None, bytes]]:
-    """Parent and weights by trial of a study that is killed between saving a plan and telling Optuna."""
+    """Parent and weights by trial of a study that is killed between saving a plan and telling
+    Optuna.
+    """
     settings = here.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])

@@ -1,4 +1,6 @@
-"""The queue of trials: several who ask at once, chains longer than asked for, runs killed while they fill it."""
+"""The queue of trials: several who ask at once, chains longer than asked for, runs killed while
+they fill it.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
     names = here.facts.weight_names
     found = densities(model, names)
     for name in names:
-        # blocks at the edge are smaller; a weight that came back where no gradient goes is still zero
+        # blocks at the edge are smaller; a weight that came back where no gradient goes is still
+        # zero
         numel = model.get_parameter(name).numel()
         slack = {"block": 16.0, "rigl": 4 + 0.001 * numel, "set": 4 + 0.001 * numel}.get(
             method, 1.0
@@ -94,7 +95,9 @@ def test_a_hybrid_plan_removes_units_and_then_weights_of_what_is_left(
 
 
 def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_path: Path) -> None:
-    """What is chosen anew at the last step has drifted out of sight: the network would not know it."""
+    """What is chosen anew at the last step has drifted out of sight: the network would not know
+    it.
+    """
     soft = bench(
         home, tmp_path / "soft", "method=weight_l1", "method.soft=true", "space.shapes=[one_shot]"
     )

@@ -139,7 +139,9 @@ def test_the_quality_floor_holds_for_the_cheapest_too(rule: Band | Pareto) -> No
 
 @pytest.mark.parametrize("grow", [False, True])
 def test_ever_smaller_or_larger_models_do_not_eat_the_budget(grow: bool) -> None:
-    """Each is the extreme of its time: on the front or not, a part of them is stopped at each rung."""
+    """Each is the extreme of its time: on the front or not, a part of them is stopped at each
+    rung.
+    """
     rng = np.random.default_rng(0)
     peers: list[Standing] = []
     stopped = []
@@ -171,7 +173,8 @@ def test_places_are_ranks_first_then_hypervolume() -> None:
     assert sorted(found[[1, 2]].tolist()) == [1, 1]
     assert found[[4, 5]].tolist() == [3, 3]
     assert found[0] == 5
-    # the trap: sorted indices in the place of ranks would put the newcomer, first in the list, anywhere
+    # the trap: sorted indices in the place of ranks would put the newcomer, first in the list,
+    # anywhere
     for n in range(2, 30):
         cloud = np.random.default_rng(n).uniform(0.5, 1.0, (n, 2))
         assert places(np.vstack([[0.1, 0.1], cloud]))[0] == 0
@@ -257,7 +260,9 @@ class Watched:
 
 @dataclass
 class Spent:
-    """What a study got for its first `units`: hypervolume, share of units on final-front members, completed share."""
+    """What a study got for its first `units`: hypervolume, share of units on final-front members,
+    completed share.
+    """
 
     hypervolume: float
     on_front: float

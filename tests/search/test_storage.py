@@ -1,4 +1,6 @@
-"""Where studies are kept: a journal that is cut or finds no room, a database that does not answer."""
+"""Where studies are kept: a journal that is cut or finds no room, a database that does not
+answer.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ def test_a_journal_that_cannot_be_flushed_stays_as_it_was(
 
 
 def test_a_journal_on_a_full_disk_stays_as_it_was(small_disk: Path) -> None:
-    """What did not fit has room again once the part that did is removed: nothing may be left to be written then."""
+    """What did not fit has room again once the part that did is removed: nothing may be left to be
+    written then.
+    """
     path, room = small_disk / "journal", small_disk / "room"
     written(path, LOGS[:2])
     before = path.read_bytes()
@@ -263,7 +267,9 @@ def test_a_run_that_ends_for_a_database_does_not_wait_for_it_again() -> None:
 
 @pytest.fixture
 def study_and_lock(tmp_path: Path) -> Iterator[tuple[Any, int, sqlite3.Connection]]:
-    """A storage on SQLite that waits for nobody, a study's id, and a connection that can lock the database."""
+    """A storage on SQLite that waits for nobody, a study's id, and a connection that can lock the
+    database.
+    """
     engine = {"connect_args": {"timeout": 0.01}}
     inner = optuna.storages.get_storage(
         optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db", engine_kwargs=engine)

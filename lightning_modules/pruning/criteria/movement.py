@@ -21,13 +21,14 @@ from lightning_modules.pruning.thresholds import Scores
 
 @dataclass(frozen=True)
 class Movement:
-    """-sum over steps of w_t * g_t along plain gradient descent on a copy (Sanh et al. 2020, eq. 4).
+    """-sum over steps of w_t * g_t along plain gradient descent on a copy (Sanh et al. 2020, eq.
+    4).
 
     Each of the `steps` takes the mean gradient of all batches, so that their order does not matter.
     It moves every parameter by `lr` times that gradient, frozen ones too; norms keep their
     statistics. A unit takes the sum over its producing weights. Scores have either sign: a dead
-    unit scores 0, which is not the lowest score.
-    Errors: ConfigError for values out of range; PlanError if the descent diverges.
+    unit scores 0, which is not the lowest score. Errors: ConfigError for values out of range;
+    PlanError if the descent diverges.
     """
 
     steps: int = 4

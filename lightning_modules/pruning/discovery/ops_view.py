@@ -17,7 +17,9 @@ from lightning_modules.pruning.structure import AttentionUnit
 
 
 def view(trace: Trace, node: Node) -> Dims:
-    """Any reshape. Source and target sizes are cut into runs of equal product, each solved alone."""
+    """Any reshape. Source and target sizes are cut into runs of equal product, each solved
+    alone.
+    """
     source = node.args[0]
     assert isinstance(source, Node)
     return reshape(trace, node, trace.dims(source), shape(source), shape(node))

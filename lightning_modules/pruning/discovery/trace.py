@@ -128,7 +128,9 @@ class Trace:
         constant: int = 1,
         tensor: str = "",
     ) -> None:
-        """Record a node's MACs: `constant` times the sizes, of which the labelled ones may shrink."""
+        """Record a node's MACs: `constant` times the sizes, of which the labelled ones may
+        shrink.
+        """
         factors: list[Ids] = []
         for size, label in zip(sizes, labels, strict=True):
             if isinstance(label, str):
@@ -198,7 +200,9 @@ def bind(node: Node) -> dict[str, Any]:
 
 
 def tile(ids: Ids, before: int, after: int) -> Ids:
-    """Ids along an axis that is flattened with `before` positions in front and `after` behind it."""
+    """Ids along an axis that is flattened with `before` positions in front and `after` behind
+    it.
+    """
     return np.tile(np.repeat(ids, after), before)
 
 

@@ -97,7 +97,9 @@ def _transient(model: nn.Module) -> frozenset[str]:
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """From every name of a parameter or buffer, shared ones included, to its tensor's first name."""
+    """From every name of a parameter or buffer, shared ones included, to its tensor's first
+    name.
+    """
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):

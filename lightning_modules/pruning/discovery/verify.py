@@ -1,4 +1,6 @@
-"""Tries every group on randomised parameters, and freezes what does not behave as the table says."""
+"""Tries every group on randomised parameters, and freezes what does not behave as the table
+says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Confirmation: models finetuned in full over several seeds, then measured on test data, once, at the end."""
+"""Confirmation: models finetuned in full over several seeds, then measured on test data, once, at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,13 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says where it is from.
+    """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says
+    where it is from.
 
-    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with
-    `export` what is measured is the file of that format. `round_steps` are the optimizer steps of a round; None: as configured. `accumulate`
-    is the number of parts in which its batches fit into memory.
+    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and
+    with `export` what is measured is the file of that format. `round_steps` are the optimizer steps
+    of a round; None: as configured. `accumulate` is the number of parts in which its batches fit
+    into memory.
     """
 
     label: str
@@ -52,9 +56,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best validation quality.
+    """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best
+    validation quality.
 
-    `costs` are those of that seed's model, `accumulate` is the number of parts in which its batches were taken.
+    `costs` are those of that seed's model, `accumulate` is the number of parts in which its batches
+    were taken.
     """
 
     validation: tuple[dict[str, float], ...]
@@ -77,9 +83,11 @@ class Confirmed:
 def confirm(
     final: FinalLab, candidate: Candidate, folder: Path, tick: Tick
 ) -> tuple[Confirmed, nn.Module | None]:
-    """Finetune copies of the candidate, one per seed, and test them; or read them back from `folder`.
+    """Finetune copies of the candidate, one per seed, and test them; or read them back from
+    `folder`.
 
-    The model returned is the seed with the best validation quality, None when nothing had to be trained.
+    The model returned is the seed with the best validation quality, None when nothing had to be
+    trained.
     """
     lab, label = final.lab, candidate.label
     seeds = lab.phases.confirm.seeds
@@ -108,7 +116,9 @@ def confirm(
 
 @dataclass(frozen=True)
 class _SeedResult:
-    """Of one seed: metrics, the model, what was measured (the model or its exported file), the parts of its batches."""
+    """Of one seed: metrics, the model, what was measured (the model or its exported file), the
+    parts of its batches.
+    """
 
     validation: dict[str, float]
     test: dict[str, float]
@@ -153,7 +163,9 @@ def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.
 def finetuned(
     lab: Lab, candidate: Candidate, seed: int, rounds: int, lr_factor: float
 ) -> nn.Module:
-    """A copy of the candidate's model after the finetuning of one seed, on the training data as it is."""
+    """A copy of the candidate's model after the finetuning of one seed, on the training data as it
+    is.
+    """
     model = copy.deepcopy(candidate.model)
     masks = zeros_of(model, candidate.sparse)
     training = Training(

@@ -43,15 +43,17 @@ from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.search.trials.pruners import WeightPruner
 
 Afford = Callable[[str, Sequence[LadderStep], Sequence[LadderStep]], bool]
-"""Whether a ladder ends within the budget: its name, its steps, those of them that are confirmed."""
+"""Whether a ladder ends within the budget: its name, its steps, those of them that are confirmed.
+"""
 
 
 @dataclass(frozen=True)
 class Confirmation:
     """The confirmation of one study.
 
-    `store` has the finished plans, `folder` is that of the study. `round_steps` are the optimizer steps of a round;
-    None: as configured. `failed` collects what could not be confirmed, with the reason.
+    `store` has the finished plans, `folder` is that of the study. `round_steps` are the optimizer
+    steps of a round; None: as configured. `failed` collects what could not be confirmed, with the
+    reason.
     """
 
     final: FinalLab
@@ -75,7 +77,9 @@ class Confirmation:
 
     @contextmanager
     def left_out(self, name: str) -> Iterator[None]:
-        """What fails inside is said and noted, its traceback kept; the rest of the study goes on."""
+        """What fails inside is said and noted, its traceback kept; the rest of the study goes
+        on.
+        """
         try:
             yield
         except UserError:
@@ -94,9 +98,9 @@ def confirm_front(
 ) -> tuple[list[ConfirmedRow], ConfirmedRow]:
     """Front rows, large to small, and the dense model finetuned as long as they are.
 
-    `chosen` come from the search's front on validation data (`results.candidates`). After full finetuning those that
-    another one dominates on validation data (mean over the seeds) leave, those outside a bound, and those whose
-    finetuning failed. Test data decides nothing.
+    `chosen` come from the search's front on validation data (`results.candidates`). After full
+    finetuning those that another one dominates on validation data (mean over the seeds) leave,
+    those outside a bound, and those whose finetuning failed. Test data decides nothing.
 
     Errors: UserError where none could be confirmed, or the dense model could not.
     """
@@ -111,7 +115,8 @@ def confirm_front(
     if chosen and not confirmed:
         times, reason = most_common(list(confirmation.failed.values()))
         raise UserError(
-            f"a front needs confirmed models; none of {len(chosen)} is: {reason} ({times} times); all trials are kept: "
+            f"a front needs confirmed models; none of {len(chosen)} is: {reason} ({times} times); "
+            "all trials are kept: "
             "mend it (phases.finetune, phases.confirm) and give the same command again"
         )
     return _members(confirmation, confirmed), _confirmed_dense(confirmation)
@@ -184,7 +189,9 @@ def _copy_export(
 
 
 def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> dict[str, Any]:
-    """What a plan says of its confirmation: what every seed measured, and the finetuning of the exported one."""
+    """What a plan says of its confirmation: what every seed measured, and the finetuning of the
+    exported one.
+    """
     lab = confirmation.final.lab
     how = lab.phases.confirm
     measured = zip(how.seeds, result.validation, result.test, strict=True)
@@ -230,7 +237,8 @@ def run_baselines(
     front: list[ConfirmedRow],
     afford: Afford = lambda name, ladder, confirmed: True,
 ) -> list[ConfirmedRow]:
-    """Ladders with a step at each of the front's models, at its MACs and steps of finetuning; some are confirmed.
+    """Ladders with a step at each of the front's models, at its MACs and steps of finetuning; some
+    are confirmed.
 
     A ladder that a budget in time cannot `afford` is left out.
     """
@@ -253,7 +261,9 @@ def run_baselines(
 
 
 def _ladder_step(confirmation: Confirmation, trial: int) -> LadderStep:
-    """What a ladder matches of a front model: effective MACs by units and weights, as ladders prune no activations."""
+    """What a ladder matches of a front model: effective MACs by units and weights, as ladders prune
+    no activations.
+    """
     structure = confirmation.facts.structure
     folder = confirmation.store.of(trial)
     document = read_plan(folder)

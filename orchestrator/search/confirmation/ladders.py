@@ -1,8 +1,9 @@
-"""Baselines: what an expert does by hand, at the costs of the front's models and with their finetuning budget.
+"""Baselines: what an expert does by hand, at the costs of the front's models and with their
+finetuning budget.
 
-Each is a ladder, large to small. Every model is cut from the finetuned one before it, and is finetuned with
-distillation. Ladders differ in how a FLOPs target is shared out: equal ratios, random ratios, or one global ranking of
-all units.
+Each is a ladder, large to small. Every model is cut from the finetuned one before it, and is
+finetuned with distillation. Ladders differ in how a FLOPs target is shared out: equal ratios,
+random ratios, or one global ranking of all units.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ PLACES = {"uniform": 0, "random": 1, "global": 2}
 class LadderStep:
     """A model of a ladder: it has the `macs` of front trial `trial`, and its `steps` of finetuning.
 
-    `steps` are optimizer steps in all, those of the trial's ancestors included. `mixed` copies of the training data
-    were learnt beside it; None: as configured.
+    `steps` are optimizer steps in all, those of the trial's ancestors included. `mixed` copies of
+    the training data were learnt beside it; None: as configured.
     """
 
     trial: int
@@ -44,7 +45,9 @@ class LadderStep:
 
 
 def with_training_steps(ladder: Sequence[LadderStep], least: int) -> list[tuple[LadderStep, int]]:
-    """Large to small, with the optimizer steps that each model adds: what its match has more, `least` at least."""
+    """Large to small, with the optimizer steps that each model adds: what its match has more,
+    `least` at least.
+    """
     spent, result = 0, []
     for step in sorted(ladder, key=lambda step: -step.macs):
         added = max(least, step.steps - spent)
@@ -56,7 +59,8 @@ def with_training_steps(ladder: Sequence[LadderStep], least: int) -> list[tuple[
 class Climber:
     """The model of a ladder, which gets smaller and is finetuned step by step.
 
-    It prunes as the first stage of the method does; a hybrid method is thus compared with removal alone.
+    It prunes as the first stage of the method does; a hybrid method is thus compared with removal
+    alone.
     """
 
     def __init__(self, lab: Lab, method: PreparedMethod, name: Name) -> None:
@@ -110,7 +114,9 @@ class Climber:
 def climb(
     lab: Lab, method: PreparedMethod, name: Name, ladder: Sequence[LadderStep]
 ) -> Iterator[tuple[LadderStep, nn.Module, Keep]]:
-    """The ladder's models with their dense units, large to small, each finetuned as long as its match was."""
+    """The ladder's models with their dense units, large to small, each finetuned as long as its
+    match was.
+    """
     climber = Climber(lab, method, name)
     usual = lab.phases.finetune.round_steps
     for index, (step, training_steps) in enumerate(with_training_steps(ladder, usual)):
@@ -122,7 +128,9 @@ def climb(
 def global_counts(
     structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1
 ) -> Counts:
-    """Units kept per group when all are ranked in one list by multiples of their group's mean score."""
+    """Units kept per group when all are ranked in one list by multiples of their group's mean
+    score.
+    """
     if not alive.any():
         return structure.counts(alive)
     relative = thresholds.normalised(structure, scores, alive)

@@ -1,4 +1,6 @@
-"""The dense baseline: trained or loaded once, kept under the hash of what made it, shared by all studies."""
+"""The dense baseline: trained or loaded once, kept under the hash of what made it, shared by all
+studies.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,11 @@ def dense_folder(settings: Settings) -> Path:
 
 
 def build_model(settings: Settings, data: Any) -> nn.Module:
-    """The model as configured, untrained or with its checkpoint, and checked against the task and a validation batch.
+    """The model as configured, untrained or with its checkpoint, and checked against the task and a
+    validation batch.
 
-    Errors: DataError for a checkpoint that is missing or does not fit; ConfigError for a model that cannot be built or
-    does not take the data.
+    Errors: DataError for a checkpoint that is missing or does not fit; ConfigError for a model that
+    cannot be built or does not take the data.
     """
     seed_everything(settings.seed)
     model: nn.Module = settings.model.build()
@@ -73,16 +76,19 @@ def fresh_model(settings: Settings, seed: int) -> nn.Module:
 
 
 def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
-    """A copy of `model` with the weights it had after `phases.train.rewind_epoch`; None where none were asked for.
+    """A copy of `model` with the weights it had after `phases.train.rewind_epoch`; None where none
+    were asked for.
 
-    Errors: ConfigError where the dense model was loaded, not trained, so that there is nothing to go back to.
+    Errors: ConfigError where the dense model was loaded, not trained, so that there is nothing to
+    go back to.
     """
     if settings.phases.train.rewind_epoch is None:
         return None
     path = dense_folder(settings) / REWIND
     if not path.exists():
         raise ConfigError(
-            f"phases.train.rewind_epoch={settings.phases.train.rewind_epoch} needs a dense model trained here for at "
+            f"phases.train.rewind_epoch={settings.phases.train.rewind_epoch} needs a dense model "
+            "trained here for at "
             f"least as many epochs; phases.train.epochs is {settings.phases.train.epochs}"
         )
     twin = copy.deepcopy(model)
@@ -93,7 +99,9 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class DenseTraining:
-    """The training of a dense model: on which data and device, in which memory format, who is told of its epochs."""
+    """The training of a dense model: on which data and device, in which memory format, who is told
+    of its epochs.
+    """
 
     settings: Settings
     data: Any
@@ -176,10 +184,11 @@ class DenseTraining:
 
 
 def train_dense(training: DenseTraining, model: nn.Module) -> tuple[nn.Module, dict[str, float]]:
-    """The model trained, with its validation metrics; read back where the same recipe was run before.
+    """The model trained, with its validation metrics; read back where the same recipe was run
+    before.
 
-    A baseline whose files are damaged is named and trained anew: it follows from its recipe. Of several processes that
-    need it at once one trains it, the others wait.
+    A baseline whose files are damaged is named and trained anew: it follows from its recipe. Of
+    several processes that need it at once one trains it, the others wait.
     """
     settings = training.settings
     folder = dense_folder(settings)
@@ -206,7 +215,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, float] | None:
-    """Fill the model from a baseline and give its metrics; None where there is none, or it is damaged."""
+    """Fill the model from a baseline and give its metrics; None where there is none, or it is
+    damaged.
+    """
     if not (folder / RECORD).exists():
         return None
     try:
@@ -221,7 +232,8 @@ def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, 
 def _kept(
     folder: Path, model: nn.Module, settings: Settings
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Weights and validation metrics of a baseline, all of its files checked; older records have no digests.
+    """Weights and validation metrics of a baseline, all of its files checked; older records have no
+    digests.
 
     Errors: DataError for a file that is damaged or does not fit the model.
     """
@@ -240,16 +252,20 @@ def _kept(
 
 
 def _name(settings: Settings, checkpoint: Path | None) -> str:
-    """The recipe's hash; a checkpoint counts by its content, so that a new file under an old name is a new baseline."""
+    """The recipe's hash; a checkpoint counts by its content, so that a new file under an old name
+    is a new baseline.
+    """
     if checkpoint is None:
         return settings.dense_digest()
     return digest([settings.dense_digest(), sha256_of(checkpoint)])
 
 
 def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it can run code.
+    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it
+    can run code.
 
-    Tensors stay in the file until they are copied into the model, so that a file of any size costs what the model does.
+    Tensors stay in the file until they are copied into the model, so that a file of any size costs
+    what the model does.
     """
     if not path.is_file():
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
@@ -279,7 +295,9 @@ def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _mappable(path: Path) -> bool:
-    """Errors: DataError for compressed entries of a zip file: torch writes none, and small ones unpack to any size."""
+    """Errors: DataError for compressed entries of a zip file: torch writes none, and small ones
+    unpack to any size.
+    """
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -291,7 +309,8 @@ def _mappable(path: Path) -> bool:
         ) from error
     if packed:
         raise DataError(
-            f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed entries"
+            f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed "
+            "entries"
         )
     return True
 

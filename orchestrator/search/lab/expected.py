@@ -1,4 +1,6 @@
-"""How long a job will take: what it does, counted, times what a few of its own steps took on this machine."""
+"""How long a job will take: what it does, counted, times what a few of its own steps took on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ CHOSEN, MEMBERS = 2 / 3, 2 / 3
 
 @dataclass(frozen=True)
 class ModelSeconds:
-    """Seconds of one model's: a training step, a call of the trainer, a pass over validation and over test data."""
+    """Seconds of one model's: a training step, a call of the trainer, a pass over validation and
+    over test data.
+    """
 
     step: float
     call: float
@@ -56,7 +60,9 @@ def expected_seconds(
     device: torch.device,
     begun: float,
 ) -> dict[str, float]:
-    """Seconds by phase of the whole job; `begun` are those until the model's structure is known, as here."""
+    """Seconds by phase of the whole job; `begun` are those until the model's structure is known, as
+    here.
+    """
     dense = prices(settings, model, data, device)
     pruned = _pruned(settings, model, data, structure, device, dense)
     work = _Work(settings, dense, pruned, len(data.train_batches(0)))
@@ -128,7 +134,9 @@ class _Work:
         return len(how.seeds) * (self.finetuning(one, how.rounds) + looks)
 
     def baselines(self) -> float:
-        """Ladders trained as long as the chain and what follows it, one rung for each member of the front."""
+        """Ladders trained as long as the chain and what follows it, one rung for each member of the
+        front.
+        """
         how, chain = self.settings.phases.confirm, self.settings.search.chain
         members = max(1, round(MEMBERS * self.chosen))
         _, high = _ends(getattr(self.settings.space.build(), "rounds", (1, 1)))
@@ -154,7 +162,9 @@ def _pruned(
     device: torch.device,
     dense: ModelSeconds,
 ) -> ModelSeconds:
-    """At the mean of the chain's log-uniform FLOPs ratios, between a model of its middle and the dense one."""
+    """At the mean of the chain's log-uniform FLOPs ratios, between a model of its middle and the
+    dense one.
+    """
     if not structure.groups:
         return dense
     largest, smallest = settings.search.chain.largest, settings.search.chain.smallest
@@ -167,7 +177,9 @@ def _pruned(
 
 
 def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device) -> ModelSeconds:
-    """Timed with the trainer itself and with batches as the data gives them, after one step to warm up."""
+    """Timed with the trainer itself and with batches as the data gives them, after one step to warm
+    up.
+    """
 
     def task() -> Any:
         return build_task(settings.task, copy.deepcopy(model), data)
@@ -198,7 +210,9 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
 
 def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillation | None:
-    """As finetuning has it: a look-up where samples have an index, else one more pass through a model."""
+    """As finetuning has it: a look-up where samples have an index, else one more pass through a
+    model.
+    """
     how, divergence = settings.phases.finetune.distillation, divergence_of(task)
     if how is None or how.weight == 0.0 or divergence is None:
         return None

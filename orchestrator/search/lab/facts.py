@@ -1,4 +1,6 @@
-"""What is known of the dense network before the search begins. Nothing here does work, and nothing changes."""
+"""What is known of the dense network before the search begins. Nothing here does work, and nothing
+changes.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ from orchestrator.search.plans.lineage import weights_digest
 class Facts:
     """The dense `model`, and what follows from it.
 
-    `prices` is what costs follow from. `goals` are what the study is after. `dense_metrics` are the dense model's
-    validation metrics and `dense_costs` its costs by name. `scale` is one unit of the quality metric, of which tolerances
-    are multiples. `rewound` is the model in an early state of its training, where one was kept.
+    `prices` is what costs follow from. `goals` are what the study is after. `dense_metrics` are the
+    dense model's validation metrics and `dense_costs` its costs by name. `scale` is one unit of the
+    quality metric, of which tolerances are multiples. `rewound` is the model in an early state of
+    its training, where one was kept.
     """
 
     model: nn.Module
@@ -78,7 +81,9 @@ class Facts:
     def ratios(
         self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})
     ) -> dict[str, float]:
-        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by weight tensor."""
+        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by
+        weight tensor.
+        """
         effective = effective_macs(self.structure, some_of(self.structure, kept), density)
         return {
             "flops": self.cost.macs(kept) / self.dense_macs,

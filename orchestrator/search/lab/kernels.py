@@ -1,4 +1,6 @@
-"""What trains this model fastest on this CPU: how many threads, and the order of its weights in memory."""
+"""What trains this model fastest on this CPU: how many threads, and the order of its weights in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,12 @@ MUCH_FASTER = 0.75
 def choose_threads(
     settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device
 ) -> str:
-    """For `threads=auto` on the CPU: measure, set torch's threads, and return what was found; else an empty string.
+    """For `threads=auto` on the CPU: measure, set torch's threads, and return what was found; else
+    an empty string.
 
-    Tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds is kept with the
-    dense baselines, since the bits of a result hang on it: delete the file to measure anew.
+    Tries 1, 2, 4... up to the cores on a model cut evenly to the middle of the chain. What it finds
+    is kept with the dense baselines, since the bits of a result hang on it: delete the file to
+    measure anew.
     """
     if settings.threads != "auto" or device.type != "cpu":
         return ""
@@ -64,11 +68,12 @@ def choose_threads(
 def choose_memory_format(
     settings: Settings, structure: Structure, model: nn.Module, data: Any, device: torch.device
 ) -> tuple[str, str]:
-    """The name of the format to train in, and what was measured for `memory_format=auto`, which measures on the CPU.
+    """The name of the format to train in, and what was measured for `memory_format=auto`, which
+    measures on the CPU.
 
-    Channels last where it is `MUCH_FASTER`, as it is with depthwise convolutions, and not tried where it would corrupt
-    memory. Kept as the number of threads is.
-    Errors: ConfigError where the model cannot be laid out as asked.
+    Channels last where it is `MUCH_FASTER`, as it is with depthwise convolutions, and not tried
+    where it would corrupt memory. Kept as the number of threads is. Errors: ConfigError where the
+    model cannot be laid out as asked.
     """
     fault = channels_last_fault(model, device)
     dims = {parameter.dim() for parameter in model.parameters()}
@@ -87,7 +92,9 @@ def choose_memory_format(
 
 
 def _check_layout(settings: Settings, data: Any, fault: str, dims: set[int]) -> None:
-    """Errors: ConfigError where the model cannot lie channels last and is to, or the data lies so and may not."""
+    """Errors: ConfigError where the model cannot lie channels last and is to, or the data lies so
+    and may not.
+    """
     asked = settings.memory_format == "channels_last"
     if fault and asked:
         raise ConfigError(
@@ -97,14 +104,17 @@ def _check_layout(settings: Settings, data: Any, fault: str, dims: set[int]) -> 
         _require_rows(data, fault)
     if asked and 5 in dims:
         raise ConfigError(
-            "memory_format=channels_last needs weights of up to 4 dimensions; the model has some of 5"
+            "memory_format=channels_last needs weights of up to 4 dimensions; the model has some "
+            "of 5"
         )
 
 
 def _format_times(
     settings: Settings, structure: Structure, model: nn.Module, data: Any
 ) -> dict[str, float]:
-    """Milliseconds of a step in each format; the formats take turns, as the machine's load changes."""
+    """Milliseconds of a step in each format; the formats take turns, as the machine's load
+    changes.
+    """
     steps = []
     for layout in FORMATS.values():
         task = _middle(settings, structure, model, data)
@@ -116,7 +126,9 @@ def _format_times(
 
 
 def _require_rows(data: Any, fault: str) -> None:
-    """Errors: ConfigError for images that lie channels last: convolutions would keep them so all through the model."""
+    """Errors: ConfigError for images that lie channels last: convolutions would keep them so all
+    through the model.
+    """
     tensors = [
         leaf
         for leaf in pytree.tree_leaves(next(iter(data.train_batches(0))))
@@ -124,7 +136,8 @@ def _require_rows(data: Any, fault: str) -> None:
     ]
     if any(images.dim() == 4 and images.stride(1) < images.stride(3) for images in tensors):
         raise ConfigError(
-            f"the data's images lie channels last in memory, and {fault}; give them as .contiguous()"
+            f"the data's images lie channels last in memory, and {fault}; give them as "
+            ".contiguous()"
         )
 
 
@@ -140,7 +153,9 @@ def _middle(
 
 
 def _step_times(task: LightningModule, data: Any) -> Iterator[float]:
-    """Milliseconds of training steps on the first batches, that of the warm-up first; at least two."""
+    """Milliseconds of training steps on the first batches, that of the warm-up first; at least
+    two.
+    """
     batches = list(islice(data.train_batches(0), COMPARED_STEPS + 1))
     for batch in batches if len(batches) > 1 else 2 * batches:
         begin = time.perf_counter()

@@ -38,9 +38,9 @@ Timed = Callable[[str], AbstractContextManager[None]]
 class Training:
     """One finetuning; None: as configured.
 
-    With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and `distillation` is
-    the weight of the dense outputs; `mixed` copies of the training data are learnt beside it. `accumulate` is the
-    number of parts in which each batch is taken.
+    With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and
+    `distillation` is the weight of the dense outputs; `mixed` copies of the training data are
+    learnt beside it. `accumulate` is the number of parts in which each batch is taken.
     """
 
     rounds: int
@@ -69,9 +69,10 @@ class SearchData:
 class Lab:
     """Where the work of a search is done: train, recalibrate, validate, quantise. It cannot test.
 
-    `task` makes of a network what Lightning trains. `fresh` gives the architecture with weights drawn from a seed.
-    `activations` is how the method prunes activations, None where it does not. `check` is called at every batch.
-    `mixing` is there where there is `distillation` of class outputs. `timed` charges time to a phase by name.
+    `task` makes of a network what Lightning trains. `fresh` gives the architecture with weights
+    drawn from a seed. `activations` is how the method prunes activations, None where it does not.
+    `check` is called at every batch. `mixing` is there where there is `distillation` of class
+    outputs. `timed` charges time to a phase by name.
     """
 
     facts: Facts
@@ -99,9 +100,11 @@ class Lab:
     def density(
         self, model: nn.Module, sparse: Sequence[str], level: float | None
     ) -> dict[str, float]:
-        """Share of nonzero weights of each `sparse` tensor, times that of the activations it meets on validation data.
+        """Share of nonzero weights of each `sparse` tensor, times that of the activations it meets
+        on validation data.
 
-        Activations count where the method prunes them; a model without a level then counts with the zeros it has.
+        Activations count where the method prunes them; a model without a level then counts with the
+        zeros it has.
         """
         nonzero = densities(model, sparse)
         if self.activations is None:
@@ -112,7 +115,9 @@ class Lab:
         return {name: nonzero.get(name, 1.0) * fed.get(name, 1.0) for name in {**nonzero, **fed}}
 
     def inputs(self, model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
-        """What the task calls `model` with on each batch, on the device; the check is called before each."""
+        """What the task calls `model` with on each batch, on the device; the check is called before
+        each.
+        """
         return inputs_from(
             self.task(model).to(self.device), watched(batches, self.check), self.device
         )
@@ -162,7 +167,9 @@ class Lab:
         training: Training,
         teaching: Distillation | None,
     ) -> Iterator[None]:
-        """Inside, activations are pruned at the training's level, and the loss is mixed with the teacher's."""
+        """Inside, activations are pruned at the training's level, and the loss is mixed with the
+        teacher's.
+        """
         features = None if self.distillation is None else self.distillation.features
         tapped = nullcontext() if features is None else features.watching(model)
         with attached(model, self.activation(training.level)), tapped, distilled(task, teaching):
@@ -184,7 +191,9 @@ class Lab:
     def exported(
         self, model: nn.Module, form: Format, path: Path, level: float | None = None
     ) -> nn.Module:
-        """The model as exported to `path`, calibrated on the batches that norms are recalibrated on."""
+        """The model as exported to `path`, calibrated on the batches that norms are recalibrated
+        on.
+        """
         count = max(1, self.phases.finetune.recalibration_batches)
         batches = list(islice(self.data.train_batches(self.seed), count))
         with self.timed("export"), attached(model, self.activation(level)):
@@ -202,7 +211,9 @@ class Lab:
 
 @dataclass(frozen=True)
 class FinalLab:
-    """The laboratory of the end of a study: for models that are confirmed, test data is within reach."""
+    """The laboratory of the end of a study: for models that are confirmed, test data is within
+    reach.
+    """
 
     lab: Lab
     test_batches: Callable[[], Any]

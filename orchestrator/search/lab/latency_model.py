@@ -1,7 +1,8 @@
-"""Latency estimated from kept counts alone: a linear model, fitted once to measurements on this device.
+"""Latency estimated from kept counts alone: a linear model, fitted once to measurements on this
+device.
 
-The features are products of axis lengths (see `Features`), the coefficients milliseconds and not negative, so that a
-plan that keeps less of everything is never estimated slower.
+The features are products of axis lengths (see `Features`), the coefficients milliseconds and not
+negative, so that a plan that keeps less of everything is never estimated slower.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from orchestrator.stored import kept
 PLANS = 48
 HELD_OUT = 12
 PASSES = 2
-"""Rounds of measurement, of which the lower counts: what else the machine does only ever makes a model slower."""
+"""Rounds of measurement, of which the lower counts: what else the machine does only ever makes a
+model slower.
+"""
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """`coefficients` in ms per feature, of shape (n_features,); errors are of plans that it was not fitted to.
+    """`coefficients` in ms per feature, of shape (n_features,); errors are of plans that it was not
+    fitted to.
 
     `mean_error` and `worst_error` are |estimated / measured - 1|.
     """
@@ -56,7 +60,8 @@ def fit_latency(
 ) -> LatencyModel:
     """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
 
-    The last `held` plans tell the error of a model fitted to the others; the model returned is fitted to all.
+    The last `held` plans tell the error of a model fitted to the others; the model returned is
+    fitted to all.
     """
     x = features(counts)
     some = _coefficients(x[:-held], measured[:-held])
@@ -76,7 +81,8 @@ def _coefficients(
 def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
     """Plans of all sizes, the dense one first; shape (n_plans, n_groups).
 
-    Each has a level, log-uniform from a twentieth to all, and its groups lie within an octave around it.
+    Each has a level, log-uniform from a twentieth to all, and its groups lie within an octave
+    around it.
     """
     generator = np.random.default_rng(seed)
     level = np.exp(generator.uniform(np.log(0.05), 0.0, (n_plans, 1)))
@@ -104,7 +110,8 @@ def latency_model(
     name: object,
     tick: Callable[[int, int], None],
 ) -> LatencyModel:
-    """Measured and fitted once, then read back from `folder` (None: not kept); `name` says which model it is.
+    """Measured and fitted once, then read back from `folder` (None: not kept); `name` says which
+    model it is.
 
     `name` is plain data; `tick` is told (measurements done, of how many).
     """
@@ -150,7 +157,9 @@ def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel
 
 
 def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object) -> float:
-    """The dense model's measured latency, kept: ratios against it stay the same when a study goes on."""
+    """The dense model's measured latency, kept: ratios against it stay the same when a study goes
+    on.
+    """
     path = folder / f"latency-dense-{digest([name, example.to_json(), here(example.device)])}.json"
     if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
         return stored

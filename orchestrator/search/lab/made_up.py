@@ -1,7 +1,7 @@
 """A laboratory that trains nothing: the quality of a plan in closed form, in milliseconds.
 
-Everything else is real: structure, scores, removal, plans and weights on disk, leases, budgets, records. So a search,
-its storage and its workers can be tried in seconds, and are tested with it.
+Everything else is real: structure, scores, removal, plans and weights on disk, leases, budgets,
+records. So a search, its storage and its workers can be tried in seconds, and are tested with it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from orchestrator.settings import MadeUpSettings, Settings
 BEST = 0.95
 """Quality of an endlessly trained dense model; a metric to be small is its distance from 1."""
 NARROW = 0.25
-"""How much of the quality a model without parameters would lose; with the square root of what is left it returns."""
+"""How much of the quality a model without parameters would lose; with the square root of what is
+left it returns.
+"""
 UNTRAINED = 0.2
 """How much is missing without any finetuning; each round takes half of the rest."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a made-up metric depends on beside the model: everything that a real training would depend on."""
+    """What a made-up metric depends on beside the model: everything that a real training would
+    depend on.
+    """
 
     how: MadeUpSettings
     directions: Mapping[str, Direction]
@@ -50,8 +54,9 @@ def conditions_of(settings: Settings) -> Conditions:
 class MadeUpLab(Lab):
     """Metrics follow from the parameters left and the rounds of finetuning, with noise.
 
-    The noise follows from all that a real training would depend on: the same trial gives the same metrics, and another
-    optimizer, seed or distillation gives others. Failures and slowness are as the settings say.
+    The noise follows from all that a real training would depend on: the same trial gives the same
+    metrics, and another optimizer, seed or distillation gives others. Failures and slowness are as
+    the settings say.
     """
 
     made_up: Conditions
@@ -105,7 +110,9 @@ def _fingerprint(model: nn.Module) -> float:
 def metrics_of(
     directions: Mapping[str, Direction], ratio: float, rounds: int, noise: float = 0.0
 ) -> dict[str, float]:
-    """Every metric of the task, for a model with this ratio of the dense parameters after some rounds of finetuning."""
+    """Every metric of the task, for a model with this ratio of the dense parameters after some
+    rounds of finetuning.
+    """
     short = NARROW * (1.0 - np.sqrt(min(1.0, ratio))) + UNTRAINED * 0.5**rounds
     good = float(np.clip(BEST - short + noise, 0.0, 1.0))
     return {

@@ -1,4 +1,6 @@
-"""From settings to the laboratory of a study: everything that is made once, cheap checks before expensive work."""
+"""From settings to the laboratory of a study: everything that is made once, cheap checks before
+expensive work.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def device_of(settings: Settings) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(
-                f"device={settings.device} needs CUDA, and torch finds none on this machine; take device=auto or cpu"
+                f"device={settings.device} needs CUDA, and torch finds none on this machine; take "
+                "device=auto or cpu"
             ) from error
         raise ConfigError(
             f"device must be auto, cpu, cuda or cuda:N of this machine; got '{settings.device}'"
@@ -158,7 +161,8 @@ def _lab(
 def _teaching(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, progress: Progress
 ) -> tuple[Distillation | None, Mixing | None]:
-    """What the dense model teaches: its outputs, on copies of the data with samples mixed too where that is possible.
+    """What the dense model teaches: its outputs, on copies of the data with samples mixed too where
+    that is possible.
 
     Errors: ConfigError where mixed copies are asked for and the task's targets are no classes.
     """
@@ -183,7 +187,8 @@ def _teaching(
     classifies = getattr(task, "classifies", False)
     if how.mixed not in (0, "auto") and not classifies:
         raise ConfigError(
-            f"phases.finetune.distillation.mixed={how.mixed} mixes samples and their classes; {type(task).__name__} "
+            f"phases.finetune.distillation.mixed={how.mixed} mixes samples and their classes; "
+            f"{type(task).__name__} "
             "does not say `classifies = True`: take mixed=0"
         )
     if how.weight == 0.0 or not classifies:
@@ -202,7 +207,9 @@ def find_latency_model(
     progress: Progress,
     keep: bool = True,
 ) -> LatencyModel | None:
-    """Fitted, or read back, where an estimated latency is optimised or bounded; its error is told."""
+    """Fitted, or read back, where an estimated latency is optimised or bounded; its error is
+    told.
+    """
     if not settings.objectives.uses("estimated_latency_ms"):
         return None
     progress.phase("latency", "a linear model of it, from random plans measured on this device")
@@ -223,7 +230,9 @@ def find_latency_model(
 
 
 def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[str, float]:
-    """Costs of the dense model that ratios are against; a measured latency where one is optimised or bounded."""
+    """Costs of the dense model that ratios are against; a measured latency where one is optimised
+    or bounded.
+    """
     costed = Costed(prices.structure.sizes, shaped=model, trained=model)
     costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED_COSTS])
     if settings.objectives.uses("latency_ms"):

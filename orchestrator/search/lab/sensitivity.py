@@ -31,8 +31,8 @@ def profile(
 ) -> Sensitivity:
     """Divergence of the outputs per group and ratio on training data after recalibration.
 
-    It is kept in `folder`, and read back where it was measured before. `tick` is told (groups done, groups). Ratios that
-    leave the count of a small group unchanged cost nothing.
+    It is kept in `folder`, and read back where it was measured before. `tick` is told (groups done,
+    groups). Ratios that leave the count of a small group unchanged cost nothing.
     """
     how = lab.phases.profile
     groups = stage.pruner.structure.groups
@@ -88,13 +88,16 @@ def _measure(
 
 
 class _Judge:
-    """How far a model's outputs are from the dense model's on these inputs, as the task measures it."""
+    """How far a model's outputs are from the dense model's on these inputs, as the task measures
+    it.
+    """
 
     def __init__(self, lab: Lab, inputs: Sequence[Inputs]) -> None:
         divergence = divergence_of(lab.task(lab.facts.model))
         if divergence is None:
             raise ConfigError(
-                "a space with equal_loss compares outputs, and the task has no divergence between them; take "
+                "a space with equal_loss compares outputs, and the task has no divergence between "
+                "them; take "
                 "space.equal_loss=[0,0] or space=uniform"
             )
         self.divergence, self.inputs = divergence, inputs

@@ -1,7 +1,8 @@
 """A budget in time: what a step costs on this machine, and how many of them each trial gets.
 
-Longer targets come first, up to `search.chain.most_epochs` each, then trials around them: measured, steps that are
-inherited pay most (docs/decisions.md). A budget in epochs is shared out in the same way, at one second per step.
+Longer targets come first, up to `search.chain.most_epochs` each, then trials around them: measured,
+steps that are inherited pay most (docs/decisions.md). A budget in epochs is shared out in the same
+way, at one second per step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ FEWEST = 16
 class Speed:
     """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling).
 
-    Weights at zero save no time: a plan has its place here by FLOPs, whatever the axis of its study.
+    Weights at zero save no time: a plan has its place here by FLOPs, whatever the axis of its
+    study.
     """
 
     ratios: tuple[float, ...]
@@ -51,7 +53,8 @@ STEPWISE = Speed((1.0,), (1.0,), (0.0,))
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the chain's targets share what is left: the same time each, so that small models get more steps.
+    """How the chain's targets share what is left: the same time each, so that small models get more
+    steps.
 
     No target gets more than `most` steps; what it leaves goes to the others.
     """
@@ -74,8 +77,9 @@ class Sharing:
 class Ledger:
     """What trials have used and what is open; each entry is read anew whenever it is asked for.
 
-    `spent` is what is used up, in the unit of the budget. `open_targets` are the FLOPs ratios of the chain's plans that
-    have not ended, the one at work first. `steps_done` are the optimizer steps of all trials so far.
+    `spent` is what is used up, in the unit of the budget. `open_targets` are the FLOPs ratios of
+    the chain's plans that have not ended, the one at work first. `steps_done` are the optimizer
+    steps of all trials so far.
     """
 
     spent: Callable[[], float]
@@ -86,9 +90,9 @@ class Ledger:
 class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
-    `chain` are the FLOPs ratios of its plans, `available` is the budget in the unit of `speed`, and `sharing` says how
-    the targets that are left share what is left. The ledger is read between trials: where they take longer than `speed`
-    says, those that follow get fewer steps.
+    `chain` are the FLOPs ratios of its plans, `available` is the budget in the unit of `speed`, and
+    `sharing` says how the targets that are left share what is left. The ledger is read between
+    trials: where they take longer than `speed` says, those that follow get fewer steps.
     """
 
     def __init__(
@@ -110,7 +114,9 @@ class Pace:
         return self._took / self._expected if self._expected > 0.0 else 1.0
 
     def __call__(self, ratio: float, rounds: int) -> int:
-        """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning; `ratio` is that of FLOPs."""
+        """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning; `ratio` is
+        that of FLOPs.
+        """
         self._learn()
         ledger = self.ledger
         left = (self.available - ledger.spent()) / self.slower
@@ -120,7 +126,9 @@ class Pace:
         return max(1, int(steps) // rounds)
 
     def more(self) -> bool:
-        """Whether the chain is not done, or another trial as long as its targets would end in time."""
+        """Whether the chain is not done, or another trial as long as its targets would end in
+        time.
+        """
         if self.ledger.open_targets():
             return True
         self._learn()
@@ -146,7 +154,9 @@ class Pace:
 
 
 class Unpaced:
-    """Without a chain: trials have their configured length; no more where the mean trial would not end in time."""
+    """Without a chain: trials have their configured length; no more where the mean trial would not
+    end in time.
+    """
 
     slower = 1.0
 
@@ -168,7 +178,9 @@ def fewer_targets(
     available: float,
     sharing: Sharing,
 ) -> int:
-    """The largest count up to `most` at which each of `targets(count)` (FLOPs ratios) gets `FEWEST` steps; at least 3."""
+    """The largest count up to `most` at which each of `targets(count)` (FLOPs ratios) gets `FEWEST`
+    steps; at least 3.
+    """
     for count in range(most, 3, -1):
         ratios = targets(count)
         fewest = sharing.steps(speed, available, max(ratios), ratios)

@@ -1,4 +1,6 @@
-"""A study under a budget in time: the machine's speed, the pace of its trials, and what is left for confirming."""
+"""A study under a budget in time: the machine's speed, the pace of its trials, and what is left for
+confirming.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,21 @@ TARGETS = "targets"
 MIXED = "mixed"
 """Of the study: the number of mixed copies of its training data."""
 MIXING = 0.05
-"""Share of a budget in time that goes into the dense outputs on mixed copies of the training data."""
+"""Share of a budget in time that goes into the dense outputs on mixed copies of the training data.
+"""
 MOST_MIXED = 8
 """Mixed copies at most."""
 MIXED_EPOCHS = 10.0
-"""Mixed copies are used where the chain's plans have this many epochs on average: with fewer, the data is new enough."""
+"""Mixed copies are used where the chain's plans have this many epochs on average: with fewer, the
+data is new enough.
+"""
 
 
 @dataclass(frozen=True)
 class Pacing:
-    """`targets` of the chain, the `pace` of trials, and the clock of the whole budget, in its unit."""
+    """`targets` of the chain, the `pace` of trials, and the clock of the whole budget, in its
+    unit.
+    """
 
     budget: Budget
     targets: tuple[float, ...]
@@ -83,7 +90,8 @@ class Pacing:
         return max(0.0, self.budget.amount - self.clock())
 
     def confirming(self, phases: PhaseSettings, flops_ratios: Sequence[float]) -> int | None:
-        """Steps of a round with which models of these FLOPs, and the dense one, are confirmed in the time that is left.
+        """Steps of a round with which models of these FLOPs, and the dense one, are confirmed in
+        the time that is left.
 
         None where the budget is not in seconds: confirmed as configured.
         """
@@ -102,7 +110,9 @@ class Pacing:
         confirmed: Sequence[LadderStep],
         round_steps: int | None,
     ) -> bool:
-        """Whether a ladder with these steps, some of them `confirmed` as in `confirming`, would end in time."""
+        """Whether a ladder with these steps, some of them `confirmed` as in `confirming`, would end
+        in time.
+        """
         if (left := self.seconds_left()) is None:
             return True
         how, usual = lab.phases.confirm, lab.phases.finetune.round_steps
@@ -158,7 +168,9 @@ class Plans:
 
 @dataclass(frozen=True)
 class Clock:
-    """When this run began, by `now` in seconds, and the share of a budget in time that is left for confirming."""
+    """When this run began, by `now` in seconds, and the share of a budget in time that is left for
+    confirming.
+    """
 
     begin: float
     now: Callable[[], float] = time.perf_counter
@@ -218,7 +230,9 @@ def _seconds_spent(study: Study, clock: Clock) -> Callable[[], float]:
 
 
 def _seconds_available(budget: Budget, study: Study, clock: Clock) -> float:
-    """For the search and what came before it. Errors: ConfigError where that has used the budget up already."""
+    """For the search and what came before it. Errors: ConfigError where that has used the budget up
+    already.
+    """
     before = clock.elapsed
     if not any(trial.state.is_finished() for trial in own_trials(study)):
         _require_time(budget, before)
@@ -226,7 +240,8 @@ def _seconds_available(budget: Budget, study: Study, clock: Clock) -> float:
 
 
 def mixed_copies(lab: Lab, study: Study, pacing: Pacing | None) -> int | None:
-    """As many as a budget in time pays for where they are to follow from it, the same whenever the study goes on.
+    """As many as a budget in time pays for where they are to follow from it, the same whenever the
+    study goes on.
 
     None: as configured. The dense outputs on them are there afterwards.
     """
@@ -254,7 +269,9 @@ def _targets(plans: Plans, chain: ChainSettings, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class StepsDone:
-    """Optimizer steps of the study's own trials; `usual` are those of a round where a plan does not say."""
+    """Optimizer steps of the study's own trials; `usual` are those of a round where a plan does not
+    say.
+    """
 
     study: Study
     usual: int
@@ -265,7 +282,8 @@ class StepsDone:
         return float(sum(self._of(trial.user_attrs.get(MEASURED)) for trial in trials))
 
     def charged(self) -> float:
-        """Those, and something for trials without any: `FEWEST` for a failed one, one for a rejected one.
+        """Those, and something for trials without any: `FEWEST` for a failed one, one for a
+        rejected one.
 
         Otherwise a space in which every plan fails would never end.
         """
@@ -287,7 +305,8 @@ class StepsDone:
 def _require_time(budget: Budget, before: float) -> None:
     if before > 0.9 * budget.amount:
         raise ConfigError(
-            f"study.budget={budget.text} must leave time for the search; the dense model and what else comes before it "
+            f"study.budget={budget.text} must leave time for the search; the dense model and what "
+            "else comes before it "
             f"took {before:.0f} s. They are kept: give the same command again, or a larger budget"
         )
 
@@ -300,7 +319,9 @@ def _speed(lab: Lab, plans: Plans, chain: ChainSettings, now: Callable[[], float
 
 
 def measure(lab: Lab, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed:
-    """Time steps, recalibration and validation of the dense model and of what is left with these units kept."""
+    """Time steps, recalibration and validation of the dense model and of what is left with these
+    units kept.
+    """
     facts = lab.facts
     models: dict[float, nn.Module] = {1.0: copy.deepcopy(facts.model)}
     for kept in cuts:

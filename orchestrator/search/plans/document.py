@@ -1,4 +1,6 @@
-"""Type checks for `plan.json`: keys that are there have these types; which must be there, each reader checks."""
+"""Type checks for `plan.json`: keys that are there have these types; which must be there, each
+reader checks.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ class _Document(_Part):
 
 
 def read_document(path: Path, remedy: str) -> dict[str, Any]:
-    """Errors: DataError, with the remedy, for what is no JSON within limits, or has another type than it should."""
+    """Errors: DataError, with the remedy, for what is no JSON within limits, or has another type
+    than it should.
+    """
     found = read_json(path, remedy)
     try:
         _Document.model_validate(found)

@@ -1,4 +1,6 @@
-"""Finished plans on disk: `models/<trial>/plan.json` and `weights.safetensors`, from which others may inherit."""
+"""Finished plans on disk: `models/<trial>/plan.json` and `weights.safetensors`, from which others
+may inherit.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,13 @@ Has = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are effective ones.
+    """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are
+    effective ones.
 
-    `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups + n_tensors,).
-    `sparse` names the tensors with weights at zero. `macs` leave activations out, which a child does not inherit;
-    `trained_rounds` are those in its weights, its ancestors' included; `weights` is the sha256 of its file, None where
-    it is not known.
+    `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups
+    + n_tensors,). `sparse` names the tensors with weights at zero. `macs` leave activations out,
+    which a child does not inherit; `trained_rounds` are those in its weights, its ancestors'
+    included; `weights` is the sha256 of its file, None where it is not known.
     """
 
     number: int
@@ -50,7 +53,8 @@ class Finished:
 
 
 def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
-    """The cheapest finished plan that has at least what is wanted of everything and more of one; None: the dense model.
+    """The cheapest finished plan that has at least what is wanted of everything and more of one;
+    None: the dense model.
 
     Ties in cost go to the weights that have been trained for longer, then to the later trial.
     """
@@ -63,7 +67,9 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
-    """Weights first: a folder with a plan is whole. The plan has the digests of the exported files that lie there."""
+    """Weights first: a folder with a plan is whole. The plan has the digests of the exported files
+    that lie there.
+    """
     write_atomic(folder / WEIGHTS, save(tensors(model)))
     paths = [folder / entry.file for entry in EXPORT_FORMATS.values()]
     exports = {path.name: sha256_of(path) for path in paths if path.exists()}
@@ -72,12 +78,17 @@ def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> No
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """Errors: DataError where the folder holds no whole plan."""
-    remedy = f"a pruned model is a folder with {PLAN} and {WEIGHTS}; the command of its study sets a damaged one aside"
+    remedy = (
+        f"a pruned model is a folder with {PLAN} and {WEIGHTS}; the command of its study sets "
+        "a damaged one aside"
+    )
     return read_document(folder / PLAN, remedy)
 
 
 def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = ()) -> Finished:
-    """`weights` are the tensors that may be sparse. Errors: DataError where the units are not those of this model."""
+    """`weights` are the tensors that may be sparse. Errors: DataError where the units are not those
+    of this model.
+    """
     document = read_plan(folder)
     try:
         keep = keep_from_json(document["keep"], structure)
@@ -99,7 +110,8 @@ def finished_weights(
 ) -> dict[str, Tensor]:
     """The weights of a finished plan of the dense `model`.
 
-    Errors: DataError where they are not in the shapes that the plan gives, or not the bytes that were saved.
+    Errors: DataError where they are not in the shapes that the plan gives, or not the bytes that
+    were saved.
     """
     dense, path = model.state_dict(), folder / WEIGHTS
     try:

@@ -1,4 +1,6 @@
-"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `user` behind the chain."""
+"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `user`
+behind the chain.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,22 @@ Levels = dict[str, float]
 
 
 def read_plans(settings: Settings) -> list[Levels]:
-    """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to numbers."""
+    """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to
+    numbers.
+    """
     if settings.search.plans and len(settings.method.choices()[0].stages()) > 1:
         raise ConfigError(
-            "search.plans has one threshold per group; a method with a second stage (`then`) needs two"
+            "search.plans has one threshold per group; a method with a second stage (`then`) needs "
+            "two"
         )
     return [_read(path) for path in settings.search.plans]
 
 
 def _read(path: Path) -> Levels:
-    rule = 'a plan is a JSON file {"group": threshold, ...} with numbers from 0 on, as in search.plans=[mine.json]'
+    rule = (
+        'a plan is a JSON file {"group": threshold, ...} with numbers from 0 on, as in '
+        "search.plans=[mine.json]"
+    )
     try:
         found = read_json(path, "mend it, or leave it out")
     except DataError as error:
@@ -49,20 +57,24 @@ def _read(path: Path) -> Levels:
 
 
 def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> None:
-    """Errors: ConfigError for groups that the method does not have in this model, with the nearest names."""
+    """Errors: ConfigError for groups that the method does not have in this model, with the nearest
+    names.
+    """
     first = settings.method.choices()[0].stages()[0]
     groups = (on_weights(structure, model, first) or structure).groups
     known = [group.name for group in groups]
     for path, thresholds in zip(settings.search.plans, read_plans(settings), strict=True):
         if unknown := sorted(set(thresholds) - set(known)):
             raise ConfigError(
-                f"{path} names unknown groups {unknown}{nearest(unknown[0], known)}; the model has {known}; "
+                f"{path} names unknown groups {unknown}{nearest(unknown[0], known)}; the model has "
+                f"{known}; "
                 "job=inspect lists them"
             )
 
 
 def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Plan:
-    """A plan of these thresholds, on the scale of the method's rule; groups that are not named stay whole.
+    """A plan of these thresholds, on the scale of the method's rule; groups that are not named stay
+    whole.
 
     It is trained as a target of the chain is. Errors: PlanError for thresholds that empty a group.
     """

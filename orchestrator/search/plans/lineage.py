@@ -1,4 +1,6 @@
-"""Where weights come from: the chain of plans from the dense model to them, with a digest of every link's weights."""
+"""Where weights come from: the chain of plans from the dense model to them, with a digest of every
+link's weights.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ from orchestrator.settings import Settings
 class Link:
     """One finished trial: its plan, and what it came to.
 
-    `method` is the key of its method in `Lineage.methods`. `units` are those that the model has, which rounding, guards
-    and regrowth may make others than the plan's. `weights` is the sha256 of its weights file, `trained_rounds` are the
-    rounds of finetuning in it that are the trial's own.
+    `method` is the key of its method in `Lineage.methods`. `units` are those that the model has,
+    which rounding, guards and regrowth may make others than the plan's. `weights` is the sha256 of
+    its weights file, `trained_rounds` are the rounds of finetuning in it that are the trial's own.
     """
 
     trial: int
@@ -39,8 +41,8 @@ class Link:
 class Lineage:
     """From the dense model to a finished trial.
 
-    `dense` and `rewound` are digests like a link's `weights`; `recipe` is the part of the settings that it needs.
-    `methods` has the settings of every method that a link names, each once.
+    `dense` and `rewound` are digests like a link's `weights`; `recipe` is the part of the settings
+    that it needs. `methods` has the settings of every method that a link names, each once.
     """
 
     dense: str
@@ -56,7 +58,9 @@ class Lineage:
 
     @property
     def trained_steps(self) -> int:
-        """Optimizer steps in the weights at the end, all links together; a plan may have rounds of its own length."""
+        """Optimizer steps in the weights at the end, all links together; a plan may have rounds of
+        its own length.
+        """
         usual = self.recipe["phases"]["finetune"]["round_steps"]
         return sum(
             link.trained_rounds * (link.plan["timing"].get("round_steps") or usual)
@@ -73,24 +77,31 @@ class Lineage:
 
 
 def method_key(method: Mapping[str, Any]) -> str:
-    """The name of a method and a digest of its settings: a plan of another study may have another one of that name."""
+    """The name of a method and a digest of its settings: a plan of another study may have another
+    one of that name.
+    """
     return f"{method['name']}-{digest(method)[:8]}"
 
 
 def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:
-    """The lineage in a plan's document. Errors: DataError for a document without one that can be replayed."""
+    """The lineage in a plan's document. Errors: DataError for a document without one that can be
+    replayed.
+    """
     try:
         found = document["lineage"]
         return Lineage(**{**found, "links": tuple(Link(**link) for link in found["links"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"a plan must carry the chain it came from; {where} does not: {error!r}; an older version wrote it: "
+            f"a plan must carry the chain it came from; {where} does not: {error!r}; an older "
+            "version wrote it: "
             "run its study again under another study.name"
         ) from error
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored twice)."""
+    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored
+    twice).
+    """
     return {
         name: value.detach().cpu().clone().contiguous()
         for name, value in model.state_dict().items()
@@ -98,12 +109,16 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The sha256 of the file that the model's weights make: `sha256sum weights.safetensors` gives the same."""
+    """The sha256 of the file that the model's weights make: `sha256sum weights.safetensors` gives
+    the same.
+    """
     return hashlib.sha256(save(tensors(model))).hexdigest()
 
 
 def made_with(device: torch.device, memory_format: str) -> dict[str, Any]:
-    """What bits depend on beside the recipe: kernels are chosen by version, CPU and format, sums split by threads."""
+    """What bits depend on beside the recipe: kernels are chosen by version, CPU and format, sums
+    split by threads.
+    """
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -114,7 +129,9 @@ def made_with(device: torch.device, memory_format: str) -> dict[str, Any]:
 
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
-    """What a lineage depends on beside its plans, secrets removed; a checkpoint counts by its weights, not its path."""
+    """What a lineage depends on beside its plans, secrets removed; a checkpoint counts by its
+    weights, not its path.
+    """
     whole = redact_tree(settings.plain())
     phases = {name: whole["phases"][name] for name in ("train", "finetune", "sparsify")}
     phases["train"] = {

@@ -12,16 +12,18 @@ from orchestrator.costs import with_ratios
 RoundResult = tuple[int, Mapping[str, float]]
 """(rounds of finetuning since the last pruning step, validation metrics)."""
 Report = Callable[[int, float, Mapping[str, float]], str | None]
-"""From (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None to go on."""
+"""From (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None to go on.
+"""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """What came of a plan: costs by name, validation metrics by round, and how it ended.
 
-    `kept` are units per group, `density` the share of nonzero weights of each tensor that has been pruned,
-    `trained_rounds` the rounds of finetuning spent in this trial. `plan` is the plan as plain data. `rejected` = outside a bound that is known before
-    training, nothing was trained; `stopped` = the stopping rule or the guard ended it.
+    `kept` are units per group, `density` the share of nonzero weights of each tensor that has been
+    pruned, `trained_rounds` the rounds of finetuning spent in this trial. `plan` is the plan as
+    plain data. `rejected` = outside a bound that is known before training, nothing was trained;
+    `stopped` = the stopping rule or the guard ended it.
     """
 
     state: Literal["completed", "stopped", "rejected"]
@@ -65,7 +67,8 @@ class Measurement:
 class Evaluate(Protocol):
     """Everything expensive stands behind this call; tests put a function in its place.
 
-    `plan` has no parent and no seed yet: who evaluates it completes it, and the measurement has the whole plan.
+    `plan` has no parent and no seed yet: who evaluates it completes it, and the measurement has the
+    whole plan.
     """
 
     def __call__(self, plan: Plan, number: int, report: Report) -> Measurement: ...

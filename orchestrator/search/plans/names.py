@@ -1,4 +1,6 @@
-"""The files of a finished plan. What it exports has names of its own: see `orchestrator/export/formats.py`."""
+"""The files of a finished plan. What it exports has names of its own: see
+`orchestrator/export/formats.py`.
+"""
 
 from __future__ import annotations
 

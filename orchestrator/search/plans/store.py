@@ -1,4 +1,6 @@
-"""The folder of a study's finished plans: which there are, what a trial may inherit, and what a trial leaves."""
+"""The folder of a study's finished plans: which there are, what a trial may inherit, and what a
+trial leaves.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ from orchestrator.search.plans.lineage import Lineage, lineage_in
 class PlanStore:
     """Finished plans in `folder`, one folder for each trial; it is the only state.
 
-    `finished_numbers` lists the study's finished trials: only these may be parents, as others may be of a killed run.
-    None: every plan in the folder is of a finished trial.
+    `finished_numbers` lists the study's finished trials: only these may be parents, as others may
+    be of a killed run. None: every plan in the folder is of a finished trial.
     """
 
     folder: Path
@@ -44,7 +46,9 @@ class PlanStore:
         return self.folder / str(number)
 
     def finished(self) -> list[Finished]:
-        """Every whole plan in the folder, also those that other workers or earlier runs left there."""
+        """Every whole plan in the folder, also those that other workers or earlier runs left
+        there.
+        """
         saved = {
             int(path.parent.name): path.parent
             for path in self.folder.glob(f"*/{PLAN}")
@@ -60,16 +64,21 @@ class PlanStore:
         return list(current.values())
 
     def read(self, folder: Path) -> Finished:
-        """The finished plan in a folder. Errors: DataError for one that is damaged, or another trial's."""
+        """The finished plan in a folder. Errors: DataError for one that is damaged, or another
+        trial's.
+        """
         plan = load_finished(folder, self.facts.structure, self.facts.weight_names)
         if str(plan.number) != folder.name:
             raise DataError(
-                f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of {plan.number}"
+                f"{folder / PLAN} must be the plan of trial {folder.name}; it is that of "
+                f"{plan.number}"
             )
         return plan
 
     def parent_of(self, plan: Plan, number: int) -> Finished | None:
-        """The cheapest finished plan that contains this one; None: the dense model. `number` is the trial's own."""
+        """The cheapest finished plan that contains this one; None: the dense model. `number` is the
+        trial's own.
+        """
         others = [other for other in self.finished() if other.number != number]
         return nearest_parent(others, self._needs(plan))
 

@@ -1,4 +1,6 @@
-"""Which callables a file may name: those of this program, and those that the configuration names itself."""
+"""Which callables a file may name: those of this program, and those that the configuration names
+itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from lightning_modules.errors import DataError
 from lightning_modules.recipe import TARGET, locate
 
 OWN_MODULES = "lightning_modules.pruning."
-"""Criteria, regrowth: what a plan's method is made of where it is ours. Importing it runs nothing else."""
+"""Criteria, regrowth: what a plan's method is made of where it is ours. Importing it runs nothing
+else.
+"""
 
 
 def targets(tree: Any) -> set[str]:
@@ -21,13 +25,17 @@ def targets(tree: Any) -> set[str]:
 
 
 def require_own(named: Iterable[str], who: str) -> None:
-    """Errors: DataError for a target that is not defined in the pruning core; nothing else is imported to see it."""
+    """Errors: DataError for a target that is not defined in the pruning core; nothing else is
+    imported to see it.
+    """
     for target in sorted(named):
         # a path may lead through a module of ours to one that it imports
         if not target.startswith(OWN_MODULES) or not str(
             getattr(locate(target), "__module__", "")
         ).startswith(OWN_MODULES):
             raise DataError(
-                f"a plan may name criteria of this program, or those that the configuration names; {who} names "
-                f"{target}: give the method it was made with (method=...), if you trust it like code"
+                "a plan may name criteria of this program, or those that the configuration names; "
+                f"{who} names "
+                f"{target}: give the method it was made with (method=...), if you trust it like "
+                "code"
             )

@@ -20,9 +20,11 @@ from orchestrator.search.space.recovery import Recovery, block_dimension, block_
 
 @dataclass(frozen=True)
 class Allocation(Recovery):
-    """A FLOPs target, a blend of uniform and equal-loss allocation, and an offset in octaves per group around it.
+    """A FLOPs target, a blend of uniform and equal-loss allocation, and an offset in octaves per
+    group around it.
 
-    Under a global or isomorphic scope the even allocation is that of the ranking instead of equal ratios.
+    Under a global or isomorphic scope the even allocation is that of the ranking instead of equal
+    ratios.
     """
 
     least_flops_ratio: float = 0.05
@@ -78,7 +80,9 @@ class Allocation(Recovery):
         return terrain.pruned(self.unpruned(terrain, params), terrain.round(kept), asked)
 
     def kept(self, terrain: Terrain, params: Params) -> Counts:
-        """Units kept per group, blocks included; rounded they are within the target; shape (n_groups,)."""
+        """Units kept per group, blocks included; rounded they are within the target; shape
+        (n_groups,).
+        """
         widths, blocks = terrain.widths, terrain.without_blocks(params.get("blocks", 0))
 
         def macs(kept: Counts) -> int:
@@ -99,7 +103,9 @@ class Allocation(Recovery):
 
 
 def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:
-    """Under a global or isomorphic scope: the most that one quantile of each pool leaves within a target."""
+    """Under a global or isomorphic scope: the most that one quantile of each pool leaves within a
+    target.
+    """
     if terrain.pools is None:
         return None
     widths = terrain.widths
@@ -120,7 +126,8 @@ def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], C
 
 @dataclass(frozen=True)
 class Hierarchical(Allocation):
-    """First how much each stage keeps, then each group inside it: offsets in octaves on both levels, which add up.
+    """First how much each stage keeps, then each group inside it: offsets in octaves on both
+    levels, which add up.
 
     Stages are groups that share the first parts of their names; see `stage_names`.
     """
@@ -147,7 +154,9 @@ class Hierarchical(Allocation):
 
 
 def stage_names(groups: Sequence[str]) -> list[str]:
-    """The stage of each group: as few parts of the dotted names as leave no stage with more than half of the groups."""
+    """The stage of each group: as few parts of the dotted names as leave no stage with more than
+    half of the groups.
+    """
     parts = [name.split(".") for name in groups]
     names = list(groups)
     for depth in range(max(len(name) for name in parts), 0, -1):
@@ -160,7 +169,8 @@ def stage_names(groups: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Hybrid(Allocation):
-    """Units, then weights of what they leave: the FLOPs target is for the units, `sparsity` for the weights.
+    """Units, then weights of what they leave: the FLOPs target is for the units, `sparsity` for the
+    weights.
 
     A second stage of N:M has no sparsity but is applied or not.
     """
@@ -181,7 +191,9 @@ class Hybrid(Allocation):
         return {**found, "then.sparsity": FloatDistribution(self.sparsity[0], self.sparsity[-1])}
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """Both stages take the same share of the way, the square root of the target; a pattern what it always takes."""
+        """Both stages take the same share of the way, the square root of the target; a pattern what
+        it always takes.
+        """
         then = _then(terrain)
         if then.structure.groups[0].kind == "pattern":
             least = then.macs(then.structure.least) / then.dense_macs

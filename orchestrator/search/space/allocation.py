@@ -1,4 +1,6 @@
-"""How a FLOPs target is shared out among the groups: by equal ratios, by equal loss, or anything between."""
+"""How a FLOPs target is shared out among the groups: by equal ratios, by equal loss, or anything
+between.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ Macs = Callable[[Counts], int]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of group g removed.
+    """`loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of
+    group g removed.
 
     Shapes (n_ratios,) and (n_groups, n_ratios); ratios rise.
     """
@@ -30,9 +33,11 @@ class Sensitivity:
     loss: npt.NDArray[np.float64]
 
     def ratios_at(self, level: float, most: float = 0.98) -> Ratios:
-        """The ratio at which each group reaches loss `level`, on a power law through its measured points.
+        """The ratio at which each group reaches loss `level`, on a power law through its measured
+        points.
 
-        Between and beyond the points loss = a x ratio^p; p is fitted from two or more points, 2 with one.
+        Between and beyond the points loss = a x ratio^p; p is fitted from two or more points, 2
+        with one.
         """
         x = np.log(np.asarray(self.ratios))
         y = np.log(np.maximum(np.maximum.accumulate(self.loss, axis=1), 1e-9))
@@ -64,7 +69,9 @@ def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity)
 
 
 def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1) -> Counts:
-    """Keep the same multiple of every group's `share` (fractions of its units, at most all of them)."""
+    """Keep the same multiple of every group's `share` (fractions of its units, at most all of
+    them).
+    """
 
     def counts(level: float) -> Counts:
         return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)), least)
@@ -88,9 +95,9 @@ def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Modul
 class Shares:
     """How a target is shared out among the groups.
 
-    `blend` goes from uniform (0) to equal loss (1), which the `sensitivity` tells. `offsets` are octaves: group g keeps
-    2^offset as much as its share; shape (n_groups,). `ranked` gives the counts of a ranking over several groups at a
-    target, which then stand in for uniform ones.
+    `blend` goes from uniform (0) to equal loss (1), which the `sensitivity` tells. `offsets` are
+    octaves: group g keeps 2^offset as much as its share; shape (n_groups,). `ranked` gives the
+    counts of a ranking over several groups at a target, which then stand in for uniform ones.
     """
 
     blend: float = 0.0
@@ -119,7 +126,9 @@ def allocate(sizes: Counts, macs: Macs, target: int, shares: Shares) -> Counts:
 def lowest_level(
     counts: Callable[[float], Counts], macs: Macs, target: int, low: float, high: float
 ) -> float:
-    """The lowest level within `target` MACs, by bisection; counts fall as the level rises; `high` where none is."""
+    """The lowest level within `target` MACs, by bisection; counts fall as the level rises; `high`
+    where none is.
+    """
     for _ in range(50):
         middle = 0.5 * (low + high)
         if macs(counts(middle)) <= target:

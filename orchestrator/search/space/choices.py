@@ -1,4 +1,6 @@
-"""What is chosen beside the thresholds: the method, the level of activation pruning, quantisation."""
+"""What is chosen beside the thresholds: the method, the level of activation pruning,
+quantisation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ METHOD, ACTIVATION, INT8 = "method", "activation.level", "int8"
 
 @dataclass(frozen=True)
 class Choices:
-    """A space and, around it, the choices that `method` leaves open; `terrains` are by the names of its choices."""
+    """A space and, around it, the choices that `method` leaves open; `terrains` are by the names of
+    its choices.
+    """
 
     space: Space
     method: MethodSettings
@@ -42,7 +46,9 @@ class Choices:
         return discretised(found, self.levels)
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """As the space has it, by the terrain's method, with the gentlest activation pruning and unquantised."""
+        """As the space has it, by the terrain's method, with the gentlest activation pruning and
+        unquantised.
+        """
         found = self.space.chain(terrain, flops_ratio)
         if len(self.terrains) > 1:
             found[METHOD] = terrain.method
@@ -60,7 +66,9 @@ class Choices:
         return self._completed(self.space.propose(self._terrain(params), params), params)
 
     def _terrain(self, params: Params) -> Terrain:
-        """That of the method which the parameters name, of the only one where there is no choice."""
+        """That of the method which the parameters name, of the only one where there is no
+        choice.
+        """
         return self.terrains[params.get(METHOD, next(iter(self.terrains)))]
 
     def _completed(self, plan: Plan, params: Params) -> Plan:

@@ -19,11 +19,13 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Terrain:
-    """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its scope sees them.
+    """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its
+    scope sees them.
 
-    `macs` is the cost of the axis: effective MACs where groups are single weights. `weight` says how those are counted,
-    None where units are removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
-    the terrain of the second stage of a hybrid method. A target of the chain keeps flops_ratio^`depth` of the blocks.
+    `macs` is the cost of the axis: effective MACs where groups are single weights. `weight` says
+    how those are counted, None where units are removed. `pools` are the groups that share a
+    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid
+    method. A target of the chain keeps flops_ratio^`depth` of the blocks.
     """
 
     structure: Structure
@@ -42,7 +44,9 @@ class Terrain:
 
     @property
     def blocks(self) -> list[int]:
-        """Indices of groups that are whole blocks, least important first; they stand behind all other groups."""
+        """Indices of groups that are whole blocks, least important first; they stand behind all
+        other groups.
+        """
         groups = self.structure.groups
         found = [i for i, group in enumerate(groups) if group.kind == "block"]
         return sorted(found, key=lambda i: float(self.scores[groups[i].start]))
@@ -64,7 +68,8 @@ class Terrain:
     def counts(self, thresholds: Thresholds, pooled: bool = False) -> Counts:
         """Units that thresholds leave of each group by the dense scores, rounded for the hardware.
 
-        `pooled`: the groups that the method's scope compares share a threshold. Errors: PlanError, as `thresholds.counts`.
+        `pooled`: the groups that the method's scope compares share a threshold. Errors: PlanError,
+        as `thresholds.counts`.
         """
         kept = counts(
             self.structure,
@@ -77,7 +82,9 @@ class Terrain:
         return self.round(kept)
 
     def pruned(self, plan: Plan, kept: Counts, asked: Thresholds) -> Plan:
-        """The plan with these counts, of units or of single weights, as what the thresholds `asked` for came to."""
+        """The plan with these counts, of units or of single weights, as what the thresholds `asked`
+        for came to.
+        """
         record = (*plan.asked, asked)
         if self.weight is None:
             return replace(plan, kept=by_group(self.structure, kept), asked=record)
@@ -87,10 +94,11 @@ class Terrain:
 class Space(Protocol):
     """`chain` gives the parameters of one target of the chain, within the same distributions.
 
-    `propose` makes of a trial's parameters its plan, without parent and seed; `unpruned` the same plan before anything is
-    removed: its method, its timing and what else does not depend on scores. Both errors: PlanError for parameters that
-    are no plan, such as thresholds that empty a group.
-    `levels` is how many values every continuous dimension is cut into by whoever asks; None: it stays continuous.
+    `propose` makes of a trial's parameters its plan, without parent and seed; `unpruned` the same
+    plan before anything is removed: its method, its timing and what else does not depend on scores.
+    Both errors: PlanError for parameters that are no plan, such as thresholds that empty a group.
+    `levels` is how many values every continuous dimension is cut into by whoever asks; None: it
+    stays continuous.
     """
 
     @property

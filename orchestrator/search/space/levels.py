@@ -20,7 +20,8 @@ def check_levels(levels: int | None) -> None:
 def discretised(
     distributions: dict[str, BaseDistribution], levels: int | None
 ) -> dict[str, BaseDistribution]:
-    """Each float with `levels` values, both ends among them, evenly spaced or, on a log axis, in equal ratios.
+    """Each float with `levels` values, both ends among them, evenly spaced or, on a log axis, in
+    equal ratios.
 
     Optuna has no steps in equal ratios: those values become choices.
     """

@@ -1,4 +1,6 @@
-"""What a space knows of a method on a model, and the dimensions of a search before anything is trained."""
+"""What a space knows of a method on a model, and the dimensions of a search before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from orchestrator.settings import MethodSettings, Settings
 def outline(
     settings: Settings, structure: Structure, model: nn.Module
 ) -> dict[str, BaseDistribution]:
-    """What the sampler is asked for, by name; the dimensions depend on nothing that costs something to know."""
+    """What the sampler is asked for, by name; the dimensions depend on nothing that costs something
+    to know.
+    """
     terrains = {
         method.name: within_study(unscored(method, structure, model), settings)
         for method in settings.method.choices()
@@ -30,7 +34,9 @@ def outline(
 
 
 def unscored(method: MethodSettings, structure: Structure, model: nn.Module) -> Terrain:
-    """The terrain of a method and of the stages behind it, without scores and sensitivity; `structure` is of units."""
+    """The terrain of a method and of the stages behind it, without scores and sensitivity;
+    `structure` is of units.
+    """
     own = on_weights(structure, model, method) or structure
     then = None if method.then is None else unscored(method.then, structure, model)
     return terrain_of(method, own, model, np.ones(own.n_units), then=then)
@@ -44,7 +50,9 @@ def terrain_of(
     sensitivity: Sensitivity | None = None,
     then: Terrain | None = None,
 ) -> Terrain:
-    """What spaces know of one stage of a method; `structure` is of the stage's units, or of its weight tensors."""
+    """What spaces know of one stage of a method; `structure` is of the stage's units, or of its
+    weight tensors.
+    """
     macs = Cost(structure).macs
     return Terrain(
         structure=structure,
@@ -62,7 +70,9 @@ def terrain_of(
 
 
 def within_study(terrain: Terrain, settings: Settings) -> Terrain:
-    """With what the study asks of every plan: the largest FLOPs ratio, and how many blocks the chain drops."""
+    """With what the study asks of every plan: the largest FLOPs ratio, and how many blocks the
+    chain drops.
+    """
     then = None if terrain.then is None else within_study(terrain.then, settings)
     return replace(
         terrain,
@@ -86,7 +96,9 @@ def weight_of(method: MethodSettings) -> Weight:
 
 
 def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> Pools:
-    """Groups whose units are compared with one another under the method's scope; blocks are compared with none."""
+    """Groups whose units are compared with one another under the method's scope; blocks are
+    compared with none.
+    """
     apart = {i for i, group in enumerate(structure.groups) if group.kind in ("block", "pattern")}
     alone = [[i] for i in sorted(apart)]
     if method.scope == "local":

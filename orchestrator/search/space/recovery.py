@@ -1,4 +1,6 @@
-"""Schedule and recovery as search dimensions: pruning steps, their shape and moments, finetuning, distillation."""
+"""Schedule and recovery as search dimensions: pruning steps, their shape and moments, finetuning,
+distillation.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ from orchestrator.search.space.levels import check_levels
 
 @dataclass(frozen=True)
 class Recovery:
-    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, rounds after each.
+    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, rounds
+    after each.
 
-    Pairs are [least, most]; where both are the same the dimension is fixed. `distillation` is the weight of the dense
-    outputs, None as the phases have it; the opening ladder takes the middle. `levels` is as in `Space`.
+    Pairs are [least, most]; where both are the same the dimension is fixed. `distillation` is the
+    weight of the dense outputs, None as the phases have it; the opening ladder takes the middle.
+    `levels` is as in `Space`.
     """
 
     steps: Sequence[int] = (1, 2)
@@ -46,15 +50,18 @@ class Recovery:
         }.items():
             if not 1 <= low <= high:
                 raise ConfigError(
-                    f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]"
+                    f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, "
+                    f"{high}]"
                 )
         if (weight := self.distillation) is not None and not 0.0 <= weight[0] <= weight[-1] <= 1.0:
             raise ConfigError(
-                f"space.distillation must be [least, most] weights within [0, 1]; got {list(weight)}"
+                "space.distillation must be [least, most] weights within [0, 1]; got "
+                f"{list(weight)}"
             )
         if not 0.0 <= self.start[0] <= self.start[-1] < self.end[0] <= self.end[-1] <= 1.0:
             raise ConfigError(
-                "space.start and space.end must be [least, most] fractions, every start before every end; "
+                "space.start and space.end must be [least, most] fractions, every start before "
+                "every end; "
                 f"got {list(self.start)} and {list(self.end)}"
             )
 
@@ -104,12 +111,15 @@ class Recovery:
 
 
 def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
-    """How many whole blocks go, the least important first; nothing where the method leaves depth alone."""
+    """How many whole blocks go, the least important first; nothing where the method leaves depth
+    alone.
+    """
     return {"blocks": IntDistribution(0, len(terrain.blocks))} if terrain.blocks else {}
 
 
 def block_first(terrain: Terrain, flops_ratio: float) -> Params:
-    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the nearest whole number.
+    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the
+    nearest whole number.
 
     More stay where the others at full width would fall short of the target.
     """

@@ -19,7 +19,9 @@ from orchestrator.search.space.recovery import Recovery, block_dimension, block_
 
 @dataclass(frozen=True)
 class PerGroup(Recovery):
-    """One independent threshold per group, or per pool of groups that the scope compares, in the unit of the rule."""
+    """One independent threshold per group, or per pool of groups that the scope compares, in the
+    unit of the rule.
+    """
 
     low: float = 0.0
     high: float = 0.95
@@ -73,7 +75,9 @@ class Uniform(Recovery):
 
 @dataclass(frozen=True)
 class Patterns(Recovery):
-    """For methods of N:M: whether each weight tensor gets the pattern. There is no threshold to search."""
+    """For methods of N:M: whether each weight tensor gets the pattern. There is no threshold to
+    search.
+    """
 
     needs_profile: bool = False
 
@@ -89,7 +93,9 @@ class Patterns(Recovery):
         return {**applied, **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """The tensors with the most effective MACs first, until the target is met or all have the pattern."""
+        """The tensors with the most effective MACs first, until the target is met or all have the
+        pattern.
+        """
         kept = terrain.structure.sizes
         saved = []
         for index in range(len(kept)):
@@ -114,7 +120,9 @@ class Patterns(Recovery):
 
 
 def _pools(terrain: Terrain) -> dict[str, list[str]]:
-    """Names of the groups that share a threshold, under the name of the first and how many more there are."""
+    """Names of the groups that share a threshold, under the name of the first and how many more
+    there are.
+    """
     groups = terrain.structure.groups
     if any(group.kind == "pattern" for group in groups):
         raise ConfigError("N:M has no threshold; take space=patterns")
@@ -147,7 +155,9 @@ def _block_levels(terrain: Terrain, params: Params) -> dict[str, float]:
 def _uniform_threshold(
     terrain: Terrain, flops_ratio: float, blocks: Params, low: float, high: float
 ) -> float:
-    """The lowest common threshold within [low, high] that meets the target beside `blocks`; `high` where none does."""
+    """The lowest common threshold within [low, high] that meets the target beside `blocks`; `high`
+    where none does.
+    """
     groups, full, dropped = (
         terrain.structure.groups,
         terrain.structure.full(),
@@ -175,7 +185,9 @@ def _uniform_threshold(
 
 
 def _at_most_all_but_one(terrain: Terrain, levels: Mapping[str, float]) -> dict[str, float]:
-    """Under the quantile rule a small group keeps its last unit; what other rules empty is known by score only."""
+    """Under the quantile rule a small group keeps its last unit; what other rules empty is known by
+    score only.
+    """
     if terrain.rule != "quantile" or terrain.pools is not None:
         return dict(levels)
     sizes = {group.name: group.size for group in terrain.structure.groups}

@@ -1,1 +1,3 @@
-"""A study and the processes that share it: storage, leases, the queue, what interrupted runs left."""
+"""A study and the processes that share it: storage, leases, the queue, what interrupted runs
+left.
+"""

@@ -24,11 +24,13 @@ from orchestrator.search.studies.trial import (
 
 
 def redo_damaged(study: Study, store: PlanStore) -> Iterator[str]:
-    """A line for each trial whose plan is damaged or gone; its folder is renamed, its parameters wait once more.
+    """A line for each trial whose plan is damaged or gone; its folder is renamed, its parameters
+    wait once more.
 
-    Optuna does not let an ended trial begin again, so that the trial made anew has a number of its own; the old one
-    counts no more, and stands on no front. What others inherited from it before stays: they have weights of their own.
-    While other processes are at work nothing is set aside: they may be about to read it.
+    Optuna does not let an ended trial begin again, so that the trial made anew has a number of its
+    own; the old one counts no more, and stands on no front. What others inherited from it before
+    stays: they have weights of their own. While other processes are at work nothing is set aside:
+    they may be about to read it.
     """
     if running(study):
         return

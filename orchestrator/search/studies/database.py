@@ -20,7 +20,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 
 def database(url: str, patience: float) -> BaseStorage:
-    """Optuna's storage at `url`; every call is repeated for `patience` seconds while there is no answer.
+    """Optuna's storage at `url`; every call is repeated for `patience` seconds while there is no
+    answer.
 
     Errors: ConfigError, at once, for a database that cannot be opened.
     """
@@ -37,7 +38,8 @@ def database(url: str, patience: float) -> BaseStorage:
         raise _unreadable(url) from None
     except (DBAPIError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
-            f"study.storage must be a database that answers; '{redact(url)}' says: {_reason(error)}; "
+            f"study.storage must be a database that answers; '{redact(url)}' says: "
+            f"{_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
     weakref.finalize(
@@ -52,7 +54,8 @@ def database(url: str, patience: float) -> BaseStorage:
 def _lock_first(engine: Engine) -> None:
     """Transactions of SQLite that take the lock when they begin.
 
-    It knows no SELECT ... FOR UPDATE, by which Optuna gives a trial to one of several who ask for it.
+    It knows no SELECT ... FOR UPDATE, by which Optuna gives a trial to one of several who ask for
+    it.
     """
 
     @event.listens_for(engine, "connect")
@@ -69,12 +72,15 @@ def _lock_first(engine: Engine) -> None:
 def _unreadable(url: str) -> ConfigError:
     return ConfigError(
         f"study.storage must be a database that answers; '{redact(url)}' is no address of one: "
-        "driver://user:password@host:port/name; in the password percent-encode what is no letter or digit, '@' as %40"
+        "driver://user:password@host:port/name; in the password percent-encode what is no letter "
+        "or digit, '@' as %40"
     )
 
 
 class _Patient:
-    """Asks again, at growing intervals, for as long as `patience` seconds where the database does not answer."""
+    """Asks again, at growing intervals, for as long as `patience` seconds where the database does
+    not answer.
+    """
 
     def __init__(
         self,
@@ -107,10 +113,13 @@ class _Patient:
                 raise
             except (StorageInternalError, DBAPIError) as error:
                 if self._now() + pause - begin > self._left:
-                    self._left = 0.0  # what a run that ends for this still tries to put away waits no second time
+                    # what a run that ends for this still tries to put away waits no second time
+                    self._left = 0.0
                     raise StorageError(
-                        f"study.storage must answer; '{redact(self._url)}' has not for {self._patience:g} s "
-                        f"(study.storage_patience): {_reason(error)}; what was finished is kept, give the same command "
+                        f"study.storage must answer; '{redact(self._url)}' has not for "
+                        f"{self._patience:g} s "
+                        f"(study.storage_patience): {_reason(error)}; what was finished is kept, "
+                        "give the same command "
                         "again when it is back"
                     ) from None
                 self._sleep(pause)
@@ -136,7 +145,9 @@ _CALLS = [
 PatientStorage: Any = type(
     "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS}
 )
-"""A storage around another: every call of Optuna's interface, repeated while the database does not answer."""
+"""A storage around another: every call of Optuna's interface, repeated while the database does not
+answer.
+"""
 
 
 def _reason(error: Exception) -> str:

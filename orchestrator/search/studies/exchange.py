@@ -1,4 +1,6 @@
-"""How the processes of a study see one another's plans: in a folder that they share, or through a store of folders."""
+"""How the processes of a study see one another's plans: in a folder that they share, or through a
+store of folders.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from orchestrator.search.studies.trial import Study
 
 
 class Folders(Protocol):
-    """A store that all processes reach; both calls wait for it, within limits. Errors: UserError behind them."""
+    """A store that all processes reach; both calls wait for it, within limits. Errors: UserError
+    behind them.
+    """
 
     def put(self, folder: Path, name: str) -> None: ...
 
@@ -19,7 +23,9 @@ class Folders(Protocol):
 
 
 class Exchange:
-    """`models` is this process's folder of finished plans; without a `store` all processes have the same one."""
+    """`models` is this process's folder of finished plans; without a `store` all processes have the
+    same one.
+    """
 
     def __init__(self, study: Study, models: Path, store: Folders | None = None) -> None:
         self.study, self.models, self.store = study, models, store
@@ -44,7 +50,9 @@ class Exchange:
             self.store.get("dense", folder)
 
     def publish_all(self) -> None:
-        """What an earlier run told of and could not publish; plans taken over from another study."""
+        """What an earlier run told of and could not publish; plans taken over from another
+        study.
+        """
         for number in sorted(plans_told(self.study)):
             self.publish(number)
 

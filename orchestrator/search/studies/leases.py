@@ -1,7 +1,8 @@
-"""Who works on what: a lease on each running trial, and on the study itself, renewed for as long as its holder lives.
+"""Who works on what: a lease on each running trial, and on the study itself, renewed for as long as
+its holder lives.
 
-A lease is judged by whether it changes, on the judge's own clock: clocks of machines may differ. It names its holder's
-machine and process, so that on the same machine a killed one is seen at once.
+A lease is judged by whether it changes, on the judge's own clock: clocks of machines may differ. It
+names its holder's machine and process, so that on the same machine a killed one is seen at once.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ from orchestrator.search.studies.trial import FrozenTrial, Study, TrialState
 
 LEASE = "lease"
 LEADER = "leader"
-"""The study's attribute with the lease of the process that decides how many trials there are and confirms the front."""
+"""The study's attribute with the lease of the process that decides how many trials there are and
+confirms the front.
+"""
 BEATS = 6
 """Signs of life within the time after which a silent holder is taken for dead."""
 UNSIGNED_SECONDS = 2.0
-"""Seconds to wait for a running trial's first lease. If none comes, its process died before it wrote one."""
+"""Seconds to wait for a running trial's first lease. If none comes, its process died before it
+wrote one.
+"""
 SETTLE_SECONDS = 0.2
-"""Two that claim a study at the same moment both write, wait, and read who wrote last (Fischer's algorithm)."""
+"""Two that claim a study at the same moment both write, wait, and read who wrote last (Fischer's
+algorithm).
+"""
 
 Lease = Mapping[str, Any]
 
@@ -50,7 +57,9 @@ def process_identity() -> dict[str, Any]:
 
 
 class Leases:
-    """The leases of one process on one study; `patience` in seconds of silence until a holder is taken for dead."""
+    """The leases of one process on one study; `patience` in seconds of silence until a holder is
+    taken for dead.
+    """
 
     def __init__(
         self, study: Study, patience: float, now: Callable[[], float] = time.monotonic
@@ -67,7 +76,8 @@ class Leases:
 
     @contextmanager
     def trial(self, number: int, identity: int) -> Iterator[None]:
-        """Holds the lease of a trial that this process has begun; `identity` is its name in the storage.
+        """Holds the lease of a trial that this process has begun; `identity` is its name in the
+        storage.
 
         Errors: LeaseLostError where it came too late.
         """
@@ -90,8 +100,8 @@ class Leases:
     def leading(self, tell: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         """Holds the study itself.
 
-        Errors: ConfigError where another process does; after `patience` seconds without a sign of life, which `tell`
-        hears of, it is followed.
+        Errors: ConfigError where another process does; after `patience` seconds without a sign of
+        life, which `tell` hears of, it is followed.
         """
         self._wait_for_leader(tell)
 
@@ -121,14 +131,18 @@ class Leases:
             raise _lost(number, stored)
 
     def require_lead(self) -> None:
-        """Errors: ConfigError where this process was silent for so long that another one leads the study; as above."""
+        """Errors: ConfigError where this process was silent for so long that another one leads the
+        study; as above.
+        """
         if self._error is not None:
             raise self._error
         if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
             raise _taken(self.study, found)
 
     def abandoned(self, trial: FrozenTrial) -> bool:
-        """Whether nobody works on this running trial any more, as far as can be seen from here by now."""
+        """Whether nobody works on this running trial any more, as far as can be seen from here by
+        now.
+        """
         lease = trial.user_attrs.get(LEASE)
         return self._silent(
             f"trial {trial.number}", lease, self.patience if lease else UNSIGNED_SECONDS
@@ -146,7 +160,8 @@ class Leases:
         if name not in self._seen or sign != _sign(lease):
             self._seen[name] = _sign(lease), now, 0.0
             return False
-        # a judge that was away itself, stopped or without its database, has not seen that nobody wrote meanwhile
+        # a judge that was away itself, stopped or without its database, has not seen that nobody
+        # wrote meanwhile
         silent += min(now - at, patience / 2)
         self._seen[name] = sign, now, silent
         return silent > patience
@@ -161,7 +176,8 @@ class Leases:
                 raise _taken(self.study, lease)
             if not told:
                 tell(
-                    f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to say so"
+                    f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to "
+                    "say so"
                 )
                 told = True
             time.sleep(min(1.0, self.patience / BEATS))
@@ -232,13 +248,17 @@ def _lost(number: int, found: FrozenTrial) -> LeaseLostError:
 
 def _taken(study: Study, lease: Lease | None) -> ConfigError:
     return ConfigError(
-        f"study '{study.study_name}' is being searched by {words(lease)}; a second search would share its trials: "
-        "to help it, give the same command with job=work; to begin another, give study.name another value"
+        f"study '{study.study_name}' is being searched by {words(lease)}; a second search would "
+        "share its trials: "
+        "to help it, give the same command with job=work; to begin another, give study.name "
+        "another value"
     )
 
 
 def _place() -> str:
-    """The same for processes that can look one another up: this start of this machine, this container."""
+    """The same for processes that can look one another up: this start of this machine, this
+    container.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -247,7 +267,9 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, so that a later one with its number is not taken for it; empty where there is none."""
+    """When a process began, so that a later one with its number is not taken for it; empty where
+    there is none.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]  # killed, and its parent has not looked yet

@@ -1,7 +1,9 @@
-"""The loops that run trials: by one process, by one among several, and by one that lets others run them.
+"""The loops that run trials: by one process, by one among several, and by one that lets others run
+them.
 
-A sampler is made anew for each trial, seeded by the study's seed and the trial's number: with trials that begin again
-under their own number, a resumed study is what an undisturbed one would have been.
+A sampler is made anew for each trial, seeded by the study's seed and the trial's number: with
+trials that begin again under their own number, a resumed study is what an undisturbed one would
+have been.
 """
 
 from __future__ import annotations
@@ -41,9 +43,13 @@ from orchestrator.seeds import Stream, seed_of
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
 AHEAD = 100
-"""Most trials that wait: helpers find work while the searching process is busy with a trial of its own."""
+"""Most trials that wait: helpers find work while the searching process is busy with a trial of its
+own.
+"""
 FEW = 8
-"""Trials that wait where no helper is at work. Few: every open trial makes each look at a database slower."""
+"""Trials that wait where no helper is at work. Few: every open trial makes each look at a database
+slower.
+"""
 EACH = 8
 """Trials more that wait for each one that runs."""
 LONGEST_REST = 30.0
@@ -58,11 +64,12 @@ def run_trials(
     ahead: int = AHEAD,
     sleep: Sleep = time.sleep,
 ) -> None:
-    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough for another.
+    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough
+    for another.
 
-    `ahead` of them wait at any time for whoever helps. `on_trial` sees each as it was stored, those of other processes
-    on this study too. A trial that fails is recorded with its reason and the study goes on; only a signal ends the
-    study, with the open trial put back.
+    `ahead` of them wait at any time for whoever helps. `on_trial` sees each as it was stored, those
+    of other processes on this study too. A trial that fails is recorded with its reason and the
+    study goes on; only a signal ends the study, with the open trial put back.
     """
     study, tell = trials.study, ended_since(trials, on_trial)
     while in_time():
@@ -82,7 +89,9 @@ def run_trials(
 def help_search(
     trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep
 ) -> None:
-    """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees those run here."""
+    """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees
+    those run here.
+    """
     while go_on():
         begin = time.perf_counter()
         reclaim_abandoned(trials.study, trials.leases)
@@ -116,7 +125,9 @@ def supply(
 
 
 def _rest(begin: float) -> float:
-    """Seconds until the next look: at most a tenth of the time goes into looks, each some queries of a database."""
+    """Seconds until the next look: at most a tenth of the time goes into looks, each some queries
+    of a database.
+    """
     return min(max(LOOK_SECONDS, 9.0 * (time.perf_counter() - begin)), LONGEST_REST)
 
 

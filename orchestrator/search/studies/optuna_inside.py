@@ -1,7 +1,8 @@
 """Everything that this program uses of Optuna beyond its public interface, in one place.
 
-Optuna has no public way to claim a trial that waits, to put one back, or to draw a trial's parameters in a given order.
-`pyproject.toml` bounds Optuna's version for the sake of this file, and a test keeps such names out of all others.
+Optuna has no public way to claim a trial that waits, to put one back, or to draw a trial's
+parameters in a given order. `pyproject.toml` bounds Optuna's version for the sake of this file, and
+a test keeps such names out of all others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def stored_trial(study: Study, identity: int) -> FrozenTrial:
 
 
 def set_state(study: Study, trial: FrozenTrial, state: TrialState) -> bool:
-    """False where another process has claimed the trial. Errors: UpdateFinishedTrialError for one that has ended."""
+    """False where another process has claimed the trial. Errors: UpdateFinishedTrialError for one
+    that has ended.
+    """
     return study._storage.set_trial_state_values(trial._trial_id, state)
 
 
@@ -47,9 +50,9 @@ def opened(study: Study, trial: FrozenTrial, sampler: BaseSampler) -> optuna.Tri
 def draw(study: Study, trial: optuna.Trial, distributions: Mapping[str, BaseDistribution]) -> None:
     """The parameters of a trial, one by one.
 
-    Where a process was killed in between, the first are there. Optuna would not draw them again, and whatever a sampler
-    draws next from the same random numbers would be another value than in a study that nobody disturbed. So they are
-    drawn, and the draw is dropped.
+    Where a process was killed in between, the first are there. Optuna would not draw them again,
+    and whatever a sampler draws next from the same random numbers would be another value than in a
+    study that nobody disturbed. So they are drawn, and the draw is dropped.
     """
     drawn_before = set(trial.params)
     for name, distribution in distributions.items():

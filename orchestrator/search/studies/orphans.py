@@ -13,7 +13,9 @@ SAVED = ("completed", "infeasible", "parent")
 
 
 def plans_told(study: Study) -> set[int]:
-    """Numbers of the trials whose plans others may inherit from: those whose end is in the study."""
+    """Numbers of the trials whose plans others may inherit from: those whose end is in the
+    study.
+    """
     damaged = study.user_attrs.get(DAMAGED, {})
     trials = study.get_trials(deepcopy=False)
     return {trial.number for trial in trials if _stays(trial) and str(trial.number) not in damaged}
@@ -27,17 +29,21 @@ def _stays(trial: FrozenTrial) -> bool:
 
 
 def remove_orphans(study: Study, models: Path) -> None:
-    """Removes the finished plans of trials that wait once more, or ended otherwise than as completed.
+    """Removes the finished plans of trials that wait once more, or ended otherwise than as
+    completed.
 
-    To be called when no trial is open. Errors: DataError for plans of trials that this study does not have.
+    To be called when no trial is open. Errors: DataError for plans of trials that this study does
+    not have.
     """
     # folders before states: a plan that is told of meanwhile stays
     numbers = sorted(int(path.name) for path in models.glob("*") if path.name.isdigit())
     trials = study.get_trials(deepcopy=False)
     if foreign := [number for number in numbers if number >= len(trials)]:
         raise DataError(
-            f"finished plans must be those of the study's trials; {models} holds {foreign}, and the study has "
-            f"{len(trials)} trials. Move the folder away, or give the study.storage that it belongs to"
+            f"finished plans must be those of the study's trials; {models} holds {foreign}, and "
+            "the study has "
+            f"{len(trials)} trials. Move the folder away, or give the study.storage that it "
+            "belongs to"
         )
     for number in numbers:
         if trials[number].state != TrialState.RUNNING and not _stays(trials[number]):

@@ -1,6 +1,7 @@
 """Trials that wait, who takes which, and what happens to those whose process is gone.
 
-A trial that was interrupted waits again under its own number, and so has the parameters and the seed that it had.
+A trial that was interrupted waits again under its own number, and so has the parameters and the
+seed that it had.
 """
 
 from __future__ import annotations
@@ -85,20 +86,25 @@ def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
 
 
 def queued(study: Study) -> list[Params]:
-    """Parameters of the enqueued trials that have not ended, in the order in which they run, the open one included."""
+    """Parameters of the enqueued trials that have not ended, in the order in which they run, the
+    open one included.
+    """
     trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
     return [trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs]
 
 
 def done(study: Study) -> int:
-    """Trials that count towards the number asked for: all of this study's that ended by themselves."""
+    """Trials that count towards the number asked for: all of this study's that ended by
+    themselves.
+    """
     return sum(trial.state.is_finished() for trial in own_trials(study))
 
 
 def own_trials(study: Study, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
     """Without those that were taken over from another study, and those whose files were damaged.
 
-    Here and below, `trials` are all of the study's where they are at hand: each look at a database takes some queries.
+    Here and below, `trials` are all of the study's where they are at hand: each look at a database
+    takes some queries.
     """
     damaged = study.user_attrs.get(DAMAGED, {})
     return [
@@ -119,7 +125,9 @@ def slots_left(
     n_trials: int,
     trials: Sequence[FrozenTrial] | None = None,
 ) -> int:
-    """How many trials may be added: up to `n_trials` of this study, and each combination of a finite space once."""
+    """How many trials may be added: up to `n_trials` of this study, and each combination of a
+    finite space once.
+    """
     trials = study.get_trials(deepcopy=False) if trials is None else trials
     left = n_trials - len(own_trials(study, trials))
     if (whole := combinations(distributions)) is not None:
@@ -140,7 +148,9 @@ def waiting(
 
 
 def claim(study: Study, n_trials: int) -> FrozenTrial | None:
-    """The oldest trial that waits, running from now on; None where none does. Of several who ask, one gets it."""
+    """The oldest trial that waits, running from now on; None where none does. Of several who ask,
+    one gets it.
+    """
     for trial in parting(waiting(study, n_trials)):
         try:
             if set_state(study, trial, TrialState.RUNNING):
@@ -156,7 +166,8 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
 
 
 def parting(trials: Sequence[T]) -> Iterator[T]:
-    """The first trial, then a random one from a window that doubles each time (2, 4, 8 ...), then the rest in order.
+    """The first trial, then a random one from a window that doubles each time (2, 4, 8 ...), then
+    the rest in order.
 
     If all workers asked in the same order, they would contend for every trial in turn.
     """
@@ -168,7 +179,9 @@ def parting(trials: Sequence[T]) -> Iterator[T]:
 
 
 def put_back(study: Study, number: int, owner: str | None) -> None:
-    """A trial that `owner` ran waits again, unless it has ended or another process has signed it since."""
+    """A trial that `owner` ran waits again, unless it has ended or another process has signed it
+    since.
+    """
     trial = study.get_trials(deepcopy=False)[number]
     if trial.state != TrialState.RUNNING or owner_of(trial) not in (owner, None):
         return
@@ -207,7 +220,9 @@ def reclaim_abandoned(study: Study, leases: Leases) -> int:
 def reclaim_interrupted(
     study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """As `reclaim_abandoned`, at the beginning: waits for the moment that a process has to sign what it has just begun."""
+    """As `reclaim_abandoned`, at the beginning: waits for the moment that a process has to sign
+    what it has just begun.
+    """
     count = reclaim_abandoned(study, leases)
     while any(trial.user_attrs.get(LEASE) is None for trial in running(study)):
         sleep(LOOK_SECONDS)

@@ -12,8 +12,8 @@ from orchestrator.settings import Settings
 def with_recorded_depth(settings: Settings) -> Settings:
     """With whole blocks pruned, or not, as in the trials that the study of this name has.
 
-    Where nobody says `method.depth` it follows from the budget. Another budget for a study that has trials is no
-    reason to refuse it.
+    Where nobody says `method.depth` it follows from the budget. Another budget for a study that has
+    trials is no reason to refuse it.
     """
     if settings.study.storage is None and not (settings.study.folder / "study.journal").exists():
         return settings

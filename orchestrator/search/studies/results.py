@@ -47,7 +47,9 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
 
 
 def rows(study: Study, goals: Goals) -> list[TrialRow]:
-    """All trials that have ended, by number; those whose files were damaged are in the state of that name."""
+    """All trials that have ended, by number; those whose files were damaged are in the state of
+    that name.
+    """
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     damaged = study.user_attrs.get(DAMAGED, {})
     found = [trial_row(trial, goals) for trial in ended]
@@ -60,7 +62,9 @@ def rows(study: Study, goals: Goals) -> list[TrialRow]:
 
 
 def front(found: Sequence[TrialRow], goals: Goals, tolerance: float = 0.0) -> list[TrialRow]:
-    """Completed trials that none dominates in all objectives together, by validation data; the first cost falls."""
+    """Completed trials that none dominates in all objectives together, by validation data; the
+    first cost falls.
+    """
     completed = [
         row for row in found if row.state == "completed" and row.quality is not None and row.cost
     ]
@@ -74,8 +78,9 @@ def candidates(
 ) -> list[TrialRow]:
     """At most `most` members of the front, spread over the log of the first cost, large to small.
 
-    Members that share a stretch of the axis are equals within the tolerance: the one with the lowest validation loss,
-    which tells models apart that the quality metric does not, stands for the others.
+    Members that share a stretch of the axis are equals within the tolerance: the one with the
+    lowest validation loss, which tells models apart that the quality metric does not, stands for
+    the others.
     """
     members = front(found, goals, tolerance)
     chosen = spread_out(

@@ -21,7 +21,9 @@ Values = npt.NDArray[np.float64]
 
 
 def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") -> list[RungRow]:
-    """A row per rung that some completed trial went beyond; `axis` is the cost that is taken out."""
+    """A row per rung that some completed trial went beyond; `axis` is the cost that is taken
+    out.
+    """
     from orchestrator.search.studies.trial import (
         MEASURED,
         RUNGS,
@@ -57,7 +59,9 @@ def _row(rung: int, found: Values) -> RungRow:
 
 
 def rank_correlation(one: Values, other: Values, given: Values | None = None) -> float | None:
-    """Spearman's, or with `given` the partial one; None where a side does not vary (any more). Shapes (n,)."""
+    """Spearman's, or with `given` the partial one; None where a side does not vary (any more).
+    Shapes (n,).
+    """
     from scipy.stats import rankdata
 
     mine, others = _centred(rankdata(one)), _centred(rankdata(other))

@@ -27,7 +27,9 @@ except ImportError:  # not on Windows, where Optuna's own lock file has to do
 
 
 def storage_of(settings: Settings) -> BaseStorage:
-    """Where the study of this name is kept. Errors: ConfigError for a database that cannot be opened."""
+    """Where the study of this name is kept. Errors: ConfigError for a database that cannot be
+    opened.
+    """
     if (url := settings.study.storage) is None:
         return journal(settings.study.folder / "study.journal")
     from orchestrator.search.studies.database import (
@@ -39,14 +41,17 @@ def storage_of(settings: Settings) -> BaseStorage:
 
 @contextmanager
 def readable(settings: Settings) -> Iterator[None]:
-    """Around what opens a study. Errors: DataError for a journal or a database that Optuna did not write so."""
+    """Around what opens a study. Errors: DataError for a journal or a database that Optuna did not
+    write so.
+    """
     try:
         yield
     except (ValueError, KeyError, TypeError, AssertionError, OSError, OptunaError) as error:
         where = settings.study.storage or settings.study.folder / "study.journal"
         raise DataError(
             redact(
-                f"the study's storage must be one that Optuna wrote; {where} cannot be read: {type(error).__name__}: "
+                f"the study's storage must be one that Optuna wrote; {where} cannot be read: "
+                f"{type(error).__name__}: "
                 f"{error}; put back a copy, or move {settings.study.folder} away and begin anew"
             )
         ) from None
@@ -58,8 +63,8 @@ def journal(path: Path) -> BaseStorage:
 
 
 class WholeJournalStorage(JournalStorage):
-    """A signal does not cut short the reading, which would leave another study in memory than in the journal: a trial
-    that this process has claimed would not be put back.
+    """A signal does not cut short the reading, which would leave another study in memory than in
+    the journal: a trial that this process has claimed would not be put back.
     """
 
     def _sync_with_backend(self) -> None:
@@ -70,8 +75,9 @@ class WholeJournalStorage(JournalStorage):
 class Journal(BaseJournalBackend):
     """Optuna's journal in one file, safe against processes that are killed in the middle of a line.
 
-    The lock is the kernel's (`flock`): it ends with the process that holds it, where a lock file would stay behind. A
-    line without its end was never acknowledged to anybody; the next writer takes it away before it appends.
+    The lock is the kernel's (`flock`): it ends with the process that holds it, where a lock file
+    would stay behind. A line without its end was never acknowledged to anybody; the next writer
+    takes it away before it appends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,9 +88,12 @@ class Journal(BaseJournalBackend):
         return self._reader.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Errors: StorageError where the file cannot be written, such as on a full disk; it then is as it was."""
+        """Errors: StorageError where the file cannot be written, such as on a full disk; it then is
+        as it was.
+        """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        # without a buffer: what one could not write it would write once more when it is closed, behind the end
+        # without a buffer: what one could not write it would write once more when it is closed,
+        # behind the end
         with (
             signals_held(),
             writing(self._path),

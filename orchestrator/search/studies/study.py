@@ -1,7 +1,7 @@
 """One study: opened once, and each of its trials from the parameters to what is told.
 
-Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial is told as PRUNED
-without values.
+Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial
+is told as PRUNED without values.
 """
 
 from __future__ import annotations
@@ -49,12 +49,15 @@ from orchestrator.settings import Settings
 
 IDENTITY, VERSION = "identity", "version"
 FORM = 3
-"""Of plans and settings as they are stored: raised where a study made before could not be continued."""
+"""Of plans and settings as they are stored: raised where a study made before could not be
+continued.
+"""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may fail.
+    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may
+    fail.
 
     `scale` is one unit of the quality metric.
     """
@@ -71,7 +74,8 @@ class Rules:
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     """The study of this name, new or as it was left.
 
-    Errors: ConfigError when the stored trials were made by another search: the difference is shown, nothing is mixed.
+    Errors: ConfigError when the stored trials were made by another search: the difference is shown,
+    nothing is mixed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -90,7 +94,9 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
 
 
 def bind_study(study: Study, settings: Settings) -> None:
-    """Makes it the study of this search, for a process that leads it. Errors: ConfigError as `open_study`."""
+    """Makes it the study of this search, for a process that leads it. Errors: ConfigError as
+    `open_study`.
+    """
     if not study.get_trials(deepcopy=False):
         study.set_user_attr(
             IDENTITY, _identity(settings)
@@ -109,7 +115,8 @@ def join_study(settings: Settings) -> Study:
     except KeyError as error:
         raise ConfigError(
             f"job=work helps with a study that is there; '{settings.study.name}' is not in "
-            f"{redact(settings.study.storage or str(settings.study.folder))}: start it with job=search"
+            f"{redact(settings.study.storage or str(settings.study.folder))}: start it with "
+            "job=search"
         ) from error
     _require_same(study, _identity(settings))
     return study
@@ -124,7 +131,8 @@ def _require_same(study: Study, identity: dict[str, Any]) -> None:
     stored = study.user_attrs.get(IDENTITY)
     if stored is not None and stored.get(VERSION) != FORM:
         raise ConfigError(
-            f"study '{study.study_name}' was made by an older version, whose plans cannot be continued; "
+            f"study '{study.study_name}' was made by an older version, whose plans cannot be "
+            "continued; "
             "give study.name another value, or finish it with that version"
         )
     if changes := differences(study.user_attrs.get(IDENTITY), identity):
@@ -152,7 +160,9 @@ class Trials:
 
 
 def run_trial(trials: Trials, trial: optuna.Trial) -> None:
-    """One trial from its parameters to what is told. Errors: LeaseLostError where another process has taken it over."""
+    """One trial from its parameters to what is told. Errors: LeaseLostError where another process
+    has taken it over.
+    """
     begin = time.perf_counter()
     try:
         plan = _plan(trials, trial)

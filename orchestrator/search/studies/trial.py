@@ -1,4 +1,6 @@
-"""What is kept of a trial: the names of its attributes, and Optuna's types as the rest of this folder knows them."""
+"""What is kept of a trial: the names of its attributes, and Optuna's types as the rest of this
+folder knows them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ KIND, REASON, STATE, RUNGS = "kind", "reason", "state", "rungs"
 MEASURED, SECONDS, TRACE = "measured", "seconds", "trace"
 ENQUEUED, ORIGIN, USER_THRESHOLDS = "enqueued", "origin", "user_thresholds"
 DAMAGED = "damaged"
-"""Of a study: the reason by the number of each trial whose files were damaged; it is made anew under another number."""
+"""Of a study: the reason by the number of each trial whose files were damaged; it is made anew
+under another number.
+"""
 ANEW_OF = "anew_of"
 """Of a trial: the number of the damaged one that it makes anew."""
 WARM = "warm"

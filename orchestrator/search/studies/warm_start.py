@@ -1,7 +1,9 @@
-"""Begin a study with what another one found: its finished plans become trials of this one, at no cost to it.
+"""Begin a study with what another one found: its finished plans become trials of this one, at no
+cost to it.
 
-They are taken over whole, plans and weights, so that nothing needs the other study afterwards. Everything that decides
-a lineage's bits must be the same; methods, spaces and objectives may differ.
+They are taken over whole, plans and weights, so that nothing needs the other study afterwards.
+Everything that decides a lineage's bits must be the same; methods, spaces and objectives may
+differ.
 """
 
 from __future__ import annotations
@@ -47,11 +49,15 @@ from orchestrator.settings import MethodSettings, Settings
 
 TAKEN_OVER = "taken_over"
 ABOUT = 0.1
-"""How far a cost may be from a target's, as a part of it, to be about the same; targets lie further apart."""
+"""How far a cost may be from a target's, as a part of it, to be about the same; targets lie further
+apart.
+"""
 
 
 def check_warm_start(settings: Settings, study: Study) -> None:
-    """Before anything expensive. Errors: ConfigError for a study that is not there, or was made otherwise."""
+    """Before anything expensive. Errors: ConfigError for a study that is not there, or was made
+    otherwise.
+    """
     if (name := settings.search.warm_start) is None or study.user_attrs.get(TAKEN_OVER):
         return
     folders = settings.study.out.glob("*/trials/*/" + PLAN)
@@ -60,7 +66,8 @@ def check_warm_start(settings: Settings, study: Study) -> None:
         near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
         there = ", ".join(near) or "none"
         raise ConfigError(
-            f"search.warm_start must name another study with finished plans in {settings.study.out}; got '{name}'; "
+            "search.warm_start must name another study with finished plans in "
+            f"{settings.study.out}; got '{name}'; "
             f"there: {there}"
         )
     for number in sorted(_plans(settings)):
@@ -69,14 +76,17 @@ def check_warm_start(settings: Settings, study: Study) -> None:
             dict(lineage.recipe), json.loads(json.dumps(recipe_of(settings)))
         ):
             raise ConfigError(
-                f"search.warm_start={name} needs the same model, data and training; {'; '.join(changes)}. "
+                f"search.warm_start={name} needs the same model, data and training; "
+                f"{'; '.join(changes)}. "
                 "Give the values it had, or search.warm_start=null"
             )
 
 
 @dataclass(frozen=True)
 class Receiver:
-    """The study that takes plans over: its settings, what is known of its dense network, and what it proposes."""
+    """The study that takes plans over: its settings, what is known of its dense network, and what
+    it proposes.
+    """
 
     study: Study
     settings: Settings
@@ -86,11 +96,13 @@ class Receiver:
 
 
 def import_trials(receiver: Receiver, store: PlanStore) -> int:
-    """How many plans this study has of the other one, each a trial of kind `warm`; they are imported once.
+    """How many plans this study has of the other one, each a trial of kind `warm`; they are
+    imported once.
 
-    A trial whose parameters mean the same plan here is told to Optuna; the others are told as failed, which all
-    samplers leave out, and stand on the front by their state alone. Plans that this study's objectives cannot place, or
-    that lie outside its bounds, are parents and no more. Errors: ConfigError for weights of another dense model.
+    A trial whose parameters mean the same plan here is told to Optuna; the others are told as
+    failed, which all samplers leave out, and stand on the front by their state alone. Plans that
+    this study's objectives cannot place, or that lie outside its bounds, are parents and no more.
+    Errors: ConfigError for weights of another dense model.
     """
     settings, study = receiver.settings, receiver.study
     numbers = {
@@ -140,7 +152,9 @@ def _importable(other: Study, settings: Settings) -> list[FrozenTrial]:
 
 
 def _same_parameters(other: Study, settings: Settings) -> bool:
-    """Whether parameters of the other study mean the same here: the method and the kind of space are the same."""
+    """Whether parameters of the other study mean the same here: the method and the kind of space
+    are the same.
+    """
     identity = other.user_attrs[IDENTITY]
     same_method = identity["method"] == _plain(settings)["method"]
     return bool(same_method and identity["space"]["_target_"] == settings.space.target)
@@ -149,16 +163,19 @@ def _same_parameters(other: Study, settings: Settings) -> bool:
 def _require_same_weights(settings: Settings, lineage: Lineage, facts: Facts) -> None:
     if lineage.dense != facts.dense_digest:
         raise ConfigError(
-            f"search.warm_start={settings.search.warm_start} begins with other dense weights: {lineage.dense[:12]} "
-            f"there, {facts.dense_digest[:12]} here; take the same study.baselines (or phases.train.checkpoint), or null"
+            f"search.warm_start={settings.search.warm_start} begins with other dense weights: "
+            f"{lineage.dense[:12]} "
+            f"there, {facts.dense_digest[:12]} here; take the same study.baselines (or "
+            "phases.train.checkpoint), or null"
         )
 
 
 class FilledTargets:
-    """Whether an imported plan stands where a target of the chain would, trained for as long; each stands once.
+    """Whether an imported plan stands where a target of the chain would, trained for as long; each
+    stands once.
 
-    A target is told by its parameters and its place in `target_steps`, the optimizer steps of the chain's plans; with
-    lineage it would have the steps of those before it as well.
+    A target is told by its parameters and its place in `target_steps`, the optimizer steps of the
+    chain's plans; with lineage it would have the steps of those before it as well.
     """
 
     def __init__(self, receiver: Receiver, target_steps: Sequence[float]) -> None:
@@ -234,7 +251,9 @@ def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool
 
 
 def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
-    """Whether the parameters lie in this space and have the timing, activations and exported format of the plan."""
+    """Whether the parameters lie in this space and have the timing, activations and exported format
+    of the plan.
+    """
     distributions = space.distributions(terrain)
     if set(trial.params) != set(distributions):
         return False
@@ -252,7 +271,9 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
-    """The plan under this study's numbers; other files are shared, as nobody writes to them; the plan comes last."""
+    """The plan under this study's numbers; other files are shared, as nobody writes to them; the
+    plan comes last.
+    """
     if (target / PLAN).exists():
         return
     document = read_plan(source)

@@ -41,11 +41,14 @@ from orchestrator.settings.budget import Budget
 FORMAT = 5
 """Of `plan.json`."""
 RoundSteps = Callable[[float, int], int | None]
-"""From (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round; None: as configured."""
+"""From (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round; None: as configured.
+"""
 
 
 def begun(lab: Lab, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
-    """What a trial begins from: units `keep` of the dense model with its parent's weights, some of `sparse` at zero."""
+    """What a trial begins from: units `keep` of the dense model with its parent's weights, some of
+    `sparse` at zero.
+    """
     structure = lab.facts.structure
     removed = dropped(structure, keep)
     model = rebuild(lab.facts.model, weights, removed, structure.attention)
@@ -57,9 +60,9 @@ def begun(lab: Lab, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[
 class TrialRecipe:
     """What trials of a study have in common.
 
-    `methods` are those that plans name, by their names. `architecture` builds the dense network, `dense` is the lineage
-    of its weights, without a link. With `lineage` a trial begins from the nearest finished plan. `timeout` is the
-    longest that a trial may take.
+    `methods` are those that plans name, by their names. `architecture` builds the dense network,
+    `dense` is the lineage of its weights, without a link. With `lineage` a trial begins from the
+    nearest finished plan. `timeout` is the longest that a trial may take.
     """
 
     methods: Mapping[str, MethodSettings]
@@ -86,8 +89,9 @@ def trial_recipe(settings: Settings, lab: Lab) -> TrialRecipe:
 class Evaluator:
     """Evaluates plans in a laboratory; what it keeps is in the store.
 
-    `pace` gives the optimizer steps of a round. `mixed` is the number of mixed copies of the training data; None: as
-    configured. `may_save` raises where another process has taken over the trial.
+    `pace` gives the optimizer steps of a round. `mixed` is the number of mixed copies of the
+    training data; None: as configured. `may_save` raises where another process has taken over the
+    trial.
     """
 
     lab: Lab
@@ -101,8 +105,8 @@ class Evaluator:
     def __call__(self, plan: Plan, number: int, report: Report) -> Measurement:
         """Prune and finetune; see `Evaluate`.
 
-        Errors: PlanError for a plan that removes nothing: it is rejected, not a failure. TrialTimeoutError, and
-        whatever the model, the task and the data raise.
+        Errors: PlanError for a plan that removes nothing: it is rejected, not a failure.
+        TrialTimeoutError, and whatever the model, the task and the data raise.
         """
         lab = self.lab
         if self.recipe.timeout is not None:
@@ -148,7 +152,9 @@ class Evaluator:
         return facts.goals.broken(with_ratios(costs, ratios_of(costs, facts.dense_costs)))
 
     def _costs_before(self, plan: Plan) -> dict[str, float]:
-        """As `costs_before`; a latency is measured once for the same counts, which may not pass and fail a bound."""
+        """As `costs_before`; a latency is measured once for the same counts, which may not pass and
+        fail a bound.
+        """
         if not self.lab.facts.goals.bounded("latency_ms"):
             return costs_before(self.lab, plan)
         key = (
@@ -169,7 +175,9 @@ class Evaluator:
         return replace(plan, timing=timing)
 
     def inherited(self, parent: Finished | None) -> Working:
-        """What a trial begins from: a finished plan or the dense model. Errors: DataError for damaged weights."""
+        """What a trial begins from: a finished plan or the dense model. Errors: DataError for
+        damaged weights.
+        """
         if parent is None:
             return Working(self.lab.facts.model, self.lab.facts.structure.full())
         return begun(self.lab, self.store.weights(parent), parent.keep, parent.sparse)
@@ -182,7 +190,9 @@ class Evaluator:
         outcome: Outcome,
         before: Mapping[str, float],
     ) -> Measurement:
-        """Save the model, and measure what it costs as it is: after rounding, guards and regrowth."""
+        """Save the model, and measure what it costs as it is: after rounding, guards and
+        regrowth.
+        """
         lab, working = self.lab, outcome.working
         model = working.model.eval()
         kept = lab.facts.structure.counts(working.alive)
@@ -190,7 +200,8 @@ class Evaluator:
         measured = measurement(lab, plan, kept, density, model)
         measured = replace(measured, **outcome.record())
         if "latency_ms" in before and (kept == self._kept(plan)).all():
-            # one measurement decides: a plan may not pass its bound before training and fail it after
+            # one measurement decides: a plan may not pass its bound before training and fail it
+            # after
             latency = {"latency_ms": before["latency_ms"]}
             measured = with_costs(measured, latency, lab.facts.dense_costs)
         measured = as_exported(lab, measured, model, self.store.of(number), plan)
@@ -262,7 +273,8 @@ class Evaluator:
 def _shares(density: Mapping[str, float], asked: Mapping[str, float]) -> dict[str, float]:
     """Share of its units that each tensor keeps.
 
-    Of blocks that differ in size a share of units is not the share of weights; then what the plan asked for counts.
+    Of blocks that differ in size a share of units is not the share of weights; then what the plan
+    asked for counts.
     """
     return {name: max(share, asked.get(name, 0.0)) for name, share in density.items()}
 

@@ -1,4 +1,5 @@
-"""What fails: a second try with less memory, an end by the clock, and when so many trials fail that the study ends.
+"""What fails: a second try with less memory, an end by the clock, and when so many trials fail that
+the study ends.
 
 Why a trial failed is its reason, and the traceback an artifact; the study goes on.
 """
@@ -35,11 +36,13 @@ Ending = tuple[str, str]
 def sparing_memory(
     attempt: Callable[[Plan], Measurement], plan: Plan, how: Literal["halve", "fail"]
 ) -> Measurement:
-    """The attempt, made once more with half the batch where memory ran out; seen in its reason and in its plan.
+    """The attempt, made once more with half the batch where memory ran out; seen in its reason and
+    in its plan.
 
-    Gradients are accumulated over both halves, so that a step sees the same samples and weighs them alike (all but, in
-    a batch of odd size). Batch norms see half a batch then, and dropout other draws: the trial is not the one that the
-    whole batch would have given, which is why its plan says so (`timing.accumulate`) and a replay does the same.
+    Gradients are accumulated over both halves, so that a step sees the same samples and weighs them
+    alike (all but, in a batch of odd size). Batch norms see half a batch then, and dropout other
+    draws: the trial is not the one that the whole batch would have given, which is why its plan
+    says so (`timing.accumulate`) and a replay does the same.
     """
     timing = plan.timing
     found, parts = in_smaller_parts(
@@ -56,7 +59,9 @@ def sparing_memory(
 def in_smaller_parts(
     attempt: Callable[[int], Found], parts: int, how: Literal["halve", "fail"]
 ) -> tuple[Found, int]:
-    """What the attempt gives with batches in `parts` pieces, or in twice as many where memory ran out; and how many."""
+    """What the attempt gives with batches in `parts` pieces, or in twice as many where memory ran
+    out; and how many.
+    """
     try:
         return attempt(parts), parts
     except Exception as error:
@@ -86,10 +91,12 @@ def needed(what: str, remedy: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a trial's time is over. Checked at each batch of scoring, finetuning, validation and recalibration.
+    """When a trial's time is over. Checked at each batch of scoring, finetuning, validation and
+    recalibration.
 
-    What it does not interrupt: one call that does not return (a kernel, a data loader that hangs, user code in a
-    batch), scores that need no data, measuring latency and exporting; the trial ends at its next batch, or not at all.
+    What it does not interrupt: one call that does not return (a kernel, a data loader that hangs,
+    user code in a batch), scores that need no data, measuring latency and exporting; the trial ends
+    at its next batch, or not at all.
     """
 
     limit: Budget
@@ -100,13 +107,16 @@ class Deadline:
         """Errors: TrialTimeoutError after the limit."""
         if self.now() - self.begin > self.limit.amount:
             raise TrialTimeoutError(
-                f"timeout: a trial must end within study.trial_timeout={self.limit.text}; raise it, or take fewer "
+                f"timeout: a trial must end within study.trial_timeout={self.limit.text}; raise "
+                "it, or take fewer "
                 "steps (space.rounds, phases.finetune.round_steps)"
             )
 
 
 def reason_of(error: Exception) -> str:
-    """One message: what went wrong, of which kind where it is no mistake of the user's, and what was tried."""
+    """One message: what went wrong, of which kind where it is no mistake of the user's, and what
+    was tried.
+    """
     text = (
         str(error)
         if isinstance(error, UserError)
@@ -119,8 +129,9 @@ def reason_of(error: Exception) -> str:
 def check_failures(last: Ending, own: Sequence[Ending], most: float) -> None:
     """To be called after each trial with its outcome and those of all of the study's own trials.
 
-    Looked at after a failed trial alone: a study whose cause of failure was mended goes on, however much failed before.
-    Errors: UserError when more than the share `most` of the ended trials failed.
+    Looked at after a failed trial alone: a study whose cause of failure was mended goes on, however
+    much failed before. Errors: UserError when more than the share `most` of the ended trials
+    failed.
     """
     if last[0] != "failed":
         return
@@ -131,13 +142,17 @@ def check_failures(last: Ending, own: Sequence[Ending], most: float) -> None:
         return
     times, reason = most_common(reasons)
     raise UserError(
-        f"{len(reasons)} of {len(ended)} trials failed, a larger share than study.max_failures={most:g}; the most "
-        f"common reason ({times} times): {reason}; mend it and give the same command again, or study.max_failures=1"
+        f"{len(reasons)} of {len(ended)} trials failed, a larger share than "
+        f"study.max_failures={most:g}; the most "
+        f"common reason ({times} times): {reason}; mend it and give the same command again, or "
+        "study.max_failures=1"
     )
 
 
 def most_common(reasons: Sequence[str]) -> tuple[int, str]:
-    """(how often, the last of them); reasons that differ in numbers alone (a step, bytes, a loss) are the same."""
+    """(how often, the last of them); reasons that differ in numbers alone (a step, bytes, a loss)
+    are the same.
+    """
     kinds = [re.sub(r"\d[\d.,e+-]*", "#", reason) for reason in reasons]
     kind, times = Counter(kinds).most_common(1)[0]
     return times, next(

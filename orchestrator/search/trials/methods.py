@@ -51,7 +51,9 @@ class PreparedMethod:
 
 
 def prepare_method(lab: Lab, settings: MethodSettings) -> PreparedMethod:
-    """Score the dense model once per stage. Errors: PlanError for scores that are not finite, with their group."""
+    """Score the dense model once per stage. Errors: PlanError for scores that are not finite, with
+    their group.
+    """
     return PreparedMethod(settings, tuple(_prepared(lab, stage) for stage in settings.stages()))
 
 
@@ -64,7 +66,9 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
 
 
 def check_method(settings: Settings, space: Any) -> None:
-    """What can be told before anything expensive. Errors: ConfigError for parts that do not go together."""
+    """What can be told before anything expensive. Errors: ConfigError for parts that do not go
+    together.
+    """
     _check_distillation(settings, space)
     if any(settings.method.int8):
         EXPORT_FORMATS["int8"].require()
@@ -91,7 +95,8 @@ def _check_criterion(stage: MethodSettings) -> None:
     criterion = stage.scoring().build()
     if not stage.removes_units and not hasattr(criterion, "weights"):
         raise ConfigError(
-            f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single weights; take a "
+            f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single "
+            "weights; take a "
             "criterion that does, such as l1, taylor or lamp"
         )
 
@@ -103,7 +108,8 @@ def _check_returning(stage: MethodSettings, space: Any) -> None:
     returning = set(getattr(space, "shapes", ())) & RETURNING
     if returning and not comes_back:
         raise ConfigError(
-            f"space.shapes {sorted(returning)} let pruned units come back, which a hard method cannot; "
+            f"space.shapes {sorted(returning)} let pruned units come back, which a hard method "
+            "cannot; "
             "take method.soft=true, or leave them out"
         )
 
@@ -118,5 +124,6 @@ def _check_space(method: MethodSettings, space: Any) -> None:
         )
     if isinstance(space, Hybrid) != (len(method.stages()) > 1):
         raise ConfigError(
-            "a method with a second stage (`then`) and space=hybrid go together; take both or neither"
+            "a method with a second stage (`then`) and space=hybrid go together; take both or "
+            "neither"
         )

@@ -1,6 +1,8 @@
-"""What a method does to a model, one class per granularity: score units, then remove them or set weights to zero.
+"""What a method does to a model, one class per granularity: score units, then remove them or set
+weights to zero.
 
-Both have a `structure` and its `cost`, those of the dense model; scores and keeps are over its units.
+Both have a `structure` and its `cost`, those of the dense model; scores and keeps are over its
+units.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class UnitPruner:
         self.criterion = self.method.scoring().build()
 
     def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
-        """Scores of the living units. Errors: PlanError for one that is not finite, with its group."""
+        """Scores of the living units. Errors: PlanError for one that is not finite, with its
+        group.
+        """
         restricted = self.structure.restrict(alive)
         shown = calibration(self.lab, self.method, model, seed)
         found: Scores = self.criterion(model, restricted, shown)
@@ -65,7 +69,9 @@ class UnitPruner:
 
 @dataclass
 class WeightPruner:
-    """Sets weights to zero: single ones, blocks or N of M; `model` is what they are counted in, `keep` its units."""
+    """Sets weights to zero: single ones, blocks or N of M; `model` is what they are counted in,
+    `keep` its units.
+    """
 
     lab: Lab
     method: MethodSettings
@@ -92,7 +98,9 @@ class WeightPruner:
         return found
 
     def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
-        """Scores of the living units. Errors: PlanError for one that is not finite, with its tensor."""
+        """Scores of the living units. Errors: PlanError for one that is not finite, with its
+        tensor.
+        """
         found = unit_scores(self.structure, self.elements(model, seed), self.how)
         thresholds.require_finite(self.structure, found, alive)
         return found
@@ -120,7 +128,9 @@ class WeightPruner:
         return keep
 
     def shares(self, density: Mapping[str, float]) -> list[float]:
-        """Share of its units each tensor keeps, from the share of weights; a tensor that is not named keeps all."""
+        """Share of its units each tensor keeps, from the share of weights; a tensor that is not
+        named keeps all.
+        """
         found = [density.get(group.name, 1.0) for group in self.structure.groups]
         return [float(share == 1.0) for share in found] if self.how.kind == "pattern" else found
 
@@ -133,14 +143,18 @@ def pruner_of(lab: Lab, method: MethodSettings) -> UnitPruner | WeightPruner:
 
 
 def comparable(structure: Structure, scores: Scores, alive: Keep, method: MethodSettings) -> Scores:
-    """Scores as the scope compares them: as multiples of the group's mean where `normalize` asks for it."""
+    """Scores as the scope compares them: as multiples of the group's mean where `normalize` asks
+    for it.
+    """
     if method.scope == "local" or not method.normalize:
         return scores
     return thresholds.normalised(structure, scores, alive)
 
 
 def calibration(lab: Lab, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
-    """The method's calibration batches on the device, each watched by the lab's check, and the task's loss."""
+    """The method's calibration batches on the device, each watched by the lab's check, and the
+    task's loss.
+    """
     task = lab.task(model)
     batches = [
         to_device(task, batch, lab.device)

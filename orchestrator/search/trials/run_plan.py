@@ -1,4 +1,6 @@
-"""Carry out one plan: pruning steps and finetuning in turn, under the guard, until the last round."""
+"""Carry out one plan: pruning steps and finetuning in turn, under the guard, until the last
+round.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,11 @@ from orchestrator.settings import GuardSettings, MethodSettings
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning step.
+    """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning
+    step.
 
-    `spent` are the rounds of finetuning that were paid for, `rounds` those that are in the weights: a guard that goes
-    back to earlier weights leaves some behind.
+    `spent` are the rounds of finetuning that were paid for, `rounds` those that are in the weights:
+    a guard that goes back to earlier weights leaves some behind.
     """
 
     working: Working
@@ -42,7 +45,9 @@ class Outcome:
 
 @dataclass
 class _Good:
-    """The last state within the guard's tolerance, what it measured, and the rounds of finetuning in its weights."""
+    """The last state within the guard's tolerance, what it measured, and the rounds of finetuning
+    in its weights.
+    """
 
     working: Working
     rungs: tuple[RoundResult, ...]
@@ -80,7 +85,9 @@ class _Run:
         self.train(how.rounds, [callback], last=False)
 
     def stage(self, stage: Stage, last: bool) -> bool:
-        """All pruning steps of one stage with their finetuning; False where the guard or the search ended the trial."""
+        """All pruning steps of one stage with their finetuning; False where the guard or the search
+        ended the trial.
+        """
         lead, waiting = events(self.plan.timing, stage.soft)
         if lead:
             self.train(lead, stage.callbacks(self.working, None, self._seed()), last=False)
@@ -121,11 +128,16 @@ class _Run:
         return True
 
     def _end(self, guard: GuardSettings) -> None:
-        """The trial ends with its last good state, or as stopped where there is none or it is not wanted."""
+        """The trial ends with its last good state, or as stopped where there is none or it is not
+        wanted.
+        """
         if guard.action == "stop" or self.good is None:
             quality = self.lab.facts.goals.quality
             value = self.rungs[-1][1][quality]
-            self.reason = f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the dense model's"
+            self.reason = (
+                f"guard: {quality} {value:.4f} is more than {guard.tolerance:g} from the "
+                "dense model's"
+            )
         else:
             self.working, self.rungs, self.rounds = (
                 self.good.working,
@@ -205,7 +217,8 @@ def run_plan(
 ) -> Outcome:
     """Carry the plan out on `working`: its stages in turn, with finetuning as its timing says.
 
-    The plan, its method and the weights that it begins from decide the result; the dense model is not scored.
+    The plan, its method and the weights that it begins from decide the result; the dense model is
+    not scored.
     """
     facts = lab.facts
     ratio = facts.ratios(plan.counts(facts.structure), plan.density)[facts.axis]

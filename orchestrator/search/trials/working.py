@@ -1,4 +1,6 @@
-"""A trial at work: the model as it is at the moment, and the stages that prune it, one step at a time."""
+"""A trial at work: the model as it is at the moment, and the stages that prune it, one step at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 
 @dataclass
 class Working:
-    """`alive` are the dense units `model` has, `masks` its pruned weights, `optimizer` a state to be carried along."""
+    """`alive` are the dense units `model` has, `masks` its pruned weights, `optimizer` a state to
+    be carried along.
+    """
 
     model: nn.Module
     alive: Keep
@@ -42,14 +46,18 @@ class Working:
         )
 
     def restart(self, dense: nn.Module, alive: Keep, structure: Any) -> None:
-        """The same units and masks with the weights of another dense model; the optimizer begins anew."""
+        """The same units and masks with the weights of another dense model; the optimizer begins
+        anew.
+        """
         self.model, self.optimizer = remove(dense, structure, alive), None
         apply(self.model, self.masks)
 
 
 @dataclass(frozen=True)
 class Event:
-    """A pruning step to `fraction` of the way, then `rounds` rounds of finetuning; a `hard` one ends softness."""
+    """A pruning step to `fraction` of the way, then `rounds` rounds of finetuning; a `hard` one
+    ends softness.
+    """
 
     fraction: float
     rounds: int
@@ -57,7 +65,9 @@ class Event:
 
 
 class Stage(Protocol):
-    """`prune` takes the working model to a fraction of the way; `callbacks` go with the finetuning that follows."""
+    """`prune` takes the working model to a fraction of the way; `callbacks` go with the finetuning
+    that follows.
+    """
 
     soft: bool
 
@@ -66,12 +76,16 @@ class Stage(Protocol):
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]: ...
 
     def shown(self, working: Working) -> AbstractContextManager[None]:
-        """The working model as it is evaluated: weights that are trained on out of sight are at zero inside."""
+        """The working model as it is evaluated: weights that are trained on out of sight are at
+        zero inside.
+        """
         ...
 
 
 def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
-    """Units of finetuning before the first step, and the steps; a soft stage ends with a hard one."""
+    """Units of finetuning before the first step, and the steps; a soft stage ends with a hard
+    one.
+    """
     fractions = [
         SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)
     ]
@@ -88,7 +102,9 @@ def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
 
 
 class UnitStage:
-    """Removes units down to `final`; soft: zeroes them, chosen anew each time, and removes them in the end."""
+    """Removes units down to `final`; soft: zeroes them, chosen anew each time, and removes them in
+    the end.
+    """
 
     def __init__(self, pruner: UnitPruner, working: Working, final: Counts) -> None:
         self.pruner, self.structure, self.final = pruner, pruner.structure, final
@@ -129,7 +145,9 @@ class UnitStage:
 
 
 class WeightStage:
-    """Sets weights to zero until each tensor keeps its `shares` of them; soft ones are trained on under the mask."""
+    """Sets weights to zero until each tensor keeps its `shares` of them; soft ones are trained on
+    under the mask.
+    """
 
     def __init__(self, pruner: WeightPruner, working: Working, shares: Sequence[float]) -> None:
         self.pruner, self.structure = pruner, pruner.structure
@@ -156,7 +174,8 @@ class WeightStage:
             )
         keep = thresholds.choose(self.structure, scores, alive, now)
         found = self.pruner.masks(working.model, keep, seed)
-        # a pattern that is there stays as it is: its zeros would be chosen again only by chance of a tie
+        # a pattern that is there stays as it is: its zeros would be chosen again only by chance of
+        # a tie
         working.masks = {
             **found,
             **({} if self.soft else {n: m for n, m in working.masks.items() if self._pattern(n)}),
