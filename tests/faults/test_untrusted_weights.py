@@ -162,7 +162,7 @@ def test_a_damaged_baseline_is_named_and_trained_anew(
     again = lab_of(tmp_path, *BRIEF)
     assert f"{folder} is damaged and is made anew" in capsys.readouterr().err
     assert (folder / "weights.safetensors").read_bytes() == before
-    assert again.facts.dense_metrics == trained[1].dense
+    assert again.facts.dense_metrics == trained[1].facts.dense_metrics
 
 
 def test_a_baseline_of_an_older_version_has_no_digest_and_loads(
