@@ -74,6 +74,15 @@ class Group:
     def units(self) -> slice:
         return slice(self.start, self.start + self.size)
 
+    @property
+    def least(self) -> int:
+        """The least number of units that a plan keeps: 0 of a block or a pattern, else 1."""
+        return 0 if self.kind in ("block", "pattern") else 1
+
+    def among(self, row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Which positions of an axis hold units of this group; `row` has the unit id of each."""
+        return (row >= self.start) & (row < self.start + self.size)
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -128,12 +137,8 @@ class Structure:
 
     @property
     def least(self) -> Counts:
-        """The least number of units that a plan keeps of each group; shape (n_groups,).
-
-        It is 0 for a block and for a pattern, and 1 for all other groups.
-        """
-        least = [int(group.kind not in ("block", "pattern")) for group in self.groups]
-        return np.array(least, dtype=np.int64)
+        """The least number of units that a plan keeps of each group; shape (n_groups,)."""
+        return np.array([group.least for group in self.groups], dtype=np.int64)
 
     @property
     def attention(self) -> AttentionUnit:

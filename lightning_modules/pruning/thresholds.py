@@ -62,7 +62,7 @@ def _pool_counts(
 ) -> Counts:
     """Units that each group of one pool keeps; shape (len(pool),)."""
     groups = [structure.groups[index] for index in pool]
-    least = structure.least[pool]
+    least = np.array([group.least for group in groups], dtype=np.int64)
     threshold = _common_threshold(groups, thresholds)
     living = [scores[group.units][alive[group.units]] for group in groups]
     if rule == "quantile":

@@ -251,33 +251,36 @@ def hub(
     ConfigError.
     """
     module = _downloaded(package) if registry is None else _local(package, Path(registry))
-    classes = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, BaseSampler)
-        and key in getattr(module, "__all__", [key])
-        and not value.__module__.startswith("optuna.")
-    }
+    classes = _samplers_in(module)
     if name is None and len(classes) == 1:
         (name,) = classes
     if name not in classes:
         raise ConfigError(
             f"sampler.name must be a sampler of {package}, which has {sorted(classes)}; got "
-            f"{name!r}"
-            f"{nearest(name or '', sorted(classes))}"
+            f"{name!r}{nearest(name or '', sorted(classes))}"
         )
-    path = f"{module.__name__}.{name}"
     accepts = inspect.signature(classes[name]).parameters
     extra = {"seed": seed, "search_space": dict(search_space)}
-    given = {key: value for key, value in extra.items() if key in accepts} | dict(arguments or {})
+    given = {key: value for key, value in extra.items() if key in accepts}
     try:
-        found: BaseSampler = classes[name](**given)
+        return classes[name](**given | dict(arguments or {}))
     except TypeError as error:
         raise ConfigError(
-            f"sampler.arguments must be those of {path}; {error}; it takes {list(accepts)}"
+            f"sampler.arguments must be those of {module.__name__}.{name}; {error}; it takes "
+            f"{list(accepts)}"
         ) from error
-    return found
+
+
+def _samplers_in(module: ModuleType) -> dict[str, type[BaseSampler]]:
+    """Samplers that a package offers, by name; Optuna's own, which it imports, are none of them."""
+    offered = getattr(module, "__all__", list(vars(module)))
+    classes: dict[str, type[BaseSampler]] = {}
+    for name, value in vars(module).items():
+        if not isinstance(value, type) or not issubclass(value, BaseSampler):
+            continue
+        if name in offered and not value.__module__.startswith("optuna."):
+            classes[name] = value
+    return classes
 
 
 def _local(package: str, registry: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What every format of export must do: its file gives what the model gives, and is checked first."""
+"""What every format of export must do: its file gives what the model gives, checked first."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ class BnScale:
 def _mean_scale(structure: Structure, group: Group, member: Member, scale: Tensor) -> Scores:
     """The mean |scale| of each unit's channels, shape (group.size,); 0 for units without any."""
     row = structure.table[member.tensor, member.dim]
-    in_group = (row >= group.start) & (row < group.start + group.size)
-    channels = np.bincount(row[in_group] - group.start, minlength=group.size)
+    units = row[group.among(row)] - group.start
+    channels = np.bincount(units, minlength=group.size)
     total = per_unit(structure, group, member, scale.abs())
     return total / np.maximum(channels, 1)
 

@@ -83,7 +83,7 @@ def per_unit(
     else:
         per_position = flat.sum(1)
         gather = np.add.at
-    in_group = (row >= group.start) & (row < group.start + group.size)
+    in_group = group.among(row)
     units = row[in_group] - group.start
     result = np.zeros(group.size)
     # a value that is not a number stays one: the check of the scores names it
@@ -130,7 +130,7 @@ def occurrences(
     Units are offsets into the group, shape (n,); positions have shape (n, times). Column k is the
     k-th occurrence of every unit, so that columns can be compared.
     """
-    places = np.flatnonzero((row >= group.start) & (row < group.start + group.size))
+    places = np.flatnonzero(group.among(row))
     units = np.unique(row[places])
     by_unit = places[np.argsort(row[places], kind="stable")]
     times = len(places) // max(len(units), 1)

@@ -172,7 +172,7 @@ class _Reader:
                 self._labels.union(axes[0], ids)
             if axes and isinstance(module, nn.GroupNorm) and module.num_groups > 1:
                 rows = axes[0].reshape(module.num_groups, -1)
-                self._labels.union(rows[:, :1], rows[:, 1:])
+                self._labels.tie(rows)
             elif axes and isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
                 self._labels.mark(axes[0], "inexact")
 
@@ -199,7 +199,7 @@ class _Reader:
             if path in self._grouped_inputs and not isinstance(module, _ConvTransposeNd):
                 inputs = self._grouped_inputs[path].reshape(module.groups, -1)
                 rows = np.concatenate((inputs, out.reshape(module.groups, -1)), axis=1)
-                self._labels.union(rows[:, :1], rows[:, 1:])
+                self._labels.tie(rows)
                 if rows.shape[1] > 2:
                     self._labels.mark(rows, "conv_group")
             elif not module.groups == module.in_channels == module.out_channels:
@@ -240,7 +240,9 @@ class _Reader:
         else:
             rank = weight.dim() - 2
             source = args[0] if isinstance(module, _ConvTransposeNd) else output
-            positions = math.prod(source.shape[-rank:]) * math.prod(output.shape[: -rank - 1])
+            places = math.prod(source.shape[-rank:])
+            samples = math.prod(output.shape[: -rank - 1])
+            positions = samples * places
         name = self._name(module, "weight")
         labels = [self._trace.axes.get((name, dim), "") for dim in (0, 1)]
         if getattr(module, "groups", 1) > 1:

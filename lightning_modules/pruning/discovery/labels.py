@@ -64,6 +64,10 @@ class Labels:
             # several others is hooked to the smallest; the loop joins the rest.
             np.minimum.at(self._parent, high, low)
 
+    def tie(self, rows: Ids) -> None:
+        """Make each row of ids one class; shape (classes, ids per class)."""
+        self.union(rows[:, :1], rows[:, 1:])
+
     def freeze(self, ids: Ids, reason: str) -> None:
         """Fix the classes of `ids`."""
         self._frozen.append((ids.ravel(), reason))

@@ -19,7 +19,7 @@ def _name(trace: Trace, weight: Node, node: Node) -> str:
     if weight in trace.origins:
         tensor = trace.origins[weight]
         return tensor.rpartition(".")[0] or tensor
-    return trace.owner(node)[0] or node.name
+    return trace.layer(node)
 
 
 def _weight(
@@ -56,7 +56,7 @@ def _tie_groups(trace: Trace, left: Label, right: Label, groups: int, where: str
     inputs = left.reshape(groups, -1)
     outputs = right.reshape(groups, -1)
     rows: Ids = np.concatenate([inputs, outputs], axis=1)
-    trace.labels.union(rows[:, :1], rows[:, 1:])
+    trace.labels.tie(rows)
     if left.size > groups:
         trace.labels.mark(rows, "conv_group")
     return right
@@ -191,8 +191,9 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     left_batch = (a[:-2], shape(left)[:-2])
     right_batch = (b[:-2], shape(right)[:-2])
     batch = broadcast(trace, [left_batch, right_batch], where)
-    sizes = [*shape(node)[:-2], shape(left)[-2], shape(right)[-1], shape(left)[-1]]
     out = [*batch, a[-2], b[-1]]
+    inner_size = shape(left)[-1]
+    sizes = [*shape(node), inner_size]
     trace.multiply(name, sizes, [*out, inner], tensor=tensor)
     return out
 
@@ -206,7 +207,9 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
     operands = node.args[1]
     left, arrow, out = equation.partition("->")
     terms = left.split(",")
-    if not isinstance(operands, list | tuple) or len(operands) != 2 or not arrow or "." in equation:
+    if not isinstance(operands, list | tuple) or len(operands) != 2:
+        return None
+    if not arrow or "." in equation:
         return None
     if any(len(set(term)) < len(term) for term in terms):
         return None
@@ -219,7 +222,7 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
                 labels[letter], sizes[letter] = label, size
             elif size > 1:
                 labels[letter] = trace.join(labels[letter], label, trace.where(node))
-    name = trace.owner(node)[0] or node.name
+    name = trace.layer(node)
     tensor = trace.parameter(*operands)
     trace.multiply(name, list(sizes.values()), list(labels.values()), tensor=tensor)
     return [labels[letter] for letter in out]
@@ -238,9 +241,10 @@ def attention(trace: Trace, node: Node) -> Dims:
         trace.freeze(v[-1], f"width of an attention head at {where}")
     tokens = trace.join(k[-2], v[-2], where)
     trace.freeze(tokens, f"attended over at {where}")
-    batch = _attention_batch(trace, a, (q[:-2], k[:-2], v[:-2]), where)
+    batches = (q[:-2], k[:-2], v[:-2])
+    batch = _attention_batch(trace, a, batches, where)
     keys = shape(a["key"])[-2]
-    path = trace.owner(node)[0] or node.name
+    path = trace.layer(node)
     queries = [*batch, q[-2]]
     out_sizes = shape(node)[:-1]
     scores = [*out_sizes, shape(a["query"])[-1]]

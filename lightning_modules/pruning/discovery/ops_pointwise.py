@@ -132,7 +132,7 @@ def group_norm(trace: Trace, node: Node) -> Dims:
         trace.inexact(channels)
     else:
         rows = channels.reshape(groups, -1)
-        trace.labels.union(rows[:, :1], rows[:, 1:])
+        trace.labels.tie(rows)
     if a["weight"] is None and groups > 1:
         trace.freeze(channels, f"{where} has no weight that shows its shape")
     return x

@@ -28,7 +28,7 @@ def layers(trace: Trace, node: Node) -> list[Dims]:
     Inputs have the shape (time, batch, width) or (batch, time, width).
     """
     a = bind(node)
-    path = trace.owner(node)[0] or node.name
+    path = trace.layer(node)
     directions = 1 + a["bidirectional"]
     per_cell = 4 if a["has_biases"] else 2
     reason = _why_whole(trace, a["params"], path)
@@ -60,7 +60,7 @@ def layers(trace: Trace, node: Node) -> list[Dims]:
 def cell(trace: Trace, node: Node) -> Dims | list[Dims]:
     """One step of LSTMCell, GRUCell or RNNCell, with input of shape (batch, width)."""
     a = bind(node)
-    path = trace.owner(node)[0] or node.name
+    path = trace.layer(node)
     weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if a[name] is not None]
     states = _states(a)
     reason = _why_whole(trace, weights, path)
@@ -78,7 +78,8 @@ def cell(trace: Trace, node: Node) -> Dims | list[Dims]:
 
 def _states(a: dict[str, Any]) -> Sequence[Node]:
     """The initial states: an LSTM has two, other layers one."""
-    return a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    states = a["hx"]
+    return states if isinstance(states, list | tuple) else [states]
 
 
 def _why_whole(trace: Trace, weights: Sequence[Node], path: str) -> str | None:
@@ -99,7 +100,7 @@ def _tie_cell(
     past.
     """
     gates = GATES[op_name(node).removesuffix("_cell")]
-    path = trace.owner(node)[0] or node.name
+    path = trace.layer(node)
     for slot, weight in enumerate(weights):
         dims = trace.dims(weight)
         name = trace.tensors[weight]

@@ -164,7 +164,7 @@ def _tie_parts(trace: Trace, node: Node, label: Ids, sizes: list[int]) -> None:
         return
     if len(set(sizes)) == 1:
         rows = label.reshape(len(sizes), -1).T
-        trace.labels.union(rows[:, :1], rows[:, 1:])
+        trace.labels.tie(rows)
     else:
         trace.freeze(label, f"split into parts of sizes {sizes} at {trace.where(node)}")
 
@@ -246,7 +246,7 @@ def pixel_shuffle(trace: Trace, node: Node) -> Dims:
     channels = x[1]
     if not isinstance(channels, str):
         rows = channels.reshape(-1, factor * factor)
-        trace.labels.union(rows[:, :1], rows[:, 1:])
+        trace.labels.tie(rows)
         channels = rows[:, 0] if len(rows) > 1 else ""
     return [batch, channels, "", ""]
 
@@ -270,7 +270,7 @@ def channel_shuffle(trace: Trace, node: Node) -> Dims:
     channels = x[1]
     if not isinstance(channels, str):
         rows = channels.reshape(a["groups"], -1).T
-        trace.labels.union(rows[:, :1], rows[:, 1:])
+        trace.labels.tie(rows)
         x[1] = rows.ravel()
     return x
 

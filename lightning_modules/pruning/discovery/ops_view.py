@@ -120,7 +120,7 @@ def _split(
             out[targets[axis]] = by_position[:, 0]
             return
     axis, mark = _carrier(trace, node, sizes)
-    trace.labels.union(rows[axis][:, :1], rows[axis][:, 1:])
+    trace.labels.tie(rows[axis])
     if mark is not None:
         trace.labels.mark(rows[axis], mark)
     out[targets[axis]] = rows[axis][:, 0]

@@ -164,6 +164,11 @@ class Trace:
         except AttributeError:
             return path, self.model
 
+    def layer(self, node: Node) -> str:
+        """The path of the module that called this op, or else the name of the node."""
+        path, _ = self.owner(node)
+        return path or node.name
+
     def where(self, node: Node) -> str:
         """The op and its module, for a reason."""
         path, _ = self.owner(node)

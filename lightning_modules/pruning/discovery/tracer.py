@@ -187,7 +187,7 @@ def _unknown(trace: Trace, node: Node) -> None:
             touched |= not isinstance(label, str)
             trace.freeze(label, reason)
     if touched:
-        trace.notes.setdefault(Skipped(trace.owner(node)[0] or node.name, reason))
+        trace.notes.setdefault(Skipped(trace.layer(node), reason))
     if isinstance(value, tuple | list):
         trace.values[node] = [_fixed(part, reason) for part in value]
     else:

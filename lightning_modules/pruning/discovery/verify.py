@@ -48,10 +48,10 @@ def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> 
 
 
 def _freeze_group(trace: Trace, structure: Structure, index: int, reason: str) -> None:
-    units = structure.groups[index].units
+    group = structure.groups[index]
     for axis, row in structure.table.items():
-        in_group = (row >= units.start) & (row < units.stop)
-        trace.labels.freeze(trace.axes[axis][in_group], reason)
+        ids = trace.axes[axis][group.among(row)]
+        trace.labels.freeze(ids, reason)
 
 
 def _blocks(trace: Trace, trial: _Trial) -> Structure:

@@ -85,8 +85,9 @@ class _Run:
         self.train(how.rounds, [callback], last=False)
 
     def stage(self, stage: Stage, last: bool) -> bool:
-        """All pruning steps of one stage with their finetuning; False where the guard or the search
-        ended the trial.
+        """All pruning steps of one stage with their finetuning.
+
+        False where the guard or the search ended the trial.
         """
         lead, waiting = events(self.plan.timing, stage.soft)
         if lead:
@@ -96,28 +97,14 @@ class _Run:
         while waiting:
             event = waiting.pop(0)
             before = _Good(self.working.copy(), (), self.rounds) if guard else None
-            stage.prune(self.working, event, self._seed())
-            self._begin_weights(event)
-            with stage.shown(self.working):
-                self.lab.recalibrate(
-                    self.working.model, self.how.recalibration_batches, self._seed()
-                )
-            if not event.rounds:
-                continue
-            self.train(
-                event.rounds,
-                stage.callbacks(self.working, event, self._seed()),
-                last and not waiting,
-            )
+            self._step(stage, event, last and not waiting)
             if self.reason:
                 return False
-            if guard is None or before is None:
+            if guard is None or before is None or not event.rounds:
                 continue
             if self._within(guard):
-                reached, self.good = (
-                    event.fraction,
-                    _Good(self.working.copy(), tuple(self.rungs), self.rounds),
-                )
+                reached = event.fraction
+                self.good = _Good(self.working.copy(), tuple(self.rungs), self.rounds)
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
                 self.working, self.rounds = before.working, before.rounds
@@ -126,6 +113,17 @@ class _Run:
                 self._end(guard)
                 return False
         return True
+
+    def _step(self, stage: Stage, event: Event, last: bool) -> None:
+        """One pruning step, and the finetuning behind it."""
+        stage.prune(self.working, event, self._seed())
+        self._begin_weights(event)
+        batches = self.how.recalibration_batches
+        with stage.shown(self.working):
+            self.lab.recalibrate(self.working.model, batches, self._seed())
+        if event.rounds:
+            callbacks = stage.callbacks(self.working, event, self._seed())
+            self.train(event.rounds, callbacks, last)
 
     def _end(self, guard: GuardSettings) -> None:
         """The trial ends with its last good state, or as stopped where there is none or it is not
