@@ -111,7 +111,6 @@ def test_without_any_confirmed_model_there_is_no_front_and_the_reason_is_said(
 
 
 @pytest.mark.slow
-@pytest.mark.family
 def test_a_confirmation_without_memory_is_made_with_half_the_batch_and_replayed_so(
     failing: Callable[[Failing], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
