@@ -45,7 +45,7 @@ def _structures_are_discovered_once(tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(autouse=True, scope="session")
 def _modules_are_no_garbage(_structures_are_discovered_once: None) -> Iterator[None]:
-    """Whoever collects garbage looks at what tests made; all that was imported takes a second each time."""
+    """Garbage collection looks at what tests made: all that was imported takes it a second."""
     gc.collect()
     gc.freeze()
     yield
