@@ -5,6 +5,7 @@ same.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,23 @@ def _structures_are_discovered_once(tmp_path_factory: pytest.TempPathFactory) ->
     share(_of_all_workers(tmp_path_factory) / "structures")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "discover", as_before)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _modules_are_no_garbage(_structures_are_discovered_once: None) -> Iterator[None]:
+    """Garbage collection looks at what tests made: all that was imported takes it a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_power_fails() -> Iterator[None]:
+    """So nobody waits for the disk: a study is on it after hundreds of waits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -18,10 +18,9 @@ from lightning_modules.errors import DataError, UserError
 from lightning_modules.models import SmallResNet
 from orchestrator.__main__ import main
 from orchestrator.load import load_pruned
-from orchestrator.search.lab.lab import Lab
 from orchestrator.stored import check_shapes
 from tests.faults.harm import DEEP, STUDY, Bomb, change, flip, header, with_header
-from tests.search.problems import lab_of
+from tests.search.problems import Prepared, lab_of
 
 # --- checkpoints
 
@@ -121,14 +120,14 @@ BRIEF = ["phases.train.epochs=1", "phases.train.rewind_epoch=0"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lab]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
     """Where a dense model was trained, not to be touched, and its laboratory."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, lab_of(folder, *BRIEF)
+    return folder, Prepared(folder, *BRIEF)
 
 
 @pytest.fixture
-def baselines(trained: tuple[Path, Lab], tmp_path: Path) -> Path:
+def baselines(trained: tuple[Path, Prepared], tmp_path: Path) -> Path:
     """A copy of its baselines."""
     return Path(shutil.copytree(trained[0] / "baselines", tmp_path / "baselines"))
 
@@ -150,7 +149,7 @@ def baselines(trained: tuple[Path, Lab], tmp_path: Path) -> Path:
 )
 def test_a_damaged_baseline_is_named_and_trained_anew(
     harm: Callable[[Path], None],
-    trained: tuple[Path, Lab],
+    trained: tuple[Path, Prepared],
     baselines: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -159,7 +158,7 @@ def test_a_damaged_baseline_is_named_and_trained_anew(
     before = (folder / "weights.safetensors").read_bytes()
     harm(folder)
     capsys.readouterr()
-    again = lab_of(tmp_path, *BRIEF)
+    again = Prepared(tmp_path, *BRIEF)
     assert f"{folder} is damaged and is made anew" in capsys.readouterr().err
     assert (folder / "weights.safetensors").read_bytes() == before
     assert again.facts.dense_metrics == trained[1].facts.dense_metrics

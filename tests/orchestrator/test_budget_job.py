@@ -134,9 +134,9 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
 def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
     bound = ["objectives.bounds={flops_ratio: {most: 0.0015}}", "space=per_group", "space.high=0.3"]
     tight = ["objectives.bounds={flops_ratio: {most: 0.2}}", "space=per_group", "space.high=0.3"]
-    assert main([*SMALL, *bound, "study.budget=4epochs"]) == 2
+    assert main([*SMALL, "made_up={}", *bound, "study.budget=4epochs"]) == 2
     assert (
-        main([*SMALL, *tight, "study.budget=4epochs", "study.name=tight"]) == 2
+        main([*SMALL, "made_up={}", *tight, "study.budget=4epochs", "study.name=tight"]) == 2
     )  # nothing came through
     study = optuna.load_study(
         study_name="tight", storage=JournalStorage(JournalFileBackend("runs/tight/study.journal"))

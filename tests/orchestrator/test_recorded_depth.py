@@ -28,7 +28,11 @@ TINY = [
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("n_trials=2", "budget=8s"), ("budget=8s", "n_trials=30")]
+    ("first", "second"),
+    [
+        ("n_trials=2", "budget=8s"),
+        pytest.param("budget=8s", "n_trials=30", marks=[pytest.mark.slow, pytest.mark.family]),
+    ],
 )
 def test_another_kind_of_budget_is_no_other_search(
     tmp_path: Path,

@@ -81,7 +81,6 @@ def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
             [
                 *overrides("regression"),
                 *SMALL,
-                "made_up={}",
                 "study.n_trials=3",
                 "phases.confirm.baselines=[]",
             ]

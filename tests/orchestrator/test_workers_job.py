@@ -39,6 +39,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, finished(folder, "workers=2")
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_two_workers_do_what_one_process_does(home: tuple[Path, str]) -> None:
     folder, said = home
     check_whole(folder)
@@ -49,6 +51,8 @@ def test_two_workers_do_what_one_process_does(home: tuple[Path, str]) -> None:
     assert "Traceback" not in "".join(path.read_text() for path in logs)
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_there_is_nothing_to_help_with_in_a_study_that_is_over(
     home: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +61,8 @@ def test_there_is_nothing_to_help_with_in_a_study_that_is_over(
     assert "study 'tiny' is complete: nothing to help with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_help_with_another_search_is_refused_with_the_difference(
     home: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,17 +92,19 @@ def test_a_budget_in_time_is_for_one_process(
     assert "study.budget=1min paces one process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_a_second_search_is_refused_and_leaves_the_first_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with run(
-        tmp_path, "phases.train.epochs=100000"
+        tmp_path, "made_up=null", "phases.train.epochs=100000"
     ) as first:  # still at its dense model: there are no trials yet
         assert first.says("dense"), first.text
         with study_in(tmp_path) as study:
             before = wait_for(lambda: study.user_attrs.get(LEADER) and study.user_attrs, "a leader")
-        assert main([*TINY, "method=l1"]) == 2
+        assert main([*TINY, "made_up=null", "method=l1"]) == 2
         refused = (
             f"is being searched by process {first.process.pid} on {process_identity()['host']}"
         )
