@@ -29,7 +29,7 @@ from orchestrator.search.plans.lineage import Lineage, Link
 from tests.structures import discovered
 
 MODEL = SmallResNet(10, width=8)
-LINK = Link(0, {}, {}, {}, {}, 3, "", {})
+LINK = Link(0, "l2", {}, {}, 3, "", {})
 
 
 def structure() -> Structure:
