@@ -91,7 +91,7 @@ def document() -> dict[str, object]:
         "keep": keep_to_json(structure(), keep),
         "shares": density,
         "density": density,
-        "lineage": Lineage("", None, {}, (LINK, LINK)).to_json(),
+        "lineage": Lineage("", None, {}, links=(LINK, LINK)).to_json(),
     }
 
 
