@@ -74,7 +74,7 @@ def test_the_expected_duration_counts_what_a_search_does(
     100 s.
     """
     monkeypatch.chdir(tmp_path)
-    one = expected.Prices(step=1.0, call=10.0, validation=100.0, test=1000.0)
+    one = expected.ModelSeconds(step=1.0, call=10.0, validation=100.0, test=1000.0)
     monkeypatch.setattr(expected, "prices", lambda *_: one)
     settings = orchestrator.load_settings(
         {

@@ -105,7 +105,7 @@ def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(
 ) -> None:
     here = bench(home, tmp_path, *QUICK, "model.blocks=2", "study.budget=1h")
     last = chain(here)
-    kept = lineage_in(read_plan(last), last).links[-1].kept
+    kept = lineage_in(read_plan(last), last).links[-1].plan["kept"]
     assert [
         kept[group.name] for group in here.facts.structure.groups if group.kind == "block"
     ].count(0) == 3
@@ -186,7 +186,7 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(
     ):
         replay_or_fail(settings, str(last))
     document["lineage"]["links"][0]["plan"]["seed"] += 1  # another order of batches
-    document["lineage"]["links"][1]["kept"]["conv1"] -= 1
+    document["lineage"]["links"][1]["plan"]["kept"]["conv1"] -= 1
     (last / "plan.json").write_text(json.dumps(document))
     steps = orchestrator.replay(settings, last).steps
     assert [step.identical for step in steps] == [True, False, False]
