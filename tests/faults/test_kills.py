@@ -26,7 +26,7 @@ from tests.faults.tiny import (
 
 pytestmark = pytest.mark.slow
 
-SINGLE, OF_WORKERS, OF_PARENTS = 20, 7, 3
+SINGLE, OF_WORKERS, OF_PARENTS = 8, 7, 3
 TRAINED = "made_up=null"
 MANY = 24
 MOST = DEATHS - 2
