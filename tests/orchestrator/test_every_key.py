@@ -110,6 +110,13 @@ WITH: dict[str, dict[str, Any]] = {
     "search.chain.depth": {"method.depth": True, "model.blocks": 2},
     "search.chain.most_epochs": {"study.budget": "40epochs"},
     "method.normalize": {"method.scope": "global"},
+    "method.rule": {
+        "space": "uniform",
+        "space.rounds": [2, 3],
+    },
+    "method.attention": {
+        "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
+    },
     "phases.confirm.lr_factor": {},
     "stopping.octaves": {"study.n_trials": 24},
     "stopping.keep": {"study.n_trials": 24},

@@ -35,7 +35,7 @@ def test_they_are_tried_behind_the_chain_and_inherit_like_others() -> None:
     rows = read_csv("runs/ours/trials.csv", TrialRow)
     assert [row.kind for row in rows] == [*["chain"] * 3, "user", "user"]
     assert {row.state for row in rows} == {"completed"}
-    units = read_plan(Path("runs/ours/trials/4"))["lineage"]["links"][-1]["kept"]
+    units = read_plan(Path("runs/ours/trials/4"))["plan"]["kept"]
     assert (units["conv1"], units["stages.1.0.conv1"], units["stages.2.0.conv1"]) == (4, 8, 8)
     assert (
         main([*command, "study.n_trials=7"]) == 0

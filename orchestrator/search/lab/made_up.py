@@ -46,7 +46,7 @@ def conditions_of(settings: Settings) -> Conditions:
     """Those of a study with `made_up` in its settings."""
     assert settings.made_up is not None
     plain: Mapping[str, Any] = settings.plain()
-    recipe = {name: plain[name] for name in ("model", "data", "task", "phases", "method")}
+    recipe = {name: plain[name] for name in ("model", "data", "task", "phases")}
     return Conditions(settings.made_up, directions_of(settings.task), recipe)
 
 
