@@ -111,8 +111,7 @@ WITH: dict[str, dict[str, Any]] = {
     "search.chain.most_epochs": {"study.budget": "40epochs"},
     "method.normalize": {"method.scope": "global"},
     "method.rule": {
-        "space": "uniform",
-        "space.rounds": [2, 3],
+        "space": {"_target_": "orchestrator.search.space.Uniform", "rounds": [2, 3]},
     },
     "method.attention": {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
