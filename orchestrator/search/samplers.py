@@ -143,13 +143,13 @@ def tried_places(
     tried: set[tuple[int, ...]] = set()
     for trial in trials:
         params = {**enqueued_params(trial), **trial.params}
-        place = []
+        indices = []
         for name, options in values.items():
             index = _index_of(options, params.get(name))
             if index is not None:
-                place.append(index)
-        if len(place) == len(values):
-            tried.add(tuple(place))
+                indices.append(index)
+        if len(indices) == len(values):
+            tried.add(tuple(indices))
     return tried
 
 
@@ -195,7 +195,7 @@ class BruteForce(BaseSampler):
         others = [
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
-        tried = {_index(place, shape) for place in tried_places(others, search_space)}
+        tried = {_index(indices, shape) for indices in tried_places(others, search_space)}
         draw = random.Random(self._seed)
         nth = draw.randrange(max(1, whole - len(tried)))
         chosen = _nth_untried(nth, sorted(tried))
@@ -203,8 +203,8 @@ class BruteForce(BaseSampler):
             # everything is tried: only another worker's trial can be left to wait for
             chosen = draw.randrange(whole)
         sampled = {}
-        place = _place_of(chosen, shape)
-        for name, options, index in zip(search_space, values, place, strict=True):
+        indices = _place_of(chosen, shape)
+        for name, options, index in zip(search_space, values, indices, strict=True):
             sampled[name] = options[index]
         return sampled
 
@@ -219,13 +219,13 @@ class BruteForce(BaseSampler):
         return values_of(param_distribution)[0]
 
 
-def _index(place: Sequence[int], shape: Sequence[int]) -> int:
+def _index(indices: Sequence[int], shape: Sequence[int]) -> int:
     """The number of a combination, the last dimension counting fastest.
 
     Python's integers have no largest one.
     """
     number = 0
-    for digit, size in zip(place, shape, strict=True):
+    for digit, size in zip(indices, shape, strict=True):
         number = number * size + digit
     return number
 

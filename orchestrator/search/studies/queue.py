@@ -180,10 +180,10 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
 
 
 def parting(trials: Sequence[T]) -> Iterator[T]:
-    """The first trial, then a random one from a window that doubles each time (2, 4, 8 ...), then
-    the rest in order.
+    """The first trial, then random ones from growing windows, then the rest in order.
 
-    If all workers asked in the same order, they would contend for every trial in turn.
+    The window doubles each time (2, 4, 8 ...). If all workers asked in the same order, they would
+    contend for every trial in turn.
     """
     left = list(trials)
     size = 1
