@@ -153,20 +153,27 @@ class _Job:
     ) -> dict[str, Any]:
         settings = self.settings
         facts = self.final.facts
-        trials = explored.trials
         goals = facts.goals
         latency = facts.prices.latency
-        metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
-        costs = [row.costs for row in members]
-        imported = [row for row in trials if row.kind == WARM]
-        own = [row for row in trials if row.kind != WARM and row.state != DAMAGED]
+        metrics = []
+        costs = []
+        for member in members:
+            metrics.append({goals.quality: member.test_mean, **member.metrics})
+            costs.append(member.costs)
+        imported = 0
+        own = 0
+        for row in explored.trials:
+            if row.kind == WARM:
+                imported += 1
+            elif row.state != DAMAGED:
+                own += 1
         budget = settings.study.budget
         rungs = rung_rows(own_trials(self.parts.study), goals, facts.axis)
         return {
             "key": key(settings),
-            "trials": len(own),
-            "taken_over": len(imported),
-            "states": dict(Counter([row.state for row in trials])),
+            "trials": own,
+            "taken_over": imported,
+            "states": dict(Counter([row.state for row in explored.trials])),
             "hypervolume": reference.volume(metrics, costs),
             "reference": reference.plain(),
             **({} if latency is None else {"latency_model_error": latency.mean_error}),

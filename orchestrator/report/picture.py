@@ -95,10 +95,15 @@ def _quality_limits(rows: Rows) -> tuple[float, float]:
     confirmed = list(rows.front)
     if rows.dense is not None:
         confirmed.append(rows.dense)
-    low = [row.test_mean - row.test_std for row in confirmed]
-    high = [row.test_mean + row.test_std for row in confirmed]
-    others = [row.quality for row in rows.trials if row.quality is not None]
-    others += [row.test_mean for row in rows.baselines]
+    others = [row.test_mean for row in rows.baselines]
+    for row in rows.trials:
+        if row.quality is not None:
+            others.append(row.quality)
+    low = []
+    high = []
+    for model in confirmed:
+        low.append(model.test_mean - model.test_std)
+        high.append(model.test_mean + model.test_std)
     if not confirmed:
         low = others or [0.0]
         high = others or [1.0]
@@ -283,15 +288,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Under the axes, where it covers no point; the front first, the trials last."""
     handles, labels = axes.get_legend_handles_labels()
 
-    def order(index: int) -> tuple[bool, bool]:
-        label = labels[index]
+    def order(entry: tuple[Any, str]) -> tuple[bool, bool]:
+        _, label = entry
         return (not label.startswith("front"), label.startswith("trials"))
 
-    ordered = sorted(range(len(labels)), key=order)
+    ordered = sorted(zip(handles, labels, strict=True), key=order)
     if ordered:
         figure.legend(
-            [handles[index] for index in ordered],
-            [labels[index] for index in ordered],
+            *zip(*ordered, strict=True),
             loc="outside lower center",
             ncols=3,
             fontsize=8.5,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,19 @@ class Confirmed:
     accumulate: int = 1
 
     def mean(self, metric: str) -> float:
-        return float(np.mean([metrics[metric] for metrics in self.test]))
+        return float(np.mean(_values(self.test, metric)))
 
     def std(self, metric: str) -> float:
         """Sample standard deviation over the seeds."""
-        return float(np.std([metrics[metric] for metrics in self.test], ddof=1))
+        return float(np.std(_values(self.test, metric), ddof=1))
 
     def validated(self, metric: str) -> float:
-        return float(np.mean([metrics[metric] for metrics in self.validation]))
+        return float(np.mean(_values(self.validation, metric)))
+
+
+def _values(seeds: Sequence[dict[str, float]], metric: str) -> list[float]:
+    """The metric of every seed."""
+    return [metrics[metric] for metrics in seeds]
 
 
 def confirm(

@@ -202,5 +202,4 @@ def _once(path: Path, names: list[str], measure: Any) -> dict[str, float]:
 
 
 def _words(milliseconds: dict[str, float]) -> str:
-    parts = [f"{name}: {value:.1f} ms" for name, value in milliseconds.items()]
-    return ", ".join(parts)
+    return ", ".join(f"{name}: {value:.1f} ms" for name, value in milliseconds.items())

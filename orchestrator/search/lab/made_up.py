@@ -107,15 +107,19 @@ class MadeUpLab(Lab):
         return np.random.default_rng(int(key, 16))
 
     def _metrics(self, model: nn.Module, rounds: int, noise: float) -> dict[str, float]:
-        sizes = [parameter.numel() for parameter in model.parameters()]
-        ratio = sum(sizes) / max(1, self.facts.dense_params)
+        parameters = 0
+        for parameter in model.parameters():
+            parameters += parameter.numel()
+        ratio = parameters / max(1, self.facts.dense_params)
         return metrics_of(self.made_up.directions, ratio, rounds, noise)
 
 
 def _fingerprint(model: nn.Module) -> float:
     """A number that differs for other weights."""
-    sums = [parameter.detach().double().abs().sum() for parameter in model.parameters()]
-    return float(sum(sums))
+    total = 0.0
+    for parameter in model.parameters():
+        total += float(parameter.detach().double().abs().sum())
+    return total
 
 
 def metrics_of(

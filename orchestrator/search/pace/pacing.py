@@ -368,8 +368,12 @@ def measure(lab: Lab, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed
         models[facts.ratios(kept)["flops"]] = cut_anyhow(facts.model, facts.structure, kept)
     seconds = {ratio: _timed(lab, model, now) for ratio, model in models.items()}
     ratios = sorted(seconds, reverse=True)
-    steps = [seconds[ratio][0] for ratio in ratios]
-    beside = [seconds[ratio][1] for ratio in ratios]
+    steps = []
+    beside = []
+    for ratio in ratios:
+        step, rest = seconds[ratio]
+        steps.append(step)
+        beside.append(rest)
     return Speed(tuple(ratios), tuple(steps), tuple(beside))
 
 

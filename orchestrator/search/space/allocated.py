@@ -142,9 +142,10 @@ class Hierarchical(Allocation):
         return {**dimensions, **super().offsets(terrain)}
 
     def octaves(self, terrain: Terrain, params: Params) -> Ratios:
-        stages = stage_names(terrain.width_names)
-        outer: Ratios = np.array([params.get(f"stage.{name}", 0.0) for name in stages])
-        total: Ratios = outer + super().octaves(terrain, params)
+        outer = []
+        for stage in stage_names(terrain.width_names):
+            outer.append(params.get(f"stage.{stage}", 0.0))
+        total: Ratios = np.array(outer) + super().octaves(terrain, params)
         return total
 
 

@@ -146,14 +146,17 @@ def _patiently(name: str) -> Any:
     return call
 
 
-_CALLS = [
-    name
-    for name, value in vars(BaseStorage).items()
-    if callable(value) and not name.startswith("_")
-]
-"""Names of the calls of Optuna's storage interface."""
+def _calls() -> list[str]:
+    """Names of the calls of Optuna's storage interface."""
+    names = []
+    for name, value in vars(BaseStorage).items():
+        if callable(value) and not name.startswith("_"):
+            names.append(name)
+    return names
+
+
 PatientStorage: Any = type(
-    "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS}
+    "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _calls()}
 )
 """A storage around another that repeats every call while the database does not answer."""
 

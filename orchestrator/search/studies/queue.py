@@ -58,11 +58,10 @@ def enqueue_chain(
     if study.user_attrs.get(CHAINED):
         return
     # a run that was killed while it enqueued the chain left some of it
-    enqueued = [
-        trial.user_attrs[ENQUEUED]
-        for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(KIND) == "chain"
-    ]
+    enqueued: list[Params] = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get(KIND) == "chain":
+            enqueued.append(trial.user_attrs[ENQUEUED])
     for index, target in enumerate(targets):
         terrain = terrains[index % len(terrains)]
         params = space.chain(terrain, target)

@@ -31,7 +31,10 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
     rungs = known.get(RUNGS, ())
     last_rung, last_metrics = (rungs[-1][0], rungs[-1][2]) if rungs else (0, {})
     metrics = measured.get("metrics") or last_metrics
-    further = [name for name in goals.metrics if name in metrics]
+    further = {}
+    for name in goals.metrics:
+        if name in metrics:
+            further[name] = metrics[name]
     return TrialRow(
         number=trial.number,
         state=known.get(STATE, "running"),
@@ -46,7 +49,7 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
         axis=goals.costs[0],
         costs=dict(measured.get("costs", {})),
         ratios=dict(measured.get("ratios", {})),
-        metrics={name: metrics[name] for name in further},
+        metrics=further,
     )
 
 
@@ -91,7 +94,10 @@ def candidates(
     metric does not.
     """
     members = front(rows, goals, tolerance)
-    costs = [float(row.cost) for row in members]
-    losses = [math.inf if row.loss is None else row.loss for row in members]
+    costs = []
+    losses = []
+    for row in members:
+        costs.append(float(row.cost))
+        losses.append(math.inf if row.loss is None else row.loss)
     chosen = [members[i] for i in spread_out(costs, most, losses)]
     return sorted(chosen, key=lambda row: -row.cost)

@@ -160,11 +160,10 @@ def _other_study(settings: Settings) -> Study:
 def _importable(other: Study, settings: Settings) -> list[FrozenTrial]:
     """Trials of the other study that have a finished plan, by number."""
     plans = _plans(settings)
-    trials = [
-        trial
-        for trial in other.get_trials(deepcopy=False)
-        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED
-    ]
+    trials = []
+    for trial in other.get_trials(deepcopy=False):
+        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED:
+            trials.append(trial)
     return sorted(trials, key=lambda trial: trial.number)
 
 
@@ -200,11 +199,10 @@ class FilledTargets:
         self.target_steps = target_steps
         first = receiver.settings.method.choices()[0]
         self.granularities = [stage.granularity for stage in first.stages()]
-        self.imported = [
-            trial
-            for trial in receiver.study.get_trials(deepcopy=False)
-            if trial.user_attrs.get(KIND) == WARM and trial.user_attrs[STATE] == "completed"
-        ]
+        self.imported: list[FrozenTrial] = []
+        for trial in receiver.study.get_trials(deepcopy=False):
+            if trial.user_attrs.get(KIND) == WARM and trial.user_attrs[STATE] == "completed":
+                self.imported.append(trial)
 
     def __call__(self, params: Params, index: int) -> bool:
         if not self.imported:
