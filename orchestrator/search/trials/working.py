@@ -172,8 +172,8 @@ class WeightStage:
         self.final = np.minimum(np.maximum(wanted, self.structure.least), self.before)
         recipe = pruner.method.regrowth
         self.regrowth = None if recipe is None else recipe.build()
-        dense_gradients = self.regrowth is not None and self.regrowth.dense
-        self.soft = pruner.method.soft or dense_gradients
+        trained_under_mask = self.regrowth is not None and self.regrowth.dense
+        self.soft = pruner.method.soft or trained_under_mask
 
     def prune(self, working: Working, event: Event, seed: int) -> None:
         wanted = thresholds.at_fraction(self.before, self.final, event.fraction)
