@@ -21,12 +21,13 @@ _WHERE = {
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.compose", "load_settings"),
     "replay": ("orchestrator.jobs.replay", "replay"),
-    "search": ("orchestrator.search", ""),  # the package, which can be called
+    # the package itself, which can be called
+    "search": ("orchestrator.search", ""),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for only then: `--help` must not pay for torch."""
+    """Imports a module only when it is asked for: `--help` must not pay for torch."""
     if name not in _WHERE:
         raise AttributeError(
             f"module 'orchestrator' has no attribute '{name}'; it has {', '.join(__all__)}"

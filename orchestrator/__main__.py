@@ -1,8 +1,8 @@
-"""The command line: `python -m orchestrator +experiment=NAME key=value ...`, one job from one
-composed configuration.
+"""The command line: one job from one composed configuration.
 
-Exit codes: 0 done; 1 a bug, with its traceback; 2 something the user can mend, said in one message;
-130 after Ctrl-C and 143 after SIGTERM, with how to go on.
+A command is `python -m orchestrator +experiment=NAME key=value ...`. Exit codes: 0 done; 1 a bug,
+with its traceback; 2 something the user can mend, said in one message; 130 after Ctrl-C and 143
+after SIGTERM, with how to go on.
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ from orchestrator.redact import redact, redact_tree
 from orchestrator.stopped import Stopped, stoppable
 
 SPINS = "300"
-"""Turns that a thread of OpenMP waits busily; its own 300,000 keep a core from the thread that it
-waits for.
+"""Turns that a thread of OpenMP waits busily.
+
+Its own 300,000 keep a core from the thread that it waits for.
 """
 
 
 def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> int:
-    """Exit code of one command line; `conf` is the folder with config.yaml, by default the one that
-    came with this.
+    """Exit code of one command line.
+
+    `conf` is the folder with config.yaml, by default the one that came with this program.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if "--version" in words:
@@ -65,16 +67,16 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return 0
     folder = conf_folder() if conf is None else conf
     _share_cores()
-    # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us.
+    # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    argv, sys.argv = sys.argv, ["orchestrator", *words]
+    argv = sys.argv
+    sys.argv = ["orchestrator", *words]
     try:
         require_folders(words)
-        with TemporaryDirectory() as place, stoppable():
-            codes = Codes(Path(place))
-            hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)(
-                _job(codes)
-            )()
+        with TemporaryDirectory() as scratch, stoppable():
+            codes = Codes(Path(scratch))
+            door = hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)
+            door(_job(codes))()
             return codes.worst()
     except Stopped as stopped:
         return _say_how_to_go_on(words, stopped.signum)
@@ -93,28 +95,33 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
 def _share_cores() -> None:
     """Threads of OpenMP that wait for one another give way soon, for a busy neighbour's sake.
 
-    Before torch is imported, which reads it once; processes that this one begins inherit it. A
-    policy of the user's own stays.
+    It is set before torch is imported, which reads it once; processes that this one begins inherit
+    it. A policy of the user's own stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def run(config: DictConfig) -> None:
-    """Hands the job one validated value; everything below knows no Hydra. Errors: UserError."""
+    """Hands the job one validated value; everything below knows no Hydra.
+
+    Errors: UserError.
+    """
     from orchestrator import settings as schema
 
-    asked, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
-    settings = schema.load(settled(config, [*asked.hydra, *asked.task], name=name or CONFIG_NAME))
+    asked = HydraConfig.get().overrides
+    name = HydraConfig.get().job.config_name or CONFIG_NAME
+    plain = settled(config, [*asked.hydra, *asked.task], name=name)
+    settings = schema.load(plain)
     settings.job.build(settings)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Exit codes of all runs, as files: a launcher may begin runs in processes that share nothing
-    else with this one.
+    """Exit codes of all runs, as files.
 
-    Of runs on other machines the scheduler knows how they ended.
+    A launcher may begin runs in processes that share nothing else with this one. Of runs on other
+    machines the scheduler knows how they ended.
     """
 
     folder: Path
@@ -125,12 +132,14 @@ class Codes:
 
     def worst(self) -> int:
         """A bug says more about the whole than a mistake in one of several runs."""
-        found = [int(path.read_text()) for path in self.folder.iterdir()]
-        return 1 if 1 in found else max(found, default=0)
+        codes = [int(path.read_text()) for path in self.folder.iterdir()]
+        if 1 in codes:
+            return 1
+        return max(codes, default=0)
 
 
 def _job(codes: Codes) -> Callable[[DictConfig], None]:
-    """What Hydra runs, once or in turn; each run adds its exit code.
+    """The function that Hydra runs, once or in turn; each run adds its exit code.
 
     No error goes on to Hydra, which would print the overrides, with their secrets, and leave out
     the other runs.
@@ -177,7 +186,7 @@ def _say(message: str) -> None:
 
 
 def _composition_message(error: Exception, words: Sequence[str], folder: Path) -> str:
-    """Rule, value and remedy of what went wrong before there was a configuration."""
+    """Rule, value and remedy of an error before there was a configuration."""
     if isinstance(error, OverrideParseException):
         return (
             f"an override is key=value; '{error.override}' cannot be read: "
@@ -194,20 +203,22 @@ def _composition_message(error: Exception, words: Sequence[str], folder: Path) -
         and error.missing_cfg_file
     ):
         return unknown_choice(error)
-    overrides = [
-        word
-        for word in words
-        if not word.startswith("-") and ("=" in word or word.startswith(("+", "~")))
-    ]
+
+    overrides = [word for word in words if _is_override(word)]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
         for override in parsed:
             if f"'{override.key_or_group}'" in str(error):
-                return _override_message(
-                    error, override, loader, [other for other in parsed if other != override]
-                )
+                others = [other for other in parsed if other != override]
+                return _override_message(error, override, loader, others)
     return one_line(error)
+
+
+def _is_override(word: str) -> bool:
+    if word.startswith("-"):
+        return False
+    return "=" in word or word.startswith(("+", "~"))
 
 
 def _override_message(
@@ -221,26 +232,26 @@ def _override_message(
             f"{', '.join(options)}"
         )
     # Hydra settles the groups before the values, so these compose even when other values are wrong
-    # as well.
-    choices = [
-        str(other.input_line)
-        for other in others
-        if other.key_or_group == "hydra.searchpath" or loader.get_group_options(other.key_or_group)
-    ]
+    # as well
+    choices = []
+    for other in others:
+        key = other.key_or_group
+        if key == "hydra.searchpath" or loader.get_group_options(key):
+            choices.append(str(other.input_line))
     tree = OmegaConf.to_container(hydra.compose(CONFIG_NAME, choices), resolve=False)
     keys = _dotted(tree) if isinstance(tree, Mapping) else []
     if name in keys:
         return f"{wrong.input_line} does not fit: {first_line(error)}"
-    from orchestrator.settings.deleted import instead  # --help must not pay for the schema
+    # --help must not pay for the schema
+    from orchestrator.settings.deleted import instead
 
-    if replacement := instead(name):
+    replacement = instead(name)
+    if replacement:
         return f"{name} is not a setting any more: {replacement}"
     known = sorted({*keys, *loader.list_groups("")})
-    own = (
-        f"; to give a class of your own what it takes: +{wrong.input_line}"
-        if _is_of_a_recipe(name, keys)
-        else ""
-    )
+    own = ""
+    if _is_of_a_recipe(name, keys):
+        own = f"; to give a class of your own what it takes: +{wrong.input_line}"
     return (
         f"the configuration has no '{name}'{nearest(name, known)}{own}; --cfg job shows all "
         "keys, --help all groups"
@@ -252,12 +263,12 @@ def _is_of_a_recipe(name: str, keys: Sequence[str]) -> bool:
 
 
 def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> list[str]:
-    found = []
+    keys = []
     for key, value in tree.items():
-        found.append(f"{prefix}{key}")
+        keys.append(f"{prefix}{key}")
         if isinstance(value, Mapping):
-            found += _dotted(value, f"{prefix}{key}.")
-    return found
+            keys += _dotted(value, f"{prefix}{key}.")
+    return keys
 
 
 if __name__ == "__main__":

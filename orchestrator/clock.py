@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 COMPUTE_PHASES = ("dense training", "profile", "recalibration", "finetune", "evaluation", "workers")
-"""Models at work on data, which any search would have to pay for; all other time is orchestration.
-Workers mind their own.
+"""Phases in which models work on data, which any search would have to pay for.
+
+All other time is orchestration. Workers measure their own.
 """
 
 
 class PhaseClock:
-    """Seconds per phase, each second counted once: an inner phase is taken out of the one around
-    it.
+    """Seconds per phase, each second counted once: an inner phase is taken out of the outer one.
 
-    Belongs to one thread. `now` gives seconds on any monotonic scale.
+    It belongs to one thread. `now` gives seconds on any monotonic scale.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -49,9 +49,10 @@ def orchestration_share(
 ) -> float:
     """Fraction of `total` seconds, in [0, 1], that went into none of the `compute` phases.
 
-    Raises ValueError when `total` is not above zero.
+    Errors: ValueError when `total` is not above zero.
     """
     if total <= 0:
         raise ValueError(f"total must be above 0 seconds; got {total}; time the whole run")
-    spent = sum(seconds.get(name, 0.0) for name in compute)
-    return min(1.0, max(0.0, 1.0 - spent / total))
+    spent = [seconds.get(name, 0.0) for name in compute]
+    share = 1.0 - sum(spent) / total
+    return min(1.0, max(0.0, share))

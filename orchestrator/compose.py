@@ -1,5 +1,6 @@
-"""Configurations out of `conf/`: composed by Hydra, then mended where Hydra lays one class's keys
-over another's.
+"""Configurations out of `conf/`, composed by Hydra.
+
+They are mended where Hydra lays one class's keys over another's.
 """
 
 from __future__ import annotations
@@ -35,27 +36,30 @@ ASKED = "what was asked for"
 
 def conf_folder() -> Path:
     """The configuration tree: inside the package when installed, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    installed = here / "conf"
-    return installed if installed.is_dir() else here.parent / "conf"
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    if installed.is_dir():
+        return installed
+    return package.parent / "conf"
 
 
 def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = ()) -> Settings:
-    """Settings of a mapping that is whole, or of one that says what differs from the defaults of
-    `conf/`.
+    """Settings of a whole mapping, or of one that says what differs from the defaults of `conf/`.
 
     A group is taken by name ({"method": "taylor", "experiment": "digits_small"}), a value by its
-    place or its dotted key ({"study": {"n_trials": 4}}, {"method.scope": "global"}). `searchpath`
-    are folders with groups of your own. Errors: ConfigError.
+    path or its dotted key ({"study": {"n_trials": 4}}, {"method.scope": "global"}). `searchpath`
+    are folders with groups of your own.
+    Errors: ConfigError.
     """
-    from orchestrator import settings  # not for --help
+    # imported here, as --help does not need it
+    from orchestrator import settings
 
     if _is_whole(config, settings.Settings):
         return settings.load(config)
     # Hydra does not put this back, and the caller may use Hydra, too
-    before = VersionBase.instance().version_base
-    places = ",".join(f"'{Path(place).resolve().as_uri()}'" for place in searchpath)
-    words = [f"hydra.searchpath=[{places}]"] if searchpath else []
+    version_before = VersionBase.instance().version_base
+    folders = [f"'{Path(folder).resolve().as_uri()}'" for folder in searchpath]
+    words = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     require_folders(words)
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
@@ -65,22 +69,25 @@ def load_settings(config: Mapping[str, Any], searchpath: Sequence[str | Path] = 
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
     finally:
-        VersionBase.instance().version_base = before
+        VersionBase.instance().version_base = version_before
 
 
 def _is_whole(config: Mapping[str, Any], model: Any) -> bool:
     """Whether every part is there as a mapping, so that no default is missing."""
     if "experiment" in config:
         return False
-    needed = [name for name, about in model.model_fields.items() if about.is_required()]
-    return all(name in config and not isinstance(config[name], str) for name in needed)
+    for name, field in model.model_fields.items():
+        if field.is_required() and (name not in config or isinstance(config[name], str)):
+            return False
+    return True
 
 
 def _merged(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """The defaults with the groups that `config` chooses, and its own values over them."""
     loader = GlobalHydra.instance().config_loader()
     _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(words))  # type: ignore[attr-defined]
-    chosen, own = list(words), dict[str, Any]()
+    chosen = list(words)
+    own = dict[str, Any]()
     for key, value in config.items():
         if _chooses(key, value, repository):
             prefix = "+" if key == "experiment" else ""
@@ -108,12 +115,12 @@ def settled(
     own: Mapping[str, Any] | None = None,
     name: str = CONFIG_NAME,
 ) -> dict[str, Any]:
-    """Plain data of what Hydra composed from the file `name` and the overrides `words`, and `own`
-    laid over it.
+    """Plain data of what Hydra composed, mended, with `own` laid over it.
 
-    Keys of a class that another `_target_` has replaced are left out, a study without a name of its
-    own is called after what was asked for, and `method.among` has methods in the place of their
-    names. Errors: ConfigError.
+    Hydra composed it from the file `name` and the overrides `words`. Keys of a class that another
+    `_target_` has replaced are left out, a study without a name of its own is called after what was
+    asked for, and `method.among` has methods in the place of their names.
+    Errors: ConfigError.
     """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words))
@@ -123,32 +130,31 @@ def settled(
         _delete(content, path)
     asked = [*_asked(parsed), *_flat(own or {})]
     study = content.get("study")
-    if (
-        isinstance(study, dict)
-        and isinstance(study.get("name"), str)
-        and layered.giver("study", "name") != ASKED
-    ):
+    named = isinstance(study, dict) and isinstance(study.get("name"), str)
+    if named and layered.giver("study", "name") != ASKED:
         study["name"] = study_name(_base(study["name"], layered, asked), asked)
-    found = _resolved(OmegaConf.create(content))
-    _fetch_methods(found, [word for word in words if word.startswith("hydra.searchpath=")])
-    return found
+    resolved = _resolved(OmegaConf.create(content))
+    _fetch_methods(resolved, _searchpath_words(words))
+    return resolved
+
+
+def _searchpath_words(words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith("hydra.searchpath=")]
 
 
 def require_folders(words: Iterable[str]) -> None:
-    """Errors: ConfigError for a folder of `hydra.searchpath` that is not there: Hydra would only
-    warn.
+    """Checks the folders of `hydra.searchpath`: Hydra would only warn.
+
+    Errors: ConfigError for one that does not exist.
     """
-    for override in OverridesParser.create().parse_overrides(
-        [word for word in words if word.startswith("hydra.searchpath=")]
-    ):
+    for override in OverridesParser.create().parse_overrides(_searchpath_words(words)):
         value = override.value()
-        for place in value if isinstance(value, list) else [value]:
-            parts = urlsplit(str(place))
+        for folder in value if isinstance(value, list) else [value]:
+            parts = urlsplit(str(folder))
             if parts.scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
                 raise ConfigError(
-                    f"hydra.searchpath must name folders that are there; got '{place}'; give it "
-                    "whole, as in "
-                    "'hydra.searchpath=[file:///home/me/conf]'"
+                    f"hydra.searchpath must name folders that are there; got '{folder}'; give it "
+                    "whole, as in 'hydra.searchpath=[file:///home/me/conf]'"
                 )
 
 
@@ -159,70 +165,81 @@ def _sources(
     parsed: Sequence[Override],
     own: Mapping[str, Any],
 ) -> list[Source]:
-    """In the order in which Hydra merges them; what was asked for last, all of it at once."""
+    """Sources in the order in which Hydra merges them; what was asked for is the last one."""
     defaults = loader.compute_defaults_list(name, list(words), RunMode.RUN).defaults
     _, repository = loader._parse_overrides_and_create_caching_repo(name, list(words))  # type: ignore[attr-defined]
-    found = []
+    sources = []
     for default in defaults:
         if default.config_path and not default.config_path.startswith("hydra/"):
             loaded = loader._load_single_config(default, repository)  # type: ignore[attr-defined]
             content: Any = OmegaConf.to_container(loaded.config, resolve=False)
-            found.append(Source(default.config_path, content, default.parent or ""))
+            sources.append(Source(default.config_path, content, default.parent or ""))
     asked: dict[str, Any] = {}
     for override in parsed:
-        chosen = repository.group_exists(override.key_or_group) and not isinstance(
-            override.value(), dict
-        )
-        if not override.is_delete() and not chosen:
-            _put(asked, override.key_or_group.split("."), override.value())
+        key = override.key_or_group
+        chooses = repository.group_exists(key) and not isinstance(override.value(), dict)
+        if not override.is_delete() and not chooses:
+            _put(asked, key.split("."), override.value())
     for key, value in own.items():
         _put(asked, [key], value)
-    return [*found, Source(ASKED, asked)]
+    sources.append(Source(ASKED, asked))
+    return sources
 
 
 def _asked(parsed: Iterable[Override]) -> list[tuple[str, str]]:
-    return [
-        (override.key_or_group, "no" if override.is_delete() else _text(override.value()))
-        for override in parsed
-    ]
+    """(key, value) of each override, as text."""
+    asked = []
+    for override in parsed:
+        value = "no" if override.is_delete() else _text(override.value())
+        asked.append((override.key_or_group, value))
+    return asked
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_text, value))
     if isinstance(value, dict):
-        return ",".join(f"{key} {_text(item)}" for key, item in value.items())
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
+        pairs = [f"{key} {_text(item)}" for key, item in value.items()]
+        return ",".join(pairs)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value)
 
 
 def _base(name: str, layered: Layered, asked: Iterable[tuple[str, str]]) -> str:
     """The experiment's own name where its file gives the study none."""
     experiments = [value for key, value in asked if key == "experiment"]
-    given = layered.giver("study", "name") != CONFIG_NAME
-    return (
-        name
-        if given or not experiments
-        else "-".join(experiments).replace(",", "-").replace("/", "-")
-    )
+    named_by_file = layered.giver("study", "name") != CONFIG_NAME
+    if named_by_file or not experiments:
+        return name
+    return "-".join(experiments).replace(",", "-").replace("/", "-")
 
 
 def _flat(own: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found = []
+    """(dotted key, text) of every leaf."""
+    leaves = []
     for key, value in own.items():
-        nested = isinstance(value, Mapping)
-        found += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
-    return found
+        if isinstance(value, Mapping):
+            leaves += _flat(value, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", _text(value)))
+    return leaves
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put a value at a path of the tree; two mappings are merged."""
     for name in path[:-1]:
         below = tree.get(name)
         tree[name] = below if isinstance(below, dict) else {}
         tree = tree[name]
-    both = isinstance(value, Mapping) and isinstance(tree.get(path[-1]), dict)
-    tree[path[-1]] = {**tree[path[-1]], **value} if both else value
+    last = path[-1]
+    before = tree.get(last)
+    if isinstance(value, Mapping) and isinstance(before, dict):
+        tree[last] = {**before, **value}
+    else:
+        tree[last] = value
 
 
 def _delete(content: dict[Any, Any], path: Sequence[str]) -> None:
@@ -233,40 +250,42 @@ def _delete(content: dict[Any, Any], path: Sequence[str]) -> None:
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
     try:
-        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{error.full_key} must have a value; give it as {error.full_key}=..."
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}; see --cfg job") from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _fetch_methods(container: dict[str, Any], searchpath: Sequence[str]) -> None:
-    """Put the methods that `method.among` names in the place of their names. Errors: ConfigError
-    for unknown ones.
+    """Put the methods that `method.among` names in the place of their names.
+
+    Errors: ConfigError for unknown ones.
     """
     method = container.get("method")
     names = method.get("among") if isinstance(method, dict) else None
     if not isinstance(method, dict) or not isinstance(names, list):
         return
-    found = []
+    methods = []
     for name in names:
-        if not isinstance(name, str):
-            found.append(name)
-            continue
-        try:
-            one = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
-        except MissingConfigException as error:
-            known = sorted(error.options or ())
-            message = (
-                f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
-            )
-            raise ConfigError(message) from error
-        found.append(OmegaConf.to_container(one.method, resolve=True))
-    method["among"] = found
+        methods.append(_method(name, searchpath) if isinstance(name, str) else name)
+    method["among"] = methods
+
+
+def _method(name: str, searchpath: Sequence[str]) -> Any:
+    """The method of this name. Errors: ConfigError where there is none."""
+    try:
+        composed = hydra.compose(CONFIG_NAME, [f"method={name}", *searchpath])
+    except MissingConfigException as error:
+        known = sorted(error.options or ())
+        raise ConfigError(
+            f"method.among names '{name}'{nearest(name, known)}; available: {', '.join(known)}"
+        ) from error
+    return OmegaConf.to_container(composed.method, resolve=True)
 
 
 def unknown_choice(error: MissingConfigException) -> str:
@@ -277,13 +296,17 @@ def unknown_choice(error: MissingConfigException) -> str:
 
 
 def one_line(error: Exception) -> str:
-    return (
-        "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        or type(error).__name__
-    )
+    """All lines of an error's message, on one line."""
+    return "; ".join(_lines(error))
 
 
 def first_line(error: Exception) -> str:
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
+    """The first line of an error's message."""
+    return _lines(error)[0]
+
+
+def _lines(error: Exception) -> list[str]:
+    """The lines of an error's message; its class where it has none."""
+    stripped = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in stripped if line]
+    return lines or [type(error).__name__]

@@ -1,5 +1,6 @@
-"""The costs that a plan can have: one row each. How a cost is worked out stands in
-`search/costs.py`.
+"""The costs that a plan can have: one row each.
+
+How a cost is worked out stands in `search/costs.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostName:
-    """`key` names the cost in the configuration and in tables, `words` where people read it; `unit`
-    may be empty.
+    """The names of a cost.
+
+    `key` names it in the configuration and in tables, `words` where people read it; `unit` may be
+    empty.
     """
 
     key: str
@@ -19,21 +22,20 @@ class CostName:
     unit: str = ""
 
 
-COSTS: dict[str, CostName] = {
-    name.key: name
-    for name in (
-        CostName("flops", "FLOPs", "FLOPs"),
-        CostName("effective_flops", "effective FLOPs", "FLOPs"),
-        CostName("params", "params"),
-        CostName("nonzero_params", "nonzero params"),
-        CostName("size_mb", "size", "MB"),
-        CostName("latency_ms", "latency", "ms"),
-        CostName("estimated_latency_ms", "estimated latency", "ms"),
-    )
-}
+_ROWS = (
+    CostName("flops", "FLOPs", "FLOPs"),
+    CostName("effective_flops", "effective FLOPs", "FLOPs"),
+    CostName("params", "params"),
+    CostName("nonzero_params", "nonzero params"),
+    CostName("size_mb", "size", "MB"),
+    CostName("latency_ms", "latency", "ms"),
+    CostName("estimated_latency_ms", "estimated latency", "ms"),
+)
+COSTS: dict[str, CostName] = {row.key: row for row in _ROWS}
 AXES = ("flops", "effective_flops")
-"""Costs whose ratios to the dense model's are known of every plan, and along which targets and
-baselines stand.
+"""Costs along which targets and baselines may stand.
+
+Their ratios to the dense model's are known of every plan.
 """
 _RATIO = "_ratio"
 
@@ -44,7 +46,7 @@ def ratio_name(cost: str) -> str:
 
 
 def known_names() -> list[str]:
-    """All costs and their ratios: what may be bounded."""
+    """All costs and their ratios: the values that may be bounded."""
     return [*COSTS, *map(ratio_name, COSTS)]
 
 
@@ -54,12 +56,20 @@ def cost_of(name: str) -> str:
 
 
 def ratios_of(costs: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """Each cost against the dense model's, where that one is known and above zero; by the cost's
-    own name.
+    """Each cost against the dense model's, by the cost's own name.
+
+    Costs of which the dense model's is not known, or not above zero, are left out.
     """
-    return {name: value / dense[name] for name, value in costs.items() if dense.get(name)}
+    ratios = {}
+    for name, value in costs.items():
+        if dense.get(name):
+            ratios[name] = value / dense[name]
+    return ratios
 
 
 def with_ratios(costs: Mapping[str, float], ratios: Mapping[str, float]) -> dict[str, float]:
     """Costs by their names and ratios by theirs, in one mapping."""
-    return {**costs, **{ratio_name(name): value for name, value in ratios.items()}}
+    values = dict(costs)
+    for name, ratio in ratios.items():
+        values[ratio_name(name)] = ratio
+    return values

@@ -28,45 +28,49 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     The plan names the callable that builds the dense architecture, and it is called: without
     `model` load only plans that you trust like code. With `model`, the dense architecture itself,
     nothing that the files name is imported or called; its own weights do not matter and it is left
-    as it was. Errors: DataError for a folder that is damaged or not whole, or weights that are not
-    those of the architecture.
+    as it was.
+    Errors: DataError for a folder that is damaged or not whole, or weights that are not those of
+    the architecture.
     """
     folder = Path(path)
     document = read_plan(folder)
-    skeleton = _built(document, folder) if model is None else model
+    dense = _built(document, folder) if model is None else model
     gone = tuple(document.get("dropped", ()))
-    expected = {
-        name: tensor for name, tensor in skeleton.state_dict().items() if not inside(name, gone)
-    }
+    expected = {}
+    for name, tensor in dense.state_dict().items():
+        if not inside(name, gone):
+            expected[name] = tensor
     weights = read_weights(folder / WEIGHTS, expected, REMEDY, _digest(document), smaller=True)
-    found = rebuild(skeleton, weights, gone, document.get("attention", "head")).eval()
-    _require_whole(found, document, folder)
-    if (pruned := document.get("activation")) is not None:
-        ActivationPruning(pruned["kind"], pruned["level"], tuple(pruned["tensors"])).attach(found)
-    return found
+    rebuilt = rebuild(dense, weights, gone, document.get("attention", "head")).eval()
+    _require_whole(rebuilt, document, folder)
+    pruned = document.get("activation")
+    if pruned is not None:
+        fed = tuple(pruned["tensors"])
+        ActivationPruning(pruned["kind"], pruned["level"], fed).attach(rebuilt)
+    return rebuilt
 
 
 def load_exported(path: str | Path, form: str) -> nn.Module:
-    """The model in the folder `path` as it was exported to a format, such as `int8`: what runs its
-    file.
+    """The model in the folder `path` as it was exported to a format, such as `int8`.
 
-    Errors: ConfigError for a format that there is not, or whose packages are missing; DataError for
-    a folder without such a file, or one that was changed.
+    The module runs the exported file.
+    Errors: ConfigError for a format that does not exist, or whose packages are missing; DataError
+    for a folder without such a file, or one that was changed.
     """
-    if form not in EXPORT_FORMATS:
-        raise ConfigError(
-            f"a format must be one of {list(EXPORT_FORMATS)}; got "
-            f"'{form}'{nearest(form, list(EXPORT_FORMATS))}"
-        )
-    entry, folder = EXPORT_FORMATS[form], Path(path)
+    known = list(EXPORT_FORMATS)
+    if form not in known:
+        raise ConfigError(f"a format must be one of {known}; got '{form}'{nearest(form, known)}")
+    entry = EXPORT_FORMATS[form]
+    folder = Path(path)
     exports = read_plan(folder).get("exports", {})
     file = folder / entry.file
     if file.exists():
-        if not exports.get(entry.file):
+        digest = exports.get(entry.file)
+        if not digest:
             raise DataError(
                 f"{folder / PLAN} must have the sha256 of {entry.file}; it has none; {REMEDY}"
             )
-        check_digest(file, sha256_of(file), exports[entry.file], REMEDY)
+        check_digest(file, sha256_of(file), digest, REMEDY)
     return entry.load(file)
 
 
@@ -77,30 +81,38 @@ def load_int8(path: str | Path) -> nn.Module:
 
 def _built(document: Mapping[str, Any], folder: Path) -> nn.Module:
     try:
-        found = Recipe.from_json(document.get("model", {})).build()
+        built = Recipe.from_json(document.get("model", {})).build()
     except ConfigError as error:
         raise DataError(
             f"{folder / PLAN} must name what builds its model: {error}; or give model=..."
         ) from error
-    if not isinstance(found, nn.Module):
+    if not isinstance(built, nn.Module):
         raise DataError(
-            f"{folder / PLAN} must name what builds its model; it built {type(found).__name__}"
+            f"{folder / PLAN} must name what builds its model; it built {type(built).__name__}"
         )
-    return found
+    return built
 
 
 def _digest(document: Mapping[str, Any]) -> str | None:
-    """Of the confirmed weights, or of those of a trial; None in a plan without a lineage."""
+    """The digest of the confirmed weights, or of those of a trial.
+
+    None in a plan without a lineage.
+    """
     if document.get("confirmation") is not None:
         return document["confirmation"]["weights"] or None
     links = document.get("lineage", {}).get("links", ())
-    return links[-1].get("weights") or None if links else None
+    if not links:
+        return None
+    return links[-1].get("weights") or None
 
 
 @torch.no_grad()
 def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) -> None:
-    """Tensors of which each has a shape it could have, and which do not fit one another, show only
-    when they meet.
+    """Runs the model once.
+
+    Each tensor may have a possible shape and still not fit the others; that shows only when they
+    meet.
+    Errors: DataError for tensors that do not fit one another.
     """
     try:
         inputs = Inputs.from_json(document.get("inputs"))
@@ -111,5 +123,5 @@ def _require_whole(model: nn.Module, document: Mapping[str, Any], folder: Path) 
     try:
         inputs.call(model)
     except (RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"the weights of {folder} do not fit one another: {reason}") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"the weights of {folder} do not fit one another: {lines[0]}") from error

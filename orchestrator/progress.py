@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-_TICK_SECONDS = (
-    5.0  # at least this long between two ticks of one phase where each would be a line for ever
-)
+_TICK_SECONDS = 5.0
+"""Shortest time between two ticks of one phase in a log, where each is a line for ever."""
 _FRONT_LINES = 10
+"""Most lines of the front on a terminal."""
 
 
 class Progress:
-    """Phase, trials, validation front so far, time left; and where the time went (`seconds` per
-    timed phase).
+    """Phase, trials, validation front so far, and time left.
 
-    A context manager; outside the `with` block it prints plain lines. Belongs to one thread.
-    `terminal` None asks `stream` (stderr by default); `now` gives seconds on a monotonic scale.
+    `seconds` tells where the time went, per timed phase. It is a context manager; outside the
+    `with` block it prints plain lines. It belongs to one thread. `terminal` None asks `stream`
+    (stderr by default); `now` gives seconds on a monotonic scale.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class Progress:
         self._live: Live | None = None
         self._started = now()
         self._phase = ""
-        self._tick = self._told = ""
+        self._tick = ""
+        self._last_tick = ""
         self._ticked_at = float("-inf")
         self._front: Sequence[TrialRow] = ()
         self._done = 0
@@ -65,32 +66,33 @@ class Progress:
     def phase(self, name: str, detail: str = "") -> None:
         """A new phase begins."""
         self._phase = f"{name}: {detail}" if detail else name
-        self._tick = self._told = ""
+        self._tick = ""
+        self._last_tick = ""
         self._ticked_at = float("-inf")
-        self._say(
-            ", ".join(
-                [f"[{duration(self._now() - self._started)}] {self._phase}", *self._time_left()]
-            )
-        )
+        elapsed = duration(self._now() - self._started)
+        self._say(", ".join([f"[{elapsed}] {self._phase}", *self._time_left()]))
 
     def trial(self, row: TrialRow, front: Sequence[TrialRow], done: int, total: int) -> None:
-        """A trial came to its end; `front` holds the completed trials none of the others dominates,
-        on validation.
+        """A trial came to its end.
+
+        `front` holds the completed trials that none of the others dominates, on validation data.
         """
-        self._front, self._done, self._total = front, done, total
+        self._front = front
+        self._done = done
+        self._total = total
         self._say(self._trial_line(row))
 
     def tick(self, text: str) -> None:
-        """Something moved inside the phase; a log has one in five seconds, and none that says the
-        same again.
+        """Something moved inside the phase.
+
+        A log has at most one such line in five seconds, and none that says the same again.
         """
         self._tick = text
-        if (
-            self._live is None
-            and text != self._told
-            and self._now() - self._ticked_at >= _TICK_SECONDS
-        ):
-            self._told, self._ticked_at = text, self._now()
+        if self._live is not None or text == self._last_tick:
+            return
+        if self._now() - self._ticked_at >= _TICK_SECONDS:
+            self._last_tick = text
+            self._ticked_at = self._now()
             self._say(f"  {text}")
 
     def eta(self, seconds: float) -> None:
@@ -102,7 +104,7 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            # Two frames a second: the display takes its time from the training.
+            # two frames a second: the display takes its time from the training
             self._live = Live(
                 get_renderable=self._picture,
                 console=Console(file=self._stream, highlight=False, force_terminal=True),
@@ -136,7 +138,8 @@ class Progress:
             parts.append(f"quality {row.quality:.4f}")
         if row.cost_ratio:
             parts.append(f"{percent(row.cost_ratio)} of the {axis_words(row.axis)}")
-        elif "flops" in row.ratios:  # a measured cost is not known of a trial that was stopped
+        elif "flops" in row.ratios:
+            # a measured cost is not known of a trial that was stopped
             parts.append(f"{percent(row.ratios['flops'])} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
@@ -178,15 +181,15 @@ def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
     from rich.table import Table
 
     ordered = sorted(front, key=lambda row: -row.cost_ratio)
-    # A long front is thinned evenly, its two ends kept.
+    # a long front is thinned evenly, its two ends kept
     step = max(1.0, (len(ordered) - 1) / (_FRONT_LINES - 1))
     table = Table(title="validation front so far", title_justify="left", box=None)
     metrics = list(ordered[0].metrics)
     for header in ("trial", axis_words(ordered[0].axis), "quality", *metrics):
         table.add_column(header, justify="right")
-    for place in range(min(len(ordered), _FRONT_LINES)):
-        row = ordered[round(place * step)]
+    for index in range(min(len(ordered), _FRONT_LINES)):
+        row = ordered[round(index * step)]
         quality = "" if row.quality is None else f"{row.quality:.4f}"
-        further = (f"{row.metrics[name]:.4f}" for name in metrics)
+        further = [f"{row.metrics[name]:.4f}" for name in metrics]
         table.add_row(str(row.number), percent(row.cost_ratio), quality, *further)
     return table

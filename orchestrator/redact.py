@@ -1,4 +1,4 @@
-"""Takes secrets out of whatever is shown, logged or written."""
+"""Takes secrets out of everything that is shown, logged or written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 HIDDEN = "***"
 
-# Names that end so: `access_token`, but not `tokenizer` or `max_tokens`.
+# names that end so: `access_token`, but not `tokenizer` or `max_tokens`
 _SECRET_NAME = (
     r"[\w-]*(?:password|passwd|passphrase|secret|token|credentials?"
     r"|api[_-]?key|access[_-]?key|secret[_-]?key|pwd)"
@@ -32,17 +32,17 @@ def redact(text: str) -> str:
 
 
 def redact_tree(tree: Any) -> Any:
-    """A copy of nested mappings, lists and tuples, redacted, also any string under a key named like
-    a secret.
+    """A redacted copy of nested mappings, lists and tuples.
 
-    Values that are no strings or containers are handed through as they are.
+    Any string under a key named like a secret is hidden. Values that are no strings or containers
+    are handed through as they are.
     """
     if isinstance(tree, str):
         return redact(tree)
     if isinstance(tree, Mapping):
         return {key: _redact_entry(key, value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(redact_tree(item) for item in tree)
+        return type(tree)([redact_tree(item) for item in tree])
     return tree
 
 
@@ -55,5 +55,7 @@ def _redact_entry(key: object, value: Any) -> Any:
 def _hide_login(match: re.Match[str]) -> str:
     scheme = match["scheme"] or match["other_scheme"]
     user, colon, _ = (match["login"] or match["other_login"]).partition(":")
-    # A login without a colon is a bare token on most services (`https://TOKEN@host`).
-    return f"{scheme}{user}:{HIDDEN}@" if colon else f"{scheme}{HIDDEN}@"
+    if colon:
+        return f"{scheme}{user}:{HIDDEN}@"
+    # a login without a colon is a bare token on most services (`https://TOKEN@host`)
+    return f"{scheme}{HIDDEN}@"

@@ -8,8 +8,9 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """Uses of the study's seed, or of a trial's. Two uses that share a stream would draw the same
-    numbers.
+    """Uses of the study's seed, or of a trial's.
+
+    Two uses that share a stream would draw the same numbers.
     """
 
     PROFILE = 1
@@ -20,7 +21,7 @@ class Stream(IntEnum):
     MIXING = 6
     SCORES = 8
     FRESH_WEIGHTS = 2**20
-    """Of a trial's seed, beside its phases, which are counted from 1."""
+    """A stream of a trial's seed, beside those of its phases, which are counted from 1."""
 
 
 def seed_of(*parts: int) -> int:

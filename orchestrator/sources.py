@@ -1,9 +1,8 @@
-"""Who gave which key of a configuration: what a default said about one class is not handed to
-another.
+"""Who gave which key of a configuration.
 
-A source is a file, the command line, or a mapping from Python. They are laid over one another in
-order. One that names another `_target_` than those before takes the place of their recipe, with all
-its keys.
+So the arguments that a default gave one class are not handed to another. A source is a file, the
+command line, or a mapping from Python. They are laid over one another in order. One that names
+another `_target_` than those before takes the place of their recipe, with all its keys.
 """
 
 from __future__ import annotations
@@ -41,15 +40,16 @@ class Layered:
 
     def giver(self, *path: str) -> str:
         """The name of the source of a leaf; "" where there is none."""
-        found: Any = self.tree
+        leaf: Any = self.tree
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        return self.sources[found[1]].name if isinstance(found, tuple) else ""
+            leaf = leaf.get(name) if isinstance(leaf, dict) else None
+        if not isinstance(leaf, tuple):
+            return ""
+        _, number = leaf
+        return self.sources[number].name
 
     def foreign(self, config: Mapping[str, Any]) -> Iterable[Path]:
-        """Keys of a merged configuration that were said of a class which another one has
-        replaced.
-        """
+        """Keys of a merged configuration that belong to a class which another one has replaced."""
         for path in self.replaced:
             yield from _missing(_at(config, path), _at(self.tree, path), path)
 
@@ -74,30 +74,35 @@ class Layered:
         return before[0] != content[TARGET] and before[1] not in self._taken_in_by(number)
 
     def _taken_in_by(self, number: int) -> set[int]:
-        """Files that this one's defaults list names, directly or not: it builds on them on
-        purpose.
+        """Files that this one's defaults list names, directly or not.
+
+        It builds on them on purpose.
         """
         parents = {source.name: source.parent for source in self.sources}
         name = self.sources[number].name
-        return {
-            other
-            for other, source in enumerate(self.sources)
-            if name in _ancestors(source.name, parents)
-        }
+        numbers = set()
+        for other, source in enumerate(self.sources):
+            if name in _ancestors(source.name, parents):
+                numbers.add(other)
+        return numbers
 
 
 def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
-    while (name := parents.get(name, "")) and name not in found:
-        found.add(name)
-    return found
+    ancestors: set[str] = set()
+    parent = parents.get(name, "")
+    while parent and parent not in ancestors:
+        ancestors.add(parent)
+        parent = parents.get(parent, "")
+    return ancestors
 
 
 def _keep(tree: dict[str, Any], numbers: set[int]) -> None:
+    """Keeps the leaves of these sources only."""
     for key, value in list(tree.items()):
         if isinstance(value, dict):
             _keep(value, numbers)
-        if value == {} or (isinstance(value, tuple) and value[1] not in numbers):
+        foreign = isinstance(value, tuple) and value[1] not in numbers
+        if foreign or value == {}:
             del tree[key]
 
 

@@ -13,8 +13,10 @@ _waiting: list[int] | None = None
 
 
 class Stopped(BaseException):
-    """Not a KeyboardInterrupt: Lightning turns that one into exit code 1. Not an Exception: nothing
-    that deals with a failed trial may take it for one.
+    """A signal asks the process to end.
+
+    It is no KeyboardInterrupt: Lightning turns that one into exit code 1. It is no Exception:
+    nothing that deals with a failed trial may take it for one.
     """
 
     def __init__(self, signum: int) -> None:
@@ -24,7 +26,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
-    """Inside, a signal raises `Stopped` in the main thread, the second one ends the process."""
+    """Inside, a signal raises `Stopped` in the main thread; the second one ends the process."""
     before = {number: signal.signal(number, _stop) for number in signals}
     try:
         yield
@@ -35,18 +37,21 @@ def stoppable(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Itera
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Inside, a signal waits for the end: for what takes milliseconds and may not be left half
-    done.
+    """Inside, a signal waits for the end.
+
+    It is for work that takes milliseconds and may not be left half done.
     """
     global _waiting
     if threading.current_thread() is not threading.main_thread() or _waiting is not None:
-        yield  # handlers run in the main thread alone; the outermost tells
+        # handlers run only in the main thread; the outermost block raises
+        yield
         return
     _waiting = []
     try:
         yield
     finally:
-        waiting, _waiting = _waiting, None
+        waiting = _waiting
+        _waiting = None
         if waiting:
             raise Stopped(waiting[0])
 
@@ -55,7 +60,7 @@ def signals_held() -> Iterator[None]:
 def beginning_processes() -> Iterator[None]:
     """Inside, no process is begun and forgotten, and those that are begun do not hear Ctrl-C.
 
-    A terminal sends it to all: whoever began them tells them to end, once, and their cleaning up is
+    A terminal sends it to all. Whoever began them tells them to end, once, and their cleaning up is
     not cut short by a second signal.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -67,8 +72,8 @@ def beginning_processes() -> Iterator[None]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    # A second signal ends the process at once: whoever sends it does not want to wait for the
-    # cleaning up.
+    # a second signal ends the process at once: whoever sends it does not want to wait for the
+    # cleaning up
     signal.signal(signum, signal.SIG_DFL)
     if _waiting is None:
         raise Stopped(signum)

@@ -1,7 +1,7 @@
 """Files that may be damaged, made up, or somebody else's: read within limits, or refused by name.
 
-Nothing here can run code: JSON and safetensors alone. Names and shapes are seen to fit before
-anything is allocated.
+Nothing here can run code: only JSON and safetensors are read. Names and shapes are seen to fit
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_JSON = 64 * 2**20
-"""Bytes of a JSON file; a plan at the end of a chain of fifty is below one million."""
+"""Most bytes of a JSON file; a plan at the end of a lineage of fifty is below one million."""
 DEEPEST = 50
-"""Mappings and lists inside one another; ours have about ten."""
+"""Most mappings and lists inside one another; ours have about ten."""
 MOST_HEADER = 16 * 2**20
-"""Bytes of a safetensors header; a thousand tensors have about a tenth of a million."""
+"""Most bytes of a safetensors header; a thousand tensors have about a tenth of a million."""
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """Errors: DataError, with the remedy, for a file that is not there, no JSON, too large, or too
+    """Plain data of a JSON file.
+
+    Errors: DataError, with the remedy, for a file that does not exist, no JSON, too large, or too
     deep.
     """
     try:
         size = path.stat().st_size
         _require(path.is_file(), "it is no file")
         _require(size <= MOST_JSON, f"it has {size} bytes, more than {MOST_JSON}")
-        found = json.loads(path.read_bytes())
-        _require(_shallow(found), f"it is nested deeper than {DEEPEST}")
+        tree = json.loads(path.read_bytes())
+        _require(_shallow(tree), f"it is nested deeper than {DEEPEST}")
     except (OSError, ValueError, RecursionError) as error:
         reason = f"nested deeper than {DEEPEST}" if isinstance(error, RecursionError) else error
         raise DataError(f"{path} must be a file of JSON: {reason}; {remedy}") from None
-    return found
+    return tree
 
 
 def kept(path: Path, parse: Callable[[Any], T]) -> T | None:
-    """What was measured before and can be measured again; None, with a line that says so, for a
-    damaged file.
+    """A measurement of before, which can be made again.
 
-    `parse` makes the value of plain data and raises ValueError, KeyError, IndexError, TypeError or
-    AttributeError for others.
+    None where there is none and, with a line that says so, for a damaged file. `parse` makes the
+    value of plain data and raises ValueError, KeyError, IndexError, TypeError or AttributeError for
+    others.
     """
     if not path.exists():
         return None
@@ -76,29 +78,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_digest(path: Path, found: str, expected: str, remedy: str) -> None:
-    """Errors: DataError where the sha256 of a file is not the one that was written down."""
-    if found != expected:
-        short = f"{found[:12]}..., not {expected[:12]}..."
+def check_digest(path: Path, actual: str, expected: str, remedy: str) -> None:
+    """Errors: DataError where the sha256 of a file is not the expected one."""
+    if actual != expected:
+        short = f"{actual[:12]}..., not {expected[:12]}..."
         raise DataError(f"{path} was changed or damaged: its sha256 is {short}; {remedy}")
 
 
 def check_shapes(
     path: Path, expected: Mapping[str, Tensor], remedy: str, smaller: bool = False
 ) -> None:
-    """Errors: DataError unless the header of a safetensors file names these tensors in these
-    shapes, or `smaller` ones.
+    """Checks names and shapes in the header of a safetensors file; reads nothing else of it.
 
-    `expected` may be on the device `meta`. The header alone is read.
+    `expected` may be on the device `meta`. With `smaller`, shapes may also be smaller.
+    Errors: DataError for other names or shapes.
     """
-    try:
-        with path.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-        _require(header <= MOST_HEADER, f"its header has {header} bytes, more than {MOST_HEADER}")
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{path} must be a whole safetensors file: {error}; {remedy}") from None
+    shapes = _shapes(path, remedy)
     odd = sorted(set(shapes) ^ set(expected))
     if odd:
         where = "the file" if odd[0] in shapes else "the model"
@@ -106,16 +101,33 @@ def check_shapes(
             f"the weights of {path} do not fit the model: only {where} has {odd[0]}; {remedy}"
         )
     for name, tensor in expected.items():
-        shape, wanted = shapes[name], tuple(tensor.shape)
-        least = len(shape) == len(wanted) and all(
-            0 < a <= b for a, b in zip(shape, wanted, strict=True)
-        )
-        if shape != wanted and not (smaller and least):
+        shape = shapes[name]
+        wanted = tuple(tensor.shape)
+        if shape != wanted and not (smaller and _is_smaller(shape, wanted)):
             raise DataError(
                 f"the weights of {path} do not fit the model: size mismatch for {name}: "
-                f"{list(shape)} in the file, "
-                f"{list(wanted)} in the model; {remedy}"
+                f"{list(shape)} in the file, {list(wanted)} in the model; {remedy}"
             )
+
+
+def _shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in the header of a safetensors file."""
+    try:
+        with path.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        _require(header <= MOST_HEADER, f"its header has {header} bytes, more than {MOST_HEADER}")
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{path} must be a whole safetensors file: {error}; {remedy}") from None
+
+
+def _is_smaller(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a shape has as many dimensions as wanted, none empty and none larger."""
+    if len(shape) != len(wanted):
+        return False
+    fits = [0 < size <= most for size, most in zip(shape, wanted, strict=True)]
+    return False not in fits
 
 
 def read_weights(
@@ -125,13 +137,13 @@ def read_weights(
     sha256: str | None,
     smaller: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a file that this program wrote, checked as in `check_shapes`; `sha256` None:
-    not known.
+    """The tensors of a file that this program wrote, checked as in `check_shapes`.
 
-    Errors: DataError also for other types than expected, and for bytes that are not those of the
-    digest.
+    `sha256` None: not known. Errors: DataError also for other types than expected, and for bytes
+    that are not those of the digest.
     """
-    from safetensors.torch import load  # torch takes seconds, which JSON need not wait for
+    # torch takes seconds, which JSON need not wait for
+    from safetensors.torch import load
 
     check_shapes(path, expected, remedy, smaller)
     content = path.read_bytes()
@@ -148,17 +160,18 @@ def read_weights(
 
 
 def _shallow(tree: Any) -> bool:
-    """Level by level, without recursion."""
+    """Whether plain data is not too deep; it is walked level by level, without recursion."""
     level = [tree]
     for _ in range(DEEPEST):
-        level = [
-            item
-            for found in level
-            if isinstance(found, dict | list)
-            for item in (found.values() if isinstance(found, dict) else found)
-        ]
-        if not level:
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+        if not below:
             return True
+        level = below
     return False
 
 

@@ -1,5 +1,6 @@
-"""The name of a study that was given none: what was asked for, so that another search has another
-name.
+"""The name of a study that was given none.
+
+It tells what was asked for, so that another search has another name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from orchestrator.redact import redact
 
 LONGEST = 100
-"""Characters: names of folders and of database rows have limits."""
+"""Most characters of a name: names of folders and of database rows have limits."""
 _SAME_SEARCH = (
     "study",
     "workers",
@@ -24,22 +25,23 @@ _SAME_SEARCH = (
     "hydra",
     "experiment",
 )
-"""What does not make another search; an experiment names its study itself."""
+"""Keys that do not make another search; an experiment names its study itself."""
 
 
 def study_name(base: str, asked: Iterable[tuple[str, str]]) -> str:
-    """`base`, then each (key, value) that makes it another search:
-    digits_small-method_taylor-method.scope_global.
+    """`base`, then each (key, value) that makes it another search.
 
-    The order of the keys does not matter, a group comes before single values. A long name is cut,
-    and ends with eight hex digits of the whole.
+    An example is digits_small-method_taylor-method.scope_global. The order of the keys does not
+    matter; a group comes before single values. A long name is cut, and ends with eight hex digits
+    of the whole.
     """
     parts = [_part(key, value) for key, value in sorted(asked, key=_order) if not _neutral(key)]
     whole = "-".join([base, *parts])
     if not parts or len(whole) <= LONGEST:
         return whole
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-    return f"{whole[: LONGEST - 9].rstrip('._-')}-{digest}"
+    short = whole[: LONGEST - 9].rstrip("._-")
+    return f"{short}-{digest}"
 
 
 def _neutral(key: str) -> bool:
@@ -51,5 +53,8 @@ def _order(pair: tuple[str, str]) -> tuple[bool, tuple[str, str]]:
 
 
 def _part(key: str, value: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", key)
     words = re.findall(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", redact(value))
-    return "_".join([re.sub(r"[^A-Za-z0-9._-]", "_", key), *([".".join(words)] if words else [])])
+    if not words:
+        return name
+    return f"{name}_{'.'.join(words)}"

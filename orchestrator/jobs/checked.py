@@ -1,5 +1,6 @@
-"""The doors of the jobs: what can be told without torch and Lightning, which take seconds to
-import, is told first.
+"""The doors of the jobs: mistakes that need no torch and Lightning are reported first.
+
+Torch and Lightning take seconds to import.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _OURS = ("lightning_modules.", "orchestrator.", "torch.", "optuna.")
 
 
 def search(settings: Settings) -> Outputs:
-    """Search, confirm, export, log; or show a study that is complete. See `Outputs` for what is
-    returned.
+    """Search, confirm, export, log; or show a study that is complete. Returns `Outputs`.
 
-    Errors: UserError, before anything expensive, for whatever the configuration has wrong.
+    Errors: UserError, before anything expensive, for every mistake in the configuration.
     """
     require_writable(settings.study.folder)
-    if (before := _complete(settings)) is not None:
+    before = _complete(settings)
+    if before is not None:
         return before
     check_names(settings)
     from orchestrator.jobs.search import search
@@ -37,7 +38,10 @@ def search(settings: Settings) -> Outputs:
 
 
 def inspect(settings: Settings) -> Inspection:
-    """Print and return what `job=search` would work on. Errors: UserError, as there."""
+    """Print and return what `job=search` would work on.
+
+    Errors: UserError, as there.
+    """
     begin = time.perf_counter()
     check_names(settings)
     from orchestrator.jobs.inspect import inspect
@@ -46,51 +50,59 @@ def inspect(settings: Settings) -> Inspection:
 
 
 def check_names(settings: Settings) -> None:
-    """Errors: ConfigError for a class that is not there or does not take its arguments; the user's
-    own come first.
+    """Checks that each class exists and takes its arguments; the user's own come first.
+
+    Errors: ConfigError for one that does not.
     """
-    recipes = list(_recipes(settings))
-    for recipe, given in sorted(recipes, key=lambda pair: pair[0].target.startswith(_OURS)):
-        recipe.check(**(_offered(recipe) if recipe is settings.task else given))
+
+    def ours(pair: tuple[Recipe, dict[str, Any]]) -> bool:
+        return pair[0].target.startswith(_OURS)
+
+    for recipe, given in sorted(_recipes(settings), key=ours):
+        extra = _offered(recipe) if recipe is settings.task else given
+        recipe.check(**extra)
 
 
 def _complete(settings: Settings) -> Outputs | None:
-    """A study that has all that is asked for, shown. Where its method leaves `depth` open, either
-    will do.
+    """A study that has all that is asked for, shown; None where there is none.
+
+    Where its method leaves `depth` open, either will do.
     """
     for depth in (settings.depth, not settings.depth):
-        if (before := finished_before(settings.with_depth(depth))) is not None:
-            more = (
-                "more trials: study.n_trials=..."
-                if settings.study.budget is None
-                else "more time: study.budget=..."
-            )
-            more = "every combination was tried" if before.summary.get("exhausted") else more
-            before.show(f"this study is complete; {more}")
-            record_end(tracker_of(settings), before)
-            return before
+        before = finished_before(settings.with_depth(depth))
+        if before is None:
+            continue
+        if before.summary.get("exhausted"):
+            more = "every combination was tried"
+        elif settings.study.budget is None:
+            more = "more trials: study.n_trials=..."
+        else:
+            more = "more time: study.budget=..."
+        before.show(f"this study is complete; {more}")
+        record_end(tracker_of(settings), before)
+        return before
     return None
 
 
 def _offered(task: Recipe) -> dict[str, Any]:
-    """What a task is built with, as far as its constructor asks for it."""
+    """The arguments that a task is built with, as far as its constructor asks for them."""
     accepted = signature(locate(task.target)).parameters
-    return {
-        name: None
-        for name in ("model", "num_classes", "data")
-        if name == "model" or name in accepted
-    }
+    offered: dict[str, Any] = {"model": None}
+    for name in ("num_classes", "data"):
+        if name in accepted:
+            offered[name] = None
+    return offered
 
 
 def _recipes(settings: Settings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
-    """Each with what it is given beside its own arguments; those that import least first."""
+    """Each recipe with what it is given beside its own arguments; those that import least first."""
     yield settings.model, {}
     yield settings.tracking, {}
     for method in settings.method.choices():
         for stage in method.stages():
             yield stage.scoring(), {}
-    for how in (settings.phases.train, settings.phases.finetune):
-        yield how.optimizer, {"params": ()}
+    yield settings.phases.train.optimizer, {"params": ()}
+    yield settings.phases.finetune.optimizer, {"params": ()}
     yield settings.data, {}
     yield settings.task, {}
     yield settings.space, {}

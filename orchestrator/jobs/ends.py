@@ -1,4 +1,7 @@
-"""The end of a study as tracking is told: all that a study which is complete still needs of it."""
+"""The end of a study for tracking.
+
+A study that is complete needs nothing else of tracking.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from orchestrator.tracking.spooled import Spooled, spooled
 
 
 def tracker_of(settings: Settings) -> Tracker:
-    """The tracker of the configuration, its records kept in the study's folder until they are
-    sent.
+    """The tracker of the configuration.
+
+    Its records are kept in the study's folder until they are sent.
     """
     return spooled(
         settings.tracking.build(), settings.study.folder / "spool", settings.tracking.to_json()
@@ -22,18 +26,20 @@ def tracker_of(settings: Settings) -> Tracker:
 
 def end_of(outputs: Outputs) -> tuple[dict[str, float], list[Path]]:
     """Metrics and files of a finished study."""
-    summary = outputs.summary
-    metrics = {
-        **{name: value for name, value in summary.items() if isinstance(value, int | float)},
-        **{f"reference_{name}": value for name, value in summary["reference"].items()},
-        **rung_columns(outputs.rungs()),
-    }
+    metrics: dict[str, float] = {}
+    for name, value in outputs.summary.items():
+        if isinstance(value, int | float):
+            metrics[name] = value
+    for name, value in outputs.summary["reference"].items():
+        metrics[f"reference_{name}"] = value
+    metrics |= rung_columns(outputs.rungs())
     return metrics, outputs.files()
 
 
 def record_end(tracker: Tracker, outputs: Outputs) -> None:
-    """What a finished study could not send, its end too where the run was killed before it was
-    recorded.
+    """Record what a finished study could not send.
+
+    That includes its end, where the run was killed before it was recorded.
     """
     if isinstance(tracker, Spooled):
         tracker.require_end(*end_of(outputs))

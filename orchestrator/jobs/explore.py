@@ -1,5 +1,6 @@
-"""Trials until there are enough: the chain, then what the sampler proposes around it, here or by
-other processes.
+"""Trials until there are enough, in this process or in others.
+
+The chain comes first, then what the sampler proposes around it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from orchestrator.search.samplers import exhausted
 from orchestrator.search.studies.damaged import redo_damaged
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
-from orchestrator.search.studies.loop import AHEAD, run_trials, supply
+from orchestrator.search.studies.loop import run_trials, supply
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import (
     WANTED,
@@ -79,22 +80,28 @@ class StudyParts:
 
 
 def parts_of(settings: Settings, goals: Goals) -> StudyParts:
-    """What a study needs beside its problem; `check_parts` has seen that the parts go together."""
-    space, stopping = settings.space.build(), settings.stopping.build()
+    """What a study needs beside its problem.
+
+    `check_parts` has seen that the parts go together.
+    """
+    space = settings.space.build()
+    stopping = settings.stopping.build()
     tracker = tracker_of(settings)
     with readable(settings):
         study = open_study(settings, goals.directions)
     check_warm_start(settings, study)
     if "id" not in study.user_attrs:
         study.set_user_attr("id", uuid.uuid4().hex)
-    leases, exchange = Leases(study, settings.study.lease), exchange_of(settings, study)
+    leases = Leases(study, settings.study.lease)
+    exchange = exchange_of(settings, study)
     return StudyParts(space, stopping, tracker, study, leases, exchange)
 
 
 @dataclass(frozen=True)
 class Explored:
-    """All trials, and what they were made with; `nothing_left` says that every combination of the
-    space was tried.
+    """All trials, and what they were made with.
+
+    `nothing_left` says that every combination of the space was tried.
     """
 
     trials: list[TrialRow]
@@ -118,10 +125,13 @@ class Exploration:
         return self.lab.facts
 
     def run(self, clock: Clock) -> Explored:
-        """`clock` began with the run; of a budget in time it leaves a share for the
-        confirmation.
+        """Run all trials.
+
+        `clock` began with the run; of a budget in time it leaves a share for the confirmation.
         """
-        settings, parts, study = self.settings, self.parts, self.parts.study
+        settings = self.settings
+        parts = self.parts
+        study = self.parts.study
         require_one_dense(study, self.facts)
         ready = make_ready(settings, self.lab, parts.space, self.progress)
         store = store_of(settings, self.facts, study)
@@ -152,12 +162,16 @@ class Exploration:
         return copies
 
     def _enqueue(self, ready: Ready, store: PlanStore, clock: Clock) -> Pacing | None:
-        """What is known before any trial: plans of another study, the chain, the user's own plans;
-        the pace of all.
+        """Enqueue what is known before any trial, and return the pace of all trials.
+
+        That is: plans of another study, the chain, and the user's own plans.
         """
-        settings, study, chain = self.settings, self.parts.study, self.settings.search.chain
+        settings = self.settings
+        study = self.parts.study
+        chain = self.settings.search.chain
         receiver = Receiver(study, settings, self.facts, ready.space, ready.terrain)
-        if imported := import_trials(receiver, store):
+        imported = import_trials(receiver, store)
+        if imported:
             self.progress.phase(
                 "warm start", f"{imported} finished plans of study {settings.search.warm_start}"
             )
@@ -167,7 +181,8 @@ class Exploration:
             targets: Sequence[float] = chain.ratios(settings.objectives.largest_ratio)
             target_steps = self._chain_steps(ready, targets)
         else:
-            targets, target_steps = pacing.targets, pacing.target_steps
+            targets = pacing.targets
+            target_steps = pacing.target_steps
         filled = FilledTargets(receiver, target_steps)
         enqueue_chain(study, ready.space, ready.terrains, targets, filled)
         enqueue_plans(study, read_plans(settings))
@@ -175,7 +190,8 @@ class Exploration:
 
     def _chain_steps(self, ready: Ready, targets: Sequence[float]) -> list[float]:
         """Optimizer steps of the chain's plans, as many as the space gives them."""
-        round_steps, steps = self.lab.phases.finetune.round_steps, []
+        round_steps = self.lab.phases.finetune.round_steps
+        steps = []
         for target in targets:
             params = ready.space.chain(ready.terrain, target)
             timing = ready.space.unpruned(ready.terrain, params).timing
@@ -183,12 +199,15 @@ class Exploration:
         return steps
 
     def _take_up(self, store: PlanStore) -> None:
-        """What earlier runs of this study left: open trials, files of trials that never ended or
-        are damaged, records.
+        """Take up what earlier runs of this study left.
+
+        That is: open trials, files of trials that never ended or are damaged, and records.
         """
-        parts, progress = self.parts, self.progress
-        if taken := reclaim_interrupted(parts.study, parts.leases):
-            progress.tick(f"{taken} interrupted trials begin again")
+        parts = self.parts
+        progress = self.progress
+        interrupted = reclaim_interrupted(parts.study, parts.leases)
+        if interrupted:
+            progress.tick(f"{interrupted} interrupted trials begin again")
         remove_orphans(parts.study, store.folder)
         for line in redo_damaged(parts.study, store):
             progress.phase("damaged", line)
@@ -200,42 +219,48 @@ class Exploration:
         record_ended(self.parts.tracker, self.settings, self.facts.structure, self.parts.study)
 
     def _search(self, trials: Trials, pacing: Pacing | None) -> None:
-        """Trials until there are enough, by this process or by those that it starts."""
-        settings, parts, study = self.settings, self.parts, self.parts.study
+        """Run trials until there are enough, in this process or in those that it starts."""
+        settings = self.settings
+        parts = self.parts
+        study = self.parts.study
         n_trials = settings.study.n_trials if pacing is None else sys.maxsize
         asked = f"{n_trials} trials" if pacing is None else pacing.words
         self.progress.phase("search", f"{asked}, {done(study)} done before")
         on_trial = partial(self._on_trial, n_trials, pacing)
         study.set_user_attr(WANTED, n_trials)
         parts.exchange.publish_dense(dense_folder(settings))
-        study.set_user_attr(DENSE, self.facts.dense_digest)  # from here on others may help
+        # from here on others may help
+        study.set_user_attr(DENSE, self.facts.dense_digest)
         if settings.workers > 1:
             with self.progress.timed("workers"), Workers(settings, study, leads=True) as workers:
                 supply(trials, n_trials, on_trial, lambda: workers.look(self.progress))
+        elif pacing is None:
+            run_trials(trials, n_trials, on_trial)
         else:
-            paced = (lambda: True, AHEAD) if pacing is None else (pacing.pace.more, 1)
-            run_trials(trials, n_trials, on_trial, *paced)
+            run_trials(trials, n_trials, on_trial, pacing.pace.more, ahead=1)
         parts.leases.require_lead()
-        self._record_ended()  # of helpers who began before this process looked
+        # trials of helpers that ended before this process looked
+        self._record_ended()
         study.set_user_attr(OVER, True)
         parts.exchange.fetch()
 
     def _on_trial(self, n_trials: int, pacing: Pacing | None, trial: FrozenTrial) -> None:
         """Record the trial that has just ended, and show the front and the time left."""
-        study, goals = self.parts.study, self.facts.goals
+        study = self.parts.study
+        goals = self.facts.goals
         trials = rows(study, goals)
         own = [row for row in trials if row.kind != WARM and row.state != DAMAGED]
         record_trial(self.parts.tracker, self.settings, self.facts.structure, trial)
         left = None if pacing is None else pacing.seconds_left()
-        self.progress.eta(
-            seconds_left(self.settings, _ended(study), n_trials) if left is None else left
-        )
+        if left is None:
+            left = seconds_left(self.settings, _ended(study), n_trials)
+        self.progress.eta(left)
         total = n_trials if pacing is None else max(len(own), len(pacing.targets))
         self.progress.trial(trial_row(trial, goals), front(trials, goals), len(own), total)
 
 
 def _usual_pace(ratio: float, rounds: int) -> None:
-    """As configured."""
+    """Rounds have as many steps as configured."""
 
 
 def _ended(study: Study) -> list[FrozenTrial]:
@@ -243,32 +268,37 @@ def _ended(study: Study) -> list[FrozenTrial]:
 
 
 def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: int) -> float:
-    """Of the trials that are left and of the confirmation, by what trials of this study have taken
-    so far.
+    """Seconds of the trials that are left and of the confirmation.
 
-    A round of finetuning is priced at the mean FLOPs ratio of the chain's range.
+    They are estimated from what trials of this study have taken so far. A round of finetuning is
+    priced at the mean FLOPs ratio of the chain's range.
     """
-    confirm, chain = settings.phases.confirm, settings.search.chain
-    trained = [
-        trial for trial in trials if trial.user_attrs.get(MEASURED, {}).get("trained_rounds")
-    ]
-    if not trained:
+    confirm = settings.phases.confirm
+    chain = settings.search.chain
+    trained_rounds = []
+    flops_ratios = []
+    seconds = []
+    for trial in trials:
+        measured = trial.user_attrs.get(MEASURED, {})
+        if measured.get("trained_rounds"):
+            trained_rounds.append(measured["trained_rounds"])
+            flops_ratios.append(measured["ratios"]["flops"])
+            seconds.append(trial.user_attrs[SECONDS])
+    if not trained_rounds:
         return 0.0
-    rounds = np.array(
-        [trial.user_attrs[MEASURED]["trained_rounds"] for trial in trained], dtype=float
-    )
-    ratios = np.array(
-        [trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained], dtype=float
-    )
-    prices = np.array([trial.user_attrs[SECONDS] for trial in trained]) / rounds
-    slope, base = np.polyfit(ratios, prices, 1) if np.ptp(ratios) > 0.05 else (0.0, prices.mean())
+    rounds = np.array(trained_rounds, dtype=float)
+    ratios = np.array(flops_ratios, dtype=float)
+    prices = np.array(seconds) / rounds
+    slope = 0.0
+    base = prices.mean()
+    if np.ptp(ratios) > 0.05:
+        slope, base = np.polyfit(ratios, prices, 1)
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
-    per_unit = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
-    confirmed = confirm.max_models * len(confirm.seeds) * confirm.rounds
+    per_round = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
+    rounds_per_model = len(confirm.seeds) * confirm.rounds
+    confirmed = confirm.max_models * rounds_per_model
     # a ladder is finetuned as long as the front, and some of its models are confirmed
-    per_ladder = (
-        confirm.max_models * rounds.mean()
-        + confirm.max_baseline_models * len(confirm.seeds) * confirm.rounds
-    )
+    finetuned = confirm.max_models * rounds.mean()
+    per_ladder = finetuned + confirm.max_baseline_models * rounds_per_model
     left = max(0, n_trials - len(trials)) * rounds.mean()
-    return float(per_unit * (left + confirmed + len(confirm.baselines) * per_ladder))
+    return float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))

@@ -1,11 +1,11 @@
-"""Look before paying: what would be pruned, what is skipped and why, how large the search is and
-how long it takes.
+"""Look before paying: what would be pruned, and how large and long the search is.
+
+It also shows what is skipped and why.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,12 +36,12 @@ from orchestrator.settings import MethodSettings, Settings
 
 @dataclass(frozen=True)
 class Inspection:
-    """`weights` are the tensors whose single weights the method prunes, None where it prunes units
-    alone.
+    """What a search would work on.
 
-    `combinations` is how many plans a discrete space has, None where a dimension is continuous.
-    `seconds` is the expected duration of the whole job by phase, from a few timed steps on this
-    machine.
+    `weights` are the tensors whose single weights the method prunes, None where it prunes units
+    alone. `combinations` is how many plans a discrete space has, None where a dimension is
+    continuous. `seconds` is the expected duration of the whole job by phase, from a few timed steps
+    on this machine.
     """
 
     structure: Structure
@@ -59,11 +59,11 @@ class Inspection:
 
 
 def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
-    """Print and return what `job=search` would work on; nothing is kept of what is trained, nothing
-    is written.
+    """Print and return what `job=search` would work on.
 
-    `imports` are the seconds that the imports took, which a search needs as well. Errors: UserError
-    for whatever would stop the search before its first trial.
+    Nothing that is trained is kept, and nothing is written. `imports` are the seconds that the
+    imports took, which a search needs as well. Errors: UserError for whatever would stop the search
+    before its first trial.
     """
     begin = time.perf_counter()
     check_parts(settings)
@@ -83,7 +83,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)
-    found = Inspection(
+    inspection = Inspection(
         structure,
         _weights(structure, model, settings.method.choices()[0]),
         macs,
@@ -93,23 +93,25 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
         combinations(distributions),
         expected_seconds(settings, model, data, structure, device_of(settings), begun),
     )
-    _print(settings, found)
-    return found
+    _print(settings, inspection)
+    return inspection
 
 
 def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
     """The weight tensors of the first stage that prunes single weights."""
-    return next(
-        (found for stage in method.stages() if (found := on_weights(structure, model, stage))), None
-    )
+    for stage in method.stages():
+        weights = on_weights(structure, model, stage)
+        if weights:
+            return weights
+    return None
 
 
-def _print(settings: Settings, found: Inspection) -> None:
+def _print(settings: Settings, inspection: Inspection) -> None:
     if settings.method.choices()[0].granularity == "unit":
-        _print_groups(settings.model_name(), found.structure)
-    if found.weights is not None:
-        _print_tensors(settings.model_name(), found.weights)
-    _print_summary(settings, found)
+        _print_groups(settings.model_name(), inspection.structure)
+    if inspection.weights is not None:
+        _print_tensors(settings.model_name(), inspection.weights)
+    _print_summary(settings, inspection)
 
 
 def _print_groups(model: str, structure: Structure) -> None:
@@ -141,34 +143,28 @@ def _print_tensors(model: str, weights: Structure) -> None:
     show(table)
 
 
-def _print_summary(settings: Settings, found: Inspection) -> None:
-    structure = found.structure
-    skipped = Counter(skipped.reason for skipped in structure.skipped)
-    names = {
-        reason: [s.name for s in structure.skipped if s.reason == reason] for reason in skipped
-    }
-    show(
-        summary_table(
-            "what the search works on",
-            [
-                ("found by", structure.source),
-                ("groups, units", f"{len(structure.groups)}, {structure.n_units}"),
-                ("dense FLOPs", f"{flops(2 * found.macs)} ({count(found.macs)} MACs), batch 1"),
-                ("dense params", count(found.params)),
-                (
-                    "prunable",
-                    f"{structure.prunable_layers} of {structure.layers} layers, "
-                    f"{percent(found.prunable_macs_fraction)} of the MACs",
-                ),
-                *((f"skipped: {reason}", ", ".join(names[reason])) for reason in skipped),
-                ("search dimensions", f"{found.dimensions}, {settings.study.n_trials} trials"),
-                *(
-                    []
-                    if found.combinations is None
-                    else [("combinations", str(found.combinations))]
-                ),
-                ("expected duration", duration(found.total_seconds)),
-                *((f"  {name}", duration(seconds)) for name, seconds in found.seconds.items()),
-            ],
-        )
-    )
+def _print_summary(settings: Settings, inspection: Inspection) -> None:
+    structure = inspection.structure
+    dense_flops = flops(2 * inspection.macs)
+    layers = f"{structure.prunable_layers} of {structure.layers} layers"
+    prunable = percent(inspection.prunable_macs_fraction)
+    lines = [
+        ("found by", structure.source),
+        ("groups, units", f"{len(structure.groups)}, {structure.n_units}"),
+        ("dense FLOPs", f"{dense_flops} ({count(inspection.macs)} MACs), batch 1"),
+        ("dense params", count(inspection.params)),
+        ("prunable", f"{layers}, {prunable} of the MACs"),
+    ]
+    skipped: dict[str, list[str]] = {}
+    for layer in structure.skipped:
+        skipped.setdefault(layer.reason, []).append(layer.name)
+    for reason, names in skipped.items():
+        lines.append((f"skipped: {reason}", ", ".join(names)))
+    trials = f"{inspection.dimensions}, {settings.study.n_trials} trials"
+    lines.append(("search dimensions", trials))
+    if inspection.combinations is not None:
+        lines.append(("combinations", str(inspection.combinations)))
+    lines.append(("expected duration", duration(inspection.total_seconds)))
+    for name, seconds in inspection.seconds.items():
+        lines.append((f"  {name}", duration(seconds)))
+    show(summary_table("what the search works on", lines))

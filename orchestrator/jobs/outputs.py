@@ -1,4 +1,4 @@
-"""What a search leaves in `runs/<study.name>/`, and how it is shown."""
+"""The outputs of a search in `runs/<study.name>/`, and how they are shown."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse_budget
 from orchestrator.stored import kept, tell_damaged
 
-CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY = (
-    "config.yaml",
-    "trials.csv",
-    "rungs.csv",
-    "front.csv",
-    "baselines.csv",
-    "pareto.png",
-    "summary.json",
-)
+CONFIG = "config.yaml"
+TRIALS = "trials.csv"
+RUNGS_FILE = "rungs.csv"
+FRONT = "front.csv"
+BASELINES = "baselines.csv"
+PICTURE = "pareto.png"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Rows as in the files; `dense` is the dense model finetuned as long as the front's, `summary`
-    is summary.json.
+    """Rows as in the files.
+
+    `dense` is the dense model finetuned as long as the front's, `summary` is summary.json.
     """
 
     folder: Path
@@ -66,14 +65,13 @@ class Outputs:
 
     def files(self) -> list[Path]:
         """The tables, the picture and the summary."""
-        return [
-            self.folder / name
-            for name in (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY)
-        ]
+        names = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY)
+        return [self.folder / name for name in names]
 
     def write(self, settings: Settings) -> None:
-        """All files of the contract; the summary last: where it stands, the others are whole."""
-        from orchestrator.search.goals import goals_of  # not to show a finished study
+        """Write all files; the summary comes last: where it exists, the others are whole."""
+        # showing a finished study does not need it
+        from orchestrator.search.goals import goals_of
 
         plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
         write_atomic(self.folder / CONFIG, plain)
@@ -99,9 +97,9 @@ class Outputs:
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 
     def _result_lines(self) -> list[tuple[str, str]]:
-        """What the study came to, and what it left out."""
+        """The results of the study, and what it left out."""
         summary = self.summary
-        states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
+        states = ", ".join([f"{count} {state}" for state, count in summary["states"].items()])
         volume = f"{summary['hypervolume']:.4f} of the confirmed front (test data)"
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if summary.get("baselines_left_out"):
@@ -123,7 +121,7 @@ class Outputs:
         return lines
 
     def _place_lines(self) -> list[tuple[str, str]]:
-        tables = ", ".join(str(self.folder / name) for name in (FRONT, BASELINES, TRIALS))
+        tables = ", ".join([str(self.folder / name) for name in (FRONT, BASELINES, TRIALS)])
         models = f"{self.folder / 'models'}/<trial>"
         return [
             ("tables", tables),
@@ -138,36 +136,42 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 
 def finished_before(settings: Settings) -> Outputs | None:
-    """The outputs of a study that has all the trials or the time asked for, or all there can be,
-    confirmed alike.
+    """The outputs of a study that is complete.
 
-    None when there is work: also where a model was deleted, a file is damaged, or a confirmation
-    failed.
+    It has all the trials or the time asked for, or all there can be, and is confirmed alike. None
+    when there is work: also where a model was deleted, a file is damaged, or a confirmation failed.
     """
     folder = settings.study.folder
-    summary = kept(
-        folder / SUMMARY,
-        lambda data: {**data, "trials": int(data["trials"]), "key": str(data["key"])},
-    )
+    summary = kept(folder / SUMMARY, _parsed)
     if summary is None:
         return None
-    paced = settings.study.budget
-    if paced is None:
-        enough = summary["trials"] >= settings.study.n_trials
-    else:
-        enough = summary.get("budget") is not None and parse_budget(summary["budget"]).covers(paced)
-    whole = enough or summary.get("exhausted", False)
-    if summary["key"] != key(settings) or not whole or summary.get("failed"):
+    enough = _has_enough(summary, settings) or summary.get("exhausted", False)
+    if summary["key"] != key(settings) or not enough or summary.get("failed"):
         return None
     try:
         dense, *baselines = read_csv(folder / BASELINES, ConfirmedRow)
-        trials, front = read_csv(folder / TRIALS, TrialRow), read_csv(folder / FRONT, ConfirmedRow)
+        trials = read_csv(folder / TRIALS, TrialRow)
+        front = read_csv(folder / FRONT, ConfirmedRow)
     except (DataError, OSError, ValueError) as error:
         tell_damaged(folder, error)
         return None
-    if not all((folder / "models" / str(row.trial) / PLAN).exists() for row in front):
-        return None
+    for row in front:
+        if not (folder / "models" / str(row.trial) / PLAN).exists():
+            return None
     return Outputs(folder, settings.objectives, trials, front, baselines, dense, summary)
+
+
+def _parsed(data: Any) -> dict[str, Any]:
+    return {**data, "trials": int(data["trials"]), "key": str(data["key"])}
+
+
+def _has_enough(summary: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether the study has all the trials or the time asked for."""
+    budget = settings.study.budget
+    if budget is None:
+        return bool(summary["trials"] >= settings.study.n_trials)
+    recorded = summary.get("budget")
+    return recorded is not None and parse_budget(recorded).covers(budget)
 
 
 def key(settings: Settings) -> str:

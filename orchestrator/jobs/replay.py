@@ -1,5 +1,6 @@
-"""Build a model once more from the dense checkpoint, link by link, and say whether its weights are
-the same bits.
+"""Build a model once more from the dense checkpoint, link by link.
+
+The replay says whether its weights are the same bits.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from orchestrator.stored import sha256_of
 
 @dataclass(frozen=True)
 class Step:
-    """One link: `difference` is the largest one to the weights it had, None where those are not at
-    hand any more.
+    """One link of a replay, compared with the weights it had.
 
-    It is infinite where other units were kept. `otherwise` says what differed around the training.
+    `difference` is the largest one, infinite where other units were kept, and None where the
+    weights are no longer at hand. `otherwise` says what differed around the training.
     """
 
     name: str
@@ -59,20 +60,22 @@ class Step:
     def text(self) -> str:
         """Identical or how far away, in words."""
         if self.identical:
-            return "identical" if not self.otherwise else f"identical, although {self.otherwise}"
-        far = (
-            "the weights are not at hand to compare"
-            if self.difference is None
-            else f"by up to {self.difference:.3g}"
-        )
-        far = "other units were kept" if self.difference == math.inf else far
-        return ", ".join(part for part in (f"different: {far}", self.otherwise) if part)
+            return f"identical, although {self.otherwise}" if self.otherwise else "identical"
+        if self.difference is None:
+            distance = "the weights are not at hand to compare"
+        elif self.difference == math.inf:
+            distance = "other units were kept"
+        else:
+            distance = f"by up to {self.difference:.3g}"
+        text = f"different: {distance}"
+        return f"{text}, {self.otherwise}" if self.otherwise else text
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The dense model first, then the trials of the chain, then the confirmation; `model` is what
-    came out.
+    """The steps of a replay and the `model` that came out.
+
+    The dense model comes first, then the trials of the lineage, then the confirmation.
     """
 
     steps: tuple[Step, ...]
@@ -81,33 +84,41 @@ class Replay:
     @property
     def identical(self) -> bool:
         """Whether every link's weights are the same bit for bit."""
-        return all(step.identical for step in self.steps)
+        return self.first_different is None
+
+    @property
+    def first_different(self) -> Step | None:
+        """The first link whose weights are not the same."""
+        for step in self.steps:
+            if not step.identical:
+                return step
+        return None
 
 
 def replay_or_fail(settings: Settings, model: str) -> Replay:
-    """`replay` for the command line. Errors: DataError where a link's weights are not the same bit
-    for bit.
+    """`replay` for the command line.
+
+    Errors: DataError where a link's weights are not the same bit for bit.
     """
-    found = replay(settings, model)
-    show(summary_table(f"replay of {model}", [(step.name, step.text()) for step in found.steps]))
-    if not found.identical:
-        first = next(step for step in found.steps if not step.identical)
+    replayed = replay(settings, model)
+    lines = [(step.name, step.text()) for step in replayed.steps]
+    show(summary_table(f"replay of {model}", lines))
+    first = replayed.first_different
+    if first is not None:
         raise DataError(
             f"a replay must give the same weights bit for bit; {model} differs from '{first.name}' "
-            f"on, {first.text()}; "
-            "bits repeat on the CPU with the same torch and threads: give threads=N and "
-            "memory_format as they were, "
-            "and the data as it was"
+            f"on, {first.text()}; bits repeat on the CPU with the same torch and threads: give "
+            "threads=N and memory_format as they were, and the data as it was"
         )
-    return found
+    return replayed
 
 
 def replay(settings: Settings, folder: str | Path) -> Replay:
-    """The model in `folder`, an exported one or a finished trial, made anew from the dense model
-    and its plans.
+    """The model in `folder`, made anew from the dense model and its plans.
 
-    Nothing else of its study is needed. Errors: ConfigError where the settings are not those it was
-    made with, DataError for a folder without a lineage.
+    It is an exported model or a finished trial; nothing else of its study is needed. Errors:
+    ConfigError where the settings are not those it was made with, DataError for a folder without a
+    lineage.
     """
     at = Path(folder)
     document = read_plan(at)
@@ -123,8 +134,9 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
 
 @dataclass
 class _Replayer:
-    """The chain of a model at work; `lab` is in the memory format that the last link was made
-    in.
+    """The lineage of a model at work.
+
+    `lab` is in the memory format in which the last link was made.
     """
 
     settings: Settings
@@ -135,9 +147,10 @@ class _Replayer:
     def run(self, lineage: Lineage, confirmation: Mapping[str, Any] | None) -> Replay:
         steps = self._dense_steps(lineage)
         working = Working(self.lab.facts.model, self.lab.facts.structure.full())
-        for place, link in enumerate(lineage.links):
-            self.progress.phase(f"trial {link.trial}", f"link {place + 1} of {len(lineage.links)}")
-            if place:
+        n_links = len(lineage.links)
+        for number, link in enumerate(lineage.links, start=1):
+            self.progress.phase(f"trial {link.trial}", f"link {number} of {n_links}")
+            if number > 1:
                 working = self._inherited(working)
             working, step = self._link(lineage, link, working)
             steps.append(step)
@@ -156,7 +169,10 @@ class _Replayer:
         return steps
 
     def _inherited(self, working: Working) -> Working:
-        """As a trial inherits it: read from tensors, without an optimizer's state."""
+        """The working model as a trial inherits it.
+
+        It is read from tensors, without an optimizer's state.
+        """
         sparse = tuple(densities(working.model, working.masks))
         return begun(self.lab, tensors(working.model), working.alive, sparse)
 
@@ -172,7 +188,8 @@ class _Replayer:
     def _confirmation(
         self, link: Link, working: Working, confirmation: Mapping[str, Any]
     ) -> tuple[nn.Module, Step]:
-        made, digest = confirmation["made_with"], confirmation["weights"]
+        made = confirmation["made_with"]
+        digest = confirmation["weights"]
         self.lab = _as_made(self.settings, self.lab, made)
         model = _confirmed(self.lab, self._inherited(working), working, link, confirmation)
         name = f"confirmation, seed {confirmation['seed']}"
@@ -181,41 +198,43 @@ class _Replayer:
 
 
 def _require_same(settings: Settings, lineage: Lineage) -> None:
-    """The recipe but for where its data lies: folders move, and the weights tell whether they held
-    the same.
+    """Checks the recipe, except for the folder of its data.
+
+    Folders move, and the weights show whether they held the same data.
+    Errors: ConfigError for another recipe.
     """
-    old, new = dict(lineage.recipe), recipe_of(settings)
+    old = dict(lineage.recipe)
+    new = recipe_of(settings)
     for recipe in (old, new):
         recipe["data"] = recipe["data"]["_target_"]
-    if changes := differences(old, new):
+    changes = differences(old, new)
+    if changes:
         raise ConfigError(
             f"a model is replayed with the settings it was made with: {'; '.join(changes)}. Give "
-            "the values it had: "
-            "the same +experiment and overrides as the search"
+            "the values it had: the same +experiment and overrides as the search"
         )
 
 
 def _as_made(settings: Settings, lab: Lab, made: Mapping[str, Any]) -> Lab:
-    """In the memory format of the time, the usual one before there was a choice, unless the
-    settings name one.
+    """The lab in the memory format in which a link was made.
 
-    Nor where it would corrupt memory on this device: the replay then says that the format was
-    another.
+    Links of the time before there was a choice were made in the usual one. A format that the
+    settings name goes first. The link's is not used where it would corrupt memory on this device;
+    the replay then says that the format was another.
     """
-    was = made.get("memory_format", "contiguous")
-    if settings.memory_format != "auto" or was not in FORMATS:
+    memory_format = made.get("memory_format", "contiguous")
+    if settings.memory_format != "auto" or memory_format not in FORMATS:
         return lab
-    if was == "channels_last" and channels_last_fault(lab.facts.model, lab.device):
+    if memory_format == "channels_last" and channels_last_fault(lab.facts.model, lab.device):
         return replace(lab, memory_format="contiguous")
-    return replace(lab, memory_format=was)
+    return replace(lab, memory_format=memory_format)
 
 
 def _again(settings: Settings, lab: Lab, lineage: Lineage, link: Link, working: Working) -> Working:
-    """One trial carried out once more. Errors: DataError where the guard now ends it, which it did
-    not before.
+    """One trial carried out once more.
 
-    Also for a plan that is none, and one whose method would run code that neither this program nor
-    the settings name.
+    Errors: DataError where the guard now ends it, which it did not before; for a plan that is none;
+    and for one whose method would run code that neither this program nor the settings name.
     """
     try:
         plan = Plan.from_json(link.plan)
@@ -237,7 +256,7 @@ def _again(settings: Settings, lab: Lab, lineage: Lineage, link: Link, working: 
 
 
 def _confirmed(
-    lab: Lab, inherited: Working, working: Working, link: Link, how: Mapping[str, Any]
+    lab: Lab, inherited: Working, working: Working, link: Link, record: Mapping[str, Any]
 ) -> nn.Module:
     candidate = Candidate(
         "replay",
@@ -246,10 +265,10 @@ def _confirmed(
         None,
         tuple(densities(working.model, working.masks)),
         link.plan["activation"],
-        round_steps=how.get("round_steps"),
-        accumulate=how.get("accumulate", link.plan["timing"].get("accumulate", 1)),
+        round_steps=record.get("round_steps"),
+        accumulate=record.get("accumulate", link.plan["timing"].get("accumulate", 1)),
     )
-    return finetuned(lab, candidate, how["seed"], how["rounds"], how["lr_factor"])
+    return finetuned(lab, candidate, record["seed"], record["rounds"], record["lr_factor"])
 
 
 def _dense(name: str, model: nn.Module, digest: str) -> Step:
@@ -264,38 +283,40 @@ def _compared(
     made: Mapping[str, Any],
     before: Mapping[str, Tensor] | None,
 ) -> Step:
-    now = made_with(lab.device, lab.memory_format)
-    was = {"memory_format": "contiguous", **made}
-    changed = [
-        f"{key} was {was.get(key)}, now {value}"
-        for key, value in now.items()
-        if was.get(key) != value
-    ]
+    then = {"memory_format": "contiguous", **made}
+    changed = []
+    for key, value in made_with(lab.device, lab.memory_format).items():
+        if then.get(key) != value:
+            changed.append(f"{key} was {then.get(key)}, now {value}")
     step = Step(name, weights_digest(model) == digest, otherwise="; ".join(changed))
     if step.identical:
         return replace(step, difference=0.0)
-    return step if before is None else replace(step, difference=_difference(tensors(model), before))
+    if before is None:
+        return step
+    return replace(step, difference=_difference(tensors(model), before))
 
 
-def _difference(mine: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+def _difference(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
     """The largest absolute one; infinite where the shapes are not the same."""
-    if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in other.items()}:
+    shapes_now = {name: tensor.shape for name, tensor in now.items()}
+    shapes_before = {name: tensor.shape for name, tensor in before.items()}
+    if shapes_now != shapes_before:
         return math.inf
-    return max(
-        float((mine[n].double() - t.double()).abs().max()) for n, t in other.items() if t.numel()
-    )
+    differences = []
+    for name, tensor in before.items():
+        if tensor.numel():
+            differences.append(float((now[name].double() - tensor.double()).abs().max()))
+    return max(differences)
 
 
 def _had(folder: Path, link: Link) -> dict[str, Tensor] | None:
     """The weights that a link had, where its study is still there."""
-    places = (
-        folder,
-        folder.parent / str(link.trial),
-        folder.parent.parent / "trials" / str(link.trial),
-    )
-    return next(
-        (found for place in places if (found := _weights(place, link.weights)) is not None), None
-    )
+    trial = str(link.trial)
+    for candidate in (folder, folder.parent / trial, folder.parent.parent / "trials" / trial):
+        weights = _weights(candidate, link.weights)
+        if weights is not None:
+            return weights
+    return None
 
 
 def _weights(folder: Path, digest: str) -> dict[str, Tensor] | None:
@@ -304,7 +325,8 @@ def _weights(folder: Path, digest: str) -> dict[str, Tensor] | None:
     if not path.is_file() or sha256_of(path) != digest:
         return None
     try:
-        found: dict[str, Tensor] = load_file(path)
-    except SafetensorError:  # a plan that names the digest of something else
+        weights: dict[str, Tensor] = load_file(path)
+    except SafetensorError:
+        # the plan names the digest of a file that holds no weights
         return None
-    return found
+    return weights

@@ -32,15 +32,14 @@ from orchestrator.search.studies.rungs import rung_rows
 from orchestrator.search.studies.study import bind_study
 from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import StudyEnd, Tracker
 
 
 def search(settings: Settings) -> Outputs:
-    """Search, confirm, export, log; what is there already is not done again. See `Outputs` for what
-    is returned.
+    """Search, confirm, export, log; finished work is not done again. Returns `Outputs`.
 
-    The door is `orchestrator.jobs.checked.search`: it shows a study that is complete. Errors:
-    UserError, before anything expensive, for whatever the configuration has wrong.
+    The door is `orchestrator.jobs.checked.search`: it shows a study that is complete.
+    Errors: UserError, before anything expensive, for every mistake in the configuration.
     """
     begin = time.perf_counter()
     with Progress() as progress:
@@ -57,9 +56,8 @@ def search(settings: Settings) -> Outputs:
                 final = prepare(settings, data, progress)
                 outputs = _Job(settings, final, parts, progress, begin).run()
             except BaseException as error:
-                parts.tracker.close_study(
-                    {}, [], "failed" if isinstance(error, Exception) else "interrupted"
-                )
+                end: StudyEnd = "failed" if isinstance(error, Exception) else "interrupted"
+                parts.tracker.close_study({}, [], end)
                 raise
         parts.tracker.close_study(*end_of(outputs))
     outputs.show("done")
@@ -68,8 +66,9 @@ def search(settings: Settings) -> Outputs:
 
 @dataclass(frozen=True)
 class _Job:
-    """The search and what follows it: confirmation, baselines, outputs. `begin` is when the run
-    began.
+    """The search and what follows it: confirmation, baselines, outputs.
+
+    `begin` is when the run began.
     """
 
     settings: Settings
@@ -79,7 +78,9 @@ class _Job:
     begin: float
 
     def run(self) -> Outputs:
-        settings, facts, study = self.settings, self.final.facts, self.parts.study
+        settings = self.settings
+        facts = self.final.facts
+        study = self.parts.study
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
@@ -114,11 +115,12 @@ class _Job:
 
     def _chosen(self, trials: list[TrialRow]) -> list[TrialRow]:
         """The members of the search's front that are confirmed."""
-        how, facts = self.settings.phases.confirm, self.final.facts
-        return candidates(trials, facts.goals, how.tolerance * facts.scale, how.max_models)
+        confirm = self.settings.phases.confirm
+        facts = self.final.facts
+        return candidates(trials, facts.goals, confirm.tolerance * facts.scale, confirm.max_models)
 
     def _confirmation(self, explored: Explored, chosen: list[TrialRow]) -> Confirmation:
-        """With as many steps as the budget leaves for it."""
+        """The confirmation, with as many steps as the budget leaves for it."""
         round_steps = None
         if explored.pacing is not None:
             ratios = [row.ratios.get("flops", 1.0) for row in chosen]
@@ -129,8 +131,9 @@ class _Job:
     def _baselines(
         self, confirmation: Confirmation, explored: Explored, members: list[ConfirmedRow]
     ) -> tuple[list[ConfirmedRow], list[str]]:
-        """Their rows, and the names of the ladders that the budget leaves out."""
-        pacing, left_out = explored.pacing, []
+        """Rows of the baselines, and the names of the ladders that the budget leaves out."""
+        pacing = explored.pacing
+        left_out = []
 
         def afford(
             name: str, ladder: Sequence[LadderStep], confirmed: Sequence[LadderStep]
@@ -148,17 +151,30 @@ class _Job:
     def _summary(
         self, reference: Reference, explored: Explored, members: list[ConfirmedRow]
     ) -> dict[str, Any]:
-        settings, facts, trials = self.settings, self.final.facts, explored.trials
-        goals, latency = facts.goals, facts.prices.latency
-        metrics = [{goals.quality: row.test_mean, **row.metrics} for row in members]
+        settings = self.settings
+        facts = self.final.facts
+        goals = facts.goals
+        latency = facts.prices.latency
+        metrics = []
+        costs = []
+        for member in members:
+            metrics.append({goals.quality: member.test_mean, **member.metrics})
+            costs.append(member.costs)
+        imported = 0
+        own = 0
+        for row in explored.trials:
+            if row.kind == WARM:
+                imported += 1
+            elif row.state != DAMAGED:
+                own += 1
         budget = settings.study.budget
         rungs = rung_rows(own_trials(self.parts.study), goals, facts.axis)
         return {
             "key": key(settings),
-            "trials": len([row for row in trials if row.kind != WARM and row.state != DAMAGED]),
-            "taken_over": len([row for row in trials if row.kind == WARM]),
-            "states": dict(Counter(row.state for row in trials)),
-            "hypervolume": reference.volume(metrics, [row.costs for row in members]),
+            "trials": own,
+            "taken_over": imported,
+            "states": dict(Counter([row.state for row in explored.trials])),
+            "hypervolume": reference.volume(metrics, costs),
             "reference": reference.plain(),
             **({} if latency is None else {"latency_model_error": latency.mean_error}),
             "phases": dict(self.progress.seconds),
@@ -178,13 +194,14 @@ def _shares(progress: Progress, tracker: Tracker, begin: float) -> dict[str, flo
     }
 
 
-def _require_completed(found: list[TrialRow]) -> None:
-    """Errors: UserError with the most common reason when no trial came through."""
-    if any(row.state == "completed" for row in found):
+def _require_completed(rows: list[TrialRow]) -> None:
+    """Errors: UserError with the most common reason when no trial completed."""
+    states = [row.state for row in rows]
+    if "completed" in states:
         return
-    reasons = [row.reason for row in found if row.reason]
+    reasons = [row.reason for row in rows if row.reason]
     most = max(set(reasons), key=reasons.count) if reasons else "none gave a reason"
     raise UserError(
-        f"a front needs completed trials; none of {len(found)} is: {most} ({reasons.count(most)} "
+        f"a front needs completed trials; none of {len(rows)} is: {most} ({reasons.count(most)} "
         "times)"
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
 from orchestrator.results.quantities import axis_words, cost_words
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito: told apart also by colour-blind readers; marker shapes say the same once more for
-# grey prints.
+# Colours of Okabe & Ito, which colour-blind readers tell apart, too. Marker shapes say the same
+# once more for grey prints.
 _FRONT = "#0072B2"
 _DENSE = "#000000"
 _TRIAL = "#7F7F7F"
@@ -36,14 +36,14 @@ _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: float = 1.0) -> None:
-    """Writes a PNG: front and baselines on test data (mean and standard deviation), trials on
-    validation data.
+    """Writes a PNG: front and baselines on test data, trials on validation data.
 
-    `quality` is the metric's name, up is better: with `sign` -1 its axis falls. Points worse than
-    the part that matters sit on the lower edge as arrows.
+    Test data is shown by mean and standard deviation. `quality` is the metric's name, up is better:
+    with `sign` -1 its axis falls. Points worse than the part that matters sit on the lower edge as
+    arrows.
     """
-    # Heavy, and not wanted before there is something to draw. Figure, not pyplot: no window system,
-    # no global state.
+    # Imported here: heavy, and not wanted before there is something to draw. Figure, not pyplot:
+    # no window system, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
@@ -69,8 +69,9 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
 
 
 def _upright(rows: Rows, sign: float) -> Rows:
-    """With qualities of which more is better, and without trials that have no place in the
-    picture.
+    """Rows with qualities of which more is better.
+
+    Trials that have no place in the picture are left out.
     """
     trials = []
     for row in rows.trials:
@@ -80,74 +81,88 @@ def _upright(rows: Rows, sign: float) -> Rows:
     def turned(row: ConfirmedRow) -> ConfirmedRow:
         return replace(row, test_mean=sign * row.test_mean)
 
-    return Rows(
-        trials,
-        [turned(row) for row in rows.front],
-        [turned(row) for row in rows.baselines],
-        None if rows.dense is None else turned(rows.dense),
-    )
+    front = [turned(row) for row in rows.front]
+    baselines = [turned(row) for row in rows.baselines]
+    dense = None if rows.dense is None else turned(rows.dense)
+    return Rows(trials, front, baselines, dense)
 
 
 def _quality_limits(rows: Rows) -> tuple[float, float]:
-    """The axis follows the confirmed models: one trial at chance level must not flatten the
-    rest.
+    """Limits of the axis, which follow the confirmed models.
+
+    One trial at chance level must not flatten the rest.
     """
-    confirmed = [*rows.front, *([rows.dense] if rows.dense else [])]
-    low = [row.test_mean - row.test_std for row in confirmed]
-    high = [row.test_mean + row.test_std for row in confirmed]
-    others = [row.quality for row in rows.trials if row.quality is not None]
-    others += [row.test_mean for row in rows.baselines]
+    confirmed = list(rows.front)
+    if rows.dense is not None:
+        confirmed.append(rows.dense)
+    others = [row.test_mean for row in rows.baselines]
+    for row in rows.trials:
+        if row.quality is not None:
+            others.append(row.quality)
+    low = []
+    high = []
+    for model in confirmed:
+        low.append(model.test_mean - model.test_std)
+        high.append(model.test_mean + model.test_std)
     if not confirmed:
-        low, high = others or [0.0], others or [1.0]
-    span = max(max(high) - min(low), 0.02 * abs(max(high)), 1e-6)
-    bottom = max(min([*low, *others]), min(low) - _BELOW_SPAN * span)
-    near = [value for value in others if value < max(high) + _BELOW_SPAN * span]
-    top = max([*high, *near])
+        low = others or [0.0]
+        high = others or [1.0]
+    lowest = min(low)
+    highest = max(high)
+    span = max(highest - lowest, 0.02 * abs(highest), 1e-6)
+    bottom = max(min([*low, *others]), lowest - _BELOW_SPAN * span)
+    near = [value for value in others if value < highest + _BELOW_SPAN * span]
+    top = max([highest, *near])
     return bottom - 0.07 * span, top + 0.10 * span
 
 
 def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
-    shown = [row for row in trials if row.quality is not None and row.quality >= floor]
-    finished = [row for row in shown if row.state == "completed"]
-    stopped = [row for row in shown if row.state != "completed"]
-    for rows, face, label in (
-        (finished, _TRIAL, "trials, completed"),
-        (stopped, "none", "trials, stopped early"),
-    ):
-        if rows:
-            axes.scatter(
-                [row.cost_ratio or math.nan for row in rows],
-                [row.quality or 0.0 for row in rows],
-                s=20,
-                facecolors=face,
-                edgecolors=_TRIAL,
-                linewidths=0.9,
-                alpha=0.55,
-                label=f"{label} (validation)",
-                zorder=2,
-            )
-    below = [
-        row.cost_ratio or math.nan
-        for row in trials
-        if row.quality is not None and row.quality < floor
-    ]
+    finished = []
+    stopped = []
+    below = []
+    for row in trials:
+        if row.quality is None:
+            continue
+        if row.quality < floor:
+            below.append(row.cost_ratio or math.nan)
+        elif row.state == "completed":
+            finished.append(row)
+        else:
+            stopped.append(row)
+    _scatter_trials(axes, finished, _TRIAL, "trials, completed (validation)")
+    _scatter_trials(axes, stopped, "none", "trials, stopped early (validation)")
     _draw_below(axes, below, _TRIAL)
 
 
+def _scatter_trials(axes: Axes, rows: Sequence[TrialRow], face: str, label: str) -> None:
+    if not rows:
+        return
+    axes.scatter(
+        [row.cost_ratio or math.nan for row in rows],
+        [row.quality or 0.0 for row in rows],
+        s=20,
+        facecolors=face,
+        edgecolors=_TRIAL,
+        linewidths=0.9,
+        alpha=0.55,
+        label=label,
+        zorder=2,
+    )
+
+
 def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float) -> None:
-    for index, name in enumerate(dict.fromkeys(row.origin for row in baselines)):
+    ladders: dict[str, list[ConfirmedRow]] = {}
+    for row in baselines:
+        ladders.setdefault(row.origin, []).append(row)
+    for index, (name, ladder) in enumerate(ladders.items()):
         colour, marker = _BASELINES[index % len(_BASELINES)]
-        rows = sorted(
-            (row for row in baselines if row.origin == name), key=lambda row: row.cost_ratio
-        )
-        axes.errorbar(
-            [row.cost_ratio for row in rows],
-            [row.test_mean for row in rows],
-            yerr=[row.test_std for row in rows],
+        rows = sorted(ladder, key=lambda row: row.cost_ratio)
+        _draw_means(
+            axes,
+            rows,
             color=colour,
             marker=marker,
             markersize=6,
-            markeredgecolor="white",
             markeredgewidth=0.6,
             linestyle=(0, (2, 2)),
             linewidth=1.0,
@@ -159,12 +174,24 @@ def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float)
         _draw_below(axes, [row.cost_ratio for row in rows if row.test_mean < floor], colour)
 
 
-def _draw_below(axes: Axes, flops_ratios: Sequence[float], colour: str) -> None:
-    if flops_ratios:
-        edge = axes.get_xaxis_transform()  # x in data, y in parts of the axis
+def _draw_means(axes: Axes, rows: Sequence[ConfirmedRow], **look: Any) -> None:
+    """Means over the cost, with bars of one standard deviation."""
+    axes.errorbar(
+        [row.cost_ratio for row in rows],
+        [row.test_mean for row in rows],
+        yerr=[row.test_std for row in rows],
+        markeredgecolor="white",
+        **look,
+    )
+
+
+def _draw_below(axes: Axes, cost_ratios: Sequence[float], colour: str) -> None:
+    if cost_ratios:
+        # x is in data, y in parts of the axis
+        edge = axes.get_xaxis_transform()
         axes.scatter(
-            flops_ratios,
-            [0.015] * len(flops_ratios),
+            cost_ratios,
+            [0.015] * len(cost_ratios),
             marker="v",
             s=22,
             color=colour,
@@ -177,16 +204,16 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     if not front:
         return
     rows = sorted(front, key=lambda row: row.cost_ratio)
-    seeds = sorted({row.seeds for row in rows})
-    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-    axes.errorbar(
-        [row.cost_ratio for row in rows],
-        [row.test_mean for row in rows],
-        yerr=[row.test_std for row in rows],
+    seeds = [row.seeds for row in rows]
+    least = min(seeds)
+    most = max(seeds)
+    counted = f"{least}" if least == most else f"{least}-{most}"
+    _draw_means(
+        axes,
+        rows,
         color=_FRONT,
         marker="o",
         markersize=7.5,
-        markeredgecolor="white",
         markeredgewidth=0.8,
         linewidth=2.0,
         elinewidth=1.4,
@@ -194,18 +221,24 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
         label=f"front (test data, {counted} seeds)",
         zorder=5,
     )
-    if len({row.method for row in rows}) > 1:
-        for turn, row in enumerate(rows):  # above and below in turn: neighbours stand close
-            place, offset = (row.cost_ratio, row.test_mean), (0, 9 if turn % 2 else -16)
-            axes.annotate(
-                row.method,
-                place,
-                offset,
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=_FRONT,
-            )
+    methods = {row.method for row in rows}
+    if len(methods) > 1:
+        _name_methods(axes, rows)
+
+
+def _name_methods(axes: Axes, rows: Sequence[ConfirmedRow]) -> None:
+    """The method beside each model: above and below in turn, as neighbours stand close."""
+    for turn, row in enumerate(rows):
+        offset = (0, 9 if turn % 2 else -16)
+        axes.annotate(
+            row.method,
+            (row.cost_ratio, row.test_mean),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=_FRONT,
+        )
 
 
 def _draw_dense(axes: Axes, dense: ConfirmedRow) -> None:
@@ -230,14 +263,17 @@ def _dress(axes: Axes, rows: Rows, quality: str, title: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     ratios = [row.cost_ratio for row in (*rows.front, *rows.baselines, *rows.trials)]
-    lowest, highest = min([*ratios, 0.5]), max([*ratios, 1.0])
+    lowest = min([*ratios, 0.5])
+    highest = max([*ratios, 1.0])
     left = lowest / 1.25
     axes.set_xscale("log")
-    axes.set_xlim(left, max(1.15, 1.05 * highest))  # a measured cost may be above the dense one
+    # a measured cost may be above the dense one
+    axes.set_xlim(left, max(1.15, 1.05 * highest))
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if tick >= left]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axis, dense = rows.axis, rows.dense
+    axis = rows.axis
+    dense = rows.dense
     whole = "" if dense is None else f"; 100 % = {cost_words(axis, dense.cost)}"
     axes.set_xlabel(f"{axis_words(axis)} left, share of the dense model (log scale{whole})")
     axes.set_ylabel(quality)
@@ -251,14 +287,15 @@ def _dress(axes: Axes, rows: Rows, quality: str, title: str) -> None:
 def _legend(figure: Figure, axes: Axes) -> None:
     """Under the axes, where it covers no point; the front first, the trials last."""
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(
-        range(len(labels)),
-        key=lambda i: (not labels[i].startswith("front"), labels[i].startswith("trials")),
-    )
-    if order:
+
+    def order(entry: tuple[Any, str]) -> tuple[bool, bool]:
+        _, label = entry
+        return (not label.startswith("front"), label.startswith("trials"))
+
+    ordered = sorted(zip(handles, labels, strict=True), key=order)
+    if ordered:
         figure.legend(
-            [handles[i] for i in order],
-            [labels[i] for i in order],
+            *zip(*ordered, strict=True),
             loc="outside lower center",
             ncols=3,
             fontsize=8.5,

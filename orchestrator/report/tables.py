@@ -20,17 +20,18 @@ from orchestrator.results.rows import ConfirmedRow, Rows
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROOMY_WIDTH = 130  # columns
-_PLAIN_WIDTH = 200  # columns; nothing to wrap at where there is no terminal
+_ROOMY_WIDTH = 130
+"""Columns of a terminal from which on tables have lines."""
+_PLAIN_WIDTH = 200
+"""Columns of a table where there is no terminal at which lines would wrap."""
 
 
 def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
-    """One line per confirmed model, large to small, beside it the baselines matched to it
-    (`ConfirmedRow.trial`).
+    """One line per confirmed model, large to small, beside it the baselines matched to it.
 
-    All qualities are on test data; 'against dense' is the difference of the means. Methods that
-    differ are named. `further` are the costs and metrics that are optimised beside the quality and
-    the cost of the axis.
+    They are matched by `ConfirmedRow.trial`. All qualities are on test data; 'against dense' is the
+    difference of the means. Methods that differ are named. `further` are the costs and metrics that
+    are optimised beside the quality and the cost of the axis.
     """
     from rich.table import Table
 
@@ -40,15 +41,21 @@ def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
     )
     several_methods = len({row.method for row in rows.front}) > 1
     columns = _columns(rows.axis, further)
-    for header in ("trial", *(["method"] if several_methods else []), *columns):
+    headers = ["trial", *columns]
+    if several_methods:
+        headers.insert(1, "method")
+    for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
 
     def begin(row: ConfirmedRow, name: str) -> list[str]:
-        method = [row.method] if several_methods else []
-        quality_cell = mean_and_spread(row.test_mean, row.test_std)
-        return [name, *method, *(cell(row) for cell in columns.values()), quality_cell]
+        cells = [name]
+        if several_methods:
+            cells.append(row.method)
+        cells += [cell(row) for cell in columns.values()]
+        cells.append(mean_and_spread(row.test_mean, row.test_std))
+        return cells
 
     if rows.dense is not None:
         table.add_row(*begin(rows.dense, "dense"))
@@ -59,26 +66,32 @@ def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
 
 def _compared(row: ConfirmedRow, rows: Rows, names: Sequence[str]) -> list[str]:
     """The cells beside a front row: against the dense model, then its match in each baseline."""
+    cells = [""]
+    if rows.dense is not None:
+        cells = [f"{row.test_mean - rows.dense.test_mean:+.4f}"]
     matched = {(other.origin, other.trial): other for other in rows.baselines}
-    against = "" if rows.dense is None else f"{row.test_mean - rows.dense.test_mean:+.4f}"
-    return [against, *(_baseline_cell(matched.get((name, row.trial))) for name in names)]
+    for name in names:
+        match = matched.get((name, row.trial))
+        cells.append("" if match is None else mean_and_spread(match.test_mean, match.test_std))
+    return cells
 
 
 def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
-    """Two columns, (what, value), in the order given."""
+    """Two columns, (name, value), in the order given."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for what, value in lines:
-        table.add_row(what, value)
+    for name, value in lines:
+        table.add_row(name, value)
     return table
 
 
 def show(table: Table, stream: TextIO | None = None) -> None:
-    """Prints for the terminal `stream` is (stdout by default), or else as plain lines that paste
-    into Markdown.
+    """Prints for the terminal that `stream` is (stdout by default).
+
+    Where it is no terminal, plain lines are printed that paste into Markdown.
     """
     from rich import box
     from rich.console import Console
@@ -87,7 +100,8 @@ def show(table: Table, stream: TextIO | None = None) -> None:
     if target.isatty():
         console = Console(file=target, highlight=False)
         table.box = box.SIMPLE_HEAD if console.width >= _ROOMY_WIDTH else None
-        table.padding = (0, 1, 0, 0)  # without lines the front with three baselines fits 80 columns
+        # without lines the front with three baselines fits 80 columns
+        table.padding = (0, 1, 0, 0)
         console.print(table)
     else:
         table.box = box.MARKDOWN
@@ -96,39 +110,52 @@ def show(table: Table, stream: TextIO | None = None) -> None:
         )
         with console.capture() as captured:
             console.print(table)
-        target.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        for line in captured.get().splitlines():
+            target.write(f"{line.rstrip()}\n")
     target.flush()
 
 
 def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[ConfirmedRow], str]]:
-    """Header to cell: the axis and what is left along it, the rest of what is optimised, and what
-    else one asks for.
+    """Header to cell.
+
+    The columns are the axis and what is left along it, the rest of what is optimised, and what else
+    one asks for.
     """
-    found: dict[str, Callable[[ConfirmedRow], str]] = {
-        axis_words(axis): lambda row: (
-            count(row.cost) if axis in AXES else cost_words(axis, row.cost)
-        ),
+    columns: dict[str, Callable[[ConfirmedRow], str]] = {
+        axis_words(axis): _axis_cell(axis),
         "left": lambda row: percent(row.cost_ratio),
     }
     if axis not in AXES:
-        found["FLOPs left"] = lambda row: percent(row.ratios["flops"])
+        columns["FLOPs left"] = lambda row: percent(row.ratios["flops"])
     if axis == "effective_flops":
-        found["nonzero"] = lambda row: percent(1.0 - row.sparsity)
+        columns["nonzero"] = lambda row: percent(1.0 - row.sparsity)
     elif axis != "params":
-        found["params"] = lambda row: percent(row.ratios["params"])
+        columns["params"] = lambda row: percent(row.ratios["params"])
     if axis != "latency_ms":
-        found["ms"] = lambda row: (
-            f"{row.costs['latency_ms']:.2f}" if "latency_ms" in row.costs else ""
-        )
+        columns["ms"] = _latency_cell
     for name in further:
-        if name in COSTS and name not in ("params", "latency_ms"):
-            found[axis_words(name)] = lambda row, name=name: cost_words(name, row.costs[name])  # type: ignore[misc]
-        elif name not in COSTS:
-            found[name] = lambda row, name=name: (
-                f"{row.metrics[name]:.4f}" if name in row.metrics else ""
-            )  # type: ignore[misc]
-    return found
+        if name not in COSTS:
+            columns[name] = _metric_cell(name)
+        elif name not in ("params", "latency_ms"):
+            columns[axis_words(name)] = _cost_cell(name)
+    return columns
 
 
-def _baseline_cell(row: ConfirmedRow | None) -> str:
-    return "" if row is None else mean_and_spread(row.test_mean, row.test_std)
+def _axis_cell(axis: str) -> Callable[[ConfirmedRow], str]:
+    if axis in AXES:
+        return lambda row: count(row.cost)
+    return lambda row: cost_words(axis, row.cost)
+
+
+def _cost_cell(name: str) -> Callable[[ConfirmedRow], str]:
+    return lambda row: cost_words(name, row.costs[name])
+
+
+def _metric_cell(name: str) -> Callable[[ConfirmedRow], str]:
+    return lambda row: f"{row.metrics[name]:.4f}" if name in row.metrics else ""
+
+
+def _latency_cell(row: ConfirmedRow) -> str:
+    if "latency_ms" not in row.costs:
+        return ""
+    return f"{row.costs['latency_ms']:.2f}"

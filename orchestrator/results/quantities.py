@@ -7,9 +7,8 @@ from orchestrator.costs import AXES, COSTS
 
 def flops(count: float) -> str:
     """Three digits and a unit: 2_610_000_000 -> '2.61 GFLOPs'."""
-    return _scaled(
-        count, ((1e12, " TFLOPs"), (1e9, " GFLOPs"), (1e6, " MFLOPs"), (1e3, " kFLOPs")), " FLOPs"
-    )
+    prefixes = ((1e12, " TFLOPs"), (1e9, " GFLOPs"), (1e6, " MFLOPs"), (1e3, " kFLOPs"))
+    return _scaled(count, prefixes, " FLOPs")
 
 
 def count(number: float) -> str:
@@ -25,11 +24,12 @@ def percent(ratio: float) -> str:
 def duration(seconds: float) -> str:
     """Two units at most: 8 -> '8 s', 95 -> '1 min 35 s', 4000 -> '1 h 07 min'."""
     whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, left = divmod(whole, 60)
+    if minutes == 0:
+        return f"{left} s"
+    if minutes < 60:
+        return f"{minutes} min {left:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def mean_and_spread(mean: float, std: float) -> str:
@@ -37,14 +37,13 @@ def mean_and_spread(mean: float, std: float) -> str:
     return f"{mean:.4f} ± {std:.4f}"
 
 
-def _scaled(number: float, units: tuple[tuple[float, str], ...], unit: str) -> str:
-    for size, name in units:
+def _scaled(number: float, prefixes: tuple[tuple[float, str], ...], unit: str) -> str:
+    for size, name in prefixes:
         if number >= size:
-            return (
-                f"{number / size:.3g}{name}"
-                if number < 999.5 * size
-                else f"{number / size:.0f}{name}"
-            )
+            scaled = number / size
+            # three digits of 999.7 would be written as 1e+03
+            digits = f"{scaled:.3g}" if number < 999.5 * size else f"{scaled:.0f}"
+            return digits + name
     return f"{number:.0f}{unit}"
 
 
@@ -54,10 +53,13 @@ def axis_words(cost: str) -> str:
 
 
 def cost_words(cost: str, value: float) -> str:
-    """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'; counts by letters: 'params', 23_500_000
-    -> '23.5 M'.
+    """A cost with its unit: 'latency_ms', 3.2 -> '3.2 ms'.
+
+    Counts have letters: 'params', 23_500_000 -> '23.5 M'.
     """
     if cost in AXES:
         return flops(value)
     unit = COSTS[cost].unit
-    return f"{value:.3g} {unit}" if unit else count(value)
+    if unit:
+        return f"{value:.3g} {unit}"
+    return count(value)

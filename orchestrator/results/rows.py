@@ -1,6 +1,4 @@
-"""The rows of trials.csv, rungs.csv, front.csv and baselines.csv, and their way to disk and
-back.
-"""
+"""The rows of trials.csv, rungs.csv, front.csv and baselines.csv, written and read back."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ from orchestrator.files import write_atomic
 class OnAxis:
     """A row of a study whose front is laid out along `axis`, the first of its costs.
 
-    `costs` are by name, those that are known; `ratios` are the same against the dense model's. In a
-    table each cost is a column, and each ratio: `flops`, `flops_ratio`.
+    `costs` are the known ones by name; `ratios` are the same against the dense model's. In a table
+    each cost is a column, and each ratio: `flops`, `flops_ratio`.
     """
 
     axis: str
@@ -68,13 +66,13 @@ class TrialRow(OnAxis):
 
 @dataclass(frozen=True)
 class ConfirmedRow(OnAxis):
-    """One confirmed model: mean and standard deviation of the quality on test data over `seeds`
-    finetunings.
+    """One confirmed model, finetuned and tested with several seeds.
 
-    `origin` says who made it: `front`, the `dense` model, or a baseline by its name. `trial` is the
-    front's trial, or the one that a baseline is matched to; None for the dense model. `sparsity` is
-    the share of the dense model's parameters that are gone or zero, `metrics` are means on test
-    data of the further ones of the study.
+    `test_mean` and `test_std` are mean and standard deviation of the quality on test data over
+    `seeds` finetunings. `origin` says who made it: `front`, the `dense` model, or a baseline by its
+    name. `trial` is the front's trial, or the one that a baseline is matched to; None for the dense
+    model. `sparsity` is the share of the dense model's parameters that are gone or zero, `metrics`
+    are means on test data of the further ones of the study.
     """
 
     origin: str
@@ -93,14 +91,13 @@ class ConfirmedRow(OnAxis):
 
 @dataclass(frozen=True)
 class RungRow:
-    """One row of rungs.csv: Spearman's correlation of what a rung showed with the quality in the
-    end; 1 = same order.
+    """One row of rungs.csv: how far the results at a rung foretell the final quality.
 
-    `loss` and `quality` are the rung's on validation data, signed so that 1 is good. `..._at_cost`
-    are partial: ranks with those of log FLOPs taken out, since larger models lead at every rung.
-    `trials` completed after more finetuning than this rung; None stands for too few of them, or for
-    values that are all the same. Where trials were stopped the rest is alike, which lowers the
-    correlations.
+    Values are Spearman's correlations; 1 = same order. `loss` and `quality` are the rung's on
+    validation data, signed so that 1 is good. `..._at_cost` are partial: ranks with those of log
+    FLOPs taken out, since larger models lead at every rung. `trials` completed after more
+    finetuning than this rung; None stands for too few of them, or for values that are all the same.
+    Where trials were stopped the rest is alike, which lowers the correlations.
     """
 
     rung: int
@@ -118,8 +115,7 @@ SPREAD = ("costs", "ratios")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a study found: its trials, the confirmed front, the baselines matched to it, the dense
-    model.
+    """The results of a study: its trials, confirmed front, matched baselines and dense model.
 
     `dense` is finetuned as long as the front's models; None where it is not confirmed.
     """
@@ -138,10 +134,9 @@ class Rows:
 
 
 def write_csv(path: str | Path, rows: Sequence[AnyRow], row_type: type[AnyRow]) -> None:
-    """Writes the header also when there are no rows; None is an empty cell, floats keep every
-    digit.
+    """Writes the header also when there are no rows.
 
-    Costs that no row has get no column.
+    None is an empty cell, and floats keep every digit. Costs that no row has get no column.
     """
     names = _plain_columns(row_type)
     spread = _spread_columns(rows) if _has_costs(row_type) else []
@@ -149,10 +144,10 @@ def write_csv(path: str | Path, rows: Sequence[AnyRow], row_type: type[AnyRow]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, *(column for column, _, _ in spread)])
     for row in rows:
-        plain_cells = [_cell(getattr(row, name)) for name in names]
-        writer.writerow(
-            [*plain_cells, *(_cell(getattr(row, part).get(cost)) for _, part, cost in spread)]
-        )
+        cells = [_cell(getattr(row, name)) for name in names]
+        for _, part, cost in spread:
+            cells.append(_cell(getattr(row, part).get(cost)))
+        writer.writerow(cells)
     write_atomic(path, text.getvalue())
 
 
@@ -165,38 +160,40 @@ def _plain_columns(row_type: type[Any]) -> list[str]:
 
 
 def _spread_columns(rows: Sequence[Any]) -> list[tuple[str, str, str]]:
-    """(column, field, cost) of every cost and ratio that some row has, in the order of the table of
-    costs.
+    """(column, field, cost) of every cost and ratio that some row has.
+
+    They are in the order of the table of costs.
     """
+    present: set[tuple[str, str]] = set()
+    for row in rows:
+        for part in SPREAD:
+            present |= {(part, cost) for cost in getattr(row, part)}
+    return [column for column in _known_columns() if column[1:] in present]
+
+
+def _known_columns() -> list[tuple[str, str, str]]:
+    """(column, field, cost) of every cost and ratio that there is."""
     columns = []
     for cost in COSTS:
-        for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True):
-            if any(cost in getattr(row, part) for row in rows):
-                columns.append((name, part, cost))
+        columns.append((cost, "costs", cost))
+        columns.append((ratio_name(cost), "ratios", cost))
     return columns
 
 
 def read_csv(path: str | Path, row_type: type[AnyRow]) -> list[AnyRow]:
-    """The rows `write_csv` wrote, with their types; DataError names the line and column that do not
-    fit.
+    """The rows that `write_csv` wrote, with their types.
+
+    Errors: DataError with the line and column that do not fit.
     """
     names = _plain_columns(row_type)
-    known = {
-        name: (part, cost)
-        for cost in COSTS
-        for part, name in zip(SPREAD, (cost, ratio_name(cost)), strict=True)
-    }
     with open(path, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
         header = next(reader, [])
-        more = header[len(names) :]
-        if header[: len(names)] != names or any(
-            name not in known for name in more if _has_costs(row_type)
-        ):
+        spread = _spread_in(header[len(names) :])
+        if header[: len(names)] != names or spread is None:
             raise DataError(
                 f"{path} must have the columns {names}; it has {header}; it was written by another "
-                "version "
-                "or changed by hand: move it away and run the job again"
+                "version or changed by hand: move it away and run the job again"
             )
         rows = []
         for cells in reader:
@@ -205,10 +202,16 @@ def read_csv(path: str | Path, row_type: type[AnyRow]) -> list[AnyRow]:
                 raise DataError(
                     f"{where} must have {len(header)} cells; it has {len(cells)}; mend or remove it"
                 )
-            rows.append(
-                _row(row_type, names, [(name, *known[name]) for name in more], cells, where)
-            )
+            rows.append(_row(row_type, names, spread, cells, where))
     return rows
+
+
+def _spread_in(columns: Sequence[str]) -> list[tuple[str, str, str]] | None:
+    """(column, field, cost) of these columns; None where one of them is of no cost."""
+    known = {column: (column, part, cost) for column, part, cost in _known_columns()}
+    if not set(columns) <= set(known):
+        return None
+    return [known[column] for column in columns]
 
 
 def _row(
@@ -219,10 +222,9 @@ def _row(
     where: str,
 ) -> AnyRow:
     hints = get_type_hints(row_type)
-    values = {
-        n: _value(cell, hints[n], where, n)
-        for n, cell in zip(names, cells[: len(names)], strict=True)
-    }
+    values: dict[str, Any] = {}
+    for name, cell in zip(names, cells[: len(names)], strict=True):
+        values[name] = _value(cell, hints[name], where, name)
     for (column, part, cost), cell in zip(spread, cells[len(names) :], strict=True):
         values.setdefault(part, {})
         if cell:
@@ -236,21 +238,26 @@ def _cell(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, float):
-        return (
-            str(int(value)) if value.is_integer() and abs(value) >= 1e4 else repr(value)
-        )  # counts read as counts
+        # counts are written without a decimal point
+        if value.is_integer() and abs(value) >= 1e4:
+            return str(int(value))
+        return repr(value)
     return str(value)
 
 
 def _value(cell: str, hint: Any, where: str, column: str) -> Any:
-    optional = get_origin(hint) in (Union, types.UnionType)
-    if optional and cell == "":
-        return None
-    kind = next(a for a in get_args(hint) if a is not type(None)) if optional else hint
-    read, name = (json.loads, "JSON") if get_origin(kind) is dict else (kind, kind.__name__)
+    kind = hint
+    if get_origin(hint) in (Union, types.UnionType):
+        if cell == "":
+            return None
+        (kind,) = [part for part in get_args(hint) if part is not type(None)]
+    read = kind
+    if get_origin(kind) is dict:
+        read = json.loads
     try:
         return read(cell)
     except ValueError as error:
+        name = "JSON" if read is json.loads else kind.__name__
         raise DataError(
             f"{where}: {column} must be {name}; got '{cell}'; mend or remove the line"
         ) from error

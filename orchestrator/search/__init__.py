@@ -1,5 +1,4 @@
-"""The search: what to try next, from which parent, for how long, and which results stand on the
-front.
+"""The search: what to try next, from which parent, for how long, and which results are best.
 
 Called, the package is the job `search`, so that `orchestrator.search(settings)` works whatever was
 imported before. The import system puts the package in the place of any function of this name.

@@ -1,5 +1,6 @@
-"""Bounds that are known before training: what a plan will cost, and whether any plan can keep
-them.
+"""Bounds that are known before training.
+
+That is: what a plan will cost, and whether any plan can keep the bounds.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from orchestrator.settings.objectives import four_digits
 
 
 def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
-    """What a plan costs, as far as no training changes it and it is bounded or free to know.
+    """Costs of a plan that no training changes and that are bounded or free to know.
 
-    Sizes and latencies of exported files are not known before there is one, effective FLOPs not
-    where activations are pruned.
+    Sizes and latencies of exported files are not known before there is a file. Effective FLOPs are
+    not known where activations are pruned.
     """
     facts = lab.facts
     kept = plan.counts(facts.structure)
@@ -37,41 +38,43 @@ def costs_before(lab: Lab, plan: Plan) -> dict[str, float]:
 
 
 def check_bounds(settings: Settings, prices: Prices, model: nn.Module) -> None:
-    """Errors: ConfigError for a bound on a cost that neither the smallest plan nor the dense model
-    is within.
+    """Checks each bound against the costs of the smallest plan and of the dense model.
+
+    Errors: ConfigError for a bound that neither of them keeps.
     """
     structure = prices.structure
-    dense = _costs(settings, prices, structure.sizes, model)
-    costs = {"smallest": _costs(settings, prices, structure.least, model), "dense": dense}
-    values = {which: with_ratios(found, ratios_of(found, dense)) for which, found in costs.items()}
-    smallest, largest = values["smallest"], values["dense"]
+    dense_costs = _costs(settings, prices, structure.sizes, model)
+    least_costs = _costs(settings, prices, structure.least, model)
+    dense = with_ratios(dense_costs, ratios_of(dense_costs, dense_costs))
+    smallest = with_ratios(least_costs, ratios_of(least_costs, dense_costs))
     for name, bound in settings.objectives.bounds.items():
         if bound.most is not None and smallest.get(name, 0.0) > bound.most:
             raise ConfigError(
                 f"objectives.bounds.{name}.most must be at least {four_digits(smallest[name])}, "
-                "what the smallest plan has; "
-                f"got {four_digits(bound.most)}"
+                f"what the smallest plan has; got {four_digits(bound.most)}"
             )
-        if bound.least is not None and largest.get(name, float("inf")) < bound.least:
+        if bound.least is not None and dense.get(name, float("inf")) < bound.least:
             raise ConfigError(
-                f"objectives.bounds.{name}.least must be at most {four_digits(largest[name])}, "
-                "what the dense model has; "
-                f"got {four_digits(bound.least)}"
+                f"objectives.bounds.{name}.least must be at most {four_digits(dense[name])}, "
+                f"what the dense model has; got {four_digits(bound.least)}"
             )
 
 
 def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -> dict[str, float]:
-    """Costs at the ends of what plans can be; left out where something beside the counts has a
-    say.
+    """Costs of the smallest or of the largest possible plan, whose units are `kept`.
+
+    Costs that depend on more than the counts are left out.
     """
-    methods = settings.method.choices()
-    single = all(method.granularity != "unit" for method in methods)
-    if single:
+    removes_units = False
+    by_counts = settings.method.activation is None
+    for method in settings.method.choices():
+        if method.granularity == "unit":
+            removes_units = True
+        if method.granularity != "unit" or method.then is not None:
+            by_counts = False
+    if not removes_units:
         kept = prices.structure.sizes
-    by_counts = all(method.granularity == "unit" and method.then is None for method in methods)
-    density: Mapping[str, float] | None = (
-        {} if by_counts and settings.method.activation is None else None
-    )
+    density: Mapping[str, float] | None = {} if by_counts else None
     bounded = [name for name in SHAPE_COSTS if settings.objectives.bounded(name)]
     if any(settings.method.int8) or not bounded:
         return costs_of(prices, Costed(kept, density))
@@ -80,5 +83,5 @@ def _costs(settings: Settings, prices: Prices, kept: Counts, model: nn.Module) -
 
 
 def _with_free(bounded: list[str]) -> list[str]:
-    """These costs, and all that take no model of the right shapes."""
+    """These costs, and all that need no model of the right shapes."""
     return [name for name in COSTS if name not in SHAPE_COSTS or name in bounded]

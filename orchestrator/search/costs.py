@@ -1,6 +1,4 @@
-"""What a plan or a model costs: one function for each row of the table in
-`orchestrator/costs.py`.
-"""
+"""Costs of a plan or a model: one function for each row of the table in `orchestrator/costs.py`."""
 
 from __future__ import annotations
 
@@ -19,12 +17,14 @@ from lightning_modules.pruning.weights import effective_macs
 from orchestrator.search.lab.latency_model import LatencyModel
 
 MEGA = 1e6
+"""Bytes in a megabyte."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What costs follow from: the structure, its closed forms, one input, and the latency model
-    where there is one.
+    """What costs follow from: the structure, its closed forms and one input.
+
+    `latency` is the latency model, where there is one.
     """
 
     structure: Structure
@@ -35,7 +35,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Costed:
-    """A plan or model whose costs are asked for; a cost that needs what is None is not known.
+    """A plan or model whose costs are asked for; a cost that needs a value that is None is unknown.
 
     `kept` has shape (n_groups,). `density` is the share of nonzero factors by weight tensor, None
     where it is not known before training. `shaped` is a model of the right shapes, whatever its
@@ -68,7 +68,10 @@ def _params(prices: Prices, costed: Costed) -> float:
 def _nonzero_params(prices: Prices, costed: Costed) -> float | None:
     if costed.trained is None:
         return None
-    return float(sum(int((parameter != 0).sum()) for parameter in costed.trained.parameters()))
+    count = 0
+    for parameter in costed.trained.parameters():
+        count += int((parameter != 0).sum())
+    return float(count)
 
 
 def _size_mb(prices: Prices, costed: Costed) -> float | None:
@@ -77,10 +80,10 @@ def _size_mb(prices: Prices, costed: Costed) -> float | None:
     model = costed.shaped if costed.trained is None else costed.trained
     if model is None:
         return None
-    return (
-        sum(float(tensor.numel() * tensor.element_size()) for tensor in model.state_dict().values())
-        / MEGA
-    )
+    size = 0.0
+    for tensor in model.state_dict().values():
+        size += float(tensor.numel() * tensor.element_size())
+    return size / MEGA
 
 
 def _latency_ms(prices: Prices, costed: Costed) -> float | None:
@@ -101,9 +104,9 @@ FORMULAS: dict[str, Callable[[Prices, Costed], float | None]] = {
     "estimated_latency_ms": _estimated_latency_ms,
 }
 SHAPE_COSTS = ("size_mb", "latency_ms")
-"""Costs of a model in floating point that follow from its shapes: an untrained one tells them."""
+"""Costs of a model in floating point that follow from its shapes: an untrained one has them."""
 MEASURED_COSTS = ("latency_ms",)
-"""Costs that take time to know: asked for only where they count."""
+"""Costs that take time to measure: asked for only where they count."""
 
 
 def costs_of(
@@ -111,5 +114,9 @@ def costs_of(
 ) -> dict[str, float]:
     """The costs of these names that are known, in the order of the table."""
     wanted = set(names)
-    values = {name: formula(prices, costed) for name, formula in FORMULAS.items() if name in wanted}
-    return {name: value for name, value in values.items() if value is not None}
+    costs = {}
+    for name, formula in FORMULAS.items():
+        value = formula(prices, costed) if name in wanted else None
+        if value is not None:
+            costs[name] = value
+    return costs

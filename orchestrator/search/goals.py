@@ -19,18 +19,23 @@ from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound
 
 WORSE = 0.5
-"""Units of the quality below the dense model's: from there the hypervolume counts, where nothing
-says otherwise.
+"""Distance of the hypervolume's reference below the dense model's quality.
+
+It is counted in small differences of the quality, and holds where nothing else says otherwise.
 """
 LEAST_RATIO = 1 / 32
-"""Of the dense FLOPs: the area along their log axis is clipped here, where no bound says otherwise.
+"""Ratio to the dense FLOPs at which the area along their log axis is clipped.
+
+It holds where no bound says otherwise.
 """
 
 
 @dataclass(frozen=True)
 class Goals:
-    """`signs` are 1 where more of a metric is better and -1 where less is: quality first, then the
-    further metrics.
+    """The metrics and costs of a study, with their directions and bounds.
+
+    `signs` are 1 where more of a metric is better and -1 where less is. The quality comes first,
+    then the further metrics.
     """
 
     quality: str
@@ -44,8 +49,9 @@ class Goals:
 
     @property
     def axis(self) -> str:
-        """The cost along which targets, bands and baselines stand: its ratio is known before any
-        training.
+        """The cost along which targets, bands and baselines stand.
+
+        Its ratio is known before any training.
         """
         return "effective_flops" if "effective_flops" in self.costs else "flops"
 
@@ -58,10 +64,13 @@ class Goals:
         return cost in self.bounds or ratio_name(cost) in self.bounds
 
     def loss(self, metrics: Mapping[str, float]) -> float:
-        """Smaller is better: the loss where the task logs one, which tells more models apart, else
-        the quality.
+        """A number to be small: the loss where the task logs one, else the negative quality.
+
+        The loss tells more models apart.
         """
-        return metrics["loss"] if "loss" in metrics else -self.sign * metrics[self.quality]
+        if "loss" in metrics:
+            return metrics["loss"]
+        return -self.sign * metrics[self.quality]
 
     @property
     def metrics(self) -> list[str]:
@@ -75,73 +84,81 @@ class Goals:
     @property
     def directions(self) -> list[Direction]:
         """As Optuna wants them, in the order of `names`."""
-        metrics: list[Direction] = [
-            "maximize" if sign > 0 else "minimize" for sign in self.signs.values()
-        ]
-        costs: list[Direction] = ["minimize"] * len(self.costs)
-        return metrics + costs
+        directions: list[Direction] = []
+        for sign in self.signs.values():
+            directions.append("maximize" if sign > 0 else "minimize")
+        for _ in self.costs:
+            directions.append("minimize")
+        return directions
 
     def point(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> list[float]:
         """Quality, larger is better; then further metrics and costs, smaller is better."""
-        first, *further = (sign * metrics[name] for name, sign in self.signs.items())
-        return [first, *(-value for value in further), *(costs[name] for name in self.costs)]
+        point = [self.sign * metrics[self.quality]]
+        for name in self.metrics:
+            point.append(-self.signs[name] * metrics[name])
+        for name in self.costs:
+            point.append(costs[name])
+        return point
 
     def points(self, rows: Sequence[TrialRow]) -> Points:
         """Shape (n, objectives), as in `point`."""
-        found = [self.point({self.quality: row.quality, **row.metrics}, row.costs) for row in rows]  # type: ignore[dict-item]
-        return np.array(found, dtype=float).reshape(len(rows), len(self.names))
+        points = []
+        for row in rows:
+            metrics: dict[str, Any] = {self.quality: row.quality, **row.metrics}
+            points.append(self.point(metrics, row.costs))
+        return np.array(points, dtype=float).reshape(len(rows), len(self.names))
 
     def excesses(self, values: Mapping[str, float]) -> dict[str, float]:
         """How far each bounded value that is known lies outside; 0 or less within."""
-        return {
-            name: bound.excess(values[name])
-            for name, bound in self.bounds.items()
-            if name in values
-        }
+        excesses = {}
+        for name, bound in self.bounds.items():
+            if name in values:
+                excesses[name] = bound.excess(values[name])
+        return excesses
 
     def broken(self, values: Mapping[str, float]) -> str:
-        """Why these values are not to be had, all reasons in one; "" where they keep every
-        bound.
-        """
-        reasons = [
-            bound.broken(name, values[name])
-            for name, bound in self.bounds.items()
-            if name in values
-        ]
-        return "; ".join(reason for reason in reasons if reason)
+        """Why these values break bounds, all reasons in one; "" where they keep every bound."""
+        reasons = []
+        for name, bound in self.bounds.items():
+            reason = bound.broken(name, values[name]) if name in values else ""
+            if reason:
+                reasons.append(reason)
+        return "; ".join(reasons)
 
 
 def goals_of(settings: Settings) -> Goals:
-    """Errors: ConfigError for a metric or bound that neither the task nor the costs have, with the
-    nearest names.
+    """The goals that the settings describe.
+
+    Errors: ConfigError, with the nearest names, for a metric or bound that neither the task nor the
+    costs have.
     """
     objectives = settings.objectives
     directions = task_directions(settings)
-    for key, names in {
-        "quality": [objectives.quality],
-        "metrics": list(objectives.metrics),
-    }.items():
-        for name in names:
-            if name not in directions:
-                raise ConfigError(
-                    f"objectives.{key} must be {'one' if key == 'quality' else 'some'} of "
-                    f"{list(directions)}; "
-                    f"got '{name}'{nearest(name, list(directions))}"
-                )
+    _require_metrics("quality", "one", [objectives.quality], list(directions))
+    _require_metrics("metrics", "some", objectives.metrics, list(directions))
     known = [*known_names(), *directions]
     for name in objectives.bounds:
         if name not in known:
             raise ConfigError(
                 f"objectives.bounds must name costs {list(COSTS)}, their ratios to the dense "
-                "model's (flops_ratio) or "
-                f"metrics of the task {list(directions)}; got '{name}'{nearest(name, known)}"
+                "model's (flops_ratio) or metrics of the task "
+                f"{list(directions)}; got '{name}'{nearest(name, known)}"
             )
-    signs = {
-        name: 1.0 if directions[name] == "maximize" else -1.0
-        for name in (objectives.quality, *objectives.metrics)
-    }
+    signs = {}
+    for name in (objectives.quality, *objectives.metrics):
+        signs[name] = 1.0 if directions[name] == "maximize" else -1.0
     _require_float_model(settings)
     return Goals(objectives.quality, signs, objectives.costs, objectives.bounds)
+
+
+def _require_metrics(key: str, amount: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Errors: ConfigError, with the nearest name, for a metric that the task does not have."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"objectives.{key} must be {amount} of {list(known)}; "
+                f"got '{name}'{nearest(name, list(known))}"
+            )
 
 
 def task_directions(settings: Settings) -> dict[str, Direction]:
@@ -159,11 +176,11 @@ def _require_float_model(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """The point from which the hypervolume counts, and the dense model's costs that ratios are
-    against.
+    """The point from which the hypervolume counts.
 
-    `clip` is the least FLOPs ratio that counts, for the area of two objectives along a log axis;
-    None for a volume.
+    `quality`, `ratios` and `metrics` are the point itself; `dense` are the dense model's costs,
+    against which ratios are. `clip` is the least FLOPs ratio that counts, for the area of two
+    objectives along a log axis; None for a volume.
     """
 
     goals: Goals
@@ -176,31 +193,35 @@ class Reference:
     def volume(
         self, metrics: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]
     ) -> float:
-        """Of these models: the area over log FLOPs, or the normalised volume of other and of more
-        objectives.
+        """Hypervolume of models with these metrics and costs.
+
+        It is the area over log FLOPs, or for other and for more objectives the normalised volume.
         """
         goals = self.goals
         if self.clip is not None:
             (cost,) = goals.costs
-            ratios = [found[cost] / self.dense[cost] for found in costs]
-            quality = [goals.sign * found[goals.quality] for found in metrics]
+            ratios = [values[cost] / self.dense[cost] for values in costs]
+            quality = [goals.sign * values[goals.quality] for values in metrics]
             return hypervolume(quality, ratios, goals.sign * self.quality, self.clip)
-        points = [goals.point(m, c) for m, c in zip(metrics, costs, strict=True)]
+        points = []
+        for model_metrics, model_costs in zip(metrics, costs, strict=True):
+            points.append(goals.point(model_metrics, model_costs))
         scale = np.array([1.0] * len(goals.signs) + [self.dense[name] for name in goals.costs])
-        return volume(np.array(points).reshape(-1, len(scale)) / scale, np.array(self._corner()))
+        scaled = np.array(points).reshape(-1, len(scale)) / scale
+        return volume(scaled, np.array(self._corner()))
 
     def plain(self) -> dict[str, Any]:
         """As it is stored: values of metrics, ratios of costs to the dense model's."""
-        metrics = {self.goals.quality: self.quality, **self.metrics}
-        clip = {} if self.clip is None else {"least_ratio": self.clip}
-        return {
-            **metrics,
-            **{f"{name}_ratio": ratio for name, ratio in self.ratios.items()},
-            **clip,
-        }
+        plain: dict[str, Any] = {self.goals.quality: self.quality, **self.metrics}
+        for name, ratio in self.ratios.items():
+            plain[f"{name}_ratio"] = ratio
+        if self.clip is not None:
+            plain["least_ratio"] = self.clip
+        return plain
 
     def _corner(self) -> list[float]:
-        return self.goals.point({self.goals.quality: self.quality, **self.metrics}, self.ratios)
+        metrics = {self.goals.quality: self.quality, **self.metrics}
+        return self.goals.point(metrics, self.ratios)
 
 
 def study_reference(
@@ -211,22 +232,25 @@ def study_reference(
     What is not configured follows from the task, and where that does not say, from these values.
     """
     objectives = settings.objectives
-    given = objectives.references
-    quality = given.get(goals.quality)
+    configured = objectives.references
+    quality = configured.get(goals.quality)
     if quality is None:
         quality = task_reference(settings.task, goals.quality)
     if quality is None:
-        unit = scale_of(settings.task, goals.quality, dense[goals.quality])
-        quality = dense[goals.quality] - goals.sign * WORSE * unit
-    by_area = not set(given) - {goals.quality}
-    area = len(goals.names) == 2 and goals.costs[0] in AXES and by_area
+        dense_quality = dense[goals.quality]
+        scale = scale_of(settings.task, goals.quality, dense_quality)
+        quality = dense_quality - goals.sign * WORSE * scale
+    only_quality = not set(configured) - {goals.quality}
+    area = len(goals.names) == 2 and goals.costs[0] in AXES and only_quality
     bound = objectives.bounds.get(ratio_name(objectives.axis))
     least = LEAST_RATIO if bound is None or bound.least is None else bound.least
-    return Reference(
-        goals,
-        quality,
-        {name: given.get(name, 1.0) for name in goals.costs},
-        {name: given.get(name, dense[name] - goals.signs[name]) for name in goals.metrics},
-        {name: costs[name] for name in goals.costs},
-        least if area else None,
-    )
+    ratios = {}
+    dense_costs = {}
+    for name in goals.costs:
+        ratios[name] = configured.get(name, 1.0)
+        dense_costs[name] = costs[name]
+    metrics = {}
+    for name in goals.metrics:
+        # one unit worse than the dense model
+        metrics[name] = configured.get(name, dense[name] - goals.signs[name])
+    return Reference(goals, quality, ratios, metrics, dense_costs, least if area else None)

@@ -1,5 +1,6 @@
-"""Whether the parts of a configuration go together: what takes no data, and so is told before any
-is read.
+"""Whether the parts of a configuration go together.
+
+The checks take no data, so mistakes are reported before any is read.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from orchestrator.settings import Settings
 
 
 def check_parts(settings: Settings) -> Goals:
-    """What the study is after. Errors: ConfigError for a part that cannot be built or does not fit
-    the others.
+    """Checks the parts, and returns what the study is after.
+
+    Errors: ConfigError for a part that cannot be built or does not fit the others.
     """
     goals = goals_of(settings)
-    space, _ = settings.space.build(), settings.stopping.build()
+    phases = settings.phases
+    space = settings.space.build()
+    # built only to see that it can be
+    settings.stopping.build()
     check_method(settings, space)
     check_sampler(settings.sampler, goals.directions)
-    for how in (settings.phases.train, settings.phases.finetune):
-        optimization(how).check()
-    optimization(settings.phases.finetune, settings.phases.confirm.lr_factor).check()
+    optimization(phases.train).check()
+    optimization(phases.finetune).check()
+    optimization(phases.finetune, phases.confirm.lr_factor).check()
     read_plans(settings)
     device_of(settings)
     return goals

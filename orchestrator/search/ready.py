@@ -1,5 +1,6 @@
-"""What every process that runs trials makes before its first: the methods, the space, what
-evaluates a plan.
+"""What every process that runs trials makes before its first one.
+
+These are the methods, the space, and what evaluates a plan.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.space.outline import within_study
 from orchestrator.search.studies.orphans import plans_told
 from orchestrator.search.studies.study import Rules
@@ -21,16 +23,17 @@ from orchestrator.search.studies.trial import Study
 from orchestrator.search.trials.methods import PreparedMethod, prepare_method
 from orchestrator.settings import Settings
 
-DENSE, OVER = "dense", "over"
-"""Of the study: the digest of the dense weights, once they are there, and whether its search has
-ended.
-"""
+DENSE = "dense"
+"""Attribute of the study: the digest of the dense weights, once there are any."""
+OVER = "over"
+"""Attribute of the study: whether its search has ended."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The methods, and the terrain of each in the same order; trials are proposed on the first
-    one.
+    """The methods, and the terrain of each in the same order.
+
+    Trials are proposed on the first terrain.
     """
 
     space: Choices
@@ -49,20 +52,24 @@ def make_ready(settings: Settings, lab: Lab, space: Any, progress: Progress) -> 
     for choice in settings.method.choices():
         method = prepare_method(lab, choice)
         methods.append(method)
-        sensitivity = None
-        if space.needs_profile:
-            stage = method.stages[0]
-            groups = len(stage.pruner.structure.groups)
-            progress.phase("sensitivity", f"{choice.name}: {groups} groups, each alone")
-            sensitivity = profile(
-                lab,
-                stage,
-                settings.study.baselines,
-                lambda done, of: progress.tick(f"{done} of {of} groups"),
-            )
+        sensitivity = _profiled(settings, lab, method, progress) if space.needs_profile else None
         terrains[choice.name] = within_study(method.terrain(lab, sensitivity), settings)
     choices = Choices(space, settings.method, terrains)
     return Ready(choices, tuple(methods), tuple(terrains.values()))
+
+
+def _profiled(
+    settings: Settings, lab: Lab, method: PreparedMethod, progress: Progress
+) -> Sensitivity:
+    """The sensitivity of the method's first stage."""
+    stage = method.stages[0]
+    groups = len(stage.pruner.structure.groups)
+    progress.phase("sensitivity", f"{method.settings.name}: {groups} groups, each alone")
+
+    def tick(done: int, of: int) -> None:
+        progress.tick(f"{done} of {of} groups")
+
+    return profile(lab, stage, settings.study.baselines, tick)
 
 
 def store_of(settings: Settings, facts: Facts, study: Study) -> PlanStore:
@@ -84,33 +91,34 @@ def rules_of(settings: Settings, facts: Facts, stopping: Any) -> Rules:
 
 
 def require_one_dense(study: Study, facts: Facts) -> None:
-    """Errors: DataError where trials of the study were pruned from other dense weights than those
-    that are here now.
+    """Checks that the study's trials were pruned from the dense weights of this process.
 
-    A checkpoint was replaced under its path, or the dense model was trained anew to other bits:
-    plans of two networks would stand on one front.
+    They were not if a checkpoint was replaced under its path, or the dense model was trained anew
+    to other bits: plans of two networks would stand on one front.
+    Errors: DataError where they were pruned from others.
     """
     theirs = study.user_attrs.get(DENSE)
-    ended = any(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    ended = [trial for trial in trials if trial.state.is_finished()]
     if ended and theirs not in (None, facts.dense_digest):
         raise DataError(
             f"a study prunes one dense network; the trials of '{study.study_name}' have the "
-            f"weights {theirs[:12]}, now "
-            f"they are {facts.dense_digest[:12]}: give the checkpoint (phases.train.checkpoint) or "
-            "the folder of "
-            "dense models (study.baselines) that it began with, or study.name another value"
+            f"weights {theirs[:12]}, now they are {facts.dense_digest[:12]}: give the checkpoint "
+            "(phases.train.checkpoint) or the folder of dense models (study.baselines) that it "
+            "began with, or study.name another value"
         )
 
 
 def require_same_dense(study: Study, facts: Facts) -> None:
-    """Errors: DataError where this process has other dense weights than the study, whose plans
-    would not fit.
+    """Checks that this process has the dense weights of the study.
+
+    Errors: DataError where it has others, to which the study's plans would not fit.
     """
-    theirs, ours = study.user_attrs[DENSE], facts.dense_digest
+    theirs = study.user_attrs[DENSE]
+    ours = facts.dense_digest
     if theirs != ours:
         raise DataError(
             "all processes of a study must begin from the same dense weights; study "
-            f"'{study.study_name}' has "
-            f"{theirs[:12]}, here are {ours[:12]}: put study.baselines and study.out on a disk "
-            "that all of them share"
+            f"'{study.study_name}' has {theirs[:12]}, here are {ours[:12]}: put study.baselines "
+            "and study.out on a disk that all of them share"
         )

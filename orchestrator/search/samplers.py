@@ -1,6 +1,4 @@
-"""Samplers by name: Optuna's that take several objectives, OptunaHub's, and one that tries
-everything.
-"""
+"""Samplers by name: Optuna's for several objectives, OptunaHub's, and one that tries everything."""
 
 from __future__ import annotations
 
@@ -39,24 +37,23 @@ def sampler(recipe: Recipe, seed: int, distributions: Distributions) -> BaseSamp
     """Any sampler by its dotted path, given `seed` and `search_space` where it takes them.
 
     A seed of its own in the configuration stays: a low-discrepancy sequence must be the same one in
-    every trial. Errors: ConfigError for what is not a sampler, or does not take these
-    distributions.
+    every trial.
+    Errors: ConfigError for what is not a sampler, or does not take these distributions.
     """
     if recipe.target in _STOPS_ITSELF:
         raise ConfigError(
             f"{recipe.target} ends a study by itself, which only works inside `optimize`; take "
             "sampler=brute_force with space.levels"
         )
-    accepts = inspect.signature(locate(recipe.target)).parameters
-    extra = {"seed": seed, "search_space": dict(distributions)}
-    given = {
-        name: value
-        for name, value in extra.items()
-        if name in accepts and name not in recipe.arguments
-    }
+    accepted = set(inspect.signature(locate(recipe.target)).parameters)
+    extra: dict[str, Any] = {}
+    if "seed" in accepted - set(recipe.arguments):
+        extra["seed"] = seed
+    if "search_space" in accepted - set(recipe.arguments):
+        extra["search_space"] = dict(distributions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        built = recipe.build(**given)
+        built = recipe.build(**extra)
     if not isinstance(built, BaseSampler):
         raise ConfigError(
             f"sampler must be one of Optuna's; {recipe.target} gives a {type(built).__name__}"
@@ -65,8 +62,9 @@ def sampler(recipe: Recipe, seed: int, distributions: Distributions) -> BaseSamp
 
 
 def check_sampler(recipe: Recipe, directions: Sequence[Direction]) -> None:
-    """Try it on a small study. Errors: ConfigError with what the sampler says where it cannot do
-    it.
+    """Try the sampler on a small study.
+
+    Errors: ConfigError with what the sampler says where it cannot do it.
     """
     space: Distributions = {
         "a": FloatDistribution(0.0, 1.0, step=0.25),
@@ -83,20 +81,20 @@ def check_sampler(recipe: Recipe, directions: Sequence[Direction]) -> None:
             study.sampler = built
             study.tell(study.ask(dict(space)), [0.5 + number] * len(directions))
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            lines = str(error).splitlines() or [type(error).__name__]
             raise ConfigError(
-                f"sampler {recipe.target} must take {len(directions)} objectives; it says: {first} "
-                "Take another one, such as sampler=tpe, nsga2, nsga3 or gp"
+                f"sampler {recipe.target} must take {len(directions)} objectives; it says: "
+                f"{lines[0]} Take another one, such as sampler=tpe, nsga2, nsga3 or gp"
             ) from error
 
 
 def continuous(distributions: Distributions) -> list[str]:
-    """Names of the dimensions with values without number."""
-    return [
-        name
-        for name, d in distributions.items()
-        if isinstance(d, FloatDistribution) and d.step is None
-    ]
+    """Names of the continuous dimensions."""
+    names = []
+    for name, distribution in distributions.items():
+        if isinstance(distribution, FloatDistribution) and distribution.step is None:
+            names.append(name)
+    return names
 
 
 def values_of(distribution: BaseDistribution) -> list[Any]:
@@ -107,18 +105,20 @@ def values_of(distribution: BaseDistribution) -> list[Any]:
         return list(range(distribution.low, distribution.high + 1, distribution.step))
     assert isinstance(distribution, FloatDistribution)
     assert distribution.step is not None
-    count = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [
-        min(distribution.low + place * distribution.step, distribution.high)
-        for place in range(count)
-    ]
+    low = distribution.low
+    high = distribution.high
+    count = round((high - low) / distribution.step) + 1
+    return [min(low + index * distribution.step, high) for index in range(count)]
 
 
 def combinations(distributions: Distributions) -> int | None:
     """How many plans there are; None where a dimension is continuous."""
     if continuous(distributions):
         return None
-    return math.prod(len(values_of(distribution)) for distribution in distributions.values())
+    count = 1
+    for distribution in distributions.values():
+        count *= len(values_of(distribution))
+    return count
 
 
 def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
@@ -134,43 +134,52 @@ def exhausted(study: optuna.Study, distributions: Distributions) -> bool:
 def tried_places(
     trials: Sequence[FrozenTrial], distributions: Distributions
 ) -> set[tuple[int, ...]]:
-    """Where in the space each trial with a value for every dimension lies; what lies off the grid
-    is left out.
+    """The place in the space of each trial with a value for every dimension.
 
-    A trial that waits lies where it will be, if its parameters are given.
+    A place has the index of the value in each dimension; trials off the grid are left out. A
+    waiting trial is counted at its future place if its parameters are enqueued.
     """
     values = {name: values_of(distribution) for name, distribution in distributions.items()}
-    found = set()
+    tried: set[tuple[int, ...]] = set()
     for trial in trials:
         params = {**enqueued_params(trial), **trial.params}
-        place = [_place(values[name], params.get(name)) for name in values]
-        if None not in place:
-            found.add(tuple(place))
-    return found  # type: ignore[return-value]
+        indices = []
+        for name, options in values.items():
+            index = _index_of(options, params.get(name))
+            if index is not None:
+                indices.append(index)
+        if len(indices) == len(values):
+            tried.add(tuple(indices))
+    return tried
 
 
-def _place(values: list[Any], value: Any) -> int | None:
-    if isinstance(value, float):
-        near = [i for i, other in enumerate(values) if abs(float(other) - value) < 1e-9]
-        return near[0] if near else None
-    return values.index(value) if value in values else None
+def _index_of(values: list[Any], value: Any) -> int | None:
+    """Index of a value among those of a dimension; None where it is none of them."""
+    if not isinstance(value, float):
+        return values.index(value) if value in values else None
+    for index, other in enumerate(values):
+        if abs(float(other) - value) < 1e-9:
+            return index
+    return None
 
 
 class BruteForce(BaseSampler):
     """Every combination of a finite space, each once, in an order that the seed decides.
 
-    Optuna's own ends the study from inside a trial, which asking and telling does not allow; here
-    the loop ends it.
+    Optuna's own ends the study from inside a trial, which asking and telling does not allow; with
+    this one the loop ends it.
     """
 
     def __init__(self, search_space: Distributions, seed: int = 0) -> None:
-        if names := continuous(search_space):
+        names = continuous(search_space)
+        if names:
             raise ConfigError(
                 "sampler=brute_force needs discrete dimensions; these are continuous: "
-                f"{', '.join(names)}; give "
-                "space.levels=3 (values per dimension), or fix them (least = most)"
+                f"{', '.join(names)}; give space.levels=3 (values per dimension), or fix them "
+                "(least = most)"
             )
-        self._space, self._seed = dict(search_space), seed
+        self._space = dict(search_space)
+        self._seed = seed
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -186,15 +195,18 @@ class BruteForce(BaseSampler):
         others = [
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
-        tried = {_index(place, shape) for place in tried_places(others, search_space)}
+        tried = {_index(indices, shape) for indices in tried_places(others, search_space)}
         draw = random.Random(self._seed)
-        chosen = _nth_untried(draw.randrange(max(1, whole - len(tried))), sorted(tried))
-        if chosen >= whole:  # all are: only another worker's trial can be left to wait for
+        nth = draw.randrange(max(1, whole - len(tried)))
+        chosen = _nth_untried(nth, sorted(tried))
+        if chosen >= whole:
+            # everything is tried: only another worker's trial can be left to wait for
             chosen = draw.randrange(whole)
-        place = _place_of(chosen, shape)
-        return {
-            name: options[i] for name, options, i in zip(search_space, values, place, strict=True)
-        }
+        sampled = {}
+        indices = _place_of(chosen, shape)
+        for name, options, index in zip(search_space, values, indices, strict=True):
+            sampled[name] = options[index]
+        return sampled
 
     def sample_independent(
         self,
@@ -203,23 +215,23 @@ class BruteForce(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return values_of(param_distribution)[
-            0
-        ]  # of a dimension the space does not have: never in a study
+        # asked only of a dimension that the space does not have: never in a study
+        return values_of(param_distribution)[0]
 
 
-def _index(place: Sequence[int], shape: Sequence[int]) -> int:
-    """The number of a combination, the last dimension counting fastest; Python's integers have no
-    largest one.
+def _index(indices: Sequence[int], shape: Sequence[int]) -> int:
+    """The number of a combination, the last dimension counting fastest.
+
+    Python's integers have no largest one.
     """
     number = 0
-    for digit, size in zip(place, shape, strict=True):
+    for digit, size in zip(indices, shape, strict=True):
         number = number * size + digit
     return number
 
 
 def _place_of(number: int, shape: Sequence[int]) -> list[int]:
-    """The combination of a number: the other way round."""
+    """The combination of a number; the inverse of `_index`."""
     digits = []
     for size in reversed(shape):
         number, digit = divmod(number, size)
@@ -227,13 +239,13 @@ def _place_of(number: int, shape: Sequence[int]) -> list[int]:
     return digits[::-1]
 
 
-def _nth_untried(place: int, tried: Sequence[int]) -> int:
-    """The `place`-th number from 0 that is not among `tried`, which rise."""
+def _nth_untried(nth: int, tried: Sequence[int]) -> int:
+    """The `nth` number, counted from 0, that is not in the ascending `tried`."""
     for number in tried:
-        if number > place:
+        if number > nth:
             break
-        place += 1
-    return place
+        nth += 1
+    return nth
 
 
 def hub(
@@ -244,11 +256,11 @@ def hub(
     registry: Path | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> BaseSampler:
-    """A sampler of OptunaHub, `package` as in `samplers/auto_sampler`; `registry` is a local folder
-    of packages.
+    """A sampler of OptunaHub.
 
-    `name` is the class, where a package has several. Loading runs the package's code. Errors:
-    ConfigError.
+    `package` is as in `samplers/auto_sampler`; `registry` is a local folder of packages. `name` is
+    the class, where a package has several. Loading runs the package's code.
+    Errors: ConfigError.
     """
     module = _downloaded(package) if registry is None else _local(package, Path(registry))
     classes = _samplers_in(module)
@@ -259,15 +271,19 @@ def hub(
             f"sampler.name must be a sampler of {package}, which has {sorted(classes)}; got "
             f"{name!r}{nearest(name or '', sorted(classes))}"
         )
-    accepts = inspect.signature(classes[name]).parameters
-    extra = {"seed": seed, "search_space": dict(search_space)}
-    given = {key: value for key, value in extra.items() if key in accepts}
+    accepted = inspect.signature(classes[name]).parameters
+    given: dict[str, Any] = {}
+    if "seed" in accepted:
+        given["seed"] = seed
+    if "search_space" in accepted:
+        given["search_space"] = dict(search_space)
+    given |= arguments or {}
     try:
-        return classes[name](**given | dict(arguments or {}))
+        return classes[name](**given)
     except TypeError as error:
         raise ConfigError(
             f"sampler.arguments must be those of {module.__name__}.{name}; {error}; it takes "
-            f"{list(accepts)}"
+            f"{list(accepted)}"
         ) from error
 
 
@@ -304,23 +320,22 @@ def _local(package: str, registry: Path) -> ModuleType:
 
 
 def _downloaded(package: str) -> ModuleType:
-    """From OptunaHub's registry, or from what it has downloaded before."""
+    """A package from OptunaHub's registry, or from what was downloaded before."""
     try:
         import optunahub
     except ImportError as error:
         raise ConfigError(
             "sampler=hub needs optunahub: pip install 'pruning-orchestrator[hub]'; or name a local "
-            "folder of packages: "
-            "sampler.registry=FOLDER"
+            "folder of packages: sampler.registry=FOLDER"
         ) from error
-    if (
-        before := sys.modules.get(f"optunahub_registry.package.{package.replace('/', '.')}")
-    ) is not None:
-        return before
+    loaded = sys.modules.get(f"optunahub_registry.package.{package.replace('/', '.')}")
+    if loaded is not None:
+        return loaded
     try:
-        found: ModuleType = optunahub.load_module(package)
-    except Exception as error:  # git, the network, the package's own imports
+        module: ModuleType = optunahub.load_module(package)
+    except Exception as error:
+        # git, the network, or the package's own imports failed
         raise ConfigError(
             f"sampler.package '{package}' cannot be loaded; {type(error).__name__}: {error}"
         ) from error
-    return found
+    return module

@@ -1,5 +1,6 @@
-"""Stopping: which trials get another round of finetuning. Networks are pruned; trials are
-stopped.
+"""Stopping: which trials get another round of finetuning.
+
+Networks are pruned; trials are stopped.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from lightning_modules.errors import ConfigError
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a trial stood at one rung: validation loss (nats), quality drop against the dense
-    model, FLOPs ratio.
+    """Where a trial stood at one rung.
+
+    `loss` is the validation loss in nats, `quality_drop` the drop against the dense model.
     """
 
     trial: int
@@ -31,33 +33,38 @@ class Standing:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many trials of the search have ended by themselves, the chain left out, and how many of
-    them completed.
+    """How many trials of the search have ended by themselves, and how many of them completed.
+
+    The chain is left out.
     """
 
     trials: int = 0
     completed: int = 0
 
     def owes(self, least: float) -> bool:
-        """Whether one more trial that does not complete would leave less than the share `least` of
-        them completed.
+        """Whether too few trials would be completed if one more did not complete.
+
+        `least` is the share of them that must be completed.
         """
         return self.completed < least * (self.trials + 1)
 
 
 class Stopping(Protocol):
-    """The reason to stop the trial that stands at `mine`, or None to go on; `peers` are all earlier
-    standings.
+    """The reason to stop the trial at `standing`, or None to go on.
+
+    `peers` are all earlier standings.
     """
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None: ...
+    def __call__(
+        self, standing: Standing, peers: Sequence[Standing], tally: Tally
+    ) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Never:
     """Every trial gets its full finetuning."""
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
+    def __call__(self, standing: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         return None
 
 
@@ -65,13 +72,13 @@ class Never:
 class Band:
     """Compare only with trials of about the same cost: within `octaves` of FLOPs, at the same rung.
 
-    A trial goes on when its validation loss is among the better `keep` share of its band, each loss
-    counted from the band's own trend over log FLOPs; raw losses would favour the largest models.
-    The trend never rises with the cost, so nobody is behind a trial that it dominates: what
-    dominates its whole band goes on. So does what stands on the band's front between a cheaper and
-    a dearer trial. At its ends the front says little: each new smallest model is on it by a cost
-    that is exact, each new largest one by a loss that falls with the cost; there half as many are
-    stopped.
+    A trial goes on when its validation loss is among the better `keep` share of its band. Each loss
+    is counted from the band's own trend over log FLOPs; raw losses would favour the largest models.
+    The trend never rises with the cost, so a trial that dominates its whole band goes on: nobody is
+    behind a trial that it dominates. A trial on the band's front with both a cheaper and a more
+    expensive neighbour goes on, too. At the two ends of the front, being non-dominated says little:
+    each new smallest model is on it by a cost that is exact, each new largest one by a loss that
+    falls with the cost. There half as many are stopped.
 
     A band with fewer than `min_peers` others decides nothing. Nobody is stopped while less than
     `least_completed` of the search's trials are completed: TPE's good set, the best tenth, would
@@ -90,22 +97,26 @@ class Band:
         if self.octaves <= 0.0:
             raise ConfigError(f"stopping.octaves must be above 0; got {self.octaves}")
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
-        if reason := _lost(mine, self.max_drop):
+    def __call__(self, standing: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
+        reason = _lost(standing, self.max_drop)
+        if reason:
             return reason
-        band = [
-            peer
-            for peer in _at_rung(mine, peers)
-            if abs(math.log2(peer.flops_ratio / mine.flops_ratio)) <= self.octaves
-        ]
+        band = []
+        distances = []
+        for peer in _at_rung(standing, peers):
+            distance = math.log2(peer.flops_ratio / standing.flops_ratio)
+            if abs(distance) <= self.octaves:
+                band.append(peer)
+                distances.append(distance)
         if len(band) < self.min_peers or tally.owes(self.least_completed):
             return None
-        octaves = np.array([math.log2(peer.flops_ratio / mine.flops_ratio) for peer in band])
+        octaves = np.array(distances)
         losses = np.array([peer.loss for peer in band])
         excess = losses - trend(octaves, losses) * octaves
-        better = int((excess < mine.loss).sum())
+        better = int((excess < standing.loss).sum())
         keep = self.keep
-        if (losses[octaves <= 0.0] > mine.loss).all():  # on the band's front
+        on_front = (losses[octaves <= 0.0] > standing.loss).all()
+        if on_front:
             if (octaves < 0.0).any() and (octaves > 0.0).any():
                 return None
             keep = 0.5 * (1.0 + keep)
@@ -113,20 +124,19 @@ class Band:
             return None
         return (
             f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss for "
-            "their cost "
-            f"at rung {mine.rung}"
+            f"their cost at rung {standing.rung}"
         )
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Compare with all trials at the same rung by non-dominated sorting over (loss, FLOPs);
-    MO-ASHA, arXiv 2106.12639.
+    """Compare with all trials at the same rung by non-dominated sorting over (loss, FLOPs).
 
-    A trial goes on when its place is among the better `keep` share: by rank first, within a rank by
-    the hypervolume that the front of this rank would lose with it (larger is better; the corner is
-    the worst loss and the largest log FLOPs of the rung, so that being the smallest or the largest
-    counts for nothing). `min_peers`, `max_drop` and `least_completed` are as in `Band`.
+    This is MO-ASHA (arXiv 2106.12639). A trial goes on when it is among the better `keep` share:
+    trials are ordered by rank first, and within a rank by the hypervolume that the front of this
+    rank would lose with the trial (larger is better). The corner of the hypervolume is the worst
+    loss and the largest log FLOPs of the rung, so being the smallest or the largest counts for
+    nothing. `min_peers`, `max_drop` and `least_completed` are as in `Band`.
     """
 
     keep: float = 0.5
@@ -137,62 +147,69 @@ class Pareto:
     def __post_init__(self) -> None:
         _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
 
-    def __call__(self, mine: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
-        if reason := _lost(mine, self.max_drop):
+    def __call__(self, standing: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
+        reason = _lost(standing, self.max_drop)
+        if reason:
             return reason
-        rung = [mine, *_at_rung(mine, peers)]
+        rung = [standing, *_at_rung(standing, peers)]
         if len(rung) <= self.min_peers or tally.owes(self.least_completed):
             return None
-        points = np.array([[standing.loss, math.log2(standing.flops_ratio)] for standing in rung])
+        points = np.array([[other.loss, math.log2(other.flops_ratio)] for other in rung])
         before = places(points)[0]
         if before < self.keep * len(rung):
             return None
         return (
             f"{before} of {len(rung) - 1} trials were before it in loss and FLOPs together at "
-            f"rung {mine.rung}"
+            f"rung {standing.rung}"
         )
 
 
 def places(points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """How many points are before each one: of a lower rank, or of the same with more hypervolume of
-    their own.
+    """How many points are before each one.
 
+    A point is before another if its rank is lower, or the same and its own hypervolume is larger.
     `points` has shape (n, 2), both columns to be small; equal points have the same place.
     """
-    ranks = np.asarray(
-        moocore.pareto_rank(points), dtype=np.int64
-    )  # ranks, not an order: point i has rank ranks[i]
+    # ranks, not an order: point i has rank ranks[i]
+    ranks = np.asarray(moocore.pareto_rank(points), dtype=np.int64)
     corner = points.max(0)
     volumes = np.zeros(len(points))
     for rank in np.unique(ranks):
         members = np.flatnonzero(ranks == rank)
         volumes[members] = moocore.hv_contributions(points[members], ref=corner)
-    lower = ranks[None, :] < ranks[:, None]
-    larger = (ranks[None, :] == ranks[:, None]) & (volumes[None, :] > volumes[:, None])
-    found: npt.NDArray[np.int64] = (lower | larger).sum(1)
-    return found
+    lower_rank = ranks[None, :] < ranks[:, None]
+    same_rank = ranks[None, :] == ranks[:, None]
+    larger_volume = volumes[None, :] > volumes[:, None]
+    before = lower_rank | (same_rank & larger_volume)
+    counts: npt.NDArray[np.int64] = before.sum(1)
+    return counts
 
 
 def trend(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
-    """Loss per octave of FLOPs: the median slope of all pairs (Theil and Sen), at most 0; 0 where
-    costs are equal.
+    """Loss per octave of FLOPs: the median slope of all pairs (Theil and Sen), at most 0.
+
+    It is 0 where all costs are equal.
     """
-    i, j = np.triu_indices(len(octaves), 1)
-    run = octaves[j] - octaves[i]
+    first, second = np.triu_indices(len(octaves), 1)
+    run = octaves[second] - octaves[first]
+    rise = losses[second] - losses[first]
     apart = run != 0.0
     if not apart.any():
         return 0.0
-    return min(0.0, float(np.median((losses[j] - losses[i])[apart] / run[apart])))
+    slopes = rise[apart] / run[apart]
+    return min(0.0, float(np.median(slopes)))
 
 
-def _at_rung(mine: Standing, peers: Sequence[Standing]) -> list[Standing]:
-    return [peer for peer in peers if peer.rung == mine.rung and peer.trial != mine.trial]
+def _at_rung(standing: Standing, peers: Sequence[Standing]) -> list[Standing]:
+    """Standings of other trials at the same rung."""
+    rung = standing.rung
+    return [peer for peer in peers if peer.rung == rung and peer.trial != standing.trial]
 
 
-def _lost(mine: Standing, max_drop: float) -> str | None:
-    if mine.quality_drop <= max_drop:
+def _lost(standing: Standing, max_drop: float) -> str | None:
+    if standing.quality_drop <= max_drop:
         return None
-    return f"lost {mine.quality_drop:.3f} of quality, more than {max_drop:g}"
+    return f"lost {standing.quality_drop:.3f} of quality, more than {max_drop:g}"
 
 
 def _check(keep: float, min_peers: int, max_drop: float, least_completed: float) -> None:

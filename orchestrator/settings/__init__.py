@@ -46,6 +46,14 @@ __all__ = [
 ]
 
 
+def _optional_budget(value: Any) -> Any:
+    return value if value is None else parse_budget(value)
+
+
+def _optional_time(value: Any) -> Any:
+    return value if value is None else parse_time(value)
+
+
 class StudySettings(Part):
     """`name` is the folder under `out`; `storage` null means a journal file in that folder.
 
@@ -59,19 +67,14 @@ class StudySettings(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     n_trials: Positive
-    budget: Annotated[
-        Budget | None,
-        BeforeValidator(lambda value: value if value is None else parse_budget(value)),
-    ] = None
+    budget: Annotated[Budget | None, BeforeValidator(_optional_budget)] = None
     out: Path = Path("runs")
     baselines: Path = Path("baselines")
     storage: str | None = None
     storage_patience: Annotated[float, Field(ge=0.0)] = 600.0
     lease: Annotated[float, Field(gt=0.0)] = 60.0
     results: Literal["folder", "mlflow"] = "folder"
-    trial_timeout: Annotated[
-        Budget | None, BeforeValidator(lambda value: value if value is None else parse_time(value))
-    ] = None
+    trial_timeout: Annotated[Budget | None, BeforeValidator(_optional_time)] = None
     max_failures: Ratio = 0.5
     on_out_of_memory: Literal["halve", "fail"] = "halve"
 
@@ -85,12 +88,11 @@ class StudySettings(Part):
 
 
 class ChainSettings(Part):
-    """The chain a study begins with: `targets` FLOPs ratios, log-spaced from `largest` to
-    `smallest`.
+    """The chain a study begins with: `targets` FLOPs ratios from `largest` to `smallest`.
 
-    Where whole blocks are pruned, a rung keeps FLOPs ratio^`depth` of them. Under a budget in time
-    or epochs all rungs get the same time, and at most `most_epochs`; what is left goes to the other
-    rungs, then to trials around the chain.
+    They are log-spaced. Where whole blocks are pruned, a target keeps FLOPs ratio^`depth` of them.
+    Under a budget in time or epochs all targets get the same time, and at most `most_epochs`; what
+    is left goes to the other targets, then to trials around the chain.
     """
 
     targets: Count = 8
@@ -109,20 +111,22 @@ class ChainSettings(Part):
         return self
 
     def ratios(self, budget: float | None) -> list[float]:
-        """FLOPs ratios, large to small; under a `budget` the ladder begins at the budget itself."""
+        """FLOPs ratios, large to small; under a `budget` the chain begins at the budget itself."""
         top = self.largest if budget is None else min(self.largest, budget)
-        if self.targets == 0 or top <= self.smallest:
-            return [top] if self.targets else []
+        if self.targets == 0:
+            return []
+        if top <= self.smallest:
+            return [top]
         step = (self.smallest / top) ** (1 / max(1, self.targets - 1))
-        return [top * step**place for place in range(self.targets)]
+        return [top * step**index for index in range(self.targets)]
 
 
 class SearchSettings(Part):
-    """`lineage` lets a trial begin from a finished plan that contains it; without it all begin from
-    the dense model.
+    """How a search makes use of plans.
 
-    `warm_start` is the name of a study to begin with, `plans` are files of thresholds that are
-    tried behind the chain.
+    `lineage` lets a trial begin from a finished plan that contains it; without it all begin from
+    the dense model. `warm_start` is the name of a study to begin with, `plans` are files of
+    thresholds that are tried behind the chain.
     """
 
     lineage: bool = True
@@ -170,74 +174,77 @@ class Settings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        single = all(method.granularity != "unit" for method in self.method.choices())
-        if single and (
-            "flops" in self.objectives.costs or self.objectives.axis != "effective_flops"
-        ):
-            raise ValueError(
-                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as "
-                "they are; take "
-                "objectives=quality_effective_flops, with other costs beside it as in "
-                "objectives.costs=[effective_flops,latency_ms]"
-            )
-        if single and self.phases.sparsify is not None:
-            raise ValueError(
-                f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes "
-                "none"
-            )
-        if self.phases.finetune.begin == "rewound" and self.phases.train.rewind_epoch is None:
+        granularities = [method.granularity for method in self.method.choices()]
+        if "unit" not in granularities:
+            self._check_on_weights()
+        phases = self.phases
+        if phases.finetune.begin == "rewound" and phases.train.rewind_epoch is None:
             raise ValueError(
                 "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go "
                 "back to"
             )
-        if self.study.budget is not None and self.workers > 1:
+        budget = self.study.budget
+        if budget is not None and self.workers > 1:
             raise ValueError(
-                "a budget in time or epochs paces one process; "
-                f"study.budget={self.study.budget.text} with "
+                f"a budget in time or epochs paces one process; study.budget={budget.text} with "
                 f"workers={self.workers}: take workers=1, or a number of trials (study.n_trials)"
             )
         return self
 
+    def _check_on_weights(self) -> None:
+        """Errors: ValueError for settings that only suit the removal of units."""
+        objectives = self.objectives
+        if "flops" in objectives.costs or objectives.axis != "effective_flops":
+            raise ValueError(
+                f"method '{self.method.name}' sets single weights to zero, which leaves FLOPs as "
+                "they are; take objectives=quality_effective_flops, with other costs beside it as "
+                "in objectives.costs=[effective_flops,latency_ms]"
+            )
+        if self.phases.sparsify is not None:
+            raise ValueError(
+                f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes "
+                "none"
+            )
+
     def plain(self) -> dict[str, Any]:
-        """The configuration as plain data: what it was composed of, with every default written
-        out.
-        """
+        """The configuration as plain data, with every default written out."""
         recipes = {name: getattr(self, name).to_json() for name in RECIPES}
         phases = self.phases.model_dump(
             mode="json", exclude={"train": _RECIPES, "finetune": _RECIPES, "sparsify": True}
         )
-        for phase in ("train", "finetune"):
-            how: OptimizerSettings = getattr(self.phases, phase)
-            phases[phase]["optimizer"] = how.optimizer.to_json()
-            phases[phase]["scheduler"] = None if how.scheduler is None else how.scheduler.to_json()
+        phases["train"] |= _plain_recipes(self.phases.train)
+        phases["finetune"] |= _plain_recipes(self.phases.finetune)
         sparsify = self.phases.sparsify
-        phases["sparsify"] = sparsify and {
-            "penalty": sparsify.penalty.to_json(),
-            "rounds": sparsify.rounds,
-        }
+        phases["sparsify"] = None
+        if sparsify is not None:
+            phases["sparsify"] = {
+                "penalty": sparsify.penalty.to_json(),
+                "rounds": sparsify.rounds,
+            }
         rest = self.model_dump(mode="json", exclude={*RECIPES, "phases", "method"})
         return {**recipes, "method": self.method.plain(), "phases": phases, **rest}
 
     @property
     def depth(self) -> bool:
-        """Whether whole blocks go too: as the method says or, where it does not, in a chain under a
-        budget in time.
+        """Whether whole blocks are pruned, too.
+
+        The method says so or, where it does not, they are in a chain under a budget in time.
         """
-        method, budget, chain = self.method.choices()[0], self.study.budget, self.search.chain
+        method = self.method.choices()[0]
+        budget = self.study.budget
+        chain = self.search.chain
         if not self._depth_is_open:
             return bool(self.method.depth or method.depth)
-        return (
-            budget is not None
-            and budget.measure == "seconds"
-            and chain.targets > 0
-            and chain.depth > 0.0
-        )
+        if budget is None or budget.measure != "seconds":
+            return False
+        return chain.targets > 0 and chain.depth > 0.0
 
     def with_depth(self, depth: bool) -> Settings:
         """With whole blocks pruned or not where the method leaves that open."""
         if not self._depth_is_open:
             return self
-        return self.model_copy(update={"method": self.method.model_copy(update={"depth": depth})})
+        method = self.method.model_copy(update={"depth": depth})
+        return self.model_copy(update={"method": method})
 
     @property
     def _depth_is_open(self) -> bool:
@@ -246,11 +253,13 @@ class Settings(Part):
 
     def model_name(self) -> str:
         """The name given to the model's builder, or the last part of its path."""
-        return str(self.model.arguments.get("name", self.model.target.rpartition(".")[2]))
+        builder = self.model.target.rpartition(".")[2]
+        return str(self.model.arguments.get("name", builder))
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same search: everything a trial's result depends on, nothing
-        about how many.
+        """What makes two runs the same search.
+
+        It is everything that a trial's result depends on, and nothing about how many there are.
         """
         whole = self.plain()
         for name in ("study", "tracking", "job", "workers", "device", "threads", "memory_format"):
@@ -279,12 +288,21 @@ class Settings(Part):
 
 
 _TYPES = ("literal[", "constrained-")
-"""How pydantic names those of a value that may be of several types, behind its place."""
+"""How pydantic names the types of a value that may be of several, behind its path."""
+
+
+def _plain_recipes(settings: OptimizerSettings) -> dict[str, Any]:
+    scheduler = settings.scheduler
+    return {
+        "optimizer": settings.optimizer.to_json(),
+        "scheduler": None if scheduler is None else scheduler.to_json(),
+    }
 
 
 def load(config: Mapping[str, Any]) -> Settings:
-    """Settings of a composed config. Errors: ConfigError with every wrong key, its value and the
-    nearest names.
+    """Settings of a composed config.
+
+    Errors: ConfigError with every wrong key, its value and the nearest names.
     """
     try:
         return Settings.model_validate(dict(config))
@@ -293,29 +311,31 @@ def load(config: Mapping[str, Any]) -> Settings:
 
 
 def _messages(problems: Iterable[Any]) -> list[str]:
-    """A line for each; where a value may be of several types, one for all of them."""
-    found: dict[tuple[Any, ...], str] = {}
+    """A line for each problem; where a value may be of several types, one for all of them."""
+    messages: dict[tuple[Any, ...], str] = {}
     for problem in problems:
-        *before, last = problem["loc"] or ("",)
-        if not str(last).startswith(_TYPES):
-            found[problem["loc"]] = _message(problem)
-        elif (at := tuple(before)) not in found:
-            found[at] = _message({**problem, "loc": at})
+        path = problem["loc"] or ("",)
+        if not str(path[-1]).startswith(_TYPES):
+            messages[problem["loc"]] = _message(problem)
+            continue
+        parent = tuple(path[:-1])
+        if parent in messages:
+            text, got, value = messages[parent].rpartition("; got ")
+            expected = problem["msg"].removeprefix("Input should be ")
+            messages[parent] = f"{text}, or {expected}{got}{value}"
         else:
-            text, got, value = found[at].rpartition("; got ")
-            found[at] = f"{text}, or {problem['msg'].removeprefix('Input should be ')}{got}{value}"
-    return list(found.values())
+            messages[parent] = _message({**problem, "loc": parent})
+    return list(messages.values())
 
 
 def _message(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden" and (replacement := instead(where)):
-        return f"{where} is not a setting any more: {replacement}"
+    where = ".".join([str(part) for part in problem["loc"]])
     if problem["type"] == "extra_forbidden":
-        return (
-            f"{where} is not a "
-            f"setting{nearest(str(problem['loc'][-1]), _known(problem['loc'][:-1]))}"
-        )
+        replacement = instead(where)
+        if replacement:
+            return f"{where} is not a setting any more: {replacement}"
+        *section, key = problem["loc"]
+        return f"{where} is not a setting{nearest(str(key), _known(tuple(section)))}"
     text = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     shown = "" if isinstance(value, Mapping | BaseModel) else f"; got {value!r}"
@@ -323,6 +343,7 @@ def _message(problem: Any) -> str:
 
 
 def _known(path: tuple[Any, ...]) -> list[str]:
+    """Names of the settings in the section at this path."""
     part: Any = Settings
     for name in path:
         fields = getattr(part, "model_fields", None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SECONDS_PER_UNIT = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+"""Seconds by the name of a time's unit."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,16 @@ class Budget:
     text: str
 
     def covers(self, other: Budget) -> bool:
-        """Whether it is at least as much of the same measure."""
+        """Whether this budget is at least as much of the same measure."""
         return self.measure == other.measure and self.amount >= other.amount
 
 
 def parse_time(value: Any) -> Budget:
     """Errors: ValueError for anything but a time."""
-    found = parse_budget(value)
-    if found.measure != "seconds":
+    budget = parse_budget(value)
+    if budget.measure != "seconds":
         raise ValueError(f"must be a time: 90s, 20min, 1.5h or 2d; got {value!r}")
-    return found
+    return budget
 
 
 def parse_budget(value: Any) -> Budget:
@@ -45,7 +46,8 @@ def parse_budget(value: Any) -> Budget:
         raise ValueError(
             f"must be a number and a unit: 90s, 20min, 1.5h, 2d or 30epochs; got {value!r}"
         )
-    unit, text = match[2], f"{match[1]}{match[2]}"
+    unit = match[2]
+    text = f"{match[1]}{match[2]}"
     if unit == "epochs":
         return Budget(number, "epochs", text)
     return Budget(number * SECONDS_PER_UNIT[unit], "seconds", text)

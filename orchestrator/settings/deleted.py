@@ -28,9 +28,13 @@ INSTEAD = {
 
 
 def instead(key: str) -> str | None:
-    """What replaces a deleted or renamed key, or the section that it was in; None for a key that
-    never was one.
+    """What replaces a deleted or renamed key, or the section that it was in.
+
+    None for a key that never was one.
     """
     parts = key.split(".")
-    prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-    return next((INSTEAD[prefix] for prefix in prefixes if prefix in INSTEAD), None)
+    for count in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:count])
+        if prefix in INSTEAD:
+            return INSTEAD[prefix]
+    return None

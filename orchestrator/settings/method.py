@@ -12,10 +12,10 @@ from orchestrator.settings.parts import AnyRecipe, Part, Positive
 
 
 class ActivationSettings(Part):
-    """Activations set to zero at run time: below a threshold (`threshold`) or outside the largest
-    share (`topk`).
+    """Activations that are set to zero at run time.
 
-    `levels` is the range of the searched level: a threshold, or the share of activations kept.
+    They are those below a threshold (`threshold`) or outside the largest share (`topk`). `levels`
+    is the range of the searched level: a threshold, or the share of activations kept.
     """
 
     kind: Literal["threshold", "topk"] = "topk"
@@ -32,15 +32,14 @@ class ActivationSettings(Part):
 
 
 class MethodSettings(Part):
-    """What is scored, how, and what happens to what scores low; or, with `among`, the methods
-    between which to choose.
+    """What is scored, how, and what happens to what scores low.
 
-    `granularity` is `unit` (coupled channels, neurons, heads: removed), or single weights (set to
-    zero): `weight`, `block` of `shape` rows x columns, `pattern` of `shape` N of M. `then` prunes
-    the weights of what units were left. `normalize` compares scores across groups as multiples of
-    their group's mean. `soft` units and weights are set to zero but trained on, and may come back
-    until the last pruning step. `depth` adds whole residual blocks; None: where the settings as a
-    whole say so.
+    With `among`, it is a choice between methods. `granularity` is `unit` (coupled channels,
+    neurons, heads: removed), or single weights (set to zero): `weight`, `block` of `shape` rows x
+    columns, `pattern` of `shape` N of M. `then` prunes the weights of the units that are left.
+    `normalize` compares scores across groups as multiples of their group's mean. `soft` units and
+    weights are set to zero but trained on, and may come back until the last pruning step. `depth`
+    adds whole residual blocks; None: where the settings as a whole say so.
     """
 
     name: str
@@ -63,7 +62,8 @@ class MethodSettings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> MethodSettings:
-        for wrong, message in (*self._choosing(), *self._on_weights(), *self._staging()):
+        rules = [*self._choosing(), *self._on_weights(), *self._staging()]
+        for wrong, message in rules:
             if wrong:
                 raise ValueError(f"'{self.name}': {message}")
         return self
@@ -71,7 +71,10 @@ class MethodSettings(Part):
     def _choosing(self) -> list[tuple[bool, str]]:
         """What is wrong with a criterion, or with a list of methods among which to choose."""
         among = self.among
-        kinds = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in among}
+        pruned = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in among}
+        names = {method.name for method in among}
+        choices = [method for method in among if method.among]
+        extras = [method for method in among if method.activation is not None or any(method.int8)]
         arguments = {} if self.criterion is None else self.criterion.arguments
         deleted = INSTEAD["method.criterion.combine"]
         return [
@@ -84,19 +87,19 @@ class MethodSettings(Part):
                 "a method has a criterion or, to choose, a list `among`",
             ),
             (
-                len(kinds) > 1,
+                len(pruned) > 1,
                 (
                     "methods to choose among prune the same thing: granularity, shape, attention, "
                     "depth, then"
                 ),
             ),
             (
-                len({m.name for m in among}) < len(among),
+                len(names) < len(among),
                 "methods to choose among need names of their own",
             ),
-            (any(m.among for m in among), "a method to choose among is not itself a choice"),
+            (bool(choices), "a method to choose among is not itself a choice"),
             (
-                any(m.activation is not None or any(m.int8) for m in among),
+                bool(extras),
                 (
                     "`activation` and `int8` belong to the method that chooses, not to those it "
                     "chooses among"
@@ -106,7 +109,8 @@ class MethodSettings(Part):
 
     def _on_weights(self) -> list[tuple[bool, str]]:
         """What is wrong with blocks, patterns and single weights."""
-        units, pattern = self.removes_units, self.granularity == "pattern"
+        units = self.removes_units
+        pattern = self.granularity == "pattern"
         shapeless = self.granularity in ("unit", "weight")
         return [
             (
@@ -137,7 +141,9 @@ class MethodSettings(Part):
 
     def _staging(self) -> list[tuple[bool, str]]:
         """What is wrong with regrowth, a second stage and quantisation."""
-        units, then, regrowth = self.removes_units, self.then, self.regrowth
+        units = self.removes_units
+        then = self.then
+        regrowth = self.regrowth
         return [
             (
                 units and regrowth is not None,
@@ -166,8 +172,10 @@ class MethodSettings(Part):
         return self.among or (self,)
 
     def stages(self) -> tuple[MethodSettings, ...]:
-        """What a trial does in turn."""
-        return (self,) if self.then is None else (self, *self.then.stages())
+        """The stages of a trial in turn."""
+        if self.then is None:
+            return (self,)
+        return (self, *self.then.stages())
 
     @property
     def removes_units(self) -> bool:
@@ -181,10 +189,10 @@ class MethodSettings(Part):
 
     def plain(self) -> dict[str, Any]:
         """As plain data, recipes included."""
-        found = self.model_dump(mode="json", exclude={"criterion", "among", "regrowth", "then"})
+        plain = self.model_dump(mode="json", exclude={"criterion", "among", "regrowth", "then"})
         for name in ("criterion", "regrowth"):
             recipe = getattr(self, name)
-            found[name] = None if recipe is None else recipe.to_json()
-        found["among"] = [method.plain() for method in self.among]
-        found["then"] = None if self.then is None else self.then.plain()
-        return found
+            plain[name] = None if recipe is None else recipe.to_json()
+        plain["among"] = [method.plain() for method in self.among]
+        plain["then"] = None if self.then is None else self.then.plain()
+        return plain

@@ -12,6 +12,7 @@ from orchestrator.costs import COSTS, ratio_name
 from orchestrator.settings.parts import Part
 
 MOST_OBJECTIVES = 4
+"""Largest number of objectives of a study."""
 
 
 def _cost(name: str) -> str:
@@ -29,7 +30,10 @@ def four_digits(value: float) -> str:
 
 
 class Bound(Part):
-    """What a cost or metric may be, in its own unit; a plan outside is rejected, or infeasible."""
+    """Limits of a cost or metric, on its own scale.
+
+    A plan outside is rejected, or infeasible.
+    """
 
     least: float | None = None
     most: float | None = None
@@ -67,13 +71,13 @@ class Bound(Part):
 
 
 class ObjectiveSettings(Part):
-    """`quality` and the further `metrics` are the task's, each with its own direction; `costs` are
-    all to be small.
+    """The objectives of a study, its bounds, and the reference of its hypervolume.
 
-    The front is laid out along the first cost. `bounds` are of costs and metrics, or of a cost
-    against the dense model's: `flops_ratio`. `references` is the point from which the hypervolume
-    counts: for a cost its ratio to the dense model's (1), for the quality and further metrics a
-    value (as the task says, or worse than the dense model's).
+    `quality` and the further `metrics` are the task's, each with its own direction; `costs` are all
+    to be small. The front is laid out along the first cost. `bounds` are of costs and metrics, or
+    of a cost against the dense model's: `flops_ratio`. `references` is the point from which the
+    hypervolume counts: for a cost its ratio to the dense model's (1), for the quality and further
+    metrics a value (as the task says, or worse than the dense model's).
     """
 
     quality: str = "accuracy"
@@ -85,14 +89,14 @@ class ObjectiveSettings(Part):
     @field_validator("bounds", "references", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
-        return (
-            {} if value is None else value
-        )  # YAML says null: Hydra refuses new keys under an empty mapping
+        # YAML says null: Hydra refuses new keys under an empty mapping
+        return {} if value is None else value
 
     @property
     def axis(self) -> str:
-        """The cost along which targets, bands and baselines stand: a ratio that is known before any
-        training.
+        """The cost along which targets, bands and baselines stand.
+
+        Its ratio is known before any training.
         """
         return "effective_flops" if "effective_flops" in self.costs else "flops"
 
@@ -111,36 +115,37 @@ class ObjectiveSettings(Part):
 
     @property
     def largest_ratio(self) -> float | None:
-        """The largest ratio to the dense model's along the axis that a plan may have; None where
-        any may be.
+        """The largest ratio to the dense model's along the axis that a plan may have.
+
+        None where any may be.
         """
-        bounds = [self.bounds.get(ratio_name(cost)) for cost in {"flops", self.axis}]
-        return min(
-            (bound.most for bound in bounds if bound and bound.most is not None), default=None
-        )
+        largest = []
+        for cost in {"flops", self.axis}:
+            bound = self.bounds.get(ratio_name(cost))
+            if bound is not None and bound.most is not None:
+                largest.append(bound.most)
+        return min(largest, default=None)
 
     @model_validator(mode="after")
     def _distinct(self) -> ObjectiveSettings:
         metrics = (self.quality, *self.metrics)
-        for name, values in {
-            "costs": self.costs,
-            "quality and objectives.metrics": metrics,
-        }.items():
-            if len(set(values)) != len(values):
-                raise ValueError(
-                    f"objectives.{name} must differ from one another; got {list(values)}"
-                )
-        count = len(metrics) + len(self.costs)
-        if count > MOST_OBJECTIVES:
+        _require_distinct("costs", self.costs)
+        _require_distinct("quality and objectives.metrics", metrics)
+        names = [*metrics, *self.costs]
+        if len(names) > MOST_OBJECTIVES:
             raise ValueError(
                 f"a study has 2 to {MOST_OBJECTIVES} objectives; quality, metrics and costs are "
-                f"{count}: "
-                f"{[*metrics, *self.costs]}; leave some out, or bound them (objectives.bounds)"
+                f"{len(names)}: {names}; leave some out, or bound them (objectives.bounds)"
             )
-        if unknown := sorted(set(self.references) - {*metrics, *self.costs}):
+        unknown = sorted(set(self.references) - set(names))
+        if unknown:
             raise ValueError(
                 "objectives.references must be of objectives.quality, objectives.metrics or "
-                "objectives.costs; "
-                f"got {unknown}"
+                f"objectives.costs; got {unknown}"
             )
         return self
+
+
+def _require_distinct(key: str, names: tuple[str, ...]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"objectives.{key} must differ from one another; got {list(names)}")

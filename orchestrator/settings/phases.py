@@ -11,8 +11,9 @@ from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
 
 
 class OptimizerSettings(Part):
-    """Any torch optimizer; the learning rate warms up linearly and falls along a cosine, or follows
-    any `scheduler`.
+    """Any torch optimizer, and the course of its learning rate.
+
+    The rate warms up linearly and falls along a cosine, or follows any `scheduler`.
     """
 
     optimizer: AnyRecipe
@@ -22,8 +23,10 @@ class OptimizerSettings(Part):
 
 
 class TrainSettings(OptimizerSettings):
-    """`rewind_epoch` keeps the weights after that epoch (0: untrained), to which weight rewinding
-    goes back.
+    """Training of the dense model.
+
+    `rewind_epoch` keeps the weights after that epoch (0: untrained), to which weight rewinding goes
+    back.
     """
 
     epochs: Count
@@ -32,10 +35,11 @@ class TrainSettings(OptimizerSettings):
 
 
 class DistillationSettings(Part):
-    """`features` names modules whose attention maps are matched too, with `feature_weight` each.
+    """What finetuning learns from the dense model.
 
+    `features` names modules whose attention maps are matched too, with `feature_weight` each.
     `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as
-    many as a small part of a budget in time pays for where its rungs are long, else none.
+    many as a small part of a budget in time pays for where its targets are long, else none.
     """
 
     temperature: Annotated[float, Field(gt=0.0)] = 3.0
@@ -60,11 +64,11 @@ class DistillationSettings(Part):
 
 
 class GuardSettings(Part):
-    """What happens when validation quality falls more than `tolerance` below the dense model's
-    after a pruning step.
+    """What happens when validation quality falls too far after a pruning step.
 
-    `stop` ends the trial; `step_back` ends it with the model before that step; `slow_down` goes
-    back and takes half the step, up to `retries` times.
+    That is: more than `tolerance` below the dense model's. `stop` ends the trial; `step_back` ends
+    it with the model before that step; `slow_down` goes back and takes half the step, up to
+    `retries` times.
     """
 
     tolerance: Annotated[float, Field(ge=0.0)]
@@ -73,13 +77,12 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """A round of finetuning is `round_steps` optimizer steps; how many rounds a trial gets is in
-    the space.
+    """Finetuning: a round of it is `round_steps` optimizer steps.
 
-    `begin` says from which weights: those `kept`, those of `phases.train.rewind_epoch` (`rewound`),
-    or `fresh` ones. `lr` is the finetuning's own (`finetune`) or the end of the dense training's
-    curve (`rewound`). `carry_optimizer` takes momentum and moments along through the pruning steps
-    of a trial, cut like the weights.
+    How many rounds a trial gets is in the space. `begin` says from which weights: those `kept`,
+    those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones. `lr` is the finetuning's own
+    (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer` takes
+    momentum and moments along through the pruning steps of a trial, cut like the weights.
     """
 
     round_steps: Positive
@@ -92,8 +95,9 @@ class FinetuneSettings(OptimizerSettings):
 
 
 class SparsifySettings(Part):
-    """Training under a penalty before the first pruning step: `rounds` rounds of finetuning's steps
-    and optimizer.
+    """Training under a penalty before the first pruning step.
+
+    It has `rounds` rounds of finetuning's steps and optimizer.
     """
 
     penalty: AnyRecipe
@@ -111,11 +115,10 @@ class ProfileSettings(Part):
 
 
 class ConfirmSettings(Part):
-    """Finetuning as in the search with the learning rate times `lr_factor`, over `seeds`, then test
-    data.
+    """Finetuning as in the search, over several `seeds`, then test data.
 
-    `tolerance` is in units of the quality metric: less than that the validation data cannot tell
-    apart.
+    The learning rate is multiplied by `lr_factor`. `tolerance` is a multiple of the quality
+    metric's scale: the validation data cannot tell apart models that differ by less.
     """
 
     seeds: tuple[int, ...] = (0, 1)

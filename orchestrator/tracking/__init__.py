@@ -24,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is recorded of one ended trial.
+    """The record of one ended trial.
 
     `artifacts` maps file names to their text. A metric `seconds` sets the trial's duration. `at` is
     when it ended, in seconds since the epoch; None: now.
@@ -41,10 +41,10 @@ class TrialRecord:
 
 
 class TrackerError(UserError):
-    """A tracker could not record something. `reason` is the message without the remedy.
+    """A tracker could not record something.
 
-    `refused` where the tracker was reached and said no: the same record will not be taken later
-    either.
+    `reason` is the message without the remedy. `refused` where the tracker was reached and said no:
+    it will not take the same record later either.
     """
 
     def __init__(self, message: str, *, reason: str, refused: bool = False) -> None:
@@ -54,8 +54,9 @@ class TrackerError(UserError):
 
 
 class Tracker(Protocol):
-    """A record of one study and its trials. Every call may be repeated: what is there already is
-    not written again.
+    """A record of one study and its trials.
+
+    Every call may be repeated: what is recorded already is not written again.
     """
 
     @property
@@ -64,11 +65,11 @@ class Tracker(Protocol):
         ...
 
     def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
-        """Begins the record of a study or goes on with it; UserError when it cannot be reached.
+        """Begins the record of a study or goes on with it.
 
-        The same `name` and, where given, the same tag `study_id` is the same study: a study begun
+        The same `name` and, where given, the same tag `study_id` is the same study. A study begun
         anew under an old name needs a new `study_id`, or its trials pass for those already
-        recorded.
+        recorded. Errors: UserError when it cannot be reached.
         """
         ...
 
@@ -83,7 +84,8 @@ class Tracker(Protocol):
         end: StudyEnd = "finished",
         at: float | None = None,
     ) -> None:
-        """Adds the results of the whole study; `artifacts` are files on disk; `at` as of a
-        trial.
+        """Adds the results of the whole study.
+
+        `artifacts` are files on disk; `at` is as of a trial.
         """
         ...

@@ -1,5 +1,6 @@
-"""MLflow's SQLite file: made beside its place and put there whole, since its schema takes seconds
-and many steps.
+"""MLflow's SQLite file: made elsewhere, and put in its place whole.
+
+Its schema takes seconds and many steps.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from lightning_modules.errors import UserError
 
 _BEGINS = b"SQLite format 3\0"
+"""The first bytes of every SQLite file."""
 
 
 def make_whole(database: Path) -> None:
-    """A database with MLflow's schema where there is none, or none that MLflow could go on with.
+    """Makes a database with MLflow's schema where there is none, or none that MLflow could use.
 
     Errors: UserError for a file that is no SQLite database.
     """
@@ -38,24 +40,20 @@ def _empty(database: Path) -> bool:
 
 
 def _half_made(database: Path) -> bool:
-    """Whether its maker was killed: the schema comes first, then the default experiment, so nobody
-    recorded in it.
+    """Whether the process that made it was killed.
 
-    MLflow refuses such a file: it would make the same tables again. A database of anybody else is
-    left alone.
+    The schema comes first, then the default experiment, so nobody recorded in it. MLflow refuses
+    such a file: it would make the same tables again. A database of anybody else is left alone.
     """
+    query = "select name from sqlite_master where type = 'table'"
     with closing(sqlite3.connect(database)) as connection:
         try:
-            tables = {
-                name
-                for (name,) in connection.execute(
-                    "select name from sqlite_master where type = 'table'"
-                )
-            }
+            tables = {name for (name,) in connection.execute(query)}
             if "experiments" in tables:
                 return connection.execute("select 1 from experiments").fetchone() is None
             return not tables
-        except sqlite3.DatabaseError:  # damaged or locked: MLflow says what it is
+        except sqlite3.DatabaseError:
+            # the file is damaged or locked: MLflow says which
             return False
 
 
@@ -64,16 +62,17 @@ def _put(database: Path, *, replace: bool) -> None:
 
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}.") as scratch:
         made = Path(scratch) / database.name
-        store = SqlAlchemyStore(
-            f"sqlite:///{made.resolve()}", "./mlruns"
-        )  # where MLflow's default experiment goes
+        # where MLflow's default experiment goes
+        store = SqlAlchemyStore(f"sqlite:///{made.resolve()}", "./mlruns")
         store.engine.dispose()
         if replace:
             os.replace(made, database)
             return
         try:
-            os.link(made, database)  # of two processes the first one's stays
+            # of two processes the first one's stays
+            os.link(made, database)
         except FileExistsError:
             return
-        except OSError:  # a file system without links
+        except OSError:
+            # a file system without links
             os.replace(made, database)

@@ -1,5 +1,6 @@
-"""A study in MLflow: one parent run, one child run per trial, each written in as few requests as
-MLflow allows.
+"""A study in MLflow: one parent run, and one child run per trial.
+
+Each is written in as few requests as MLflow allows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _PARENT = "mlflow.parentRunId"
 _KEY = "study_key"
 _NUMBER = "trial_number"
 _STATUS = {
-    **dict.fromkeys(("completed", "infeasible", "stopped", "rejected"), "FINISHED"),
+    "completed": "FINISHED",
+    "infeasible": "FINISHED",
+    "stopped": "FINISHED",
+    "rejected": "FINISHED",
     "failed": "FAILED",
 }
 _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -29,8 +33,8 @@ _END = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 class MlflowTracker:
     """A `Tracker` on an MLflow server or database; nothing is contacted before `open_study`.
 
-    Explicit run ids on a client: no active run, no global uri, so that several studies can share a
-    process.
+    It uses explicit run ids on a client: no active run and no global uri, so that several studies
+    can share a process.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -41,8 +45,10 @@ class MlflowTracker:
         self._experiment_id = ""
         self._study = ""
         self._parent = ""
-        self._trials: dict[str, tuple[str, bool]] = {}  # trial number -> (run id, ended)
-        self._certain = False  # whether `_trials` is what the server has
+        # trial number -> (run id, ended)
+        self._trials: dict[str, tuple[str, bool]] = {}
+        # whether `_trials` is what the server has
+        self._certain = False
 
     def open_study(self, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> None:
         with self._spending(), answering(self._uri):
@@ -50,16 +56,16 @@ class MlflowTracker:
         with self._spending(), exchange(self._uri):
             self._study = name
             key = hashlib.sha256(f"{name}\n{tags.get('study_id', '')}".encode()).hexdigest()[:24]
-            found = self._client.search_runs(
+            runs = self._client.search_runs(
                 [self._experiment_id], f"tags.{_KEY} = '{key}'", max_results=1
             )
             made = payload(params, {**tags, _KEY: key, "study": name, "kind": "study"})
-            if found:
-                self._parent = found[0].info.run_id
+            if runs:
+                self._parent = runs[0].info.run_id
                 self._client.update_run(self._parent, status="RUNNING")
-                _keep_first_params(made, found[0].data.params)
+                _keep_first_params(made, runs[0].data.params)
             else:
-                # The key goes with the creation: a run without it would never be found again.
+                # the key goes with the creation: a run without it would never be found again
                 run = self._client.create_run(self._experiment_id, tags={_KEY: key}, run_name=name)
                 self._parent = run.info.run_id
             self._send(self._parent, made)
@@ -71,7 +77,8 @@ class MlflowTracker:
             run_id, ended = self._trials.get(number, ("", False))
             if ended:
                 return
-            if run_id:  # the process that wrote it died half way
+            if run_id:
+                # the process that wrote it died half way
                 self._client.delete_run(run_id)
             tags = {**record.tags, "state": record.state, "study": self._study, "kind": "trial"}
             made = payload(record.params, tags, record.metrics, record.curves, record.artifacts)
@@ -127,13 +134,16 @@ class MlflowTracker:
                 self._client.log_artifacts(run_id, folder)
 
     def _look_up(self) -> None:
-        """Which trials the server has; of two runs of one trial, the ended one stays and the other
-        is deleted.
+        """Look up which trials the server has.
+
+        Of two runs of one trial, the ended one stays and the other is deleted.
         """
         self._trials = {}
         for run in list(self._children()):
-            number, ended = run.data.tags.get(_NUMBER), run.info.status != "RUNNING"
-            if number is None:  # somebody else's, added by hand
+            number = run.data.tags.get(_NUMBER)
+            ended = run.info.status != "RUNNING"
+            if number is None:
+                # not a run of this program: a person added it by hand
                 continue
             other, other_ended = self._trials.get(number, ("", False))
             surplus = run.info.run_id if other_ended else other
@@ -157,8 +167,10 @@ class MlflowTracker:
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Where one has broken off, a request may have been carried out without its reply: ask
-        before the next.
+        """Around the requests of one record.
+
+        Where an earlier one has broken off, a request may have been carried out without its reply:
+        the server is asked before the next.
         """
         with exchange(self._uri):
             if not self._certain:
@@ -177,8 +189,9 @@ class MlflowTracker:
 
 
 def _keep_first_params(made: Payload, recorded: Mapping[str, str]) -> None:
-    """MLflow's params never change; what a resumed study has new values for (more trials, say)
-    becomes tags.
+    """Turns new values of recorded params into tags.
+
+    MLflow's params never change, and a resumed study may have new values (more trials, say).
     """
     for key in [key for key in made.params if key in recorded]:
         value = made.params.pop(key)

@@ -15,13 +15,20 @@ from typing import TypeVar
 from orchestrator.redact import redact, redact_tree
 from orchestrator.tracking import Point
 
-PARAM_LENGTH = 6000  # characters; the server cuts what is longer, or refuses it
-TAG_LENGTH = 5000  # characters; 8000 since MLflow 2.11, but a server may be older
+PARAM_LENGTH = 6000
+"""Characters of a param; the server cuts or refuses a longer one."""
+TAG_LENGTH = 5000
+"""Characters of a tag; 8000 since MLflow 2.11, but a server may be older."""
 KEY_LENGTH = 250
+"""Characters of a key."""
 PARAMS_PER_BATCH = 100
+"""Params in one request."""
 TAGS_PER_BATCH = 100
-METRICS_PER_BATCH = 800  # with the two above the 1000 entities of one request
+"""Tags in one request."""
+METRICS_PER_BATCH = 800
+"""Metrics in one request; with params and tags these are the 1000 entities of a request."""
 CUT_FILE = "cut_values.json"
+"""Artifact with the whole values of those that were cut."""
 
 Item = TypeVar("Item")
 
@@ -30,8 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Payload:
-    """Params and tags as short strings, points that are all finite, artifacts as text; keys the
-    server accepts.
+    """Params and tags as short strings, finite points, artifacts as text.
+
+    All keys are such as the server accepts.
     """
 
     params: dict[str, str] = field(default_factory=dict)
@@ -47,20 +55,23 @@ def payload(
     curves: Sequence[Point] = (),
     artifacts: Mapping[str, str] | None = None,
 ) -> Payload:
-    """Nested params become dotted keys, secrets `***`; a value too long is cut and kept whole in
-    `cut_values.json`.
+    """The payload of a run.
 
-    NaN and infinity are left out (the server would store them as 1.8e308) and named in a tag
-    `nonfinite.<metric>`.
+    Nested params become dotted keys, secrets `***`. A value too long is cut, and kept whole in
+    `cut_values.json`. NaN and infinity are left out (the server would store them as 1.8e308) and
+    named in a tag `nonfinite.<metric>`.
     """
-    made = Payload(artifacts={name: redact(text) for name, text in (artifacts or {}).items()})
+    made = Payload()
+    for name, text in (artifacts or {}).items():
+        made.artifacts[name] = redact(text)
     cut: dict[str, str] = {}
     made.params = _fitted(_flat(redact_tree(params)), PARAM_LENGTH, cut)
-    points = [Point(name, 0, value) for name, value in (metrics or {}).items()] + list(curves)
+    points = [Point(name, 0, value) for name, value in (metrics or {}).items()]
+    points += curves
     keys = safe_keys([point.name for point in points])
-    made.points = [
-        Point(keys[p.name], p.step, float(p.value)) for p in points if math.isfinite(p.value)
-    ]
+    for point in points:
+        if math.isfinite(point.value):
+            made.points.append(Point(keys[point.name], point.step, float(point.value)))
     made.tags = _fitted({**redact_tree(tags), **_nonfinite(points)}, TAG_LENGTH, cut)
     if cut:
         made.artifacts[CUT_FILE] = json.dumps(cut, indent=1, sort_keys=True)
@@ -70,8 +81,9 @@ def payload(
 def batches(
     made: Payload,
 ) -> Iterator[tuple[list[tuple[str, str]], list[tuple[str, str]], list[Point]]]:
-    """(params, tags, points) of each request, as few as the limits allow; nothing for an empty
-    payload.
+    """(params, tags, points) of each request, as few as the limits allow.
+
+    There is none for an empty payload.
     """
     yield from itertools.zip_longest(
         _chunks(list(made.params.items()), PARAMS_PER_BATCH),
@@ -82,13 +94,18 @@ def batches(
 
 
 def safe_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> a key MLflow accepts; two keys that would become one are told apart by a hash of the
-    original.
+    """Key -> a key MLflow accepts.
+
+    Two keys that would become one are told apart by a hash of the original.
     """
     safe: dict[str, str] = {}
     taken: set[str] = set()
-    # Keys that need no change come first, so that none of them has to give way to one that does.
-    for key in sorted(dict.fromkeys(keys), key=lambda k: _safe_key(k) != k):
+
+    def changes(key: str) -> bool:
+        return _safe_key(key) != key
+
+    # keys that need no change come first, so that none of them has to give way to one that does
+    for key in sorted(dict.fromkeys(keys), key=changes):
         name = _safe_key(key)
         safe[key] = name if name not in taken else _with_hash(name, key)
         taken.add(safe[key])
@@ -97,13 +114,17 @@ def safe_keys(keys: Sequence[str]) -> dict[str, str]:
 
 def _safe_key(key: str) -> str:
     text = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)
-    # A key is also a path on the server: no empty part, no '.', no '..', no slash at an end.
-    text = "/".join(part for part in text.split("/") if part not in ("", ".", "..")) or "_"
-    return text if len(text) <= KEY_LENGTH else _with_hash(text, key)
+    # a key is also a path on the server: no empty part, no '.', no '..', no slash at an end
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    text = "/".join(parts) or "_"
+    if len(text) <= KEY_LENGTH:
+        return text
+    return _with_hash(text, key)
 
 
 def _with_hash(name: str, key: str) -> str:
-    return f"{name[: KEY_LENGTH - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"{name[: KEY_LENGTH - 9]}-{digest[:8]}"
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -134,13 +155,13 @@ def _fitted(values: Mapping[str, str], limit: int, cut: dict[str, str]) -> dict[
 
 
 def _nonfinite(points: Sequence[Point]) -> dict[str, str]:
-    tags: dict[str, list[str]] = {}
+    """A tag for each metric with values that are not finite; it has the first ten of them."""
+    values: dict[str, list[str]] = {}
     for point in points:
         if not math.isfinite(point.value):
-            tags.setdefault(f"nonfinite.{point.name}", []).append(
-                f"{point.value} at step {point.step}"
-            )
-    return {name: ", ".join(found[:10]) for name, found in tags.items()}
+            value = f"{point.value} at step {point.step}"
+            values.setdefault(f"nonfinite.{point.name}", []).append(value)
+    return {name: ", ".join(listed[:10]) for name, listed in values.items()}
 
 
 def _chunks(items: list[Item], size: int) -> Iterator[list[Item]]:

@@ -19,15 +19,24 @@ from orchestrator.tracking.database import make_whole
 
 _SQLITE = "sqlite:///"
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Ports by the name of a database."""
 _REACH_SECONDS = 5.0
+"""Seconds in which an address must be reached."""
 _SERVERS = {"http": 80, "https": 443}
-_OPENING_SECONDS = (
-    10  # of each request before the study is known there: a wrong uri should be known soon
-)
-_SECONDS = 30  # of each request afterwards: slow, but alive
-# MLflow's own settings retry a dead address for minutes, and would repeat a request whose reply
-# alone was lost: a run would then be created twice.
+"""Ports by the scheme of a server."""
+_OPENING_SECONDS = 10
+"""Seconds of each request before the study is known to the server.
+
+They are few because a wrong uri should be known soon.
+"""
+_SECONDS = 30
+"""Seconds of each request afterwards: a server may be slow, but alive."""
 _ONE_TRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
+"""Environment in which MLflow tries each request once.
+
+Its own settings retry a dead address for minutes. They would also repeat a request of which only
+the reply was lost: a run would then be created twice.
+"""
 _SILENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -43,8 +52,9 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
 
 @contextmanager
 def exchange(uri: str) -> Iterator[None]:
-    """Requests that belong together; whatever stands between us and an answer is a TrackerError,
-    within seconds.
+    """Around requests that belong together.
+
+    Errors: TrackerError, within seconds, for everything that prevents an answer.
     """
     with answering(uri), _requests(_SECONDS):
         _reach(uri)
@@ -57,26 +67,29 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=_absolute(uri))
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
         try:
             return client, client.create_experiment(experiment, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(experiment)  # another worker was faster
-    if found.lifecycle_stage == "deleted":
+            # another worker was faster
+            existing = client.get_experiment_by_name(experiment)
+    if existing.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow experiment '{experiment}' was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another "
+            f"`mlflow experiments restore -x {existing.experiment_id}` or choose another "
             "tracking.experiment"
         )
-    return client, found.experiment_id
+    return client, existing.experiment_id
 
 
 def _absolute(uri: str) -> str:
-    """MLflow keeps one store per URI and process: a relative file would stay where the first study
-    was run.
+    """The uri with an absolute path to its file.
+
+    MLflow keeps one store per URI and process: a relative file would stay where the first study was
+    run.
     """
     if not uri.startswith(_SQLITE):
         return uri
@@ -85,8 +98,9 @@ def _absolute(uri: str) -> str:
 
 
 def _checked(uri: str) -> str | None:
-    """Where artifacts go, None for the server's own place; UserError where MLflow would try in vain
-    for minutes.
+    """Where artifacts go; None for the server's own place.
+
+    Errors: UserError where MLflow would try in vain for minutes.
     """
     parts = urlsplit(uri)
     dialect = parts.scheme.partition("+")[0]
@@ -105,8 +119,9 @@ def _checked(uri: str) -> str | None:
 
 
 def _reach(uri: str) -> None:
-    """OSError within seconds where nobody listens; requests to a silent address take far longer to
-    fail.
+    """Connects once, as requests to a silent address take far longer to fail.
+
+    Errors: OSError within seconds where nobody listens.
     """
     from requests.utils import get_environ_proxies
 
@@ -117,17 +132,23 @@ def _reach(uri: str) -> None:
         raise UserError(
             f"the port in tracking.uri must be a number up to 65535; got '{redact(uri)}'"
         ) from None
-    if parts.hostname and port and not (parts.scheme in _SERVERS and get_environ_proxies(uri)):
+    if not parts.hostname or not port:
+        return
+    by_proxy = parts.scheme in _SERVERS and get_environ_proxies(uri)
+    if not by_proxy:
         socket.create_connection((parts.hostname, port), _REACH_SECONDS).close()
 
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """What the server, the database or the network raise is for the user to mend, and may hold the
-    password.
+    """Around calls of MLflow.
+
+    Errors of the server, the database or the network are for the user to mend. They may hold the
+    password, so they are redacted.
+    Errors: TrackerError.
     """
-    # Counts of use would go to a third party, from a thread, on machines without network too.
-    # Before the first import.
+    # Counts of use would go to a third party, from a thread, on machines without network too. This
+    # must be set before the first import.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -136,7 +157,8 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:400]
+        lines = redact(str(error)).strip().splitlines() or [type(error).__name__]
+        reason = lines[0][:400]
         raise TrackerError(
             f"MLflow at '{redact(uri)}' must answer; it says: {reason}; "
             "mend tracking.uri or the server and give the same command again (or tracking=none)",
@@ -147,7 +169,7 @@ def answering(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _requests(seconds: int) -> Iterator[None]:
-    """MLflow reads its environment at each request."""
+    """Sets MLflow's environment, which it reads at each request."""
     values = {**_ONE_TRY, **_SILENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -163,8 +185,9 @@ def _requests(seconds: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the page of migration steps that a new database logs, and warnings about tries that
-    we report.
+    """Silences the page of migration steps that a new database logs.
+
+    It also silences warnings about tries that we report.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -19,16 +19,17 @@ _REFUSED = "refused"
 class Spool:
     """A folder of records, made when the first is written. Nothing in it holds a secret.
 
-    Errors: UserError where the disk takes no more; what was there stays whole.
+    Errors: UserError where the disk takes no more; the other records stay whole.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._last = max((int(path.stem) for path in folder.rglob("[0-9]*.json")), default=0)
+        numbers = [int(path.stem) for path in folder.rglob("[0-9]*.json")]
+        self._last = max(numbers, default=0)
 
     @property
     def study(self) -> dict[str, Any]:
-        """What `remember` was given last; empty before."""
+        """The study that `remember` was given last; empty before."""
         path = self.folder / _STUDY
         try:
             return self.read(path) if path.exists() else {}
@@ -49,18 +50,22 @@ class Spool:
         self._write(f"{self._last:06d}.json", record)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Raises ValueError where the file is not what was written."""
+        """The record in a file.
+
+        Errors: ValueError where the file is not as it was written.
+        """
         with _mendable(self.folder):
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
 
     def remove(self, path: Path) -> None:
         with _mendable(self.folder):
             path.unlink()
 
     def set_aside(self, path: Path) -> Path:
-        """Where the file is kept that nobody will take; the records behind it need not wait for
-        it.
+        """Keeps a file elsewhere that nobody will take, and returns its new path.
+
+        The records behind it need not wait for it.
         """
         with _mendable(self.folder):
             kept = self.folder / _REFUSED / path.name
@@ -86,6 +91,5 @@ def _mendable(folder: Path) -> Iterator[None]:
         reason = getattr(error.__cause__ or error, "strerror", error)
         raise UserError(
             f"records for tracking are kept in '{folder}' until they are sent; it cannot be used "
-            f"({reason}); "
-            "make room there and give the same command again (or tracking=none)"
+            f"({reason}); make room there and give the same command again (or tracking=none)"
         ) from error

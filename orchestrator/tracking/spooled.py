@@ -1,5 +1,6 @@
-"""A tracker that may be out of reach: records are written to disk first, and sent from there in
-order.
+"""A tracker that may be out of reach.
+
+Records are written to disk first, and sent from there in order.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from orchestrator.tracking import Point, StudyEnd, Tracker, TrackerError, TrialR
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spool import Spool, plain
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-# a try that failed is followed by at least so many times its length: a silent server costs 5 % at
-# most
+_FIRST_PAUSE = 1.0
+"""Seconds until the next try after the first that failed; the pause then doubles."""
+_LONGEST_PAUSE = 60.0
+"""Longest pause between two tries, in seconds."""
 _REST = 20.0
-_FAREWELL = 5.0  # seconds of sending after Ctrl-C or an error
+"""A failed try is followed by a pause of at least this many times its length.
+
+So a silent server costs at most 5 % of the time.
+"""
+_FAREWELL = 5.0
+"""Seconds of sending after Ctrl-C or an error."""
 
 
 def _say(line: str) -> None:
@@ -32,15 +39,17 @@ def _say(line: str) -> None:
 
 def spooled(tracker: Tracker, folder: Path, place: object) -> Tracker:
     """`tracker` made to outlast its server; as it is where it keeps nothing anyway."""
-    return tracker if isinstance(tracker, NoTracker) else Spooled(tracker, folder, place)
+    if isinstance(tracker, NoTracker):
+        return tracker
+    return Spooled(tracker, folder, place)
 
 
 class Spooled:
-    """A `Tracker` before another one, `inner`, that need not answer once it has answered for this
-    study.
+    """A `Tracker` before another one, `inner`, that need not answer all the time.
 
-    `place` says where `inner` records, as plain data: at a new place the study has to be opened
-    before anything is spooled for it. `now` is in seconds on a monotonic scale.
+    It has to answer once for this study. `place` says where `inner` records, as plain data: at a
+    new place the study has to be opened before anything is spooled for it. `now` is in seconds on a
+    monotonic scale.
     """
 
     def __init__(
@@ -96,8 +105,10 @@ class Spooled:
         end: StudyEnd = "finished",
         at: float | None = None,
     ) -> None:
-        """Only the end of a finished study raises: after Ctrl-C or an error that one is to be
-        told.
+        """Record the end of a study.
+
+        Only the end of a finished study raises: after Ctrl-C or an error, that one is to be
+        reported.
         """
         with self._spending():
             record = {
@@ -120,14 +131,19 @@ class Spooled:
                 self._tell(f"the end of the study is not recorded: {error}")
 
     def require_end(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
-        """The end of a finished study, where it was opened here and not recorded; and what waits is
-        sent.
+        """Record the end of a finished study that was opened here, where that was not done yet.
+
+        Records that wait are sent.
         """
         study = self._spool.study
-        if study and not study.get("ended") and not any(map(self._closes, self._spool.waiting())):
+        if study and not study.get("ended") and not self._end_waits():
             self.close_study(metrics, artifacts)
         else:
             self.send_waiting()
+
+    def _end_waits(self) -> bool:
+        """Whether the end of the study is among the records that wait."""
+        return any(map(self._closes, self._spool.waiting()))
 
     def _closes(self, path: Path) -> bool:
         try:
@@ -136,30 +152,31 @@ class Spooled:
             return False
 
     def send_waiting(self) -> None:
-        """Sends what waits, now, and says what still does."""
+        """Send the records that wait, now, and say which still do."""
         if self._spool.waiting():
             self._send()
             self._say_what_waits()
 
     def _send_all_of(self, study: Mapping[str, Any]) -> None:
-        """Errors: UserError where records of an earlier study of this name cannot be sent: they are
-        not to be mixed.
+        """Send all records of an earlier study of this name.
+
+        Errors: UserError where they cannot be sent: two studies are not to be mixed.
         """
         if self._spool.waiting():
             self._send()
-        if waiting := self._spool.waiting():
+        waiting = self._spool.waiting()
+        if waiting:
             raise UserError(
                 f"records of one study at a time wait to be sent; {len(waiting)} of an earlier "
-                "study "
-                f"'{study['name']}' wait in '{self._spool.folder}'; mend the tracking server, or "
-                "delete that folder, "
-                "and give the same command again"
+                f"study '{study['name']}' wait in '{self._spool.folder}'; mend the tracking "
+                "server, or delete that folder, and give the same command again"
             )
         self._opened = False
 
     def _send(self, seconds: float = math.inf, *, opening: bool = False) -> None:
-        """In order, until nothing waits, the time is up or the server fails; `opening` also where
-        nothing waits.
+        """Send in order, until nothing waits, the time is up or the server fails.
+
+        With `opening` the study is opened also where nothing waits.
         """
         begun = trying = self._now()
         sent = 0
@@ -179,11 +196,14 @@ class Spooled:
         else:
             if self._lost or sent > 1:
                 self._tell(f"the server answers again, records sent: {sent}")
-            self._lost, self._pause, self._next_try = False, 0.0, -math.inf
+            self._lost = False
+            self._pause = 0.0
+            self._next_try = -math.inf
 
     def _send_one(self, path: Path) -> int:
-        """How many records arrived: one, or none where it was refused by a server that had just
-        taken the study.
+        """Send one record; return how many arrived.
+
+        None arrives where it was refused by a server that had just taken the study.
         """
         fresh = self._open()
         try:
@@ -209,7 +229,7 @@ class Spooled:
         return 1
 
     def _open(self) -> bool:
-        """Whether the study had to be opened."""
+        """Open the study, unless it is open; return whether it had to be opened."""
         if self._opened:
             return False
         study = self._spool.study
@@ -218,17 +238,24 @@ class Spooled:
         return True
 
     def _deliver(self, record: dict[str, Any]) -> None:
-        if found := record.get("trial"):
-            points = [Point(*point) for point in found["curves"]]
-            self._inner.trial(TrialRecord(**{**found, "curves": points}))
+        trial = record.get("trial")
+        if trial:
+            points = [Point(*point) for point in trial["curves"]]
+            self._inner.trial(TrialRecord(**{**trial, "curves": points}))
             return
         close = record["close"]
-        paths = [Path(path) for path in close["artifacts"]]
-        there = [path for path in paths if path.is_file()]
-        if gone := [str(path) for path in paths if path not in there]:
+        present = []
+        gone = []
+        for path in map(Path, close["artifacts"]):
+            if path.is_file():
+                present.append(path)
+            else:
+                gone.append(str(path))
+        if gone:
             self._tell(f"files of the study's record are gone and left out: {', '.join(gone)}")
-        self._inner.close_study(close["metrics"], there, close["end"], close["at"])
-        self._opened = False  # what follows belongs to a study that goes on
+        self._inner.close_study(close["metrics"], present, close["end"], close["at"])
+        # records that follow belong to a study that goes on
+        self._opened = False
 
     def _lose(self, reason: str, begun: float) -> None:
         now = self._now()
@@ -243,7 +270,8 @@ class Spooled:
         self._lost = True
 
     def _say_what_waits(self) -> None:
-        if waiting := len(self._spool.waiting()):
+        waiting = len(self._spool.waiting())
+        if waiting:
             self._tell(
                 f"records that wait in '{self._spool.folder}': {waiting}; the same command sends "
                 "them"
@@ -266,7 +294,7 @@ def _identity(study: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _plain(record: TrialRecord) -> dict[str, Any]:
-    """As it is stored; numbers of any kind become Python's."""
+    """The record as it is stored; numbers of any kind become Python's."""
     points = [(point.name, int(point.step), float(point.value)) for point in record.curves]
     metrics = {name: float(value) for name, value in record.metrics.items()}
     return {**vars(record), "metrics": metrics, "curves": points}

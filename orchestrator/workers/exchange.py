@@ -10,13 +10,15 @@ from orchestrator.tracking.folders import RunFolders
 
 
 def exchange_of(settings: Settings, study: Study) -> Exchange:
-    """How this process sees the plans of others. Errors: UserError where the store cannot be
-    reached.
+    """How this process sees the plans of others.
+
+    Errors: UserError where the store cannot be reached.
     """
     models = settings.study.folder / "trials"
     if settings.study.results == "folder":
         return Exchange(study, models)
-    uri, experiment = (settings.tracking.arguments.get(name) for name in ("uri", "experiment"))
+    uri = settings.tracking.arguments.get("uri")
+    experiment = settings.tracking.arguments.get("experiment")
     if not isinstance(uri, str) or not isinstance(experiment, str):
         raise ConfigError(
             "study.results=mlflow keeps plans where the study is tracked; take tracking=mlflow"

@@ -32,11 +32,13 @@ from orchestrator.settings import Settings
 from orchestrator.workers.exchange import exchange_of
 
 POLL_SECONDS = 0.5
+"""Seconds between two looks at the study."""
 
 
 def help_alone(settings: Settings, name: str = "") -> None:
-    """Run trials that wait in the study until its search has ended. Errors: as in `joined` and
-    `dense_is_ready`.
+    """Run trials that wait in the study until its search has ended.
+
+    Errors: as in `joined` and `dense_is_ready`.
     """
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
@@ -46,12 +48,14 @@ def help_alone(settings: Settings, name: str = "") -> None:
 
 
 def joined(settings: Settings) -> tuple[Study, Leases]:
-    """The study of this name. Errors: UserError where it is another one, or is paced."""
+    """The study of this name.
+
+    Errors: UserError where it is another one, or is paced.
+    """
     if settings.study.budget is not None:
         raise ConfigError(
             f"study.budget={settings.study.budget.text} paces one process; a search that others "
-            "help has a number of "
-            "trials: study.n_trials=..."
+            "help has a number of trials: study.n_trials=..."
         )
     require_writable(settings.study.folder)
     with readable(settings):
@@ -79,7 +83,8 @@ def dense_is_ready(study: Study, leases: Leases, progress: Progress) -> bool:
 
 
 def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
-    space, stopping = settings.space.build(), settings.stopping.build()
+    space = settings.space.build()
+    stopping = settings.stopping.build()
     check_method(settings, space)
     data = settings.data.build()
     set_up(data)
@@ -104,6 +109,7 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
         if study.user_attrs.get(OVER):
             return False
         left = [*waiting(study, study.user_attrs.get(WANTED, 0)), *running(study)]
-        return leases.led() or bool(left)  # without a leader, what is there is still done
+        # without a leader, the trials that are left are still done
+        return leases.led() or bool(left)
 
     help_search(trials, go_on, on_trial)

@@ -1,8 +1,7 @@
-"""One worker: a process that runs trials of a study for the process that began it, and ends with
-it.
+"""One worker: a process that runs trials for the process that began it, and ends with it.
 
-What it is begun with imports little: a worker whose parent is killed while it still imports ends at
-once, too.
+It imports little at its begin: a worker whose parent is killed while it still imports ends at once,
+too.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from orchestrator.settings import Settings
 from orchestrator.stopped import Stopped, stoppable
 
 GRACE_SECONDS = 30.0
-"""For a worker to put its trial back and end, once it was told to."""
+"""Seconds that a worker has to put its trial back and end, once it was told to."""
 
 
 def run_worker(settings: Settings, log: str, parent: int) -> None:
-    """The life of one worker process, its output in `log`; `parent` is the process number of who
-    began it.
+    """The life of one worker process, its output in `log`.
+
+    `parent` is the process number of the process that began it.
     """
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for standard in (1, 2):
         os.dup2(stream, standard)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from orchestrator.workers.helping import (
-        help_alone,
-    )  # takes seconds, in which a signal ends the process
+    # this takes seconds, in which a signal ends the process
+    from orchestrator.workers.helping import help_alone
 
     try:
         with stoppable([signal.SIGTERM]):
@@ -49,11 +48,14 @@ def run_worker(settings: Settings, log: str, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed puts its trial back and ends: nobody would end it
-    otherwise.
+    """Make this worker put its trial back and end when its parent was killed.
+
+    Nobody would end it otherwise.
     """
     while os.getppid() == parent:
         time.sleep(1.0)
-    for _ in range(2):  # the second one ends the process whatever became of the first
-        os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where it sleeps
+    for _ in range(2):
+        # The signal reaches the main thread, also where it sleeps. The second one ends the process
+        # whatever became of the first.
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)

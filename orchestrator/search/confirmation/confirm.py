@@ -1,12 +1,13 @@
-"""Confirmation: models finetuned in full over several seeds, then measured on test data, once, at
-the end.
+"""Confirmation: models finetuned in full over several seeds, then measured on test data.
+
+Test data is used once, at the end.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,12 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be confirmed; `keep` are the dense units it has, `source` is plain data that says
-    where it is from.
+    """A model to be confirmed.
 
-    Weights at zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and
-    with `export` what is measured is the file of that format. `round_steps` are the optimizer steps
-    of a round; None: as configured. `accumulate` is the number of parts in which its batches fit
-    into memory.
+    `keep` are the dense units it has, `source` is plain data that says where it is from. Weights at
+    zero in its `sparse` tensors stay zero, its activations are pruned at `level`, and with `export`
+    the file of that format is measured. `round_steps` are the optimizer steps of a round; None: as
+    configured. `accumulate` is the number of parts in which its batches fit into memory.
     """
 
     label: str
@@ -56,11 +56,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """Metrics per seed, in the order of `phases.confirm.seeds`; `best` is the place of the best
-    validation quality.
+    """Metrics per seed, in the order of `phases.confirm.seeds`.
 
-    `costs` are those of that seed's model, `accumulate` is the number of parts in which its batches
-    were taken.
+    `best` is the index of the best validation quality. `costs` are those of that seed's model,
+    `accumulate` is the number of parts in which its batches were taken.
     """
 
     validation: tuple[dict[str, float], ...]
@@ -70,40 +69,46 @@ class Confirmed:
     accumulate: int = 1
 
     def mean(self, metric: str) -> float:
-        return float(np.mean([found[metric] for found in self.test]))
+        return float(np.mean(_values(self.test, metric)))
 
     def std(self, metric: str) -> float:
         """Sample standard deviation over the seeds."""
-        return float(np.std([found[metric] for found in self.test], ddof=1))
+        return float(np.std(_values(self.test, metric), ddof=1))
 
     def validated(self, metric: str) -> float:
-        return float(np.mean([found[metric] for found in self.validation]))
+        return float(np.mean(_values(self.validation, metric)))
+
+
+def _values(seeds: Sequence[dict[str, float]], metric: str) -> list[float]:
+    """The metric of every seed."""
+    return [metrics[metric] for metrics in seeds]
 
 
 def confirm(
     final: FinalLab, candidate: Candidate, folder: Path, tick: Tick
 ) -> tuple[Confirmed, nn.Module | None]:
-    """Finetune copies of the candidate, one per seed, and test them; or read them back from
-    `folder`.
+    """Finetune copies of the candidate, one per seed, and test them; or read that from `folder`.
 
     The model returned is the seed with the best validation quality, None when nothing had to be
     trained.
     """
-    lab, label = final.lab, candidate.label
+    lab = final.lab
+    label = candidate.label
     seeds = lab.phases.confirm.seeds
     stored = confirmed_before(lab, label, folder, candidate.source, candidate.round_steps)
     if stored is not None:
         return stored, None
     results: list[_SeedResult] = []
-    for place, seed in enumerate(seeds):
-        tick(f"{label}, seed {seed} ({place + 1} of {len(seeds)})")
+    for number, seed in enumerate(seeds, start=1):
+        tick(f"{label}, seed {seed} ({number} of {len(seeds)})")
         results.append(_one_seed(final, candidate, folder, seed))
-    best = _best(lab.facts, [result.validation for result in results])
+    validation = [result.validation for result in results]
+    best = _best(lab.facts, validation)
     chosen = results[best]
     artifact = exported_path(candidate, folder, seeds[best])
     confirmed = Confirmed(
-        tuple(result.validation for result in results),
-        tuple(result.test for result in results),
+        tuple(validation),
+        tuple([result.test for result in results]),
         best,
         _costs(lab, candidate, chosen.model, chosen.measured, artifact),
         chosen.parts,
@@ -116,8 +121,9 @@ def confirm(
 
 @dataclass(frozen=True)
 class _SeedResult:
-    """Of one seed: metrics, the model, what was measured (the model or its exported file), the
-    parts of its batches.
+    """The result of one seed.
+
+    `measured` is the model or its exported file, `parts` the parts of its batches.
     """
 
     validation: dict[str, float]
@@ -128,13 +134,15 @@ class _SeedResult:
 
 
 def _one_seed(final: FinalLab, candidate: Candidate, folder: Path, seed: int) -> _SeedResult:
-    lab, level = final.lab, candidate.level
+    lab = final.lab
+    level = candidate.level
     model, parts = _finetuned_in_memory(lab, candidate, seed)
     measured: Any = model
     path = exported_path(candidate, folder, seed)
     if candidate.export is not None and path is not None:
         measured = lab.exported(model, EXPORT_FORMATS[candidate.export], path, level)
-    validation, test = lab.validate(measured, level), final.test(measured, level)
+    validation = lab.validate(measured, level)
+    test = final.test(measured, level)
     return _SeedResult(validation, test, model.eval(), measured, parts)
 
 
@@ -150,12 +158,12 @@ def _costs(
 
 
 def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:
-    """The finetuned model, and the number of parts in which its batches came to fit into memory."""
-    how = lab.phases.confirm
+    """The finetuned model, and the number of parts in which its batches fitted into memory."""
+    settings = lab.phases.confirm
 
     def attempt(parts: int) -> nn.Module:
         smaller = replace(candidate, accumulate=parts)
-        return finetuned(lab, smaller, seed, how.rounds, how.lr_factor)
+        return finetuned(lab, smaller, seed, settings.rounds, settings.lr_factor)
 
     return in_smaller_parts(attempt, candidate.accumulate, lab.on_out_of_memory)
 
@@ -163,8 +171,9 @@ def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.
 def finetuned(
     lab: Lab, candidate: Candidate, seed: int, rounds: int, lr_factor: float
 ) -> nn.Module:
-    """A copy of the candidate's model after the finetuning of one seed, on the training data as it
-    is.
+    """A copy of the candidate's model after the finetuning of one seed.
+
+    It is trained on the training data as it is, without mixed copies.
     """
     model = copy.deepcopy(candidate.model)
     masks = zeros_of(model, candidate.sparse)
@@ -191,11 +200,11 @@ def exported_path(candidate: Candidate, folder: Path, seed: int) -> Path | None:
 
 
 def _best(facts: Facts, validation: list[dict[str, float]]) -> int:
-    """The place of the best quality; of equals that with the lowest loss."""
+    """The index of the best quality; of equals that with the lowest loss."""
     goals = facts.goals
 
-    def rank(place: int) -> tuple[float, float]:
-        metrics = validation[place]
+    def rank(index: int) -> tuple[float, float]:
+        metrics = validation[index]
         return goals.sign * metrics[goals.quality], -goals.loss(metrics)
 
     return max(range(len(validation)), key=rank)
@@ -204,7 +213,7 @@ def _best(facts: Facts, validation: list[dict[str, float]]) -> int:
 def confirmed_before(
     lab: Lab, label: str, folder: Path, source: Any, round_steps: int | None = None
 ) -> Confirmed | None:
-    """What an earlier run measured of the same model in the same way."""
+    """The result of an earlier run for the same model in the same way; None where there is none."""
     stored = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
     if stored is None or stored[0] != _key(lab.phases, source, round_steps):
         return None
@@ -212,15 +221,13 @@ def confirmed_before(
 
 
 def _parsed(data: Any) -> Confirmed:
-    validation, test = (
-        tuple(_metrics(found) for found in data[name]) for name in ("validation", "test")
-    )
-    found = Confirmed(
-        **{**data, "validation": validation, "test": test, "costs": _metrics(data["costs"])}
-    )
-    if not (len(validation) == len(test) and 0 <= found.best < len(test)):
+    validation = tuple([_metrics(metrics) for metrics in data["validation"]])
+    test = tuple([_metrics(metrics) for metrics in data["test"]])
+    costs = _metrics(data["costs"])
+    confirmed = Confirmed(**{**data, "validation": validation, "test": test, "costs": costs})
+    if not (len(validation) == len(test) and 0 <= confirmed.best < len(test)):
         raise ValueError("it must have the metrics of every seed, and the best of them")
-    return found
+    return confirmed
 
 
 def _metrics(data: Any) -> dict[str, float]:
@@ -228,9 +235,18 @@ def _metrics(data: Any) -> dict[str, float]:
 
 
 def _key(phases: PhaseSettings, source: Any, round_steps: int | None) -> str:
-    how, finetune = phases.confirm, phases.finetune
+    """A digest of everything that a confirmation follows from."""
+    confirm = phases.confirm
+    finetune = phases.finetune
     rest = finetune.model_dump(mode="json", exclude={"optimizer", "scheduler"})
     rest["round_steps"] = round_steps or finetune.round_steps
-    return digest(
-        [source, how.seeds, how.rounds, how.lr_factor, rest, finetune.optimizer, finetune.scheduler]
-    )
+    conditions = [
+        source,
+        confirm.seeds,
+        confirm.rounds,
+        confirm.lr_factor,
+        rest,
+        finetune.optimizer,
+        finetune.scheduler,
+    ]
+    return digest(conditions)

@@ -43,8 +43,7 @@ from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.search.trials.pruners import WeightPruner
 
 Afford = Callable[[str, Sequence[LadderStep], Sequence[LadderStep]], bool]
-"""Whether a ladder ends within the budget: its name, its steps, those of them that are confirmed.
-"""
+"""Maps a ladder's name, its steps, and its confirmed steps to whether it ends within the budget."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Confirmation:
     """The confirmation of one study.
 
     `store` has the finished plans, `folder` is that of the study. `round_steps` are the optimizer
-    steps of a round; None: as configured. `failed` collects what could not be confirmed, with the
-    reason.
+    steps of a round; None: as configured. `failed` collects the names of models and ladders that
+    could not be confirmed, with the reason.
     """
 
     final: FinalLab
@@ -69,7 +68,7 @@ class Confirmation:
 
     @property
     def records(self) -> Path:
-        """The folder of what each seed measured."""
+        """The folder with the measurements of each seed."""
         return self.folder / "confirm"
 
     def confirmed(self, candidate: Candidate) -> tuple[Confirmed, nn.Module | None]:
@@ -77,8 +76,9 @@ class Confirmation:
 
     @contextmanager
     def left_out(self, name: str) -> Iterator[None]:
-        """What fails inside is said and noted, its traceback kept; the rest of the study goes
-        on.
+        """Leaves out the part inside the `with` block if it fails; the rest of the study goes on.
+
+        The failure is reported and noted, and its traceback kept.
         """
         try:
             yield
@@ -99,9 +99,8 @@ def confirm_front(
     """Front rows, large to small, and the dense model finetuned as long as they are.
 
     `chosen` come from the search's front on validation data (`results.candidates`). After full
-    finetuning those that another one dominates on validation data (mean over the seeds) leave,
-    those outside a bound, and those whose finetuning failed. Test data decides nothing.
-
+    finetuning some leave: those that another one dominates on validation data (mean over the
+    seeds), those outside a bound, and those whose finetuning failed. Test data decides nothing.
     Errors: UserError where none could be confirmed, or the dense model could not.
     """
     seeds = confirmation.final.lab.phases.confirm.seeds
@@ -116,8 +115,8 @@ def confirm_front(
         times, reason = most_common(list(confirmation.failed.values()))
         raise UserError(
             f"a front needs confirmed models; none of {len(chosen)} is: {reason} ({times} times); "
-            "all trials are kept: "
-            "mend it (phases.finetune, phases.confirm) and give the same command again"
+            "all trials are kept: mend it (phases.finetune, phases.confirm) and give the same "
+            "command again"
         )
     return _members(confirmation, confirmed), _confirmed_dense(confirmation)
 
@@ -125,12 +124,14 @@ def confirm_front(
 def _members(
     confirmation: Confirmation, confirmed: Sequence[tuple[TrialRow, Confirmed]]
 ) -> list[ConfirmedRow]:
-    """Those on the front by validation data."""
+    """The models on the front by validation data."""
     facts = confirmation.facts
-    points, within = [], []
+    points = []
+    within = []
     for row, result in confirmed:
         metrics = {name: result.validated(name) for name in result.validation[0]}
-        values = metrics | with_ratios(result.costs, ratios_of(result.costs, facts.dense_costs))
+        ratios = ratios_of(result.costs, facts.dense_costs)
+        values = metrics | with_ratios(result.costs, ratios)
         points.append(facts.goals.point(values, values))
         reason = facts.goals.broken(values)
         within.append(not reason)
@@ -142,19 +143,21 @@ def _members(
     on_front = np.zeros(len(confirmed), dtype=np.bool_)
     on_front[inside] = non_dominated(table[inside], tolerance)
     members = []
-    for (row, result), stays in zip(confirmed, on_front, strict=True):
-        if stays:
-            path = str(confirmation.folder / "models" / str(row.number))
-            members.append(_row(facts, "front", row.number, result, row.method, path))
+    for index in np.flatnonzero(on_front).tolist():
+        row, result = confirmed[index]
+
+        path = str(confirmation.folder / "models" / str(row.number))
+        members.append(_row(facts, "front", row.number, result, row.method, path))
     return members
 
 
 def _confirmed_trial(confirmation: Confirmation, number: int) -> Confirmed:
     """One trial's model, confirmed and exported."""
-    lab, store = confirmation.final.lab, confirmation.store
+    lab = confirmation.final.lab
+    store = confirmation.store
     target = confirmation.folder / "models" / str(number)
     if not (target / PLAN).exists():
-        # a run was killed between the two: what is confirmed again is exported again
+        # a run was killed between confirming and exporting: confirming again exports again
         (confirmation.records / f"trial-{number}.json").unlink(missing_ok=True)
     document = read_plan(store.of(number))
     finished = store.read(store.of(number))
@@ -189,29 +192,26 @@ def _copy_export(
 
 
 def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> dict[str, Any]:
-    """What a plan says of its confirmation: what every seed measured, and the finetuning of the
-    exported one.
+    """The part of `plan.json` about the confirmation.
+
+    It has the measurements of every seed, and the finetuning of the exported one.
     """
     lab = confirmation.final.lab
-    how = lab.phases.confirm
-    measured = zip(how.seeds, result.validation, result.test, strict=True)
-    by_seed = {
-        str(seed): {"validation": validation, "test": test} for seed, validation, test in measured
-    }
+    confirm = lab.phases.confirm
+    best = confirm.seeds[result.best]
+    by_seed = {}
+    for index, seed in enumerate(confirm.seeds):
+        by_seed[str(seed)] = {"validation": result.validation[index], "test": result.test[index]}
     finetuning = {
-        "seed": how.seeds[result.best],
-        "rounds": how.rounds,
+        "seed": best,
+        "rounds": confirm.rounds,
         "round_steps": confirmation.round_steps,
         "accumulate": result.accumulate,
-        "lr_factor": how.lr_factor,
+        "lr_factor": confirm.lr_factor,
         "weights": weights_digest(model),
         "made_with": made_with(lab.device, lab.memory_format),
     }
-    return {
-        "confirmed": by_seed,
-        "confirmed_seed": how.seeds[result.best],
-        "confirmation": finetuning,
-    }
+    return {"confirmed": by_seed, "confirmed_seed": best, "confirmation": finetuning}
 
 
 def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
@@ -237,18 +237,20 @@ def run_baselines(
     front: list[ConfirmedRow],
     afford: Afford = lambda name, ladder, confirmed: True,
 ) -> list[ConfirmedRow]:
-    """Ladders with a step at each of the front's models, at its MACs and steps of finetuning; some
-    are confirmed.
+    """Ladders with a step at each of the front's models; some steps are confirmed.
 
-    A ladder that a budget in time cannot `afford` is left out.
+    A step has the MACs of its model, and its steps of finetuning. A ladder that a budget in time
+    cannot `afford` is left out.
     """
-    how, progress = confirmation.final.lab.phases.confirm, confirmation.progress
+    confirm = confirmation.final.lab.phases.confirm
+    progress = confirmation.progress
     ladder = [_ladder_step(confirmation, row.trial) for row in front if row.trial is not None]
-    chosen = spread_out([float(row.cost) for row in front], how.max_baseline_models)
+    chosen = spread_out([float(row.cost) for row in front], confirm.max_baseline_models)
     matched = {ladder[index].trial for index in chosen}
+    confirmed = [step for step in ladder if step.trial in matched]
     rows: list[ConfirmedRow] = []
-    for name in how.baselines:
-        if not afford(name, ladder, [step for step in ladder if step.trial in matched]):
+    for name in confirm.baselines:
+        if not afford(name, ladder, confirmed):
             progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
             continue
         progress.phase(
@@ -261,8 +263,9 @@ def run_baselines(
 
 
 def _ladder_step(confirmation: Confirmation, trial: int) -> LadderStep:
-    """What a ladder matches of a front model: effective MACs by units and weights, as ladders prune
-    no activations.
+    """The step of a ladder that matches the front's model of a trial.
+
+    It has the effective MACs by units and weights, as ladders prune no activations.
     """
     structure = confirmation.facts.structure
     folder = confirmation.store.of(trial)
@@ -284,17 +287,18 @@ class _Ladder:
 
     @property
     def source(self) -> list[Any]:
-        """What its models follow from."""
+        """What its models follow from, as plain data."""
         steps = [astuple(step) for step in self.ladder]
         return [self.name, steps, self.method.settings.plain()]
 
     def rows(self, matched: set[int]) -> list[ConfirmedRow]:
-        """One for each matched model; read back where all were confirmed before."""
+        """A row for each matched model; read back where all were confirmed before."""
         return self._before(matched) or self._climbed(matched)
 
     def _before(self, matched: set[int]) -> list[ConfirmedRow]:
-        """Empty where one of them is missing."""
-        confirmation, rows = self.confirmation, []
+        """Rows of an earlier run; empty where one of them is missing."""
+        confirmation = self.confirmation
+        rows = []
         for step in self.ladder:
             if step.trial not in matched:
                 continue
@@ -311,18 +315,25 @@ class _Ladder:
         return rows
 
     def _climbed(self, matched: set[int]) -> list[ConfirmedRow]:
-        confirmation, facts, rows = self.confirmation, self.confirmation.facts, []
+        confirmation = self.confirmation
+        lab = confirmation.final.lab
+        facts = confirmation.facts
         words = axis_words(facts.axis)
         first = self.method.stages[0].pruner
         sparse = tuple(first.names) if isinstance(first, WeightPruner) else ()
-        for step, model, keep in climb(confirmation.final.lab, self.method, self.name, self.ladder):
+        rows = []
+        for step, model, keep in climb(lab, self.method, self.name, self.ladder):
             share = step.macs / facts.dense_macs
             confirmation.progress.tick(f"{self.name}: the model at {share:.1%} of the {words}")
             if step.trial not in matched:
                 continue
-            label = f"{self.name}-{step.trial}"
             candidate = Candidate(
-                label, model, keep, self.source, sparse, round_steps=confirmation.round_steps
+                f"{self.name}-{step.trial}",
+                model,
+                keep,
+                self.source,
+                sparse,
+                round_steps=confirmation.round_steps,
             )
             result, _ = confirmation.confirmed(candidate)
             rows.append(_row(facts, self.name, step.trial, result))
@@ -337,7 +348,8 @@ def _row(
     method: str = "",
     path: str = "",
 ) -> ConfirmedRow:
-    quality, nonzero = facts.goals.quality, result.costs["nonzero_params"]
+    quality = facts.goals.quality
+    nonzero = result.costs["nonzero_params"]
     return ConfirmedRow(
         origin=origin,
         trial=trial,

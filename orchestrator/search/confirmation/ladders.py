@@ -1,9 +1,8 @@
-"""Baselines: what an expert does by hand, at the costs of the front's models and with their
-finetuning budget.
+"""Baselines: what an expert does by hand, at the costs of the front's models.
 
-Each is a ladder, large to small. Every model is cut from the finetuned one before it, and is
-finetuned with distillation. Ladders differ in how a FLOPs target is shared out: equal ratios,
-random ratios, or one global ranking of all units.
+Each baseline has the finetuning budget of those models. It is a ladder, large to small: every model
+is cut from the finetuned one before it, and is finetuned with distillation. Ladders differ in how a
+FLOPs target is shared out: equal ratios, random ratios, or one global ranking of all units.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from orchestrator.seeds import Stream, seed_of
 
 Name = Literal["uniform", "random", "global"]
 PLACES = {"uniform": 0, "random": 1, "global": 2}
+"""A number of each ladder, for its seed."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class LadderStep:
 
 
 def with_training_steps(ladder: Sequence[LadderStep], least: int) -> list[tuple[LadderStep, int]]:
-    """Large to small, with the optimizer steps that each model adds: what its match has more,
-    `least` at least.
+    """The steps large to small, each with the optimizer steps that its model adds.
+
+    It adds what its match has more than the models before it, `least` at least.
     """
-    spent, result = 0, []
+    spent = 0
+    result = []
     for step in sorted(ladder, key=lambda step: -step.macs):
         added = max(least, step.steps - spent)
         spent += added
@@ -59,24 +61,27 @@ def with_training_steps(ladder: Sequence[LadderStep], least: int) -> list[tuple[
 class Climber:
     """The model of a ladder, which gets smaller and is finetuned step by step.
 
-    It prunes as the first stage of the method does; a hybrid method is thus compared with removal
+    It prunes as the first stage of the method does. A hybrid method is thus compared with removal
     alone.
     """
 
     def __init__(self, lab: Lab, method: PreparedMethod, name: Name) -> None:
-        self.lab, self.name = lab, name
+        self.lab = lab
+        self.name = name
         self.pruner = method.stages[0].pruner
         self.structure = self.pruner.structure
-        self.model, self.alive = lab.facts.model, self.structure.full()
+        self.model = lab.facts.model
+        self.alive = self.structure.full()
         self.units_alive = lab.facts.structure.full()
         self.seed = seed_of(lab.seed, Stream.BASELINE, PLACES[name])
-        patterns = any(group.kind == "pattern" for group in self.structure.groups)
-        self.least = 0 if patterns else 1  # whole blocks stay
+        kinds = [group.kind for group in self.structure.groups]
+        # at least 1, so whole blocks stay; a tensor without a pattern counts 0
+        self.least = 0 if "pattern" in kinds else 1
         draw = np.random.default_rng(self.seed)
         self.random_shares = draw.uniform(0.1, 1.0, len(self.structure.groups))
 
     def prune(self, macs: int) -> None:
-        """Down to these MACs."""
+        """Prune down to these MACs."""
         finetune = self.lab.phases.finetune
         scores = self.pruner.scores(self.model, self.alive, self.seed)
         now = self.structure.counts(self.alive)
@@ -91,11 +96,13 @@ class Climber:
         self.lab.recalibrate(self.model, finetune.recalibration_batches, self.seed)
 
     def _kept(self, scores: Scores, now: Counts, macs: int) -> Counts:
-        structure, macs_of = self.structure, self.pruner.cost.macs
+        structure = self.structure
+        macs_of = self.pruner.cost.macs
         if self.name == "global":
             return global_counts(structure, scores, self.alive, macs_of, macs, self.least)
         share = np.ones(len(now)) if self.name == "uniform" else self.random_shares
-        return np.minimum(now, scaled(structure.sizes, macs_of, macs, share, self.least))
+        kept = scaled(structure.sizes, macs_of, macs, share, self.least)
+        return np.minimum(now, kept)
 
     def finetune(self, index: int, steps: int, mixed: int | None) -> None:
         masks = {}
@@ -114,8 +121,9 @@ class Climber:
 def climb(
     lab: Lab, method: PreparedMethod, name: Name, ladder: Sequence[LadderStep]
 ) -> Iterator[tuple[LadderStep, nn.Module, Keep]]:
-    """The ladder's models with their dense units, large to small, each finetuned as long as its
-    match was.
+    """The ladder's models with their dense units, large to small.
+
+    Each is finetuned as long as its match was.
     """
     climber = Climber(lab, method, name)
     usual = lab.phases.finetune.round_steps
@@ -128,8 +136,9 @@ def climb(
 def global_counts(
     structure: Structure, scores: Scores, alive: Keep, macs: Macs, target: int, least: int = 1
 ) -> Counts:
-    """Units kept per group when all are ranked in one list by multiples of their group's mean
-    score.
+    """Units kept per group when all are ranked in one list.
+
+    They are ranked by multiples of their group's mean score.
     """
     if not alive.any():
         return structure.counts(alive)
@@ -137,10 +146,10 @@ def global_counts(
     living = [relative[group.units][alive[group.units]] for group in structure.groups]
 
     def counts(level: float) -> Counts:
-        return np.array([max(least, int((part >= level).sum())) for part in living], dtype=np.int64)
+        kept = [max(least, int((part >= level).sum())) for part in living]
+        return np.array(kept, dtype=np.int64)
 
-    least_level, most_level = (
-        float(relative[alive].min()) - 1.0,
-        float(np.nextafter(relative[alive].max(), np.inf)),
-    )
-    return counts(lowest_level(counts, macs, target, least_level, most_level))
+    least_level = float(relative[alive].min()) - 1.0
+    most_level = float(np.nextafter(relative[alive].max(), np.inf))
+    level = lowest_level(counts, macs, target, least_level, most_level)
+    return counts(level)

@@ -1,3 +1,1 @@
-"""The laboratory: the dense network, its structure and costs, and the work that is done on
-models.
-"""
+"""The laboratory: the dense network, its structure and costs, and the work on models."""

@@ -1,5 +1,6 @@
-"""The dense baseline: trained or loaded once, kept under the hash of what made it, shared by all
-studies.
+"""The dense baseline: trained or loaded once, and shared by all studies.
+
+It is stored under the hash of what made it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from pytorch_lightning import LightningModule
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -35,8 +37,10 @@ from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
 from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
 
-RECORD, REWIND = "dense.json", "rewind.safetensors"
-"""Files of a dense model beside its weights: its metrics, and its weights in an early state."""
+RECORD = "dense.json"
+"""File of a dense model beside its weights: its metrics."""
+REWIND = "rewind.safetensors"
+"""File of a dense model beside its weights: its weights in an early state."""
 ANEW = "delete its folder, and the dense model is made anew"
 
 
@@ -46,11 +50,11 @@ def dense_folder(settings: Settings) -> Path:
 
 
 def build_model(settings: Settings, data: Any) -> nn.Module:
-    """The model as configured, untrained or with its checkpoint, and checked against the task and a
-    validation batch.
+    """The model as configured, untrained or with its checkpoint.
 
-    Errors: DataError for a checkpoint that is missing or does not fit; ConfigError for a model that
-    cannot be built or does not take the data.
+    It is checked against the task and a validation batch. Errors: DataError for a checkpoint that
+    is missing or does not fit; ConfigError for a model that cannot be built or does not take the
+    data.
     """
     seed_everything(settings.seed)
     model: nn.Module = settings.model.build()
@@ -63,44 +67,49 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
 
 
 def example_of(settings: Settings, model: nn.Module, data: Any) -> Inputs:
-    """What the task calls the network with for the first sample of the validation data."""
+    """The inputs with which the task calls the network.
+
+    They are those of the first sample of the validation data.
+    """
     task = build_task(settings.task, model, data)
     return inputs_of(task, next(iter(data.val_dataloader()))).first()
 
 
 def fresh_model(settings: Settings, seed: int) -> nn.Module:
-    """The architecture with weights drawn from `seed`, whatever it is usually begun with."""
+    """The architecture with weights drawn from `seed`, whatever weights it usually begins with."""
     seed_everything(seed)
     model: nn.Module = settings.model.without("weights", "pretrained").build()
     return model.eval()
 
 
 def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
-    """A copy of `model` with the weights it had after `phases.train.rewind_epoch`; None where none
-    were asked for.
+    """A copy of `model` with the weights it had after `phases.train.rewind_epoch`.
 
+    None where no such epoch is asked for.
     Errors: ConfigError where the dense model was loaded, not trained, so that there is nothing to
     go back to.
     """
-    if settings.phases.train.rewind_epoch is None:
+    train = settings.phases.train
+    if train.rewind_epoch is None:
         return None
     path = dense_folder(settings) / REWIND
     if not path.exists():
         raise ConfigError(
-            f"phases.train.rewind_epoch={settings.phases.train.rewind_epoch} needs a dense model "
-            "trained here for at "
-            f"least as many epochs; phases.train.epochs is {settings.phases.train.epochs}"
+            f"phases.train.rewind_epoch={train.rewind_epoch} needs a dense model trained here for "
+            f"at least as many epochs; phases.train.epochs is {train.epochs}"
         )
     twin = copy.deepcopy(model)
     digests = read_json(path.with_name(RECORD), ANEW).get("sha256", {})
-    _fill(twin, read_weights(path, model.state_dict(), ANEW, digests.get(REWIND)), str(path))
+    weights = read_weights(path, model.state_dict(), ANEW, digests.get(REWIND))
+    _fill(twin, weights, str(path))
     return twin.eval()
 
 
 @dataclass(frozen=True)
 class DenseTraining:
-    """The training of a dense model: on which data and device, in which memory format, who is told
-    of its epochs.
+    """The training of a dense model: its data, device and memory format.
+
+    `on_epoch` is told of each epoch.
     """
 
     settings: Settings
@@ -111,7 +120,7 @@ class DenseTraining:
     memory_format: str = "contiguous"
 
     def make(self, model: nn.Module) -> dict[str, float]:
-        """Train the model and keep it in its folder; its validation metrics."""
+        """Train the model and keep it in its folder; return its validation metrics."""
         if self.settings.phases.train.rewind_epoch == 0:
             self._keep_early(model)
         if self.settings.made_up is None:
@@ -128,39 +137,44 @@ class DenseTraining:
         return metrics
 
     def _keep_early(self, model: nn.Module) -> None:
-        """The weights that a pruned model may go back to."""
+        """Keep the weights that a pruned model may go back to."""
         write_atomic(dense_folder(self.settings) / REWIND, save(tensors(model)))
 
     def _trained(self, model: nn.Module) -> dict[str, float]:
-        settings, data = self.settings, self.data
-        how = settings.phases.train
-
-        def on_round(epoch: int, metrics: dict[str, float]) -> bool:
-            if epoch == how.rewind_epoch:
-                self._keep_early(model)
-            return self.on_epoch(epoch, metrics)
-
-        if how.epochs > 0:
+        settings = self.settings
+        data = self.data
+        if settings.phases.train.epochs > 0:
             task = build_task(settings.task, model, data)
             batches = data.train_batches(settings.seed)
             with (
                 needed("training of the dense model", SMALLER.format("train")),
                 self.timed("dense training"),
             ):
-                fit(
-                    task,
-                    batches,
-                    optimization(how),
-                    rounds=how.epochs,
-                    round_steps=len(batches),
-                    device=self.device,
-                    val=data.val_dataloader(),
-                    on_round=on_round,
-                    memory_format=self.memory_format,
-                )
+                self._fit(model, task, batches)
         with self.timed("evaluation"):
             task = build_task(settings.task, model, data)
             return evaluate(task, data.val_dataloader(), self.device)
+
+    def _fit(self, model: nn.Module, task: LightningModule, batches: Any) -> None:
+        """Train for all epochs, and keep the weights of an early one where that is asked for."""
+        train = self.settings.phases.train
+
+        def on_round(epoch: int, metrics: dict[str, float]) -> bool:
+            if epoch == train.rewind_epoch:
+                self._keep_early(model)
+            return self.on_epoch(epoch, metrics)
+
+        fit(
+            task,
+            batches,
+            optimization(train),
+            rounds=train.epochs,
+            round_steps=len(batches),
+            device=self.device,
+            val=self.data.val_dataloader(),
+            on_round=on_round,
+            memory_format=self.memory_format,
+        )
 
     def _made_up(self, model: nn.Module) -> dict[str, float]:
         train = self.settings.phases.train
@@ -171,7 +185,8 @@ class DenseTraining:
         return metrics
 
     def _keep(self, model: nn.Module, metrics: Mapping[str, float]) -> None:
-        folder, settings = dense_folder(self.settings), self.settings
+        folder = dense_folder(self.settings)
+        settings = self.settings
         write_atomic(folder / WEIGHTS, save(tensors(model)))
         files = [name for name in (WEIGHTS, REWIND) if (folder / name).exists()]
         record = {
@@ -184,18 +199,19 @@ class DenseTraining:
 
 
 def train_dense(training: DenseTraining, model: nn.Module) -> tuple[nn.Module, dict[str, float]]:
-    """The model trained, with its validation metrics; read back where the same recipe was run
-    before.
+    """The model trained, with its validation metrics.
 
-    A baseline whose files are damaged is named and trained anew: it follows from its recipe. Of
-    several processes that need it at once one trains it, the others wait.
+    It is read back where the same recipe was run before. A baseline whose files are damaged is
+    named and trained anew: it follows from its recipe. Of several processes that need it at once
+    one trains it, the others wait.
     """
     settings = training.settings
     folder = dense_folder(settings)
     metrics = _read_back(settings, model, folder)
     if metrics is None:
         require_writable(folder)
-        with _alone(folder):  # another process may have made it meanwhile
+        with _alone(folder):
+            # another process may have made it meanwhile
             metrics = _read_back(settings, model, folder)
             if metrics is None:
                 metrics = training.make(model)
@@ -204,7 +220,7 @@ def train_dense(training: DenseTraining, model: nn.Module) -> tuple[nn.Module, d
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """No other process is inside for the same folder; the lock of a killed one is free."""
+    """Keeps other processes out for the same folder; the lock of a killed process is free."""
     lock = FileLock(folder.with_suffix(".lock"))
     with writing(folder):
         lock.acquire()
@@ -215,8 +231,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, float] | None:
-    """Fill the model from a baseline and give its metrics; None where there is none, or it is
-    damaged.
+    """Fill the model from a baseline and return its metrics.
+
+    None where there is no baseline, or it is damaged.
     """
     if not (folder / RECORD).exists():
         return None
@@ -232,28 +249,34 @@ def _read_back(settings: Settings, model: nn.Module, folder: Path) -> dict[str, 
 def _kept(
     folder: Path, model: nn.Module, settings: Settings
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Weights and validation metrics of a baseline, all of its files checked; older records have no
-    digests.
+    """Weights and validation metrics of a baseline, all of its files checked.
 
+    Older records have no digests.
     Errors: DataError for a file that is damaged or does not fit the model.
     """
     record = read_json(folder / RECORD, ANEW)
     try:
         metrics = {str(name): float(value) for name, value in record["validation"].items()}
-        digests = {name: record.get("sha256", {}).get(name) for name in (WEIGHTS, REWIND)}
+        digests = record.get("sha256", {})
+        early_digest = digests.get(REWIND)
+        digest_of_weights = digests.get(WEIGHTS)
+        # raises KeyError where the quality is missing
         metrics[settings.objectives.quality]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{folder / RECORD} must have the validation metrics of the dense model; {ANEW}"
         ) from error
+    state = model.state_dict()
     if (folder / REWIND).exists():
-        read_weights(folder / REWIND, model.state_dict(), ANEW, digests[REWIND])
-    return read_weights(folder / WEIGHTS, model.state_dict(), ANEW, digests[WEIGHTS]), metrics
+        read_weights(folder / REWIND, state, ANEW, early_digest)
+    weights = read_weights(folder / WEIGHTS, state, ANEW, digest_of_weights)
+    return weights, metrics
 
 
 def _name(settings: Settings, checkpoint: Path | None) -> str:
-    """The recipe's hash; a checkpoint counts by its content, so that a new file under an old name
-    is a new baseline.
+    """The recipe's hash.
+
+    A checkpoint counts by its content, so that a new file under an old name is a new baseline.
     """
     if checkpoint is None:
         return settings.dense_digest()
@@ -261,57 +284,64 @@ def _name(settings: Settings, checkpoint: Path | None) -> str:
 
 
 def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint; nothing in it
-    can run code.
+    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint.
 
-    Tensors stay in the file until they are copied into the model, so that a file of any size costs
-    what the model does.
+    Nothing in it can run code. Tensors stay in the file until they are copied into the model, so
+    that a file of any size costs what the model does.
     """
     if not path.is_file():
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
     if path.suffix == ".safetensors":
-        check_shapes(
-            path, model.state_dict(), "take the checkpoint of this model (phases.train.checkpoint)"
-        )
+        remedy = "take the checkpoint of this model (phases.train.checkpoint)"
+        check_shapes(path, model.state_dict(), remedy)
         whole: dict[str, Tensor] = load_file(path)
         return whole
     mappable = _mappable(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         raise DataError(
             f"phases.train.checkpoint must hold tensors only; {path}: {error}"
         ) from error
-    except Exception as error:  # torch's unpickler raises its own kinds for refused content
+    except Exception as error:
+        # torch's unpickler raises its own kinds for refused content
         raise DataError(
             f"{path} holds more than tensors and was refused; save model.state_dict()"
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    state: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not _is_state_dict(state):
         raise DataError(f"{path} must hold a state dict (name -> tensor); save model.state_dict()")
     return {name.removeprefix("model."): value for name, value in state.items()}
 
 
+def _is_state_dict(state: Any) -> bool:
+    if not isinstance(state, dict):
+        return False
+    others = [value for value in state.values() if not isinstance(value, Tensor)]
+    return not others
+
+
 def _mappable(path: Path) -> bool:
-    """Errors: DataError for compressed entries of a zip file: torch writes none, and small ones
-    unpack to any size.
+    """Whether torch can map the file into memory.
+
+    Errors: DataError for compressed entries of a zip file: torch writes none, and small ones unpack
+    to any size.
     """
     if not zipfile.is_zipfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise DataError(
             f"phases.train.checkpoint must be as torch.save writes it; {path}: {error}"
         ) from error
-    if packed:
-        raise DataError(
-            f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed "
-            "entries"
-        )
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise DataError(
+                f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed "
+                "entries"
+            )
     return True
 
 

@@ -1,5 +1,6 @@
-"""How long a job will take: what it does, counted, times what a few of its own steps took on this
-machine.
+"""How long a job will take.
+
+Its work is counted, and multiplied by the time that a few of its own steps took on this machine.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
 
 TIMED_STEPS = (3, 60)
-"""Training steps that are timed, least and most: two seconds of them."""
-CHOSEN, MEMBERS = 2 / 3, 2 / 3
-"""Of the trials that many are confirmed, and of those that many stay on the front."""
+"""Number of training steps that are timed, least and most: about two seconds of them."""
+CHOSEN = 2 / 3
+"""Share of the trials that are confirmed."""
+MEMBERS = 2 / 3
+"""Share of the confirmed models that stay on the front."""
 
 
 @dataclass(frozen=True)
 class ModelSeconds:
-    """Seconds of one model's: a training step, a call of the trainer, a pass over validation and
-    over test data.
+    """Seconds that work with one model takes.
+
+    That is: a training step, a call of the trainer, a pass over validation and over test data.
     """
 
     step: float
@@ -46,10 +50,11 @@ class ModelSeconds:
 
     def toward(self, other: ModelSeconds, share: float) -> ModelSeconds:
         """Of a model at `share` of the way to the other one."""
-        mine, others = vars(self), vars(other)
-        return ModelSeconds(
-            **{name: max(0.0, mine[name] + share * (others[name] - mine[name])) for name in mine}
-        )
+        seconds = {}
+        for name, own in vars(self).items():
+            difference = getattr(other, name) - own
+            seconds[name] = max(0.0, own + share * difference)
+        return ModelSeconds(**seconds)
 
 
 def expected_seconds(
@@ -60,16 +65,17 @@ def expected_seconds(
     device: torch.device,
     begun: float,
 ) -> dict[str, float]:
-    """Seconds by phase of the whole job; `begun` are those until the model's structure is known, as
-    here.
+    """Seconds by phase of the whole job.
+
+    `begun` are the seconds until the model's structure was known.
     """
     dense = prices(settings, model, data, device)
     pruned = _pruned(settings, model, data, structure, device, dense)
     work = _Work(settings, dense, pruned, len(data.train_batches(0)))
-    there = (dense_folder(settings) / RECORD).exists()
+    trained = (dense_folder(settings) / RECORD).exists()
     begin = {
         "start-up": begun,
-        "dense training": 0.0 if there else work.dense_training(),
+        "dense training": 0.0 if trained else work.dense_training(),
         "profile": work.profile(len(structure.groups)),
     }
     budget = settings.study.budget
@@ -85,73 +91,77 @@ def expected_seconds(
 
 @dataclass(frozen=True)
 class _Work:
-    """What the job does, at the `dense` model's prices and at those of the mean `pruned` one."""
+    """The work of the job, at the `dense` model's prices and at those of the mean `pruned` one.
+
+    `epoch` is the number of training batches in an epoch.
+    """
 
     settings: Settings
     dense: ModelSeconds
     pruned: ModelSeconds
     epoch: int
-    """Training batches in one."""
 
     @property
     def chosen(self) -> int:
         """How many models are confirmed."""
-        return max(
-            1,
-            min(
-                self.settings.phases.confirm.max_models,
-                round(CHOSEN * self.settings.study.n_trials),
-            ),
-        )
+        expected = round(CHOSEN * self.settings.study.n_trials)
+        return max(1, min(self.settings.phases.confirm.max_models, expected))
 
     def dense_training(self) -> float:
-        epochs, one = self.settings.phases.train.epochs, self.dense
-        return one.call + epochs * (self.epoch * one.step + one.validation) + one.validation
+        epochs = self.settings.phases.train.epochs
+        dense = self.dense
+        per_epoch = self.epoch * dense.step + dense.validation
+        return dense.call + epochs * per_epoch + dense.validation
 
     def profile(self, groups: int) -> float:
-        how = self.settings.phases.profile
-        passes = groups * len(how.ratios) * (how.recalibration_batches + how.batches)
-        return passes * self.pruned.step / 3.0 if self.settings.space.build().needs_profile else 0.0
+        profile = self.settings.phases.profile
+        if not self.settings.space.build().needs_profile:
+            return 0.0
+        batches = profile.recalibration_batches + profile.batches
+        passes = groups * len(profile.ratios) * batches
+        return passes * self.pruned.step / 3.0
 
     def search(self) -> float:
-        space, budget = self.settings.space.build(), self.settings.study.budget
+        space = self.settings.space.build()
+        study = self.settings.study
         low, high = _ends(getattr(space, "rounds", (1, 1)))
-        if budget is not None:
-            steps = budget.amount * self.epoch
+        if study.budget is not None:
+            steps = study.budget.amount * self.epoch
             return self.finetuning(self.pruned, steps / self.settings.phases.finetune.round_steps)
-        rungs = min(self.settings.search.chain.targets, self.settings.study.n_trials)
-        calls = min(sum(_ends(getattr(space, "steps", (1, 1)))) / 2, high)
+        targets = min(self.settings.search.chain.targets, study.n_trials)
+        pruning_steps = _ends(getattr(space, "steps", (1, 1)))
+        calls = min(sum(pruning_steps) / 2, high)
         around = self.finetuning(self.pruned, (low + high) / 2, calls)
-        return (
-            rungs * self.finetuning(self.pruned, high)
-            + (self.settings.study.n_trials - rungs) * around
-        )
+        chain = targets * self.finetuning(self.pruned, high)
+        return chain + (study.n_trials - targets) * around
 
     def confirming(self, one: ModelSeconds) -> float:
-        """One model, finetuned for each seed without a look at validation data between."""
-        how = self.settings.phases.confirm
-        looks = (1 - how.rounds) * one.validation + one.test
-        return len(how.seeds) * (self.finetuning(one, how.rounds) + looks)
+        """One model, finetuned for each seed without validation in between."""
+        confirm = self.settings.phases.confirm
+        passes = (1 - confirm.rounds) * one.validation + one.test
+        return len(confirm.seeds) * (self.finetuning(one, confirm.rounds) + passes)
 
     def baselines(self) -> float:
-        """Ladders trained as long as the chain and what follows it, one rung for each member of the
-        front.
+        """Ladders trained as long as the chain and what follows it.
+
+        A ladder has one step for each member of the front.
         """
-        how, chain = self.settings.phases.confirm, self.settings.search.chain
+        confirm = self.settings.phases.confirm
+        chain = self.settings.search.chain
         members = max(1, round(MEMBERS * self.chosen))
         _, high = _ends(getattr(self.settings.space.build(), "rounds", (1, 1)))
         rounds = max(members, high * (chain.targets + 1))
         ladder = self.finetuning(self.pruned, rounds, members) - rounds * self.pruned.validation
-        confirmed = min(how.max_baseline_models, members) * self.confirming(self.pruned)
-        return len(how.baselines) * (ladder + confirmed)
+        confirmed = min(confirm.max_baseline_models, members) * self.confirming(self.pruned)
+        return len(confirm.baselines) * (ladder + confirmed)
 
     def finetuning(self, one: ModelSeconds, rounds: float, calls: float = 1.0) -> float:
         """Recalibrated after each pruning step, and validated after each round."""
-        how = self.settings.phases.finetune
-        recalibration = how.recalibration_batches * one.step / 3.0
-        return rounds * (how.round_steps * one.step + one.validation) + calls * (
-            one.call + recalibration
-        )
+        finetune = self.settings.phases.finetune
+        recalibration = finetune.recalibration_batches * one.step / 3.0
+        per_round = finetune.round_steps * one.step + one.validation
+        per_call = one.call + recalibration
+        return rounds * per_round + calls * per_call
 
 
 def _pruned(
@@ -162,62 +172,70 @@ def _pruned(
     device: torch.device,
     dense: ModelSeconds,
 ) -> ModelSeconds:
-    """At the mean of the chain's log-uniform FLOPs ratios, between a model of its middle and the
-    dense one.
+    """Prices at the mean of the chain's log-uniform FLOPs ratios.
+
+    They lie between those of a model of the chain's middle and those of the dense one.
     """
     if not structure.groups:
         return dense
-    largest, smallest = settings.search.chain.largest, settings.search.chain.smallest
-    middle, mean = (
-        math.sqrt(largest * smallest),
-        (largest - smallest) / math.log(largest / smallest),
-    )
+    largest = settings.search.chain.largest
+    smallest = settings.search.chain.smallest
+    middle = math.sqrt(largest * smallest)
+    mean = (largest - smallest) / math.log(largest / smallest)
     cut = cut_anyhow(copy.deepcopy(model), structure, evenly(structure, middle))
-    return prices(settings, cut, data, device).toward(dense, (mean - middle) / (1.0 - middle))
+    share = (mean - middle) / (1.0 - middle)
+    return prices(settings, cut, data, device).toward(dense, share)
 
 
 def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device) -> ModelSeconds:
-    """Timed with the trainer itself and with batches as the data gives them, after one step to warm
-    up.
+    """Prices timed with the trainer itself and with batches as the data gives them.
+
+    One step warms up.
     """
 
-    def task() -> Any:
+    def new_task() -> Any:
         return build_task(settings.task, copy.deepcopy(model), data)
 
     def fitted(steps: int) -> float:
-        mine, how, begin = task(), optimization(settings.phases.finetune), time.perf_counter()
-        with distilled(mine, _teaching(settings, mine, data)):
-            fit(mine, data.train_batches(0), how, rounds=1, round_steps=steps, device=device)
+        task = new_task()
+        finetune = optimization(settings.phases.finetune)
+        begin = time.perf_counter()
+        with distilled(task, _teaching(settings, task, data)):
+            fit(task, data.train_batches(0), finetune, rounds=1, round_steps=steps, device=device)
         return time.perf_counter() - begin
 
     def evaluated(batches: _Some) -> float:
-        mine, begin = task(), time.perf_counter()
-        evaluate(mine, batches, device)
+        task = new_task()
+        begin = time.perf_counter()
+        evaluate(task, batches, device)
         return time.perf_counter() - begin
 
     one = min(fitted(1), fitted(1))
-    guess = max(1e-3, (fitted(1 + TIMED_STEPS[0]) - one) / TIMED_STEPS[0])
-    steps = min(TIMED_STEPS[1], max(TIMED_STEPS[0], round(2.0 / guess)))
+    least, most = TIMED_STEPS
+    guess = max(1e-3, (fitted(1 + least) - one) / least)
+    steps = min(most, max(least, round(2.0 / guess)))
     step = max(1e-5, (fitted(1 + steps) - one) / steps)
     some = _Some(data.val_dataloader())
     first = min(evaluated(some.first), evaluated(some.first))
     further = max(0.0, evaluated(some) - first) / max(1, len(some) - 1)
-    val, test = (
-        first + (_count(loader) - 1) * further
-        for loader in (data.val_dataloader(), data.test_dataloader())
-    )
-    return ModelSeconds(step, max(0.0, one - step), val, test)
+    validation = first + (_count(data.val_dataloader()) - 1) * further
+    test = first + (_count(data.test_dataloader()) - 1) * further
+    return ModelSeconds(step, max(0.0, one - step), validation, test)
 
 
 def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillation | None:
-    """As finetuning has it: a look-up where samples have an index, else one more pass through a
-    model.
+    """Distillation as finetuning has it.
+
+    The dense outputs are looked up where samples have an index; else they take one more pass
+    through a model.
     """
-    how, divergence = settings.phases.finetune.distillation, divergence_of(task)
-    if how is None or how.weight == 0.0 or divergence is None:
+    distillation = settings.phases.finetune.distillation
+    divergence = divergence_of(task)
+    if distillation is None or distillation.weight == 0.0 or divergence is None:
         return None
     network: Any = copy.deepcopy(task.model)
-    run_along, looked_up = teacher(network, None), dict[int | None, Any]()
+    run_along = teacher(network, None)
+    looked_up = dict[int | None, Any]()
 
     def teach(batch: Any, inputs: Inputs) -> Any:
         if sample_index(data, batch) is None:
@@ -226,7 +244,7 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
             looked_up[inputs.batch] = run_along(batch, inputs)
         return looked_up[inputs.batch]
 
-    return Distillation(teach, divergence, how.temperature, how.weight)
+    return Distillation(teach, divergence, distillation.temperature, distillation.weight)
 
 
 class _Some:
@@ -247,7 +265,7 @@ class _Some:
 
 
 def _count(batches: Any) -> int:
-    """How many there are; the few that were looked at where nothing says."""
+    """The number of batches; of the first few where the loader has no length."""
     return len(batches) if hasattr(batches, "__len__") else len(_Some(batches))
 
 

@@ -1,5 +1,6 @@
-"""What is known of the dense network before the search begins. Nothing here does work, and nothing
-changes.
+"""What is known of the dense network before the search begins.
+
+Nothing here does work, and nothing changes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class Facts:
     """The dense `model`, and what follows from it.
 
     `prices` is what costs follow from. `goals` are what the study is after. `dense_metrics` are the
-    dense model's validation metrics and `dense_costs` its costs by name. `scale` is one unit of the
-    quality metric, of which tolerances are multiples. `rewound` is the model in an early state of
-    its training, where one was kept.
+    dense model's validation metrics and `dense_costs` its costs by name. `scale` is one small
+    difference of the quality metric, of which tolerances are multiples. `rewound` is the model in
+    an early state of its training, where one was kept.
     """
 
     model: nn.Module
@@ -48,7 +49,7 @@ class Facts:
 
     @property
     def example(self) -> Inputs:
-        """What the network is called with for one sample."""
+        """The inputs of the network for one sample."""
         return self.prices.example
 
     @property
@@ -62,7 +63,7 @@ class Facts:
 
     @cached_property
     def dense_digest(self) -> str:
-        """The sha256 of the dense weights: the key of whatever is measured on them and kept."""
+        """The sha256 of the dense weights: the key of everything measured on them and kept."""
         return weights_digest(self.model)
 
     @property
@@ -81,10 +82,12 @@ class Facts:
     def ratios(
         self, kept: Counts, density: Mapping[str, float] = MappingProxyType({})
     ) -> dict[str, float]:
-        """`flops`, `params` and `effective_flops` of a plan against the dense model's; `density` by
-        weight tensor.
+        """`flops`, `params` and `effective_flops` of a plan against the dense model's.
+
+        `density` is by weight tensor.
         """
-        effective = effective_macs(self.structure, some_of(self.structure, kept), density)
+        keep = some_of(self.structure, kept)
+        effective = effective_macs(self.structure, keep, density)
         return {
             "flops": self.cost.macs(kept) / self.dense_macs,
             "params": self.cost.params(kept) / self.dense_params,

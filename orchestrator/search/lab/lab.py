@@ -1,4 +1,4 @@
-"""The laboratory of a study: whatever runs on a device."""
+"""The laboratory of a study: everything that runs on a device."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Timed = Callable[[str], AbstractContextManager[None]]
 class Training:
     """One finetuning; None: as configured.
 
-    With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round, and
-    `distillation` is the weight of the dense outputs; `mixed` copies of the training data are
+    With a `level` activations are pruned meanwhile. `round_steps` optimizer steps make a round.
+    `distillation` is the weight of the dense outputs. `mixed` copies of the training data are
     learnt beside it. `accumulate` is the number of parts in which each batch is taken.
     """
 
@@ -56,7 +56,7 @@ class Training:
 
 @dataclass(frozen=True)
 class SearchData:
-    """Training and validation data and no more: test data is out of the search's reach.
+    """Training and validation data only: test data is out of the search's reach.
 
     `train_batches` gives the batches of one pass, in an order that follows from a seed.
     """
@@ -67,12 +67,12 @@ class SearchData:
 
 @dataclass(frozen=True)
 class Lab:
-    """Where the work of a search is done: train, recalibrate, validate, quantise. It cannot test.
+    """Where the work of a search is done: train, recalibrate, validate, quantise.
 
-    `task` makes of a network what Lightning trains. `fresh` gives the architecture with weights
-    drawn from a seed. `activations` is how the method prunes activations, None where it does not.
-    `check` is called at every batch. `mixing` is there where there is `distillation` of class
-    outputs. `timed` charges time to a phase by name.
+    It cannot test. `task` makes of a network what Lightning trains. `fresh` gives the architecture
+    with weights drawn from a seed. `activations` is how the method prunes activations, None where
+    it does not. `check` is called at every batch. `mixing` exists where there is `distillation` of
+    class outputs. `timed` charges time to a phase by name.
     """
 
     facts: Facts
@@ -91,7 +91,7 @@ class Lab:
     check: Check = never
 
     def activation(self, level: float | None) -> ActivationPruning | None:
-        """Pruning of what all layers but the first are fed; None where the plan has no level."""
+        """Pruning of the inputs of all layers but the first; None where the plan has no level."""
         if self.activations is None or level is None:
             return None
         fed = tuple(self.facts.weight_names[1:])
@@ -100,11 +100,11 @@ class Lab:
     def density(
         self, model: nn.Module, sparse: Sequence[str], level: float | None
     ) -> dict[str, float]:
-        """Share of nonzero weights of each `sparse` tensor, times that of the activations it meets
-        on validation data.
+        """Share of nonzero factors of each tensor.
 
-        Activations count where the method prunes them; a model without a level then counts with the
-        zeros it has.
+        This is the share of nonzero weights of each `sparse` tensor, times that of the activations
+        it meets on validation data. Activations count where the method prunes them; a model without
+        a level then counts with the zeros it has.
         """
         nonzero = densities(model, sparse)
         if self.activations is None:
@@ -112,37 +112,32 @@ class Lab:
         with self.timed("evaluation"), attached(model, self.activation(level)):
             inputs = self.inputs(model, self.data.validation())
             fed = activation_densities(model, self.facts.weight_names, inputs, self.device)
-        return {name: nonzero.get(name, 1.0) * fed.get(name, 1.0) for name in {**nonzero, **fed}}
+        names = {**nonzero, **fed}
+        return {name: nonzero.get(name, 1.0) * fed.get(name, 1.0) for name in names}
 
     def inputs(self, model: nn.Module, batches: Iterable[Any]) -> Iterator[Inputs]:
-        """What the task calls `model` with on each batch, on the device; the check is called before
-        each.
+        """The inputs with which the task calls `model` on each batch, on the device.
+
+        The check is called before each batch.
         """
-        return inputs_from(
-            self.task(model).to(self.device), watched(batches, self.check), self.device
-        )
+        task = self.task(model).to(self.device)
+        return inputs_from(task, watched(batches, self.check), self.device)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):
-            recalibrate(
-                model, self.inputs(model, self.data.train_batches(seed)), count, self.device
-            )
+            inputs = self.inputs(model, self.data.train_batches(seed))
+            recalibrate(model, inputs, count, self.device)
 
     def finetune(
         self, model: nn.Module, training: Training, on_round: OnRound | None = None
     ) -> int:
-        """Reproducible from the training's seed on one CPU. Returns the rounds done."""
+        """Finetune the model; return the rounds done.
+
+        The result is reproducible from the training's seed on one CPU.
+        """
         round_steps = training.round_steps or self.phases.finetune.round_steps
-        task, teaching, batches = self.task(model), self.distillation, None
-        if teaching is not None and training.distillation is not None:
-            teaching = replace(teaching, weight=training.distillation)
-        if (
-            teaching is not None
-            and self.mixing is not None
-            and (copies := self._copies(training.mixed)) > 0
-        ):
-            batches, teacher = self.mixing(copies, training.seed)
-            teaching = replace(teaching, teacher=teacher)
+        task = self.task(model)
+        batches, teaching = self._taught_batches(training)
         seed_everything(training.seed)
         with self.timed("finetune"), self._taught(model, task, training, teaching):
             return fit(
@@ -159,6 +154,22 @@ class Lab:
                 memory_format=self.memory_format,
             )
 
+    def _taught_batches(self, training: Training) -> tuple[Any, Distillation | None]:
+        """Batches with mixed copies, and the distillation on them.
+
+        The batches are None where there are no mixed copies.
+        """
+        teaching = self.distillation
+        if teaching is None:
+            return None, None
+        if training.distillation is not None:
+            teaching = replace(teaching, weight=training.distillation)
+        copies = 0 if self.mixing is None else self._copies(training.mixed)
+        if self.mixing is None or copies <= 0:
+            return None, teaching
+        batches, teacher = self.mixing(copies, training.seed)
+        return batches, replace(teaching, teacher=teacher)
+
     @contextmanager
     def _taught(
         self,
@@ -167,32 +178,36 @@ class Lab:
         training: Training,
         teaching: Distillation | None,
     ) -> Iterator[None]:
-        """Inside, activations are pruned at the training's level, and the loss is mixed with the
-        teacher's.
-        """
+        """Prunes activations at the training's level, and mixes the loss with the teacher's."""
         features = None if self.distillation is None else self.distillation.features
         tapped = nullcontext() if features is None else features.watching(model)
         with attached(model, self.activation(training.level)), tapped, distilled(task, teaching):
             yield
 
     def _copies(self, mixed: int | None) -> int:
-        how = self.phases.finetune.distillation
-        if mixed is not None or how is None:
+        """Number of mixed copies; `mixed` as in `Training`."""
+        distillation = self.phases.finetune.distillation
+        if mixed is not None or distillation is None:
             return mixed or 0
-        return 0 if how.mixed == "auto" else how.mixed
+        if distillation.mixed == "auto":
+            return 0
+        return distillation.mixed
 
     def _optimization(self, steps: int, lr_factor: float) -> Optimization:
-        how, train = self.phases.finetune, self.phases.train
-        if how.lr == "finetune":
-            return optimization(how, lr_factor)
+        finetune = self.phases.finetune
+        train = self.phases.train
+        if finetune.lr == "finetune":
+            return optimization(finetune, lr_factor)
         whole = train.epochs * len(self.data.train_batches(0))
-        return replace(optimization(train, lr_factor), rewound=min(1.0, steps / max(1, whole)))
+        rewound = min(1.0, steps / max(1, whole))
+        return replace(optimization(train, lr_factor), rewound=rewound)
 
     def exported(
         self, model: nn.Module, form: Format, path: Path, level: float | None = None
     ) -> nn.Module:
-        """The model as exported to `path`, calibrated on the batches that norms are recalibrated
-        on.
+        """The model as exported to `path`.
+
+        It is calibrated on the batches that norms are recalibrated on.
         """
         count = max(1, self.phases.finetune.recalibration_batches)
         batches = list(islice(self.data.train_batches(self.seed), count))
@@ -211,8 +226,9 @@ class Lab:
 
 @dataclass(frozen=True)
 class FinalLab:
-    """The laboratory of the end of a study: for models that are confirmed, test data is within
-    reach.
+    """The laboratory of the end of a study.
+
+    For models that are confirmed, test data is within reach.
     """
 
     lab: Lab
@@ -227,22 +243,25 @@ class FinalLab:
         return self.lab.measure(model, self.test_batches(), level)
 
 
-def optimization(how: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
-    """Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given."""
-    optimizer = how.optimizer
+def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
+    """The optimization with a scaled learning rate.
+
+    Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given.
+    """
+    optimizer = settings.optimizer
     if lr_factor != 1.0:
-        if "lr" not in optimizer.arguments:
+        arguments = dict(optimizer.arguments)
+        if "lr" not in arguments:
             raise ConfigError(
                 "phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it"
             )
-        optimizer = Recipe(
-            optimizer.target, {**optimizer.arguments, "lr": lr_factor * optimizer.arguments["lr"]}
-        )
-    return Optimization(optimizer, how.warmup, how.clip_norm, how.scheduler)
+        arguments["lr"] = lr_factor * arguments["lr"]
+        optimizer = Recipe(optimizer.target, arguments)
+    return Optimization(optimizer, settings.warmup, settings.clip_norm, settings.scheduler)
 
 
 def seed_everything(seed: int) -> None:
-    """Torch, numpy and Python: augmentation may draw from any of them."""
+    """Seed torch, numpy and Python: augmentation may draw from any of them."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -1,8 +1,7 @@
-"""Latency estimated from kept counts alone: a linear model, fitted once to measurements on this
-device.
+"""Latency estimated from kept counts alone: a linear model fitted to measurements on this device.
 
-The features are products of axis lengths (see `Features`), the coefficients milliseconds and not
-negative, so that a plan that keeps less of everything is never estimated slower.
+The features are products of axis lengths (see `Features`). The coefficients are milliseconds and
+not negative, so that a plan that keeps less of everything is never estimated slower.
 """
 
 from __future__ import annotations
@@ -30,19 +29,22 @@ from orchestrator.files import write_atomic
 from orchestrator.stored import kept
 
 PLANS = 48
+"""Number of plans that are measured."""
 HELD_OUT = 12
+"""Number of those plans that give the error of the model."""
 PASSES = 2
-"""Rounds of measurement, of which the lower counts: what else the machine does only ever makes a
-model slower.
+"""Rounds of measurement, of which the lower counts.
+
+Other work on the machine only ever makes a model slower.
 """
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """`coefficients` in ms per feature, of shape (n_features,); errors are of plans that it was not
-    fitted to.
+    """`coefficients` in ms per feature, of shape (n_features,).
 
-    `mean_error` and `worst_error` are |estimated / measured - 1|.
+    `mean_error` and `worst_error` are |estimated / measured - 1| of plans that it was not fitted
+    to.
     """
 
     features: Features
@@ -60,22 +62,23 @@ def fit_latency(
 ) -> LatencyModel:
     """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
 
-    The last `held` plans tell the error of a model fitted to the others; the model returned is
+    The last `held` plans give the error of a model fitted to the others; the model returned is
     fitted to all.
     """
     x = features(counts)
-    some = _coefficients(x[:-held], measured[:-held])
-    errors = np.abs(x[-held:] @ some / measured[-held:] - 1.0)
-    return LatencyModel(
-        features, _coefficients(x, measured), float(errors.mean()), float(errors.max())
-    )
+    coefficients = _coefficients(x[:-held], measured[:-held])
+    estimated = x[-held:] @ coefficients
+    errors = np.abs(estimated / measured[-held:] - 1.0)
+    mean = float(errors.mean())
+    worst = float(errors.max())
+    return LatencyModel(features, _coefficients(x, measured), mean, worst)
 
 
 def _coefficients(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = nnls(x / y[:, None], np.ones(len(y)))[0]
-    return found
+    coefficients: npt.NDArray[np.float64] = nnls(x / y[:, None], np.ones(len(y)))[0]
+    return coefficients
 
 
 def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
@@ -86,19 +89,20 @@ def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
     """
     generator = np.random.default_rng(seed)
     level = np.exp(generator.uniform(np.log(0.05), 0.0, (n_plans, 1)))
-    shares = np.minimum(
-        1.0, level * np.exp2(generator.uniform(-0.5, 0.5, (n_plans, len(structure.groups))))
-    )
+    octaves = generator.uniform(-0.5, 0.5, (n_plans, len(structure.groups)))
+    shares = np.minimum(1.0, level * np.exp2(octaves))
     shares[0] = 1.0
     drawn = np.rint(shares * structure.sizes)
-    single = structure.sizes == 1  # a whole block goes or stays
-    drawn = np.where(single & (generator.uniform(size=drawn.shape) < 0.3), 0.0, drawn)
+    # a whole block goes or stays
+    single = structure.sizes == 1
+    goes = generator.uniform(size=drawn.shape) < 0.3
+    drawn = np.where(single & goes, 0.0, drawn)
     drawn[0] = structure.sizes
     return np.clip(drawn, structure.least, structure.sizes).astype(np.int64)
 
 
 def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
-    """An untrained model of these counts: enough for what depends on shapes alone."""
+    """An untrained model of these counts: enough for costs that depend on shapes alone."""
     return remove(model, structure, some_of(structure, kept)).eval()
 
 
@@ -110,46 +114,45 @@ def latency_model(
     name: object,
     tick: Callable[[int, int], None],
 ) -> LatencyModel:
-    """Measured and fitted once, then read back from `folder` (None: not kept); `name` says which
-    model it is.
+    """The latency model, measured and fitted once, then read back from `folder` (None: not kept).
 
-    `name` is plain data; `tick` is told (measurements done, of how many).
+    `name` is plain data that says which model it is; `tick` is called with (measurements done, of
+    how many).
     """
     features = Features(structure)
     sizes = [[group.name, group.size] for group in structure.groups]
     key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
-    if (
-        path is not None
-        and (stored := kept(path, lambda data: _parsed(data, features, structure))) is not None
-    ):
-        return stored
+    if path is not None:
+        stored = kept(path, lambda data: _parsed(data, features, structure))
+        if stored is not None:
+            return stored
     counts = random_counts(structure, PLANS, 0)
     measured = np.full(PLANS, np.inf)
     for turn in range(PASSES * PLANS):
-        place = turn % PLANS
-        latency = latency_ms(pruned(model, structure, counts[place]).to(example.device), example)
-        measured[place] = min(measured[place], latency)
+        index = turn % PLANS
+        smaller = pruned(model, structure, counts[index]).to(example.device)
+        measured[index] = min(measured[index], latency_ms(smaller, example))
         tick(turn + 1, PASSES * PLANS)
-    found = fit_latency(features, counts, measured)
-    if path is None:
-        return found
-    document = {
-        "held_out_error": {"mean": found.mean_error, "worst": found.worst_error, "plans": HELD_OUT},
-        "coefficients_ms": found.coefficients.tolist(),
-        "counts": counts.tolist(),
-        "measured_ms": measured.tolist(),
-    }
-    write_atomic(path, json.dumps(document, indent=1))
-    return found
+    fitted = fit_latency(features, counts, measured)
+    if path is not None:
+        error = {"mean": fitted.mean_error, "worst": fitted.worst_error, "plans": HELD_OUT}
+        document = {
+            "held_out_error": error,
+            "coefficients_ms": fitted.coefficients.tolist(),
+            "counts": counts.tolist(),
+            "measured_ms": measured.tolist(),
+        }
+        write_atomic(path, json.dumps(document, indent=1))
+    return fitted
 
 
 def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel:
     coefficients = np.array(data["coefficients_ms"], dtype=np.float64)
-    wanted, errors = features(structure.sizes).shape, data["held_out_error"]
-    if coefficients.shape != wanted or not (
-        np.isfinite(coefficients).all() and (coefficients >= 0.0).all()
-    ):
+    wanted = features(structure.sizes).shape
+    errors = data["held_out_error"]
+    valid = np.isfinite(coefficients).all() and (coefficients >= 0.0).all()
+    if coefficients.shape != wanted or not valid:
         raise ValueError(
             f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}"
         )
@@ -157,15 +160,18 @@ def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel
 
 
 def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object) -> float:
-    """The dense model's measured latency, kept: ratios against it stay the same when a study goes
-    on.
+    """The dense model's measured latency, in milliseconds.
+
+    It is kept: ratios against it stay the same when a study goes on.
     """
-    path = folder / f"latency-dense-{digest([name, example.to_json(), here(example.device)])}.json"
-    if (stored := kept(path, lambda data: _positive(data["latency_ms"]))) is not None:
+    key = digest([name, example.to_json(), here(example.device)])
+    path = folder / f"latency-dense-{key}.json"
+    stored = kept(path, lambda data: _positive(data["latency_ms"]))
+    if stored is not None:
         return stored
-    found = latency_ms(model, example)
-    write_atomic(path, json.dumps({"latency_ms": found}))
-    return found
+    measured = latency_ms(model, example)
+    write_atomic(path, json.dumps({"latency_ms": measured}))
+    return measured
 
 
 def _positive(value: Any) -> float:

@@ -24,26 +24,31 @@ from orchestrator.settings import MadeUpSettings, Settings
 BEST = 0.95
 """Quality of an endlessly trained dense model; a metric to be small is its distance from 1."""
 NARROW = 0.25
-"""How much of the quality a model without parameters would lose; with the square root of what is
-left it returns.
+"""Share of the quality that a model without parameters would lose.
+
+The loss falls with the square root of the share of parameters that is left.
 """
 UNTRAINED = 0.2
-"""How much is missing without any finetuning; each round takes half of the rest."""
+"""Share of the quality that is missing without any finetuning.
+
+Each round takes away half of the rest.
+"""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a made-up metric depends on beside the model: everything that a real training would
-    depend on.
+    """What a made-up metric depends on beside the model.
+
+    This is everything that a real training would depend on.
     """
 
-    how: MadeUpSettings
+    settings: MadeUpSettings
     directions: Mapping[str, Direction]
     recipe: Mapping[str, Any]
 
 
 def conditions_of(settings: Settings) -> Conditions:
-    """Those of a study with `made_up` in its settings."""
+    """The conditions of a study with `made_up` in its settings."""
     assert settings.made_up is not None
     plain: Mapping[str, Any] = settings.plain()
     recipe = {name: plain[name] for name in ("model", "data", "task", "phases")}
@@ -67,28 +72,34 @@ class MadeUpLab(Lab):
     def finetune(
         self, model: nn.Module, training: Training, on_round: OnRound | None = None
     ) -> int:
-        """The rounds done. Errors: DivergedError as often as `made_up.failures` says."""
+        """Make up a finetuning; return the rounds done.
+
+        Errors: DivergedError as often as `made_up.failures` says.
+        """
+        settings = self.made_up.settings
         draw = self._work("finetune", self.made_up.recipe, replace(training, callbacks=()))
-        if on_round is not None and draw.random() < self.made_up.how.failures:
+        if on_round is not None and draw.random() < settings.failures:
             raise DivergedError("the made-up training loss became nan")
-        noise = self.made_up.how.noise * draw.standard_normal(training.rounds)
-        with torch.no_grad():  # weights differ where trainings do, as digests and replays expect
+        noise = settings.noise * draw.standard_normal(training.rounds)
+        with torch.no_grad():
+            # weights differ where trainings do, as digests and replays expect
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1.0 + 1e-3 * float(noise[-1]))
         steps = training.round_steps or self.phases.finetune.round_steps
         for number in range(1, training.rounds + 1):
-            time.sleep(self.made_up.how.seconds * steps)
+            time.sleep(settings.seconds * steps)
             metrics = self._metrics(model, number, float(noise[number - 1]))
             if on_round is not None and not on_round(number, metrics):
                 return number
         return training.rounds
 
     def measure(self, model: nn.Module, batches: Any, level: float | None) -> dict[str, float]:
-        """Test data gives other noise than validation data, by the number of batches."""
+        """Metrics; test data gives other noise than validation data, by the number of batches."""
         size = len(batches) if hasattr(batches, "__len__") else 0
         draw = self._work("measure", size, level, _fingerprint(model))
-        return self._metrics(model, 2, self.made_up.how.noise * float(draw.standard_normal()))
+        noise = self.made_up.settings.noise * float(draw.standard_normal())
+        return self._metrics(model, 2, noise)
 
     def _work(self, *conditions: object) -> np.random.Generator:
         self.check()
@@ -96,26 +107,32 @@ class MadeUpLab(Lab):
         return np.random.default_rng(int(key, 16))
 
     def _metrics(self, model: nn.Module, rounds: int, noise: float) -> dict[str, float]:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return metrics_of(
-            self.made_up.directions, parameters / max(1, self.facts.dense_params), rounds, noise
-        )
+        parameters = 0
+        for parameter in model.parameters():
+            parameters += parameter.numel()
+        ratio = parameters / max(1, self.facts.dense_params)
+        return metrics_of(self.made_up.directions, ratio, rounds, noise)
 
 
 def _fingerprint(model: nn.Module) -> float:
-    """A number that is another one for other weights."""
-    return float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
+    """A number that differs for other weights."""
+    total = 0.0
+    for parameter in model.parameters():
+        total += float(parameter.detach().double().abs().sum())
+    return total
 
 
 def metrics_of(
     directions: Mapping[str, Direction], ratio: float, rounds: int, noise: float = 0.0
 ) -> dict[str, float]:
-    """Every metric of the task, for a model with this ratio of the dense parameters after some
-    rounds of finetuning.
+    """Every metric of the task, for a model after some rounds of finetuning.
+
+    `ratio` is that of its parameters to the dense ones.
     """
-    short = NARROW * (1.0 - np.sqrt(min(1.0, ratio))) + UNTRAINED * 0.5**rounds
+    narrow = NARROW * (1.0 - np.sqrt(min(1.0, ratio)))
+    short = narrow + UNTRAINED * 0.5**rounds
     good = float(np.clip(BEST - short + noise, 0.0, 1.0))
-    return {
-        name: good if direction == "maximize" else 1.0 - good
-        for name, direction in directions.items()
-    }
+    metrics = {}
+    for name, direction in directions.items():
+        metrics[name] = good if direction == "maximize" else 1.0 - good
+    return metrics

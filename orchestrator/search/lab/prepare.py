@@ -1,5 +1,6 @@
-"""From settings to the laboratory of a study: everything that is made once, cheap checks before
-expensive work.
+"""From settings to the laboratory of a study.
+
+Everything here is made once, and cheap checks come before expensive work.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ from orchestrator.settings import Settings
 
 
 def device_of(settings: Settings) -> torch.device:
-    """Errors: ConfigError for a device that torch does not know or this machine does not have."""
+    """The device of the settings.
+
+    Errors: ConfigError for a device that torch does not know or this machine does not have.
+    """
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,7 +77,7 @@ def device_of(settings: Settings) -> torch.device:
 
 
 def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
-    """Find the structure, check budgets against it, then train or read the dense baseline."""
+    """Find the structure, check bounds against it, then train or read the dense baseline."""
     device = device_of(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
@@ -82,12 +86,13 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     with progress.timed("structure"):
         example = example_of(settings, model, data)
         structure = find_structure(settings, model, example)
-    if chosen := choose_threads(settings, structure, model, data, device):
-        progress.phase("threads", chosen)
+    threads = choose_threads(settings, structure, model, data, device)
+    if threads:
+        progress.phase("threads", threads)
     with progress.timed("profile"):
-        memory_format, chosen = choose_memory_format(settings, structure, model, data, device)
-    if chosen:
-        progress.phase("memory format", chosen)
+        memory_format, reason = choose_memory_format(settings, structure, model, data, device)
+    if reason:
+        progress.phase("memory format", reason)
     latency = _checked(settings, structure, model, example.to(device), progress)
     prices = Prices(structure, Cost(structure), example.to(device), latency)
     check_bounds(settings, prices, model)
@@ -161,13 +166,13 @@ def _lab(
 def _teaching(
     settings: Settings, model: nn.Module, data: Any, device: torch.device, progress: Progress
 ) -> tuple[Distillation | None, Mixing | None]:
-    """What the dense model teaches: its outputs, on copies of the data with samples mixed too where
-    that is possible.
+    """What the dense model teaches: its outputs.
 
+    It also teaches on copies of the data with samples mixed, where that is possible.
     Errors: ConfigError where mixed copies are asked for and the task's targets are no classes.
     """
-    how = settings.phases.finetune.distillation
-    if how is None or not how.teaches:
+    teaching = settings.phases.finetune.distillation
+    if teaching is None or not teaching.teaches:
         return None, None
     task = build_task(settings.task, model, data)
     divergence = divergence_of(task)
@@ -180,23 +185,22 @@ def _teaching(
     index = partial(sample_index, data)
     with progress.timed("evaluation"):
         cached = dense_outputs(task, data.ordered_batches(), index, device)
-    features = AttentionTransfer(model, how.features, how.feature_weight) if how.features else None
-    distillation = Distillation(
-        teacher(model, cached, index), divergence, how.temperature, how.weight, features
-    )
+    features = None
+    if teaching.features:
+        features = AttentionTransfer(model, teaching.features, teaching.feature_weight)
+    dense = teacher(model, cached, index)
+    distillation = Distillation(dense, divergence, teaching.temperature, teaching.weight, features)
     classifies = getattr(task, "classifies", False)
-    if how.mixed not in (0, "auto") and not classifies:
+    if teaching.mixed not in (0, "auto") and not classifies:
         raise ConfigError(
-            f"phases.finetune.distillation.mixed={how.mixed} mixes samples and their classes; "
-            f"{type(task).__name__} "
-            "does not say `classifies = True`: take mixed=0"
+            f"phases.finetune.distillation.mixed={teaching.mixed} mixes samples and their classes; "
+            f"{type(task).__name__} does not say `classifies = True`: take mixed=0"
         )
-    if how.weight == 0.0 or not classifies:
+    if teaching.weight == 0.0 or not classifies:
         return distillation, None
     seconds = time.perf_counter() - begin
-    return distillation, Mixing(
-        task, data, cached, device, seed_of(settings.seed, Stream.MIXING), seconds
-    )
+    seed = seed_of(settings.seed, Stream.MIXING)
+    return distillation, Mixing(task, data, cached, device, seed, seconds)
 
 
 def find_latency_model(
@@ -207,14 +211,15 @@ def find_latency_model(
     progress: Progress,
     keep: bool = True,
 ) -> LatencyModel | None:
-    """Fitted, or read back, where an estimated latency is optimised or bounded; its error is
-    told.
+    """The latency model, fitted or read back; its error is reported.
+
+    None where no estimated latency is optimised or bounded.
     """
     if not settings.objectives.uses("estimated_latency_ms"):
         return None
     progress.phase("latency", "a linear model of it, from random plans measured on this device")
     with progress.timed("latency model"):
-        found = latency_model(
+        fitted = latency_model(
             model,
             structure,
             example,
@@ -224,17 +229,19 @@ def find_latency_model(
         )
     progress.phase(
         "latency",
-        f"plans it has not seen: {found.mean_error:.1%} off, {found.worst_error:.1%} at worst",
+        f"plans it has not seen: {fitted.mean_error:.1%} off, {fitted.worst_error:.1%} at worst",
     )
-    return found
+    return fitted
 
 
 def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[str, float]:
-    """Costs of the dense model that ratios are against; a measured latency where one is optimised
-    or bounded.
+    """Costs of the dense model that ratios are against.
+
+    They include a measured latency where one is optimised or bounded.
     """
     costed = Costed(prices.structure.sizes, shaped=model, trained=model)
-    costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED_COSTS])
+    names = [name for name in COSTS if name not in MEASURED_COSTS]
+    costs = costs_of(prices, costed, names)
     if settings.objectives.uses("latency_ms"):
         folder = settings.study.baselines
         costs["latency_ms"] = dense_latency(model, prices.example, folder, _architecture(settings))
@@ -242,7 +249,7 @@ def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[st
 
 
 def _architecture(settings: Settings) -> dict[str, Any]:
-    """What a latency depends on: not the weights."""
+    """What a latency depends on: the architecture, not the weights."""
     return settings.model.without("weights", "pretrained").to_json()
 
 
@@ -254,11 +261,10 @@ def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Str
 
 def check_prunable(settings: Settings, structure: Structure) -> None:
     """Errors: ConfigError when nothing can be pruned."""
-    single = all(method.granularity != "unit" for method in settings.method.choices())
-    if not structure.groups and not single:
-        reasons = "; ".join(
-            f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5]
-        )
-        raise ConfigError(
-            f"the model must have something to prune; every layer is skipped ({reasons})"
-        )
+    granularities = [method.granularity for method in settings.method.choices()]
+    if structure.groups or "unit" not in granularities:
+        return
+    reasons = [f"{skipped.name}: {skipped.reason}" for skipped in structure.skipped[:5]]
+    raise ConfigError(
+        f"the model must have something to prune; every layer is skipped ({'; '.join(reasons)})"
+    )

@@ -31,16 +31,16 @@ def profile(
 ) -> Sensitivity:
     """Divergence of the outputs per group and ratio on training data after recalibration.
 
-    It is kept in `folder`, and read back where it was measured before. `tick` is told (groups done,
-    groups). Ratios that leave the count of a small group unchanged cost nothing.
+    It is kept in `folder`, and read back where it was measured before. `tick` is called with
+    (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
     """
-    how = lab.phases.profile
+    settings = lab.phases.profile
     groups = stage.pruner.structure.groups
     sizes = [[group.name, group.size] for group in groups]
     scored = [stage.settings.scoring(), stage.settings.granularity, stage.settings.shape]
-    key = digest([lab.facts.dense_digest, scored, how.model_dump(mode="json"), sizes])
+    key = digest([lab.facts.dense_digest, scored, settings.model_dump(mode="json"), sizes])
     path = folder / f"sensitivity-{key}.json"
-    stored = kept(path, lambda data: _parsed(data, len(sizes), len(how.ratios)))
+    stored = kept(path, lambda data: _parsed(data, len(sizes), len(settings.ratios)))
     if stored is not None:
         return stored
     with lab.timed("profile"):
@@ -50,46 +50,48 @@ def profile(
 
 
 def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
-    found = Sensitivity(tuple(map(float, data["ratios"])), np.array(data["loss"], dtype=np.float64))
-    if (
-        found.loss.shape != (groups, ratios)
-        or len(found.ratios) != ratios
-        or not np.isfinite(found.loss).all()
-    ):
+    measured = tuple(map(float, data["ratios"]))
+    loss = np.array(data["loss"], dtype=np.float64)
+    fits = loss.shape == (groups, ratios) and len(measured) == ratios
+    if not fits or not np.isfinite(loss).all():
         raise ValueError(
             f"a profile of {groups} groups at {ratios} ratios has another shape, or is not finite"
         )
-    return found
+    return Sensitivity(measured, loss)
 
 
 def _measure(
     lab: Lab, pruner: UnitPruner | WeightPruner, tick: Callable[[int, int], None]
 ) -> Sensitivity:
-    how = lab.phases.profile
-    structure, dense = pruner.structure, lab.facts.model
+    settings = lab.phases.profile
+    structure = pruner.structure
+    dense = lab.facts.model
     seed = seed_of(lab.seed, Stream.PROFILE)
-    batches = islice(lab.data.train_batches(seed), max(how.batches, how.recalibration_batches))
+    n_batches = max(settings.batches, settings.recalibration_batches)
+    batches = islice(lab.data.train_batches(seed), n_batches)
     inputs = list(lab.inputs(dense, batches))
-    judge = _Judge(lab, inputs[: how.batches])
+    judge = _Judge(lab, inputs[: settings.batches])
     full = structure.full()
     scores = pruner.scores(dense, full, seed)
-    loss = np.zeros((len(structure.groups), len(how.ratios)))
+    ratios = sorted(settings.ratios)
+    loss = np.zeros((len(structure.groups), len(ratios)))
     for index, group in enumerate(structure.groups):
-        for place, ratio in enumerate(sorted(how.ratios)):
+        for column, ratio in enumerate(ratios):
             kept = structure.sizes
             kept[index] = max(structure.least[index], round(group.size * (1.0 - ratio)))
             if kept[index] == group.size:
                 continue
             model = pruner.prune(dense, full, choose(structure, scores, full, kept), seed)
-            recalibrate(model, inputs, how.recalibration_batches, lab.device)
-            loss[index, place] = judge(model)
+            recalibrate(model, inputs, settings.recalibration_batches, lab.device)
+            loss[index, column] = judge(model)
         tick(index + 1, len(structure.groups))
-    return Sensitivity(tuple(sorted(how.ratios)), loss)
+    return Sensitivity(tuple(ratios), loss)
 
 
 class _Judge:
-    """How far a model's outputs are from the dense model's on these inputs, as the task measures
-    it.
+    """How far a model's outputs are from the dense model's on these inputs.
+
+    The distance is the divergence of the task.
     """
 
     def __init__(self, lab: Lab, inputs: Sequence[Inputs]) -> None:
@@ -97,26 +99,20 @@ class _Judge:
         if divergence is None:
             raise ConfigError(
                 "a space with equal_loss compares outputs, and the task has no divergence between "
-                "them; take "
-                "space.equal_loss=[0,0] or space=uniform"
+                "them; take space.equal_loss=[0,0] or space=uniform"
             )
-        self.divergence, self.inputs = divergence, inputs
+        self.divergence = divergence
+        self.inputs = inputs
         self.dense = [run(lab.facts.model, batch) for batch in inputs]
 
     def __call__(self, model: nn.Module) -> float:
         """The mean over the batches."""
-        pairs = zip(self.inputs, self.dense, strict=True)
-        return float(
-            np.mean(
-                [float(self.divergence(run(model, batch), dense, 1.0)) for batch, dense in pairs]
-            )
-        )
+        distances = []
+        for batch, dense in zip(self.inputs, self.dense, strict=True):
+            distances.append(float(self.divergence(run(model, batch), dense, 1.0)))
+        return float(np.mean(distances))
 
 
-def _write(path: Path, found: Sensitivity, groups: list[str]) -> None:
-    write_atomic(
-        path,
-        json.dumps(
-            {"groups": groups, "ratios": found.ratios, "loss": found.loss.tolist()}, indent=1
-        ),
-    )
+def _write(path: Path, measured: Sensitivity, groups: list[str]) -> None:
+    document = {"groups": groups, "ratios": measured.ratios, "loss": measured.loss.tolist()}
+    write_atomic(path, json.dumps(document, indent=1))

@@ -1,8 +1,8 @@
 """A budget in time: what a step costs on this machine, and how many of them each trial gets.
 
-Longer targets come first, up to `search.chain.most_epochs` each, then trials around them: measured,
-steps that are inherited pay most (docs/decisions.md). A budget in epochs is shared out in the same
-way, at one second per step.
+Longer targets come first, up to `search.chain.most_epochs` each, then trials around them. As
+measured, steps that are inherited pay most (docs/decisions.md). A budget in epochs is shared out in
+the same way, at one second per step.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST = 16
-"""Steps of a target; below that there are fewer targets."""
+"""Optimizer steps of a target at least; where there would be fewer, there are fewer targets."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of an optimizer step, and of a trial beside its steps, at FLOPs `ratios` (falling).
+    """Seconds of an optimizer step, and of a trial beside its steps, at some FLOPs `ratios`.
 
-    Weights at zero save no time: a plan has its place here by FLOPs, whatever the axis of its
-    study.
+    The ratios fall. Weights at zero save no time: a plan is timed by its FLOPs, whatever the axis
+    of its study.
     """
 
     ratios: tuple[float, ...]
@@ -44,25 +44,27 @@ class Speed:
         return max(0.0, (seconds - self.beside_at(ratio)) / self.step_at(ratio))
 
     def _at(self, ratio: float, values: Sequence[float]) -> float:
-        return float(np.interp(np.log(ratio), np.log(self.ratios[::-1]), values[::-1]))
+        """Interpolated over log FLOPs."""
+        logs = np.log(self.ratios[::-1])
+        return float(np.interp(np.log(ratio), logs, values[::-1]))
 
 
 STEPWISE = Speed((1.0,), (1.0,), (0.0,))
-"""Every step costs one, nothing else costs anything."""
+"""Every step costs one; nothing else costs anything."""
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the chain's targets share what is left: the same time each, so that small models get more
-    steps.
+    """How the chain's targets share the budget that is left: the same time each.
 
-    No target gets more than `most` steps; what it leaves goes to the others.
+    So small models get more steps. No target gets more than `most` steps; what it leaves goes to
+    the others.
     """
 
     most: float = math.inf
 
     def steps(self, speed: Speed, left: float, ratio: float, targets: Sequence[float]) -> float:
-        """Of the target at `ratio` where all `targets`, it included, take up what is `left`."""
+        """Steps of the target at `ratio` where all `targets`, it included, share `left` seconds."""
         open_targets = list(targets)
         while True:
             seconds = left / len(open_targets)
@@ -77,9 +79,9 @@ class Sharing:
 class Ledger:
     """What trials have used and what is open; each entry is read anew whenever it is asked for.
 
-    `spent` is what is used up, in the unit of the budget. `open_targets` are the FLOPs ratios of
-    the chain's plans that have not ended, the one at work first. `steps_done` are the optimizer
-    steps of all trials so far.
+    `spent` is the used part of the budget, on the scale of its measure. `open_targets` are the
+    FLOPs ratios of the chain's plans that have not ended, the one at work first. `steps_done` are
+    the optimizer steps of all trials so far.
     """
 
     spent: Callable[[], float]
@@ -90,8 +92,8 @@ class Ledger:
 class Pace:
     """How many steps a trial gets, so that the chain and what follows end with the budget.
 
-    `chain` are the FLOPs ratios of its plans, `available` is the budget in the unit of `speed`, and
-    `sharing` says how the targets that are left share what is left. The ledger is read between
+    `chain` are the FLOPs ratios of its plans, `available` is the budget on the scale of `speed`,
+    and `sharing` says how the targets that are left share what is left. The ledger is read between
     trials: where they take longer than `speed` says, those that follow get fewer steps.
     """
 
@@ -103,19 +105,25 @@ class Pace:
         sharing: Sharing,
         ledger: Ledger,
     ) -> None:
-        self.speed, self.chain, self.available = speed, tuple(chain), available
-        self.sharing, self.ledger = sharing, ledger
+        self.speed = speed
+        self.chain = tuple(chain)
+        self.available = available
+        self.sharing = sharing
+        self.ledger = ledger
         self._took = self._expected = 0.0
         self._open: tuple[float, float, float] | None = None
 
     @property
     def slower(self) -> float:
         """How many times as long as by `speed` trials have taken."""
-        return self._took / self._expected if self._expected > 0.0 else 1.0
+        if self._expected > 0.0:
+            return self._took / self._expected
+        return 1.0
 
     def __call__(self, ratio: float, rounds: int) -> int:
-        """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning; `ratio` is
-        that of FLOPs.
+        """Optimizer steps, at least one, in each of a trial's `rounds` of finetuning.
+
+        `ratio` is the plan's FLOPs ratio.
         """
         self._learn()
         ledger = self.ledger
@@ -126,8 +134,9 @@ class Pace:
         return max(1, int(steps) // rounds)
 
     def more(self) -> bool:
-        """Whether the chain is not done, or another trial as long as its targets would end in
-        time.
+        """Whether there is time for another trial, or the chain is not done.
+
+        Another trial is taken to be as long as the chain's targets.
         """
         if self.ledger.open_targets():
             return True
@@ -137,12 +146,15 @@ class Pace:
         return price <= self.available - self.ledger.spent()
 
     def target_steps(self, ratio: float) -> int:
-        """Steps of a target where the chain has all that is available, or as many as are wanted."""
+        """Steps of a target where the chain has all that is available; at most `sharing.most`."""
         steps = self.sharing.steps(self.speed, self.available, ratio, self.chain)
         return int(min(self.sharing.most, max(FEWEST, steps)))
 
     def _learn(self) -> None:
-        """From all trials together: one that was held up does not starve the next."""
+        """Learn the speed from all trials together.
+
+        One trial that was held up does not starve the next.
+        """
         if self._open is None:
             return
         begin, before, ratio = self._open
@@ -154,21 +166,26 @@ class Pace:
 
 
 class Unpaced:
-    """Without a chain: trials have their configured length; no more where the mean trial would not
-    end in time.
+    """The pace without a chain: trials have their configured length.
+
+    There are no more of them where the mean trial would not end in time.
     """
 
     slower = 1.0
 
     def __init__(self, available: float, clock: Callable[[], float]) -> None:
-        self.available, self.clock, self.begin, self.trials = available, clock, clock(), 0
+        self.available = available
+        self.clock = clock
+        self.begin = clock()
+        self.trials = 0
 
     def __call__(self, ratio: float, rounds: int) -> None:
         self.trials += 1
 
     def more(self) -> bool:
         used = self.clock()
-        return used + (used - self.begin) / max(1, self.trials) <= self.available
+        mean = (used - self.begin) / max(1, self.trials)
+        return used + mean <= self.available
 
 
 def fewer_targets(
@@ -178,8 +195,9 @@ def fewer_targets(
     available: float,
     sharing: Sharing,
 ) -> int:
-    """The largest count up to `most` at which each of `targets(count)` (FLOPs ratios) gets `FEWEST`
-    steps; at least 3.
+    """The largest number of targets, up to `most`, at which each gets `FEWEST` steps; at least 3.
+
+    `targets(count)` gives the FLOPs ratios of so many targets.
     """
     for count in range(most, 3, -1):
         ratios = targets(count)

@@ -1,5 +1,6 @@
-"""A study under a budget in time: the machine's speed, the pace of its trials, and what is left for
-confirming.
+"""A study under a budget in time.
+
+That is: the machine's speed, the pace of its trials, and the time left for confirming.
 """
 
 from __future__ import annotations
@@ -37,30 +38,34 @@ from orchestrator.settings import ChainSettings, PhaseSettings, Settings
 from orchestrator.settings.budget import Budget
 
 CONFIRMING = 0.2
-"""The part of a budget in time that is kept for confirming the front."""
+"""Share of a budget in time that is kept for confirming the front."""
 SPEED_STEPS = 3
-"""Optimizer steps that are timed at each of the ratios."""
+"""Number of optimizer steps that are timed at each of the ratios."""
 USUAL_ROUNDS = 2
-"""Rounds of finetuning of a trial: each begins and ends with work that is no optimizer step."""
-TARGETS = "targets"
-"""Of the study: the targets of its chain."""
-MIXED = "mixed"
-"""Of the study: the number of mixed copies of its training data."""
-MIXING = 0.05
-"""Share of a budget in time that goes into the dense outputs on mixed copies of the training data.
+"""Rounds of finetuning of a usual trial.
+
+Each begins and ends with work that is no optimizer step.
 """
+TARGETS = "targets"
+"""Attribute of the study: the targets of its chain."""
+MIXED = "mixed"
+"""Attribute of the study: the number of mixed copies of its training data."""
+MIXING = 0.05
+"""Share of a budget in time for computing the dense outputs on mixed copies of the data."""
 MOST_MIXED = 8
-"""Mixed copies at most."""
+"""Largest number of mixed copies."""
 MIXED_EPOCHS = 10.0
-"""Mixed copies are used where the chain's plans have this many epochs on average: with fewer, the
-data is new enough.
+"""Epochs that the chain's plans have on average at least where mixed copies are used.
+
+With fewer, the data itself is new enough.
 """
 
 
 @dataclass(frozen=True)
 class Pacing:
-    """`targets` of the chain, the `pace` of trials, and the clock of the whole budget, in its
-    unit.
+    """The `targets` of the chain, the `pace` of trials, and the clock of the whole budget.
+
+    The clock is on the scale of the budget's measure.
     """
 
     budget: Budget
@@ -84,24 +89,30 @@ class Pacing:
         return [float(self.pace.target_steps(ratio)) for ratio in ratios]
 
     def seconds_left(self) -> float | None:
-        """Of the whole run; None where the budget is not in seconds."""
+        """Seconds left for the whole run; None where the budget is not in seconds."""
         if self.budget.measure != "seconds":
             return None
         return max(0.0, self.budget.amount - self.clock())
 
     def confirming(self, phases: PhaseSettings, flops_ratios: Sequence[float]) -> int | None:
-        """Steps of a round with which models of these FLOPs, and the dense one, are confirmed in
-        the time that is left.
+        """Steps of a round with which models of these FLOPs, and the dense one, are confirmed.
 
-        None where the budget is not in seconds: confirmed as configured.
+        They are confirmed within the time that is left. None where the budget is not in seconds:
+        confirmed as configured.
         """
-        if (left := self.seconds_left()) is None:
+        left = self.seconds_left()
+        if left is None:
             return None
-        how, usual = phases.confirm, phases.finetune.round_steps
-        models = [1.0, *flops_ratios]
-        beside, step = sum(map(self.speed.beside_at, models)), sum(map(self.speed.step_at, models))
-        steps = (left / (self.pace.slower * len(how.seeds)) - beside) / (how.rounds * step)
-        return int(np.clip(steps, FEWEST, max(FEWEST, 10 * usual)))
+        confirm = phases.confirm
+        beside = 0.0
+        step = 0.0
+        for ratio in (1.0, *flops_ratios):
+            beside += self.speed.beside_at(ratio)
+            step += self.speed.step_at(ratio)
+        seconds = left / (self.pace.slower * len(confirm.seeds))
+        steps = (seconds - beside) / (confirm.rounds * step)
+        most = max(FEWEST, 10 * phases.finetune.round_steps)
+        return int(np.clip(steps, FEWEST, most))
 
     def affords(
         self,
@@ -110,29 +121,34 @@ class Pacing:
         confirmed: Sequence[LadderStep],
         round_steps: int | None,
     ) -> bool:
-        """Whether a ladder with these steps, some of them `confirmed` as in `confirming`, would end
-        in time.
+        """Whether a ladder with these steps would end in time.
+
+        Some of the steps are `confirmed`, as in `confirming`.
         """
-        if (left := self.seconds_left()) is None:
+        left = self.seconds_left()
+        if left is None:
             return True
-        how, usual = lab.phases.confirm, lab.phases.finetune.round_steps
+        confirm = lab.phases.confirm
+        usual = lab.phases.finetune.round_steps
         seconds = 0.0
         for step, training_steps in with_training_steps(steps, usual):
             seconds += self.speed.price(self._ratio(lab.facts, step), training_steps)
-        confirming = how.rounds * (round_steps or usual)
+        confirming = confirm.rounds * (round_steps or usual)
         for step in confirmed:
             price = self.speed.price(self._ratio(lab.facts, step), confirming)
-            seconds += len(how.seeds) * price
+            seconds += len(confirm.seeds) * price
         return self.pace.slower * seconds <= left
 
     def _ratio(self, facts: Facts, step: LadderStep) -> float:
-        """Of a ladder's FLOPs: where single weights are pruned they stay the dense ones."""
-        return step.macs / facts.dense_macs if len(self.speed.ratios) > 1 else 1.0
+        """FLOPs ratio of a ladder's step; where single weights are pruned it stays 1."""
+        if len(self.speed.ratios) > 1:
+            return step.macs / facts.dense_macs
+        return 1.0
 
 
 @dataclass(frozen=True)
 class Plans:
-    """The FLOPs ratio that a trial's parameters come to: what its steps cost."""
+    """The FLOPs ratio of a trial's plan, which decides what its steps cost."""
 
     facts: Facts
     space: Space
@@ -144,19 +160,24 @@ class Plans:
         return self.terrain.weight is None
 
     def flops_ratio(self, params: Params) -> float:
-        if not self.cut or not params:  # a user's own plan may keep most of the model
+        if not self.cut or not params:
+            # a user's own plan, which has no parameters, may keep most of the model
             return 1.0
         try:
             kept = self._kept(params)
-        except PlanError:  # the trial will say so
+        except PlanError:
+            # the trial itself reports the error
             return 1.0
         return self.facts.ratios(kept)["flops"]
 
     def at(self, target: float) -> float:
-        return self.flops_ratio(self.space.chain(self.terrain, target)) if self.cut else 1.0
+        """FLOPs ratio of the chain's plan for a target."""
+        if not self.cut:
+            return 1.0
+        return self.flops_ratio(self.space.chain(self.terrain, target))
 
     def kept(self, target: float) -> Counts:
-        """Of the chain's plan there; the dense counts where that is no plan."""
+        """Units of the chain's plan for a target; the dense counts where that is no plan."""
         try:
             return self._kept(self.space.chain(self.terrain, target))
         except PlanError:
@@ -168,8 +189,9 @@ class Plans:
 
 @dataclass(frozen=True)
 class Clock:
-    """When this run began, by `now` in seconds, and the share of a budget in time that is left for
-    confirming.
+    """When this run began, by `now` in seconds.
+
+    `confirming` is the share of a budget in time that is left for confirming.
     """
 
     begin: float
@@ -184,17 +206,20 @@ class Clock:
 def pacing_of(
     settings: Settings, lab: Lab, plans: Plans, study: Study, clock: Clock, progress: Progress
 ) -> Pacing | None:
-    """None where the study has no budget in time or epochs.
+    """The pacing of a study; None where it has no budget in time or epochs.
 
-    Errors: ConfigError where what came before the first trial has used the budget up.
+    Errors: ConfigError where the work before the first trial has used the budget up.
     """
-    budget, chain = settings.study.budget, settings.search.chain
+    budget = settings.study.budget
+    chain = settings.search.chain
     if budget is None:
         return None
     per_epoch = len(lab.data.train_batches(0))
     steps = StepsDone(study, lab.phases.finetune.round_steps)
     if budget.measure == "epochs":
-        speed, available, spent = STEPWISE, budget.amount * per_epoch, steps.charged
+        speed = STEPWISE
+        available = budget.amount * per_epoch
+        spent = steps.charged
     else:
         spent = _seconds_spent(study, clock)
         available = _seconds_available(budget, study, clock)
@@ -205,48 +230,56 @@ def pacing_of(
         return Pacing(budget, (), Unpaced(available, spent), speed, spent)
     sharing = Sharing(max(1, round(chain.most_epochs * per_epoch)))
     if TARGETS not in study.user_attrs:
-        count = fewer_targets(
-            lambda count: [plans.at(target) for target in _targets(plans, chain, count)],
-            chain.targets,
-            speed,
-            available - spent(),
-            sharing,
-        )
+        count = _affordable_targets(plans, chain, speed, available - spent(), sharing)
         study.set_user_attr(TARGETS, _targets(plans, chain, count))
     targets = tuple(study.user_attrs[TARGETS])
 
     def left() -> list[float]:
         return [plans.flops_ratio(params) for params in queued(study)]
 
-    priced = [plans.at(target) for target in targets]
-    pace = Pace(speed, priced, available, sharing, Ledger(spent, left, steps.done))
+    ratios = [plans.at(target) for target in targets]
+    pace = Pace(speed, ratios, available, sharing, Ledger(spent, left, steps.done))
     return Pacing(budget, targets, pace, speed, spent)
 
 
+def _affordable_targets(
+    plans: Plans, chain: ChainSettings, speed: Speed, available: float, sharing: Sharing
+) -> int:
+    """How many targets the chain has where it may cost what is `available`."""
+
+    def ratios(count: int) -> list[float]:
+        return [plans.at(target) for target in _targets(plans, chain, count)]
+
+    return fewer_targets(ratios, chain.targets, speed, available, sharing)
+
+
 def _seconds_spent(study: Study, clock: Clock) -> Callable[[], float]:
-    """Of the trials of earlier runs, and of this run so far."""
-    earlier = sum(trial.user_attrs.get(SECONDS, 0.0) for trial in own_trials(study))
+    """Seconds of the trials of earlier runs, and of this run so far."""
+    seconds = [trial.user_attrs.get(SECONDS, 0.0) for trial in own_trials(study)]
+    earlier = sum(seconds)
     return lambda: float(earlier + clock.elapsed)
 
 
 def _seconds_available(budget: Budget, study: Study, clock: Clock) -> float:
-    """For the search and what came before it. Errors: ConfigError where that has used the budget up
-    already.
+    """Seconds for the search and what came before it.
+
+    Errors: ConfigError where the work before has used the budget up already.
     """
     before = clock.elapsed
-    if not any(trial.state.is_finished() for trial in own_trials(study)):
+    ended = [trial for trial in own_trials(study) if trial.state.is_finished()]
+    if not ended:
         _require_time(budget, before)
     return before + (1.0 - clock.confirming) * (budget.amount - before)
 
 
 def mixed_copies(lab: Lab, study: Study, pacing: Pacing | None) -> int | None:
-    """As many as a budget in time pays for where they are to follow from it, the same whenever the
-    study goes on.
+    """Number of mixed copies that a budget in time pays for; None: as configured.
 
-    None: as configured. The dense outputs on them are there afterwards.
+    It is the same whenever the study goes on. The dense outputs on the copies are computed here.
     """
-    how, mixing = lab.phases.finetune.distillation, lab.mixing
-    if how is None or how.mixed != "auto" or mixing is None:
+    distillation = lab.phases.finetune.distillation
+    mixing = lab.mixing
+    if distillation is None or distillation.mixed != "auto" or mixing is None:
         return None
     if pacing is None or pacing.budget.measure != "seconds":
         return None
@@ -269,23 +302,26 @@ def _targets(plans: Plans, chain: ChainSettings, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class StepsDone:
-    """Optimizer steps of the study's own trials; `usual` are those of a round where a plan does not
-    say.
+    """Optimizer steps of the study's own trials.
+
+    `usual` are those of a round where a plan does not say.
     """
 
     study: Study
     usual: int
 
     def done(self) -> float:
-        """Of all trials so far."""
-        trials = own_trials(self.study)
-        return float(sum(self._of(trial.user_attrs.get(MEASURED)) for trial in trials))
+        """Steps of all trials so far."""
+        total = 0
+        for trial in own_trials(self.study):
+            total += self._of(trial.user_attrs.get(MEASURED))
+        return float(total)
 
     def charged(self) -> float:
-        """Those, and something for trials without any: `FEWEST` for a failed one, one for a
-        rejected one.
+        """Those steps, and something for trials without any.
 
-        Otherwise a space in which every plan fails would never end.
+        A failed trial counts `FEWEST` and a rejected one counts one: otherwise a space in which
+        every plan fails would never end.
         """
         total = 0
         for trial in own_trials(self.study):
@@ -306,45 +342,52 @@ def _require_time(budget: Budget, before: float) -> None:
     if before > 0.9 * budget.amount:
         raise ConfigError(
             f"study.budget={budget.text} must leave time for the search; the dense model and what "
-            "else comes before it "
-            f"took {before:.0f} s. They are kept: give the same command again, or a larger budget"
+            f"else comes before it took {before:.0f} s. They are kept: give the same command "
+            "again, or a larger budget"
         )
 
 
 def _speed(lab: Lab, plans: Plans, chain: ChainSettings, now: Callable[[], float]) -> Speed:
-    """Of the dense model, the chain's middle and its end."""
-    targets = _targets(plans, chain, max(1, chain.targets))
-    cuts = [plans.kept(targets[at]) for at in (len(targets) // 2, -1)] if plans.cut else []
+    """The speed of the dense model, and of the chain's middle and its end."""
+    cuts = []
+    if plans.cut:
+        targets = _targets(plans, chain, max(1, chain.targets))
+        middle = targets[len(targets) // 2]
+        cuts = [plans.kept(middle), plans.kept(targets[-1])]
     return measure(lab, cuts, now)
 
 
 def measure(lab: Lab, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed:
-    """Time steps, recalibration and validation of the dense model and of what is left with these
-    units kept.
+    """Time steps, recalibration and validation of the dense model and of smaller ones.
+
+    Each of `cuts` has the units that a smaller model keeps.
     """
     facts = lab.facts
     models: dict[float, nn.Module] = {1.0: copy.deepcopy(facts.model)}
     for kept in cuts:
         models[facts.ratios(kept)["flops"]] = cut_anyhow(facts.model, facts.structure, kept)
     seconds = {ratio: _timed(lab, model, now) for ratio, model in models.items()}
-    falling = tuple(sorted(seconds, reverse=True))
-    return Speed(
-        falling,
-        tuple(seconds[ratio][0] for ratio in falling),
-        tuple(seconds[ratio][1] for ratio in falling),
-    )
+    ratios = sorted(seconds, reverse=True)
+    steps = []
+    beside = []
+    for ratio in ratios:
+        step, rest = seconds[ratio]
+        steps.append(step)
+        beside.append(rest)
+    return Speed(tuple(ratios), tuple(steps), tuple(beside))
 
 
 def _timed(lab: Lab, model: nn.Module, now: Callable[[], float]) -> tuple[float, float]:
     """Seconds of a step, and of a trial beside its steps; the first run of one step warms up."""
-    moments = [0.0]
+    runs = []
     for steps in (1, 1, 1 + SPEED_STEPS):
         begin = now()
         lab.finetune(model, Training(1, 0, round_steps=steps))
-        moments.append(now() - begin)
-    one, several = moments[-2:]
+        runs.append(now() - begin)
+    _, one, several = runs
     step = max((several - one) / SPEED_STEPS, 0.25 * several / (1 + SPEED_STEPS))
     begin = now()
     lab.recalibrate(model, lab.phases.finetune.recalibration_batches, 0)
     lab.validate(model)
-    return step, now() - begin + USUAL_ROUNDS * max(0.0, one - step)
+    evaluation = now() - begin
+    return step, evaluation + USUAL_ROUNDS * max(0.0, one - step)

@@ -1,5 +1,6 @@
-"""Type checks for `plan.json`: keys that are there have these types; which must be there, each
-reader checks.
+"""Type checks for `plan.json`.
+
+Keys that are present have these types; which keys must be present, each reader checks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from lightning_modules.errors import DataError
 from orchestrator.stored import read_json
 
 Number = Annotated[int, Field(ge=0, le=2**40)]
-"""Of a trial, of rounds, of steps. A trial's number is a folder's name: nothing else may be one."""
+"""The number of a trial, of rounds, of steps.
+
+A trial's number is a folder's name: nothing else may be one.
+"""
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -102,17 +106,19 @@ class _Document(_Part):
 
 
 def read_document(path: Path, remedy: str) -> dict[str, Any]:
-    """Errors: DataError, with the remedy, for what is no JSON within limits, or has another type
-    than it should.
+    """The plan's document at `path`.
+
+    Errors: DataError, with the remedy, for what is no JSON within limits, or has another type than
+    it should.
     """
-    found = read_json(path, remedy)
+    plain = read_json(path, remedy)
     try:
-        _Document.model_validate(found)
+        _Document.model_validate(plain)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(
             f"{path} must be a plan that this program wrote: {where}: {first['msg']}; {remedy}"
         ) from None
-    document: dict[str, Any] = found
+    document: dict[str, Any] = plain
     return document

@@ -1,5 +1,6 @@
-"""Finished plans on disk: `models/<trial>/plan.json` and `weights.safetensors`, from which others
-may inherit.
+"""Finished plans on disk, from which others may inherit.
+
+A plan is a folder with `plan.json` and `weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ Has = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished trial as others see it; `keep` has shape (n_units,) in dense units, `macs` are
-    effective ones.
+    """A finished trial as others see it.
 
-    `has` holds the units kept per group, then the share of weights kept per tensor; shape (n_groups
-    + n_tensors,). `sparse` names the tensors with weights at zero. `macs` leave activations out,
-    which a child does not inherit; `trained_rounds` are those in its weights, its ancestors'
-    included; `weights` is the sha256 of its file, None where it is not known.
+    `keep` has shape (n_units,) in dense units. `has` holds the units kept per group, then the share
+    of weights kept per tensor; shape (n_groups + n_tensors,). `sparse` names the tensors with
+    weights at zero. `macs` are effective ones and leave activations out, which a child does not
+    inherit. `trained_rounds` are those in its weights, its ancestors' included; `weights` is the
+    sha256 of its file, None where it is not known.
     """
 
     number: int
@@ -53,31 +54,43 @@ class Finished:
 
 
 def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
-    """The cheapest finished plan that has at least what is wanted of everything and more of one;
-    None: the dense model.
+    """The cheapest finished plan that contains what is wanted; None: the dense model.
 
-    Ties in cost go to the weights that have been trained for longer, then to the later trial.
+    It has at least what is wanted of everything, and more of one. Ties in cost go to the weights
+    that have been trained for longer, then to the later trial.
     """
-    fits = [
-        plan
-        for plan in finished
-        if (plan.has >= wanted - 1e-9).all() and (plan.has > wanted + 1e-9).any()
-    ]
-    return min(fits, key=lambda plan: (plan.macs, -plan.trained_rounds, -plan.number), default=None)
+
+    def order(plan: Finished) -> tuple[int, int, int]:
+        return (plan.macs, -plan.trained_rounds, -plan.number)
+
+    fits = []
+    for plan in finished:
+        contains = (plan.has >= wanted - 1e-9).all()
+        larger = (plan.has > wanted + 1e-9).any()
+        if contains and larger:
+            fits.append(plan)
+    return min(fits, key=order, default=None)
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
-    """Weights first: a folder with a plan is whole. The plan has the digests of the exported files
-    that lie there.
+    """Save weights, then the plan: a folder with a plan is whole.
+
+    The plan has the digests of the exported files that lie in the folder.
     """
     write_atomic(folder / WEIGHTS, save(tensors(model)))
-    paths = [folder / entry.file for entry in EXPORT_FORMATS.values()]
-    exports = {path.name: sha256_of(path) for path in paths if path.exists()}
+    exports = {}
+    for entry in EXPORT_FORMATS.values():
+        path = folder / entry.file
+        if path.exists():
+            exports[path.name] = sha256_of(path)
     write_atomic(folder / PLAN, json.dumps({**document, "exports": exports}, indent=1))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Errors: DataError where the folder holds no whole plan."""
+    """The document of the plan in a folder.
+
+    Errors: DataError where the folder holds no whole plan.
+    """
     remedy = (
         f"a pruned model is a folder with {PLAN} and {WEIGHTS}; the command of its study sets "
         "a damaged one aside"
@@ -86,19 +99,27 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def load_finished(folder: Path, structure: Structure, weights: Sequence[str] = ()) -> Finished:
-    """`weights` are the tensors that may be sparse. Errors: DataError where the units are not those
-    of this model.
+    """The finished plan in a folder; `weights` are the tensors that may be sparse.
+
+    Errors: DataError where the units are not those of this model.
     """
     document = read_plan(folder)
     try:
         keep = keep_from_json(document["keep"], structure)
         shares = [float(document["shares"].get(name, 1.0)) for name in weights]
-        has = np.concatenate([structure.counts(keep).astype(float), shares])
         macs = effective_macs(structure, keep, document["density"])
-        sparse, lineage = tuple(document["shares"]), lineage_in(document, folder / PLAN)
-        trained, digest = lineage.trained_rounds, lineage.links[-1].weights or None
-        ancestors = tuple(document["ancestors"])
-        return Finished(document["trial"], macs, has, keep, ancestors, sparse, trained, digest)
+        sparse = tuple(document["shares"])
+        lineage = lineage_in(document, folder / PLAN)
+        return Finished(
+            number=document["trial"],
+            macs=macs,
+            has=np.concatenate([structure.counts(keep).astype(float), shares]),
+            keep=keep,
+            ancestors=tuple(document["ancestors"]),
+            sparse=sparse,
+            trained_rounds=lineage.trained_rounds,
+            weights=lineage.links[-1].weights or None,
+        )
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise DataError(
             f"{folder / PLAN} does not fit this model: {error!r}; was it written by another study?"
@@ -113,18 +134,16 @@ def finished_weights(
     Errors: DataError where they are not in the shapes that the plan gives, or not the bytes that
     were saved.
     """
-    dense, path = model.state_dict(), folder / WEIGHTS
+    dense = model.state_dict()
     try:
         shapes = state_shapes(model, structure, finished.keep)
     except PlanError as error:
         raise DataError(f"{folder / PLAN} does not fit this model: {error}") from error
-    expected = {
-        name: torch.empty(shape, dtype=dense[name].dtype, device="meta")
-        for name, shape in shapes.items()
-    }
-    return read_weights(
-        path, expected, "give the same command again, which sets the trial aside", finished.weights
-    )
+    expected = {}
+    for name, shape in shapes.items():
+        expected[name] = torch.empty(shape, dtype=dense[name].dtype, device="meta")
+    remedy = "give the same command again, which sets the trial aside"
+    return read_weights(folder / WEIGHTS, expected, remedy, finished.weights)
 
 
 def keep_to_json(structure: Structure, keep: Keep) -> dict[str, list[list[int]]]:
@@ -133,8 +152,10 @@ def keep_to_json(structure: Structure, keep: Keep) -> dict[str, list[list[int]]]
 
 
 def keep_from_json(runs: Mapping[str, list[list[int]]], structure: Structure) -> Keep:
+    """The inverse of `keep_to_json`."""
     keep = np.zeros(structure.n_units, dtype=np.bool_)
-    if set(runs) != {group.name for group in structure.groups}:
+    names = {group.name for group in structure.groups}
+    if set(runs) != names:
         raise ValueError("its groups are not the model's")
     for group in structure.groups:
         for first, end in runs[group.name]:
@@ -147,6 +168,7 @@ def keep_from_json(runs: Mapping[str, list[list[int]]], structure: Structure) ->
 
 
 def _runs(kept: npt.NDArray[np.bool_]) -> list[list[int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], kept.astype(np.int8), [0]))))
+    padded = np.concatenate(([0], kept.astype(np.int8), [0]))
+    edges = np.flatnonzero(np.diff(padded))
     runs: list[list[int]] = edges.reshape(-1, 2).tolist()
     return runs

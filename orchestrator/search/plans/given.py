@@ -1,5 +1,6 @@
-"""Plans that a user gives: thresholds per group in JSON files, tried as trials of kind `user`
-behind the chain.
+"""Plans that a user gives: thresholds per group in JSON files.
+
+They are tried as trials of kind `user` behind the chain.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Levels = dict[str, float]
 
 
 def read_plans(settings: Settings) -> list[Levels]:
-    """The thresholds of `search.plans`. Errors: ConfigError for what is no mapping from groups to
-    numbers.
+    """The thresholds of `search.plans`.
+
+    Errors: ConfigError for what is no mapping from groups to numbers.
     """
     if settings.search.plans and len(settings.method.choices()[0].stages()) > 1:
         raise ConfigError(
@@ -41,42 +43,48 @@ def _read(path: Path) -> Levels:
         "search.plans=[mine.json]"
     )
     try:
-        found = read_json(path, "mend it, or leave it out")
+        plain = read_json(path, "mend it, or leave it out")
     except DataError as error:
         raise ConfigError(f"{rule}; {error}") from error
-    if not isinstance(found, dict) or not found:
-        raise ConfigError(f"{rule}; {path} holds {reprlib.repr(found)}")
-    for name, value in found.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0.0 <= value < float("inf")
-        ):
+    if not isinstance(plain, dict) or not plain:
+        raise ConfigError(f"{rule}; {path} holds {reprlib.repr(plain)}")
+    levels = {}
+    for name, value in plain.items():
+        if not _is_threshold(value):
             raise ConfigError(f"{rule}; {path} has {reprlib.repr(value)} for '{name}'")
-    return {name: float(value) for name, value in found.items()}
+        levels[name] = float(value)
+    return levels
+
+
+def _is_threshold(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0.0 <= value < float("inf")
 
 
 def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> None:
-    """Errors: ConfigError for groups that the method does not have in this model, with the nearest
-    names.
+    """Checks that the model has the groups of the user's plans.
+
+    Errors: ConfigError, with the nearest names, for groups that the method does not have in this
+    model.
     """
     first = settings.method.choices()[0].stages()[0]
     groups = (on_weights(structure, model, first) or structure).groups
     known = [group.name for group in groups]
     for path, thresholds in zip(settings.search.plans, read_plans(settings), strict=True):
-        if unknown := sorted(set(thresholds) - set(known)):
+        unknown = sorted(set(thresholds) - set(known))
+        if unknown:
             raise ConfigError(
                 f"{path} names unknown groups {unknown}{nearest(unknown[0], known)}; the model has "
-                f"{known}; "
-                "job=inspect lists them"
+                f"{known}; job=inspect lists them"
             )
 
 
 def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Plan:
-    """A plan of these thresholds, on the scale of the method's rule; groups that are not named stay
-    whole.
+    """A plan of these thresholds, on the scale of the method's rule.
 
-    It is trained as a target of the chain is. Errors: PlanError for thresholds that empty a group.
+    Groups that are not named stay whole. The plan is trained as a target of the chain is. Errors:
+    PlanError for thresholds that empty a group.
     """
     unpruned = space.unpruned(terrain, space.chain(terrain, 0.5))
     asked = Thresholds(dict(thresholds), terrain.rule)

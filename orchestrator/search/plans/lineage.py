@@ -1,5 +1,6 @@
-"""Where weights come from: the chain of plans from the dense model to them, with a digest of every
-link's weights.
+"""Where weights come from: the plans from the dense model to them.
+
+Every link of this lineage has a digest of its weights.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from orchestrator.settings import Settings
 class Link:
     """One finished trial: its plan, and what it came to.
 
-    `method` is the key of its method in `Lineage.methods`. `units` are those that the model has,
-    which rounding, guards and regrowth may make others than the plan's. `weights` is the sha256 of
+    `method` is the key of its method in `Lineage.methods`. `units` are those that the model has;
+    rounding, guards and regrowth may make them others than the plan's. `weights` is the sha256 of
     its weights file, `trained_rounds` are the rounds of finetuning in it that are the trial's own.
     """
 
@@ -54,21 +55,24 @@ class Lineage:
     @property
     def trained_rounds(self) -> int:
         """Rounds of finetuning in the weights at the end, all links together."""
-        return sum(link.trained_rounds for link in self.links)
+        rounds = [link.trained_rounds for link in self.links]
+        return sum(rounds)
 
     @property
     def trained_steps(self) -> int:
-        """Optimizer steps in the weights at the end, all links together; a plan may have rounds of
-        its own length.
+        """Optimizer steps in the weights at the end, all links together.
+
+        A plan may have rounds of its own length.
         """
         usual = self.recipe["phases"]["finetune"]["round_steps"]
-        return sum(
-            link.trained_rounds * (link.plan["timing"].get("round_steps") or usual)
-            for link in self.links
-        )
+        steps = 0
+        for link in self.links:
+            round_steps = link.plan["timing"].get("round_steps") or usual
+            steps += link.trained_rounds * round_steps
+        return steps
 
     def extended(self, link: Link, method: Mapping[str, Any]) -> Lineage:
-        """With one more link, which was pruned by `method`, settings as plain data."""
+        """The lineage with one more link, which was pruned by `method`: settings as plain data."""
         methods = {**self.methods, link.method: method}
         return replace(self, methods=methods, links=(*self.links, link))
 
@@ -77,47 +81,52 @@ class Lineage:
 
 
 def method_key(method: Mapping[str, Any]) -> str:
-    """The name of a method and a digest of its settings: a plan of another study may have another
-    one of that name.
+    """The name of a method and a digest of its settings.
+
+    A plan of another study may have another method of that name.
     """
     return f"{method['name']}-{digest(method)[:8]}"
 
 
 def lineage_in(document: Mapping[str, Any], where: object) -> Lineage:
-    """The lineage in a plan's document. Errors: DataError for a document without one that can be
-    replayed.
+    """The lineage in a plan's document.
+
+    Errors: DataError for a document without one that can be replayed.
     """
     try:
-        found = document["lineage"]
-        return Lineage(**{**found, "links": tuple(Link(**link) for link in found["links"])})
+        plain = document["lineage"]
+        links = tuple([Link(**link) for link in plain["links"]])
+        return Lineage(**{**plain, "links": links})
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"a plan must carry the chain it came from; {where} does not: {error!r}; an older "
-            "version wrote it: "
-            "run its study again under another study.name"
+            "version wrote it: run its study again under another study.name"
         ) from error
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model on the CPU, each entry with storage of its own (tied weights are stored
-    twice).
+    """The state of a model on the CPU, each entry with storage of its own.
+
+    Tied weights are stored twice.
     """
-    return {
-        name: value.detach().cpu().clone().contiguous()
-        for name, value in model.state_dict().items()
-    }
+    state = {}
+    for name, value in model.state_dict().items():
+        state[name] = value.detach().cpu().clone().contiguous()
+    return state
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The sha256 of the file that the model's weights make: `sha256sum weights.safetensors` gives
-    the same.
+    """The sha256 of the file that the model's weights make.
+
+    `sha256sum weights.safetensors` gives the same.
     """
     return hashlib.sha256(save(tensors(model))).hexdigest()
 
 
 def made_with(device: torch.device, memory_format: str) -> dict[str, Any]:
-    """What bits depend on beside the recipe: kernels are chosen by version, CPU and format, sums
-    split by threads.
+    """What bits depend on beside the recipe.
+
+    Kernels are chosen by version, CPU and memory format, and sums are split by threads.
     """
     return {
         "torch": str(torch.__version__),
@@ -129,29 +138,43 @@ def made_with(device: torch.device, memory_format: str) -> dict[str, Any]:
 
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
-    """What a lineage depends on beside its plans, secrets removed; a checkpoint counts by its
-    weights, not its path.
+    """What a lineage depends on beside its plans, secrets removed.
+
+    A checkpoint counts by its weights, not its path.
     """
     whole = redact_tree(settings.plain())
-    phases = {name: whole["phases"][name] for name in ("train", "finetune", "sparsify")}
-    phases["train"] = {
-        name: value for name, value in phases["train"].items() if name != "checkpoint"
-    }
+    train = dict(whole["phases"]["train"])
+    train.pop("checkpoint", None)
     method = settings.method.choices()[0]
-    structure = {"attention": method.attention, "depth": settings.depth}
-    parts = {name: whole[name] for name in ("model", "data", "task", "seed")}
     return {
-        **parts,
-        "phases": phases,
-        "method": {**structure, "activation": whole["method"]["activation"]},
+        "model": whole["model"],
+        "data": whole["data"],
+        "task": whole["task"],
+        "seed": whole["seed"],
+        "phases": {
+            "train": train,
+            "finetune": whole["phases"]["finetune"],
+            "sparsify": whole["phases"]["sparsify"],
+        },
+        "method": {
+            "attention": method.attention,
+            "depth": settings.depth,
+            "activation": whole["method"]["activation"],
+        },
     }
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`path: old -> new` for every leaf of two trees of plain data that differs, secrets hidden."""
+    """A line `path was old, now new` for every leaf in which two trees of plain data differ.
+
+    Secrets are hidden.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        changes = []
         for key in sorted(set(old) | set(new)):
-            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    return [] if old == new else [redact(f"{path} was {old!r}, now {new!r}")]
+            inner = f"{path}.{key}" if path else str(key)
+            changes += differences(old.get(key), new.get(key), inner)
+        return changes
+    if old == new:
+        return []
+    return [redact(f"{path} was {old!r}, now {new!r}")]

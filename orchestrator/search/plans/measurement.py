@@ -12,8 +12,7 @@ from orchestrator.costs import with_ratios
 RoundResult = tuple[int, Mapping[str, float]]
 """(rounds of finetuning since the last pruning step, validation metrics)."""
 Report = Callable[[int, float, Mapping[str, float]], str | None]
-"""From (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None to go on.
-"""
+"""Maps (rung, FLOPs ratio, validation metrics) to the reason to stop the trial, or None."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Measurement:
 
     `kept` are units per group, `density` the share of nonzero weights of each tensor that has been
     pruned, `trained_rounds` the rounds of finetuning spent in this trial. `plan` is the plan as
-    plain data. `rejected` = outside a bound that is known before training, nothing was trained;
-    `stopped` = the stopping rule or the guard ended it.
+    plain data. `rejected` means: outside a bound that is known before training, and nothing was
+    trained. `stopped` means: the stopping rule or the guard ended it.
     """
 
     state: Literal["completed", "stopped", "rejected"]
@@ -50,7 +49,7 @@ class Measurement:
         return self.rungs[-1][1] if self.rungs else {}
 
     def to_json(self) -> dict[str, Any]:
-        """What a study keeps of it beside its state and its rungs."""
+        """What a study stores of it, beside its state and its rungs."""
         return {
             "parent": self.parent,
             "costs": dict(self.costs),
@@ -67,8 +66,8 @@ class Measurement:
 class Evaluate(Protocol):
     """Everything expensive stands behind this call; tests put a function in its place.
 
-    `plan` has no parent and no seed yet: who evaluates it completes it, and the measurement has the
-    whole plan.
+    `plan` has no parent and no seed yet. Whoever evaluates it completes it, and the measurement has
+    the whole plan.
     """
 
     def __call__(self, plan: Plan, number: int, report: Report) -> Measurement: ...

@@ -1,7 +1,9 @@
-"""The files of a finished plan. What it exports has names of its own: see
-`orchestrator/export/formats.py`.
+"""The files of a finished plan.
+
+Exported files have names of their own: see `orchestrator/export/formats.py`.
 """
 
 from __future__ import annotations
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+PLAN = "plan.json"
+WEIGHTS = "weights.safetensors"

@@ -1,5 +1,6 @@
-"""The folder of a study's finished plans: which there are, what a trial may inherit, and what a
-trial leaves.
+"""The folder of a study's finished plans.
+
+It says which plans there are, what a trial may inherit, and takes what a trial leaves.
 """
 
 from __future__ import annotations
@@ -46,14 +47,12 @@ class PlanStore:
         return self.folder / str(number)
 
     def finished(self) -> list[Finished]:
-        """Every whole plan in the folder, also those that other workers or earlier runs left
-        there.
-        """
-        saved = {
-            int(path.parent.name): path.parent
-            for path in self.folder.glob(f"*/{PLAN}")
-            if path.parent.name.isdigit()
-        }
+        """Every whole plan in the folder, also of other workers and earlier runs."""
+        saved = {}
+        for path in self.folder.glob(f"*/{PLAN}"):
+            folder = path.parent
+            if folder.name.isdigit():
+                saved[int(folder.name)] = folder
         numbers = saved if self.finished_numbers is None else self.finished_numbers()
         current = {}
         for number in sorted(saved):
@@ -64,8 +63,9 @@ class PlanStore:
         return list(current.values())
 
     def read(self, folder: Path) -> Finished:
-        """The finished plan in a folder. Errors: DataError for one that is damaged, or another
-        trial's.
+        """The finished plan in a folder.
+
+        Errors: DataError for one that is damaged, or another trial's.
         """
         plan = load_finished(folder, self.facts.structure, self.facts.weight_names)
         if str(plan.number) != folder.name:
@@ -76,8 +76,9 @@ class PlanStore:
         return plan
 
     def parent_of(self, plan: Plan, number: int) -> Finished | None:
-        """The cheapest finished plan that contains this one; None: the dense model. `number` is the
-        trial's own.
+        """The cheapest finished plan that contains this one; None: the dense model.
+
+        `number` is the trial's own.
         """
         others = [other for other in self.finished() if other.number != number]
         return nearest_parent(others, self._needs(plan))
@@ -89,7 +90,10 @@ class PlanStore:
         return np.concatenate([kept, density])
 
     def weights(self, plan: Finished) -> dict[str, Tensor]:
-        """Errors: DataError where they are damaged."""
+        """The weights of a finished plan.
+
+        Errors: DataError where they are damaged.
+        """
         facts = self.facts
         return finished_weights(self.of(plan.number), plan, facts.model, facts.structure)
 

@@ -1,5 +1,6 @@
-"""Which callables a file may name: those of this program, and those that the configuration names
-itself.
+"""Which callables a file may name.
+
+These are those of this program, and those that the configuration names itself.
 """
 
 from __future__ import annotations
@@ -11,31 +12,43 @@ from lightning_modules.errors import DataError
 from lightning_modules.recipe import TARGET, locate
 
 OWN_MODULES = "lightning_modules.pruning."
-"""Criteria, regrowth: what a plan's method is made of where it is ours. Importing it runs nothing
-else.
+"""The package of criteria and regrowth, which a plan's method is made of where it is ours.
+
+Importing it runs nothing else.
 """
 
 
 def targets(tree: Any) -> set[str]:
     """Every `_target_` in plain data, at any depth."""
+    names: set[str] = set()
     if isinstance(tree, Mapping):
-        here = {str(tree[TARGET])} if TARGET in tree else set()
-        return here.union(*map(targets, tree.values()))
-    return set().union(*map(targets, tree)) if isinstance(tree, list | tuple) else set()
+        if TARGET in tree:
+            names.add(str(tree[TARGET]))
+        for value in tree.values():
+            names |= targets(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            names |= targets(value)
+    return names
 
 
 def require_own(named: Iterable[str], who: str) -> None:
-    """Errors: DataError for a target that is not defined in the pruning core; nothing else is
-    imported to see it.
+    """Checks that targets are defined in the pruning core; imports nothing else to see it.
+
+    Errors: DataError for a target that is not.
     """
     for target in sorted(named):
-        # a path may lead through a module of ours to one that it imports
-        if not target.startswith(OWN_MODULES) or not str(
-            getattr(locate(target), "__module__", "")
-        ).startswith(OWN_MODULES):
+        if not _is_own(target):
             raise DataError(
                 "a plan may name criteria of this program, or those that the configuration names; "
-                f"{who} names "
-                f"{target}: give the method it was made with (method=...), if you trust it like "
-                "code"
+                f"{who} names {target}: give the method it was made with (method=...), if you "
+                "trust it like code"
             )
+
+
+def _is_own(target: str) -> bool:
+    if not target.startswith(OWN_MODULES):
+        return False
+    # a path may lead through a module of ours to one that it imports
+    module = str(getattr(locate(target), "__module__", ""))
+    return module.startswith(OWN_MODULES)

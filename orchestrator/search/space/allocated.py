@@ -20,11 +20,10 @@ from orchestrator.search.space.recovery import Recovery, block_dimension, block_
 
 @dataclass(frozen=True)
 class Allocation(Recovery):
-    """A FLOPs target, a blend of uniform and equal-loss allocation, and an offset in octaves per
-    group around it.
+    """A FLOPs target, how it is shared out, and an offset per group around that.
 
-    Under a global or isomorphic scope the even allocation is that of the ranking instead of equal
-    ratios.
+    It is shared out by a blend of uniform and equal-loss allocation. Offsets are in octaves. Under
+    a global or isomorphic scope the even allocation is that of the ranking instead of equal ratios.
     """
 
     least_flops_ratio: float = 0.05
@@ -34,31 +33,24 @@ class Allocation(Recovery):
     needs_profile: bool = True
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        found: dict[str, BaseDistribution] = {
-            "flops_ratio": FloatDistribution(*self._flops_range(terrain), log=True),
+        least, most = self._flops_range(terrain)
+        dimensions: dict[str, BaseDistribution] = {
+            "flops_ratio": FloatDistribution(least, most, log=True),
             "equal_loss": FloatDistribution(self.equal_loss[0], self.equal_loss[1]),
         }
         for name, width in self.offsets(terrain).items():
-            found[name] = FloatDistribution(-width, width)
-        return {**found, **block_dimension(terrain), **self.recovery()}
+            dimensions[name] = FloatDistribution(-width, width)
+        return {**dimensions, **block_dimension(terrain), **self.recovery()}
 
     def offsets(self, terrain: Terrain) -> dict[str, float]:
         """Largest size of each offset dimension, in octaves."""
         if self.offset <= 0.0:
             return {}
-        return {
-            f"offset.{group.name}": self.offset
-            for group in terrain.structure.groups[: terrain.widths]
-        }
+        return {f"offset.{name}": self.offset for name in terrain.width_names}
 
     def octaves(self, terrain: Terrain, params: Params) -> Ratios:
-        """The offset of each group; shape (groups that are no blocks,)."""
-        return np.array(
-            [
-                params.get(f"offset.{g.name}", 0.0)
-                for g in terrain.structure.groups[: terrain.widths]
-            ]
-        )
+        """The offset of each group; shape (groups that are not blocks,)."""
+        return np.array([params.get(f"offset.{name}", 0.0) for name in terrain.width_names])
 
     def _flops_range(self, terrain: Terrain) -> tuple[float, float]:
         most = min(self.most_flops_ratio, terrain.max_flops_ratio)
@@ -80,10 +72,12 @@ class Allocation(Recovery):
         return terrain.pruned(self.unpruned(terrain, params), terrain.round(kept), asked)
 
     def kept(self, terrain: Terrain, params: Params) -> Counts:
-        """Units kept per group, blocks included; rounded they are within the target; shape
-        (n_groups,).
+        """Units kept per group, blocks included; shape (n_groups,).
+
+        Rounded for the hardware, they are within the target.
         """
-        widths, blocks = terrain.widths, terrain.without_blocks(params.get("blocks", 0))
+        widths = terrain.widths
+        blocks = terrain.without_blocks(params.get("blocks", 0))
 
         def macs(kept: Counts) -> int:
             return terrain.macs(terrain.round(np.concatenate([kept, blocks])))
@@ -103,65 +97,71 @@ class Allocation(Recovery):
 
 
 def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:
-    """Under a global or isomorphic scope: the most that one quantile of each pool leaves within a
-    target.
+    """Maps a target to the most units that one quantile of each pool leaves within it.
+
+    None under a local scope, which has no ranking over several groups.
     """
     if terrain.pools is None:
         return None
     widths = terrain.widths
+    names = terrain.width_names
 
-    def at(target: int) -> Counts:
-        def found(level: float) -> Counts:
-            names = (group.name for group in terrain.structure.groups[:widths])
-            thresholds = dict.fromkeys(names, level)
-            full = terrain.structure.full()
-            return counts(
-                terrain.structure, terrain.scores, full, thresholds, "quantile", terrain.pools
-            )[:widths]
+    def at_level(level: float) -> Counts:
+        units = counts(
+            terrain.structure,
+            terrain.scores,
+            terrain.structure.full(),
+            dict.fromkeys(names, level),
+            "quantile",
+            terrain.pools,
+        )
+        return units[:widths]
 
-        return found(lowest_level(found, macs, target, 0.0, 1.0))
+    def at_target(target: int) -> Counts:
+        return at_level(lowest_level(at_level, macs, target, 0.0, 1.0))
 
-    return at
+    return at_target
 
 
 @dataclass(frozen=True)
 class Hierarchical(Allocation):
-    """First how much each stage keeps, then each group inside it: offsets in octaves on both
-    levels, which add up.
+    """First how much each stage keeps, then each group inside it.
 
-    Stages are groups that share the first parts of their names; see `stage_names`.
+    Offsets, in octaves, are on both levels and add up. Stages are groups that share the first parts
+    of their names; see `stage_names`.
     """
 
     stage_offset: float = 1.0
     offset: float = 0.25
 
     def offsets(self, terrain: Terrain) -> dict[str, float]:
-        stages = dict.fromkeys(
-            stage_names([group.name for group in terrain.structure.groups[: terrain.widths]])
-        )
-        outer = (
-            {f"stage.{name}": self.stage_offset for name in stages}
-            if self.stage_offset > 0.0
-            else {}
-        )
-        return {**outer, **super().offsets(terrain)}
+        dimensions = {}
+        if self.stage_offset > 0.0:
+            for name in stage_names(terrain.width_names):
+                dimensions[f"stage.{name}"] = self.stage_offset
+        return {**dimensions, **super().offsets(terrain)}
 
     def octaves(self, terrain: Terrain, params: Params) -> Ratios:
-        names = stage_names([group.name for group in terrain.structure.groups[: terrain.widths]])
-        outer: Ratios = np.array([params.get(f"stage.{name}", 0.0) for name in names])
-        total: Ratios = outer + super().octaves(terrain, params)
+        outer = []
+        for stage in stage_names(terrain.width_names):
+            outer.append(params.get(f"stage.{stage}", 0.0))
+        total: Ratios = np.array(outer) + super().octaves(terrain, params)
         return total
 
 
 def stage_names(groups: Sequence[str]) -> list[str]:
-    """The stage of each group: as few parts of the dotted names as leave no stage with more than
-    half of the groups.
+    """The stage of each group.
+
+    A stage is named by as few parts of the dotted names as leave no stage with more than half of
+    the groups.
     """
     parts = [name.split(".") for name in groups]
     names = list(groups)
-    for depth in range(max(len(name) for name in parts), 0, -1):
+    deepest = max(len(name) for name in parts)
+    for depth in range(deepest, 0, -1):
         shorter = [".".join(name[:depth]) for name in parts]
-        if 2 * max(Counter(shorter).values()) > len(groups):
+        largest = max(Counter(shorter).values())
+        if 2 * largest > len(groups):
             break
         names = shorter
     return names
@@ -169,10 +169,10 @@ def stage_names(groups: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Hybrid(Allocation):
-    """Units, then weights of what they leave: the FLOPs target is for the units, `sparsity` for the
-    weights.
+    """Units, then weights of what they leave.
 
-    A second stage of N:M has no sparsity but is applied or not.
+    The FLOPs target is for the units, `sparsity` for the weights. A second stage of N:M has no
+    sparsity but is applied or not.
     """
 
     sparsity: Sequence[float] = (0.0, 0.8)
@@ -185,14 +185,17 @@ class Hybrid(Allocation):
             )
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        found = super().distributions(terrain)
+        dimensions = super().distributions(terrain)
         if _then(terrain).structure.groups[0].kind == "pattern":
-            return {**found, "then.applied": CategoricalDistribution((True, False))}
-        return {**found, "then.sparsity": FloatDistribution(self.sparsity[0], self.sparsity[-1])}
+            dimensions["then.applied"] = CategoricalDistribution((True, False))
+        else:
+            dimensions["then.sparsity"] = FloatDistribution(self.sparsity[0], self.sparsity[-1])
+        return dimensions
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """Both stages take the same share of the way, the square root of the target; a pattern what
-        it always takes.
+        """Both stages take the same share of the way, the square root of the target.
+
+        A pattern takes what it always takes.
         """
         then = _then(terrain)
         if then.structure.groups[0].kind == "pattern":
@@ -208,8 +211,8 @@ class Hybrid(Allocation):
         units_removed = super().propose(terrain, params)
         then = _then(terrain)
         level = params["then.applied"] if "then.applied" in params else params["then.sparsity"]
-        levels = dict.fromkeys((group.name for group in then.structure.groups), float(level))
-        asked = Thresholds(levels, "quantile")
+        names = [group.name for group in then.structure.groups]
+        asked = Thresholds(dict.fromkeys(names, float(level)), "quantile")
         kept = then.counts(asked, pooled=then.pools is not None)
         return then.pruned(units_removed, kept, asked)
 

@@ -1,5 +1,6 @@
-"""How a FLOPs target is shared out among the groups: by equal ratios, by equal loss, or anything
-between.
+"""How a FLOPs target is shared out among the groups.
+
+It is shared by equal ratios, by equal loss, or anything between.
 """
 
 from __future__ import annotations
@@ -23,40 +24,41 @@ Macs = Callable[[Counts], int]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of
-    group g removed.
+    """How much each group alone loses as its units go.
 
-    Shapes (n_ratios,) and (n_groups, n_ratios); ratios rise.
+    `loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of
+    group g removed. Shapes (n_ratios,) and (n_groups, n_ratios); ratios rise.
     """
 
     ratios: tuple[float, ...]
     loss: npt.NDArray[np.float64]
 
     def ratios_at(self, level: float, most: float = 0.98) -> Ratios:
-        """The ratio at which each group reaches loss `level`, on a power law through its measured
-        points.
+        """The ratio at which each group reaches loss `level`, at most `most`.
 
-        Between and beyond the points loss = a x ratio^p; p is fitted from two or more points, 2
-        with one.
+        A power law loss = a x ratio^p goes through the measured points of each group, and beyond
+        them. p is fitted from two or more points, and is 2 with one.
         """
         x = np.log(np.asarray(self.ratios))
-        y = np.log(np.maximum(np.maximum.accumulate(self.loss, axis=1), 1e-9))
+        rising = np.maximum.accumulate(self.loss, axis=1)
+        y = np.log(np.maximum(rising, 1e-9))
         power = np.full(len(y), 2.0)
         if len(x) > 1:
-            power = np.clip(
-                ((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / ((x - x.mean()) ** 2).sum(),
-                0.5,
-                6.0,
-            )
+            x_spread = x - x.mean()
+            y_spread = y - y.mean(1, keepdims=True)
+            slope = (y_spread @ x_spread) / (x_spread**2).sum()
+            power = np.clip(slope, 0.5, 6.0)
         scale = y.mean(1) - power * x.mean()
         # in logarithms: flat groups have levels far beyond what a float's exponential holds
-        ratios: Ratios = np.exp(np.minimum((np.log(level) - scale) / power, np.log(most)))
+        logs = (np.log(level) - scale) / power
+        ratios: Ratios = np.exp(np.minimum(logs, np.log(most)))
         return ratios
 
 
 def counts_of(sizes: Counts, ratios: Ratios, least: int = 1) -> Counts:
     """Whole units kept, at least `least` per group."""
-    return np.clip(np.rint(sizes * (1.0 - ratios)), least, sizes).astype(np.int64)
+    kept = np.rint(sizes * (1.0 - ratios))
+    return np.clip(kept, least, sizes).astype(np.int64)
 
 
 def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity) -> Ratios:
@@ -65,24 +67,30 @@ def equal_loss(sizes: Counts, macs: Macs, target: int, sensitivity: Sensitivity)
     def counts(level: float) -> Counts:
         return counts_of(sizes, sensitivity.ratios_at(np.exp(level)))
 
-    return 1.0 - counts(lowest_level(counts, macs, target, -40.0, 40.0)) / sizes
+    level = lowest_level(counts, macs, target, -40.0, 40.0)
+    return 1.0 - counts(level) / sizes
 
 
 def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1) -> Counts:
-    """Keep the same multiple of every group's `share` (fractions of its units, at most all of
-    them).
+    """Counts that are the same multiple of every group's `share`, within `target` MACs.
+
+    Shares are fractions of a group's units; no group keeps more than all of them.
     """
 
     def counts(level: float) -> Counts:
-        return counts_of(sizes, 1.0 - np.minimum(1.0, share * np.exp(-level)), least)
+        kept = np.minimum(1.0, share * np.exp(-level))
+        return counts_of(sizes, 1.0 - kept, least)
 
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
 
 
 def evenly(structure: Structure, flops_ratio: float) -> Counts:
     """Units kept at equal ratios of all groups within `flops_ratio`; whole blocks stay."""
-    macs, even = Cost(structure).macs, np.ones(len(structure.groups))
-    return scaled(structure.sizes, macs, int(flops_ratio * macs(structure.sizes)), even)
+    macs = Cost(structure).macs
+    sizes = structure.sizes
+    even = np.ones(len(structure.groups))
+    target = int(flops_ratio * macs(sizes))
+    return scaled(sizes, macs, target, even)
 
 
 def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
@@ -95,9 +103,10 @@ def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Modul
 class Shares:
     """How a target is shared out among the groups.
 
-    `blend` goes from uniform (0) to equal loss (1), which the `sensitivity` tells. `offsets` are
-    octaves: group g keeps 2^offset as much as its share; shape (n_groups,). `ranked` gives the
-    counts of a ranking over several groups at a target, which then stand in for uniform ones.
+    `blend` goes from uniform (0) to equal loss (1), for which there must be a `sensitivity`.
+    `offsets` are octaves: group g keeps 2^offset as much as its share; shape (n_groups,). `ranked`
+    gives the counts of a ranking over several groups at a target, which then stand in for uniform
+    ones.
     """
 
     blend: float = 0.0
@@ -126,8 +135,9 @@ def allocate(sizes: Counts, macs: Macs, target: int, shares: Shares) -> Counts:
 def lowest_level(
     counts: Callable[[float], Counts], macs: Macs, target: int, low: float, high: float
 ) -> float:
-    """The lowest level within `target` MACs, by bisection; counts fall as the level rises; `high`
-    where none is.
+    """The lowest level within `target` MACs, by bisection; counts fall as the level rises.
+
+    It is `high` where no level is within the target.
     """
     for _ in range(50):
         middle = 0.5 * (low + high)

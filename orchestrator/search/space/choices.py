@@ -1,6 +1,4 @@
-"""What is chosen beside the thresholds: the method, the level of activation pruning,
-quantisation.
-"""
+"""Choices beside the thresholds: the method, the level of activation pruning, quantisation."""
 
 from __future__ import annotations
 
@@ -14,13 +12,16 @@ from orchestrator.search.space.contract import Params, Space, Terrain
 from orchestrator.search.space.levels import discretised, snapped
 from orchestrator.settings import MethodSettings
 
-METHOD, ACTIVATION, INT8 = "method", "activation.level", "int8"
+METHOD = "method"
+ACTIVATION = "activation.level"
+INT8 = "int8"
 
 
 @dataclass(frozen=True)
 class Choices:
-    """A space and, around it, the choices that `method` leaves open; `terrains` are by the names of
-    its choices.
+    """A space and, around it, the choices that `method` leaves open.
+
+    `terrains` are by the names of the methods.
     """
 
     space: Space
@@ -36,44 +37,50 @@ class Choices:
         return self.space.levels
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        found = self.space.distributions(terrain)
+        dimensions = self.space.distributions(terrain)
         if len(self.terrains) > 1:
-            found[METHOD] = CategoricalDistribution(tuple(self.terrains))
-        if self.method.activation is not None:
-            found[ACTIVATION] = FloatDistribution(*self.method.activation.levels)
+            dimensions[METHOD] = CategoricalDistribution(tuple(self.terrains))
+        activation = self.method.activation
+        if activation is not None:
+            low, high = activation.levels
+            dimensions[ACTIVATION] = FloatDistribution(low, high)
         if len(self.method.int8) > 1:
-            found[INT8] = CategoricalDistribution(tuple(self.method.int8))
-        return discretised(found, self.levels)
+            dimensions[INT8] = CategoricalDistribution(tuple(self.method.int8))
+        return discretised(dimensions, self.levels)
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """As the space has it, by the terrain's method, with the gentlest activation pruning and
-        unquantised.
+        """The space's parameters by the terrain's method, without quantisation.
+
+        Activations are pruned as gently as possible.
         """
-        found = self.space.chain(terrain, flops_ratio)
+        params = self.space.chain(terrain, flops_ratio)
         if len(self.terrains) > 1:
-            found[METHOD] = terrain.method
-        if (activation := self.method.activation) is not None:
+            params[METHOD] = terrain.method
+        activation = self.method.activation
+        if activation is not None:
             low, high = activation.levels
-            found[ACTIVATION] = high if activation.kind == "topk" else low
+            params[ACTIVATION] = high if activation.kind == "topk" else low
         if len(self.method.int8) > 1:
-            found[INT8] = self.method.int8[0]
-        return found if self.levels is None else snapped(found, self.distributions(terrain))
+            params[INT8] = self.method.int8[0]
+        if self.levels is None:
+            return params
+        return snapped(params, self.distributions(terrain))
 
     def unpruned(self, terrain: Terrain, params: Params) -> Plan:
-        return self._completed(self.space.unpruned(self._terrain(params), params), params)
+        plan = self.space.unpruned(self._terrain(params), params)
+        return self._completed(plan, params)
 
     def propose(self, terrain: Terrain, params: Params) -> Plan:
-        return self._completed(self.space.propose(self._terrain(params), params), params)
+        plan = self.space.propose(self._terrain(params), params)
+        return self._completed(plan, params)
 
     def _terrain(self, params: Params) -> Terrain:
-        """That of the method which the parameters name, of the only one where there is no
-        choice.
-        """
-        return self.terrains[params.get(METHOD, next(iter(self.terrains)))]
+        """The terrain of the method that the parameters name, or of the only method."""
+        only = next(iter(self.terrains))
+        return self.terrains[params.get(METHOD, only)]
 
     def _completed(self, plan: Plan, params: Params) -> Plan:
-        return replace(
-            plan,
-            activation=params.get(ACTIVATION),
-            export=INT8 if params.get(INT8, self.method.int8[0]) else None,
-        )
+        """The plan with what the space does not know of."""
+        quantised = params.get(INT8, self.method.int8[0])
+        export = INT8 if quantised else None
+        return replace(plan, activation=params.get(ACTIVATION), export=export)

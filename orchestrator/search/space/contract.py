@@ -19,13 +19,13 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Terrain:
-    """One method on one model: its groups, costs and sensitivity, its rule, the dense scores as its
-    scope sees them.
+    """One method on one model: its groups, costs, sensitivity, rule and dense scores.
 
-    `macs` is the cost of the axis: effective MACs where groups are single weights. `weight` says
-    how those are counted, None where units are removed. `pools` are the groups that share a
-    threshold, None where each has its own. `then` is the terrain of the second stage of a hybrid
-    method. A target of the chain keeps flops_ratio^`depth` of the blocks.
+    The scores are as the method's scope sees them. `macs` is the cost of the axis: effective MACs
+    where groups are single weights. `weight` says how those are counted, None where units are
+    removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
+    the terrain of the second stage of a hybrid method. A target of the chain keeps
+    flops_ratio^`depth` of the blocks.
     """
 
     structure: Structure
@@ -44,22 +44,29 @@ class Terrain:
 
     @property
     def blocks(self) -> list[int]:
-        """Indices of groups that are whole blocks, least important first; they stand behind all
-        other groups.
+        """Indices of groups that are whole blocks, least important first.
+
+        Blocks stand behind all other groups.
         """
         groups = self.structure.groups
-        found = [i for i, group in enumerate(groups) if group.kind == "block"]
-        return sorted(found, key=lambda i: float(self.scores[groups[i].start]))
+        blocks = [index for index, group in enumerate(groups) if group.kind == "block"]
+        return sorted(blocks, key=lambda index: float(self.scores[groups[index].start]))
 
     @property
     def widths(self) -> int:
-        """Number of groups that are no whole blocks; the first ones."""
+        """Number of groups that are not whole blocks; the first ones."""
         return len(self.structure.groups) - len(self.blocks)
+
+    @property
+    def width_names(self) -> list[str]:
+        """Names of the groups that are not whole blocks."""
+        return [group.name for group in self.structure.groups[: self.widths]]
 
     def without_blocks(self, dropped: int) -> Counts:
         """Of each block group 1, or 0 for the `dropped` least important ones; shape (n_blocks,)."""
         gone = set(self.blocks[:dropped])
-        return np.array([int(i not in gone) for i in sorted(self.blocks)], dtype=np.int64)
+        kept = [int(index not in gone) for index in sorted(self.blocks)]
+        return np.array(kept, dtype=np.int64)
 
     def round(self, kept: Counts) -> Counts:
         """Counts as the method rounds them for the hardware; blocks are not rounded."""
@@ -82,8 +89,9 @@ class Terrain:
         return self.round(kept)
 
     def pruned(self, plan: Plan, kept: Counts, asked: Thresholds) -> Plan:
-        """The plan with these counts, of units or of single weights, as what the thresholds `asked`
-        for came to.
+        """The plan with these counts of units or of single weights.
+
+        `asked` are the thresholds that the counts follow from.
         """
         record = (*plan.asked, asked)
         if self.weight is None:
@@ -92,13 +100,14 @@ class Terrain:
 
 
 class Space(Protocol):
-    """`chain` gives the parameters of one target of the chain, within the same distributions.
+    """What may vary, and the plan of a trial's parameters.
 
-    `propose` makes of a trial's parameters its plan, without parent and seed; `unpruned` the same
-    plan before anything is removed: its method, its timing and what else does not depend on scores.
-    Both errors: PlanError for parameters that are no plan, such as thresholds that empty a group.
-    `levels` is how many values every continuous dimension is cut into by whoever asks; None: it
-    stays continuous.
+    `chain` gives the parameters of one target of the chain, within the same distributions.
+    `propose` makes the plan of a trial's parameters, without parent and seed; `unpruned` makes the
+    same plan before anything is removed: its method, its timing and what else does not depend on
+    scores. Both errors: PlanError for parameters that are no plan, such as thresholds that empty a
+    group. `levels` is how many values every continuous dimension is cut into by whoever asks; None:
+    it stays continuous.
     """
 
     @property

@@ -20,33 +20,36 @@ def check_levels(levels: int | None) -> None:
 def discretised(
     distributions: dict[str, BaseDistribution], levels: int | None
 ) -> dict[str, BaseDistribution]:
-    """Each float with `levels` values, both ends among them, evenly spaced or, on a log axis, in
-    equal ratios.
+    """Each float with `levels` values, both ends among them.
 
-    Optuna has no steps in equal ratios: those values become choices.
+    Values are evenly spaced or, on a log axis, in equal ratios. Optuna has no steps in equal
+    ratios: those values become choices.
     """
     if levels is None:
         return distributions
-    return {
-        name: _cut(found, levels)
-        if isinstance(found, FloatDistribution) and found.step is None
-        else found
-        for name, found in distributions.items()
-    }
+    cut: dict[str, BaseDistribution] = {}
+    for name, distribution in distributions.items():
+        if isinstance(distribution, FloatDistribution) and distribution.step is None:
+            cut[name] = _cut(distribution, levels)
+        else:
+            cut[name] = distribution
+    return cut
 
 
-def _cut(found: FloatDistribution, levels: int) -> BaseDistribution:
-    if found.low == found.high:
-        return CategoricalDistribution((found.low,))
-    if found.log:
-        return CategoricalDistribution(
-            tuple(float(f"{x:.6g}") for x in np.geomspace(found.low, found.high, levels))
-        )
-    low, high = Decimal(str(found.low)), Decimal(str(found.high))
+def _cut(distribution: FloatDistribution, levels: int) -> BaseDistribution:
+    if distribution.low == distribution.high:
+        return CategoricalDistribution((distribution.low,))
+    if distribution.log:
+        values = np.geomspace(distribution.low, distribution.high, levels)
+        return CategoricalDistribution(tuple([float(f"{value:.6g}") for value in values]))
+    low = Decimal(str(distribution.low))
+    high = Decimal(str(distribution.high))
     step = Decimal(f"{(high - low) / (levels - 1):.6g}")
-    if low + (levels - 1) * step > high:  # rounded up
+    if low + (levels - 1) * step > high:
+        # the step was rounded up, and the last value would lie outside
         step -= Decimal(1).scaleb(step.as_tuple().exponent)  # type: ignore[arg-type]
-    return FloatDistribution(float(low), float(low + (levels - 1) * step), step=float(step))
+    last = low + (levels - 1) * step
+    return FloatDistribution(float(low), float(last), step=float(step))
 
 
 def snapped(params: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
@@ -58,11 +61,13 @@ def _nearest(value: Any, distribution: BaseDistribution) -> Any:
     if not isinstance(value, float):
         return value
     if isinstance(distribution, CategoricalDistribution):
-        return min(
-            distribution.choices,
-            key=lambda choice: abs(np.log(float(choice or 1e-12) / max(value, 1e-12))),
-        )
+
+        def distance(choice: Any) -> float:
+            ratio = float(choice or 1e-12) / max(value, 1e-12)
+            return float(abs(np.log(ratio)))
+
+        return min(distribution.choices, key=distance)
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        turns = round((value - distribution.low) / distribution.step)
-        return min(distribution.low + turns * distribution.step, distribution.high)
+        steps = round((value - distribution.low) / distribution.step)
+        return min(distribution.low + steps * distribution.step, distribution.high)
     return value

@@ -1,6 +1,4 @@
-"""What a space knows of a method on a model, and the dimensions of a search before anything is
-trained.
-"""
+"""What a space knows of a method on a model, before anything is trained."""
 
 from __future__ import annotations
 
@@ -22,19 +20,21 @@ from orchestrator.settings import MethodSettings, Settings
 def outline(
     settings: Settings, structure: Structure, model: nn.Module
 ) -> dict[str, BaseDistribution]:
-    """What the sampler is asked for, by name; the dimensions depend on nothing that costs something
-    to know.
+    """The dimensions that the sampler is asked for, by name.
+
+    They depend on nothing that costs something to know.
     """
-    terrains = {
-        method.name: within_study(unscored(method, structure, model), settings)
-        for method in settings.method.choices()
-    }
+    terrains = {}
+    for method in settings.method.choices():
+        terrains[method.name] = within_study(unscored(method, structure, model), settings)
     choices = Choices(settings.space.build(), settings.method, terrains)
-    return choices.distributions(next(iter(terrains.values())))
+    first = next(iter(terrains.values()))
+    return choices.distributions(first)
 
 
 def unscored(method: MethodSettings, structure: Structure, model: nn.Module) -> Terrain:
-    """The terrain of a method and of the stages behind it, without scores and sensitivity;
+    """The terrain of a method and of its further stages, without scores and sensitivity.
+
     `structure` is of units.
     """
     own = on_weights(structure, model, method) or structure
@@ -50,8 +50,9 @@ def terrain_of(
     sensitivity: Sensitivity | None = None,
     then: Terrain | None = None,
 ) -> Terrain:
-    """What spaces know of one stage of a method; `structure` is of the stage's units, or of its
-    weight tensors.
+    """What spaces know of one stage of a method.
+
+    `structure` is of the stage's units, or of its weight tensors.
     """
     macs = Cost(structure).macs
     return Terrain(
@@ -70,8 +71,9 @@ def terrain_of(
 
 
 def within_study(terrain: Terrain, settings: Settings) -> Terrain:
-    """With what the study asks of every plan: the largest FLOPs ratio, and how many blocks the
-    chain drops.
+    """The terrain with the study's demands on every plan.
+
+    These are the largest FLOPs ratio, and how many blocks the chain drops.
     """
     then = None if terrain.then is None else within_study(terrain.then, settings)
     return replace(
@@ -96,22 +98,28 @@ def weight_of(method: MethodSettings) -> Weight:
 
 
 def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> Pools:
-    """Groups whose units are compared with one another under the method's scope; blocks are
-    compared with none.
+    """Groups whose units are compared with one another under the method's scope.
+
+    Blocks are compared with none.
     """
-    apart = {i for i, group in enumerate(structure.groups) if group.kind in ("block", "pattern")}
-    alone = [[i] for i in sorted(apart)]
+    groups = structure.groups
     if method.scope == "local":
-        return [[i] for i in range(len(structure.groups))]
+        return [[index] for index in range(len(groups))]
+    alone = []
+    ranked = []
+    for index, group in enumerate(groups):
+        if group.kind in ("block", "pattern"):
+            alone.append([index])
+        else:
+            ranked.append(index)
     if method.scope == "global":
-        ranked = [i for i in range(len(structure.groups)) if i not in apart]
-        return ([ranked] if ranked else []) + alone
+        return [ranked, *alone] if ranked else alone
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pools: dict[object, list[int]] = {}
-    for place, same in enumerate(isomorphic_classes(structure)):
-        for i in same:
-            if (
-                i not in apart
-            ):  # tensors of single weights are of one size in a class, and here of one shape too
-                pools.setdefault((place, shapes.get(structure.groups[i].name)), []).append(i)
+    for number, members in enumerate(isomorphic_classes(structure)):
+        for index in members:
+            if index in ranked:
+                # tensors of single weights are of one size in a class, and here of one shape too
+                key = (number, shapes.get(groups[index].name))
+                pools.setdefault(key, []).append(index)
     return [*pools.values(), *alone]

@@ -1,5 +1,6 @@
-"""Schedule and recovery as search dimensions: pruning steps, their shape and moments, finetuning,
-distillation.
+"""Schedule and recovery as search dimensions.
+
+These are pruning steps, their shape and moments, finetuning and distillation.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from orchestrator.search.space.levels import check_levels
 
 @dataclass(frozen=True)
 class Recovery:
-    """Number (frequency) and shape of pruning steps, the part of the finetuning they lie in, rounds
-    after each.
+    """How pruning steps and finetuning take turns.
 
-    Pairs are [least, most]; where both are the same the dimension is fixed. `distillation` is the
-    weight of the dense outputs, None as the phases have it; the opening ladder takes the middle.
-    `levels` is as in `Space`.
+    `steps` is the number (frequency) of pruning steps, `shapes` the shape of their schedule,
+    `start` and `end` the part of the finetuning they lie in, `rounds` the rounds after each. Pairs
+    are [least, most]; where both are the same the dimension is fixed. `distillation` is the weight
+    of the dense outputs, None as the phases have it; the chain takes the middle. `levels` is as in
+    `Space`.
     """
 
     steps: Sequence[int] = (1, 2)
@@ -42,18 +44,13 @@ class Recovery:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if unknown := sorted(set(self.shapes) - set(SCHEDULES)):
+        unknown = sorted(set(self.shapes) - set(SCHEDULES))
+        if unknown:
             raise ConfigError(f"space.shapes must be among {sorted(SCHEDULES)}; got {unknown}")
-        for name, (low, high) in {
-            "steps": (self.steps[0], self.steps[-1]),
-            "rounds": (self.rounds[0], self.rounds[-1]),
-        }.items():
-            if not 1 <= low <= high:
-                raise ConfigError(
-                    f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, "
-                    f"{high}]"
-                )
-        if (weight := self.distillation) is not None and not 0.0 <= weight[0] <= weight[-1] <= 1.0:
+        _require_counts("steps", self.steps)
+        _require_counts("rounds", self.rounds)
+        weight = self.distillation
+        if weight is not None and not 0.0 <= weight[0] <= weight[-1] <= 1.0:
             raise ConfigError(
                 "space.distillation must be [least, most] weights within [0, 1]; got "
                 f"{list(weight)}"
@@ -61,26 +58,27 @@ class Recovery:
         if not 0.0 <= self.start[0] <= self.start[-1] < self.end[0] <= self.end[-1] <= 1.0:
             raise ConfigError(
                 "space.start and space.end must be [least, most] fractions, every start before "
-                "every end; "
-                f"got {list(self.start)} and {list(self.end)}"
+                f"every end; got {list(self.start)} and {list(self.end)}"
             )
 
     def recovery(self) -> dict[str, BaseDistribution]:
-        found: dict[str, BaseDistribution] = {
+        """The dimensions that are not fixed, by name."""
+        dimensions: dict[str, BaseDistribution] = {
             "schedule.steps": IntDistribution(self.steps[0], self.steps[-1]),
             "schedule.shape": CategoricalDistribution(tuple(self.shapes)),
             "finetune.rounds": IntDistribution(self.rounds[0], self.rounds[-1]),
         }
-        for name, bounds in {"schedule.start": self.start, "schedule.end": self.end}.items():
+        pairs = {"schedule.start": self.start, "schedule.end": self.end}
+        if self.distillation is not None:
+            pairs["distillation.weight"] = self.distillation
+        for name, bounds in pairs.items():
             if bounds[0] < bounds[-1]:
-                found[name] = FloatDistribution(bounds[0], bounds[-1])
-        if (weight := self.distillation) is not None and weight[0] < weight[-1]:
-            found["distillation.weight"] = FloatDistribution(weight[0], weight[-1])
-        return found
+                dimensions[name] = FloatDistribution(bounds[0], bounds[-1])
+        return dimensions
 
     def first(self) -> Params:
-        """What the chain does: the fewest pruning steps, the most finetuning after each."""
-        found: Params = {
+        """The chain's parameters: the fewest pruning steps, the most finetuning after each."""
+        params: Params = {
             "schedule.steps": self.steps[0],
             "schedule.shape": self.shapes[0],
             "finetune.rounds": self.rounds[-1],
@@ -88,7 +86,7 @@ class Recovery:
             "schedule.end": self.end[-1],
             "distillation.weight": self._middle(),
         }
-        return {name: found[name] for name in self.recovery()}
+        return {name: params[name] for name in self.recovery()}
 
     def timing(self, params: Params) -> Timing:
         return Timing(
@@ -110,25 +108,40 @@ class Recovery:
         return 0.5 * (self.distillation[0] + self.distillation[-1])
 
 
+def _require_counts(name: str, pair: Sequence[int]) -> None:
+    """Errors: ConfigError for what is no [least, most] from 1 on."""
+    low = pair[0]
+    high = pair[-1]
+    if not 1 <= low <= high:
+        raise ConfigError(
+            f"space.{name} must be [least, most] with 1 <= least <= most; got [{low}, {high}]"
+        )
+
+
 def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
-    """How many whole blocks go, the least important first; nothing where the method leaves depth
-    alone.
+    """How many whole blocks go, the least important first.
+
+    There is no such dimension where the method leaves depth alone.
     """
-    return {"blocks": IntDistribution(0, len(terrain.blocks))} if terrain.blocks else {}
+    n_blocks = len(terrain.blocks)
+    return {"blocks": IntDistribution(0, n_blocks)} if n_blocks else {}
 
 
 def block_first(terrain: Terrain, flops_ratio: float) -> Params:
-    """Blocks that the opening ladder drops as it narrows: flops_ratio^depth of them stay, the
-    nearest whole number.
+    """Blocks that the chain drops at a target: flops_ratio^depth of them stay.
 
-    More stay where the others at full width would fall short of the target.
+    That is the nearest whole number. More stay where the others at full width would fall short of
+    the target.
     """
-    if not terrain.blocks:
+    n_blocks = len(terrain.blocks)
+    if not n_blocks:
         return {}
     full = terrain.structure.sizes[: terrain.widths]
-    dropped = round(len(terrain.blocks) * (1.0 - flops_ratio**terrain.depth))
-    while dropped and terrain.macs(np.concatenate([full, terrain.without_blocks(dropped)])) < (
-        flops_ratio * terrain.dense_macs
-    ):
+    target = flops_ratio * terrain.dense_macs
+    dropped = round(n_blocks * (1.0 - flops_ratio**terrain.depth))
+    while dropped:
+        widest = np.concatenate([full, terrain.without_blocks(dropped)])
+        if terrain.macs(widest) >= target:
+            break
         dropped -= 1
     return {"blocks": dropped}

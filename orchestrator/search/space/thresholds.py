@@ -19,8 +19,9 @@ from orchestrator.search.space.recovery import Recovery, block_dimension, block_
 
 @dataclass(frozen=True)
 class PerGroup(Recovery):
-    """One independent threshold per group, or per pool of groups that the scope compares, in the
-    unit of the rule.
+    """One independent threshold per group, or per pool of groups that the scope compares.
+
+    Thresholds are on the scale of the method's rule.
     """
 
     low: float = 0.0
@@ -28,10 +29,10 @@ class PerGroup(Recovery):
     needs_profile: bool = False
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        thresholds: dict[str, BaseDistribution] = {
-            f"threshold.{name}": FloatDistribution(self.low, self.high) for name in _pools(terrain)
-        }
-        return {**thresholds, **block_dimension(terrain), **self.recovery()}
+        dimensions: dict[str, BaseDistribution] = {}
+        for name in _pools(terrain):
+            dimensions[f"threshold.{name}"] = FloatDistribution(self.low, self.high)
+        return {**dimensions, **block_dimension(terrain), **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
         blocks = block_first(terrain, flops_ratio)
@@ -40,17 +41,16 @@ class PerGroup(Recovery):
         return {**thresholds, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Plan:
-        levels = {
-            group: params[f"threshold.{name}"]
-            for name, groups in _pools(terrain).items()
-            for group in groups
-        }
+        levels = {}
+        for name, groups in _pools(terrain).items():
+            for group in groups:
+                levels[group] = params[f"threshold.{name}"]
         return _pruned(terrain, levels, params, self.unpruned(terrain, params))
 
 
 @dataclass(frozen=True)
 class Uniform(Recovery):
-    """One threshold for all groups, in the unit of the method's rule."""
+    """One threshold for all groups, on the scale of the method's rule."""
 
     low: float = 0.0
     high: float = 0.95
@@ -67,34 +67,34 @@ class Uniform(Recovery):
         return {"threshold": level, **blocks, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Plan:
-        levels = {
-            group.name: params["threshold"] for group in terrain.structure.groups[: terrain.widths]
-        }
+        levels = {name: params["threshold"] for name in terrain.width_names}
         return _pruned(terrain, levels, params, self.unpruned(terrain, params))
 
 
 @dataclass(frozen=True)
 class Patterns(Recovery):
-    """For methods of N:M: whether each weight tensor gets the pattern. There is no threshold to
-    search.
+    """For methods of N:M: whether each weight tensor gets the pattern.
+
+    There is no threshold to search.
     """
 
     needs_profile: bool = False
 
     def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        if any(group.kind != "pattern" for group in terrain.structure.groups):
-            raise ConfigError(
-                "space=patterns is for methods of granularity pattern (N:M); take space=allocation"
-            )
-        applied: dict[str, BaseDistribution] = {
-            f"pattern.{group.name}": CategoricalDistribution((True, False))
-            for group in terrain.structure.groups
-        }
-        return {**applied, **self.recovery()}
+        dimensions: dict[str, BaseDistribution] = {}
+        for group in terrain.structure.groups:
+            if group.kind != "pattern":
+                raise ConfigError(
+                    "space=patterns is for methods of granularity pattern (N:M); take "
+                    "space=allocation"
+                )
+            dimensions[f"pattern.{group.name}"] = CategoricalDistribution((True, False))
+        return {**dimensions, **self.recovery()}
 
     def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """The tensors with the most effective MACs first, until the target is met or all have the
-        pattern.
+        """Patterns for the tensors with the most effective MACs first.
+
+        More of them get the pattern until the target is met or all have it.
         """
         kept = terrain.structure.sizes
         saved = []
@@ -106,37 +106,42 @@ class Patterns(Recovery):
             if terrain.macs(kept) <= flops_ratio * terrain.dense_macs:
                 break
             kept[index] = 0
-        applied = {
-            f"pattern.{g.name}": bool(kept[i] == 0) for i, g in enumerate(terrain.structure.groups)
-        }
+        applied = {}
+        for index, group in enumerate(terrain.structure.groups):
+            applied[f"pattern.{group.name}"] = bool(kept[index] == 0)
         return {**applied, **self.first()}
 
     def propose(self, terrain: Terrain, params: Params) -> Plan:
-        levels = {
-            group.name: float(params[f"pattern.{group.name}"]) for group in terrain.structure.groups
-        }
+        levels = {}
+        for group in terrain.structure.groups:
+            levels[group.name] = float(params[f"pattern.{group.name}"])
         asked = Thresholds(levels, "quantile")
         return terrain.pruned(self.unpruned(terrain, params), terrain.counts(asked), asked)
 
 
 def _pools(terrain: Terrain) -> dict[str, list[str]]:
-    """Names of the groups that share a threshold, under the name of the first and how many more
-    there are.
+    """Names of the groups that share a threshold, by the name of the pool.
+
+    A pool is named after its first group and the number of further ones.
     """
     groups = terrain.structure.groups
-    if any(group.kind == "pattern" for group in groups):
-        raise ConfigError("N:M has no threshold; take space=patterns")
-    pools = [[i] for i in range(terrain.widths)] if terrain.pools is None else terrain.pools
-    found = {}
+    for group in groups:
+        if group.kind == "pattern":
+            raise ConfigError("N:M has no threshold; take space=patterns")
+    pools = terrain.pools
+    if pools is None:
+        pools = [[index] for index in range(terrain.widths)]
+    named = {}
     for pool in pools:
-        names = [groups[i].name for i in pool if i < terrain.widths]
+        names = [groups[index].name for index in pool if index < terrain.widths]
         if names:
-            found[names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")] = names
-    return found
+            further = f"+{len(names) - 1}" if len(names) > 1 else ""
+            named[names[0] + further] = names
+    return named
 
 
 def _pruned(terrain: Terrain, levels: dict[str, float], params: Params, plan: Plan) -> Plan:
-    """The plan with these thresholds for groups that are no blocks."""
+    """The plan with these thresholds for groups that are not blocks."""
     levels = {**_at_most_all_but_one(terrain, levels), **_block_levels(terrain, params)}
     asked = Thresholds(levels, terrain.rule)
     return terrain.pruned(plan, terrain.counts(asked, pooled=terrain.pools is not None), asked)
@@ -146,30 +151,27 @@ def _block_levels(terrain: Terrain, params: Params) -> dict[str, float]:
     """Thresholds that drop blocks, whatever the rule, or keep them."""
     gone = set(terrain.blocks[: params.get("blocks", 0)])
     drops = 1.0 if terrain.rule == "quantile" else float("inf")
-    return {
-        terrain.structure.groups[i].name: drops if i in gone else 0.0
-        for i in sorted(terrain.blocks)
-    }
+    levels = {}
+    for index in sorted(terrain.blocks):
+        name = terrain.structure.groups[index].name
+        levels[name] = drops if index in gone else 0.0
+    return levels
 
 
 def _uniform_threshold(
     terrain: Terrain, flops_ratio: float, blocks: Params, low: float, high: float
 ) -> float:
-    """The lowest common threshold within [low, high] that meets the target beside `blocks`; `high`
-    where none does.
+    """The lowest common threshold within [low, high] that meets the target beside `blocks`.
+
+    It is `high` where none does.
     """
-    groups, full, dropped = (
-        terrain.structure.groups,
-        terrain.structure.full(),
-        _block_levels(terrain, blocks),
-    )
+    full = terrain.structure.full()
+    dropped = _block_levels(terrain, blocks)
 
     def kept(level: float) -> Counts:
-        levels = _at_most_all_but_one(
-            terrain, {group.name: level for group in groups[: terrain.widths]}
-        )
+        levels = _at_most_all_but_one(terrain, dict.fromkeys(terrain.width_names, level))
         try:
-            found = counts(
+            units = counts(
                 terrain.structure,
                 terrain.scores,
                 full,
@@ -177,16 +179,19 @@ def _uniform_threshold(
                 terrain.rule,
                 terrain.pools,
             )
-        except PlanError:  # above some group's best score: further than any plan may go
-            return np.zeros(len(groups), dtype=np.int64)
-        return terrain.round(found)
+        except PlanError:
+            # the level is above some group's best score: further than any plan may go
+            return np.zeros(len(terrain.structure.groups), dtype=np.int64)
+        return terrain.round(units)
 
-    return lowest_level(kept, terrain.macs, int(flops_ratio * terrain.dense_macs), low, high)
+    target = int(flops_ratio * terrain.dense_macs)
+    return lowest_level(kept, terrain.macs, target, low, high)
 
 
 def _at_most_all_but_one(terrain: Terrain, levels: Mapping[str, float]) -> dict[str, float]:
-    """Under the quantile rule a small group keeps its last unit; what other rules empty is known by
-    score only.
+    """Levels under which a small group keeps its last unit, where the rule is the quantile.
+
+    What other rules empty is known by the scores only.
     """
     if terrain.rule != "quantile" or terrain.pools is not None:
         return dict(levels)

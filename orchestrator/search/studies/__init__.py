@@ -1,3 +1,4 @@
-"""A study and the processes that share it: storage, leases, the queue, what interrupted runs
-left.
+"""A study and the processes that share it.
+
+That is: storage, leases, the queue, and what interrupted runs left.
 """

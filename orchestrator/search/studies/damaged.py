@@ -24,22 +24,18 @@ from orchestrator.search.studies.trial import (
 
 
 def redo_damaged(study: Study, store: PlanStore) -> Iterator[str]:
-    """A line for each trial whose plan is damaged or gone; its folder is renamed, its parameters
-    wait once more.
+    """Yields a line for each trial whose plan is damaged or gone.
 
-    Optuna does not let an ended trial begin again, so that the trial made anew has a number of its
-    own; the old one counts no more, and stands on no front. What others inherited from it before
-    stays: they have weights of their own. While other processes are at work nothing is set aside:
-    they may be about to read it.
+    The plan's folder is renamed, and the trial's parameters wait once more. Optuna does not let an
+    ended trial begin again, so the trial made anew has a number of its own; the old one counts no
+    more, and stands on no front. What others inherited from it before stays: they have weights of
+    their own. While other processes are at work nothing is set aside: they may be about to read it.
     """
     if running(study):
         return
     known = dict(study.user_attrs.get(DAMAGED, {}))
     for trial in study.get_trials(deepcopy=False):
-        ended = (
-            trial.state.is_finished()
-        )  # one that was killed while it was told has the state of its end, and waits
-        if not ended or trial.user_attrs.get(STATE) not in SAVED or str(trial.number) in known:
+        if not _has_plan(trial) or str(trial.number) in known:
             continue
         folder = store.of(trial.number)
         try:
@@ -49,26 +45,34 @@ def redo_damaged(study: Study, store: PlanStore) -> Iterator[str]:
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.replace(aside)
-            again = _again(
-                study, trial
-            )  # first: a run killed in between makes no trial anew that is not marked
+            # enqueued before the mark: if the run is killed in between, it is enqueued only once
+            again = _again(study, trial)
             known[str(trial.number)] = str(error)
             study.set_user_attr(DAMAGED, known)
             yield f"{error}. Its files are now in {aside}{again}"
 
 
+def _has_plan(trial: FrozenTrial) -> bool:
+    """Whether the trial ended with a plan that stays.
+
+    A trial that was killed while Optuna was told of it has the state of its end, and waits.
+    """
+    return trial.state.is_finished() and trial.user_attrs.get(STATE) in SAVED
+
+
 def _again(study: Study, trial: FrozenTrial) -> str:
+    """Enqueue the trial anew, unless that was done before; the end of the line about it."""
     if trial.user_attrs.get(KIND) == WARM:
         return "; it came from another study and is left out"
-    attrs: dict[str, Any] = {
-        name: trial.user_attrs[name]
-        for name in (KIND, ENQUEUED, USER_THRESHOLDS)
-        if name in trial.user_attrs
-    }
     trials = study.get_trials(deepcopy=False)
-    there = next(
-        (other.number for other in trials if other.user_attrs.get(ANEW_OF) == trial.number), None
-    )
-    if there is None:
-        study.enqueue_trial(trial.params, user_attrs={**attrs, ANEW_OF: trial.number})
-    return f"; it is made anew as trial {len(trials) if there is None else there}"
+    for other in trials:
+        if other.user_attrs.get(ANEW_OF) == trial.number:
+            return f"; it is made anew as trial {other.number}"
+    attrs: dict[str, Any] = {}
+    for name in (KIND, ENQUEUED, USER_THRESHOLDS):
+        if name in trial.user_attrs:
+            attrs[name] = trial.user_attrs[name]
+    attrs[ANEW_OF] = trial.number
+    study.enqueue_trial(trial.params, user_attrs=attrs)
+
+    return f"; it is made anew as trial {len(trials)}"

@@ -15,17 +15,20 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from lightning_modules.errors import ConfigError, StorageError
 from orchestrator.redact import redact
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-"""Seconds between two attempts to reach it: doubled from the first to the longest."""
+FIRST_PAUSE = 0.5
+"""Seconds between the first two attempts to reach the database; the pause then doubles."""
+LONGEST_PAUSE = 15.0
+"""Longest pause between two attempts, in seconds."""
 
 
 def database(url: str, patience: float) -> BaseStorage:
-    """Optuna's storage at `url`; every call is repeated for `patience` seconds while there is no
-    answer.
+    """Optuna's storage at `url`.
 
+    Every call is repeated for `patience` seconds while there is no answer.
     Errors: ConfigError, at once, for a database that cannot be opened.
     """
-    if url.count("@") > 1:  # a driver would look up, and show, what follows the first one
+    if url.count("@") > 1:
+        # a driver would look up, and show, the text after the first @
         raise _unreadable(url)
     try:
         opened = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
@@ -34,7 +37,8 @@ def database(url: str, patience: float) -> BaseStorage:
             f"study.storage needs a driver for '{redact(url)}': {error}; "
             "for PostgreSQL pip install 'pruning-orchestrator[postgresql]'"
         ) from None
-    except (ArgumentError, ValueError):  # their text has pieces of the address
+    except (ArgumentError, ValueError):
+        # the text of these errors has pieces of the address
         raise _unreadable(url) from None
     except (DBAPIError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
@@ -42,9 +46,8 @@ def database(url: str, patience: float) -> BaseStorage:
             f"{_reason(error)}; "
             "mend the address or start the server, and give the same command again"
         ) from None
-    weakref.finalize(
-        opened, opened.engine.dispose
-    )  # connections are closed with the storage, not left to their server
+    # connections are closed with the storage, not left to their server
+    weakref.finalize(opened, opened.engine.dispose)
     if opened.engine.dialect.name == "sqlite":
         _lock_first(opened.engine)
     patient: BaseStorage = PatientStorage(get_storage(opened), url, patience)
@@ -52,10 +55,10 @@ def database(url: str, patience: float) -> BaseStorage:
 
 
 def _lock_first(engine: Engine) -> None:
-    """Transactions of SQLite that take the lock when they begin.
+    """Makes SQLite's transactions take the lock when they begin.
 
-    It knows no SELECT ... FOR UPDATE, by which Optuna gives a trial to one of several who ask for
-    it.
+    SQLite knows no SELECT ... FOR UPDATE, by which Optuna gives a trial to one of several processes
+    that ask for it.
     """
 
     @event.listens_for(engine, "connect")
@@ -66,7 +69,8 @@ def _lock_first(engine: Engine) -> None:
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    engine.dispose()  # those opened before
+    # connections opened before have not been set up so
+    engine.dispose()
 
 
 def _unreadable(url: str) -> ConfigError:
@@ -78,8 +82,9 @@ def _unreadable(url: str) -> ConfigError:
 
 
 class _Patient:
-    """Asks again, at growing intervals, for as long as `patience` seconds where the database does
-    not answer.
+    """Repeats a call while the database does not answer.
+
+    It asks at growing intervals, for `patience` seconds.
     """
 
     def __init__(
@@ -90,42 +95,46 @@ class _Patient:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._inner, self._url, self._patience, self._now, self._sleep = (
-            inner,
-            url,
-            patience,
-            now,
-            sleep,
-        )
+        self._inner = inner
+        self._url = url
+        self._patience = patience
+        self._now = now
+        self._sleep = sleep
         self._left = patience
 
     def _asked(self, name: str, *arguments: Any, **named: Any) -> Any:
-        begin, pause, again = self._now(), FIRST_PAUSE, False
+        begin = self._now()
+        pause = FIRST_PAUSE
+        again = False
         while True:
             try:
                 answer = getattr(self._inner, name)(*arguments, **named)
-                self._left = self._patience
-                return answer
             except UpdateFinishedTrialError:
-                # the answer to the first attempt was lost: it had been done
+                # the first attempt may have succeeded, and only its answer was lost
                 if again and name == "set_trial_state_values" and self._is_so(*arguments, **named):
                     return True
                 raise
             except (StorageInternalError, DBAPIError) as error:
                 if self._now() + pause - begin > self._left:
-                    # what a run that ends for this still tries to put away waits no second time
+                    # the calls that a run makes while it ends for this do not wait a second time
                     self._left = 0.0
-                    raise StorageError(
-                        f"study.storage must answer; '{redact(self._url)}' has not for "
-                        f"{self._patience:g} s "
-                        f"(study.storage_patience): {_reason(error)}; what was finished is kept, "
-                        "give the same command "
-                        "again when it is back"
-                    ) from None
+                    raise self._silent(error) from None
                 self._sleep(pause)
-                pause, again = min(2 * pause, LONGEST_PAUSE), True
+                pause = min(2 * pause, LONGEST_PAUSE)
+                again = True
+            else:
+                self._left = self._patience
+                return answer
+
+    def _silent(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"study.storage must answer; '{redact(self._url)}' has not for {self._patience:g} s "
+            f"(study.storage_patience): {_reason(error)}; what was finished is kept, "
+            "give the same command again when it is back"
+        )
 
     def _is_so(self, trial_id: int, state: object, *rest: Any, **named: Any) -> bool:
+        """Whether the trial is in this state already."""
         return bool(self._inner.get_trial(trial_id).state == state)
 
 
@@ -137,22 +146,26 @@ def _patiently(name: str) -> Any:
     return call
 
 
-_CALLS = [
-    name
-    for name, value in vars(BaseStorage).items()
-    if callable(value) and not name.startswith("_")
-]
+def _calls() -> list[str]:
+    """Names of the calls of Optuna's storage interface."""
+    names = []
+    for name, value in vars(BaseStorage).items():
+        if callable(value) and not name.startswith("_"):
+            names.append(name)
+    return names
+
+
 PatientStorage: Any = type(
-    "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _CALLS}
+    "PatientStorage", (_Patient, BaseStorage), {name: _patiently(name) for name in _calls()}
 )
-"""A storage around another: every call of Optuna's interface, repeated while the database does not
-answer.
-"""
+"""A storage around another that repeats every call while the database does not answer."""
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the database itself says."""
+    """The first line of what the database itself says, at most 300 characters."""
     cause: BaseException = error.__cause__ or error
     cause = getattr(cause, "orig", None) or cause
-    lines = [line.strip() for line in redact(str(cause)).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(cause).__name__
+    for line in redact(str(cause)).splitlines():
+        if line.strip():
+            return line.strip()[:300]
+    return type(cause).__name__

@@ -1,5 +1,6 @@
-"""How the processes of a study see one another's plans: in a folder that they share, or through a
-store of folders.
+"""How the processes of a study see one another's plans.
+
+They share a folder, or go through a store of folders.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from orchestrator.search.studies.trial import Study
 
 
 class Folders(Protocol):
-    """A store that all processes reach; both calls wait for it, within limits. Errors: UserError
-    behind them.
+    """A store that all processes reach.
+
+    Both calls wait for it, within limits. Errors: UserError after that.
     """
 
     def put(self, folder: Path, name: str) -> None: ...
@@ -23,23 +25,34 @@ class Folders(Protocol):
 
 
 class Exchange:
-    """`models` is this process's folder of finished plans; without a `store` all processes have the
-    same one.
+    """Passes finished plans between processes.
+
+    `models` is this process's folder of finished plans; without a `store` all processes have the
+    same folder.
     """
 
     def __init__(self, study: Study, models: Path, store: Folders | None = None) -> None:
-        self.study, self.models, self.store = study, models, store
+        self.study = study
+        self.models = models
+        self.store = store
 
     def fetch(self) -> None:
-        """Every plan that the study knows of is here afterwards."""
-        if self.store is not None:
-            for number in sorted(plans_told(self.study)):
-                self.store.get(_name(number), self.models / str(number))
+        """Bring every plan that the study knows of into this process's folder."""
+        if self.store is None:
+            return
+        for number in sorted(plans_told(self.study)):
+            self.store.get(_name(number), self._folder(number))
 
     def publish(self, number: int) -> None:
-        """The plan of a trial that is about to be told, where it has one."""
-        if self.store is not None and (self.models / str(number) / PLAN).exists():
-            self.store.put(self.models / str(number), _name(number))
+        """Publish the plan, if any, of a trial of which Optuna is about to be told."""
+        if self.store is None:
+            return
+        folder = self._folder(number)
+        if (folder / PLAN).exists():
+            self.store.put(folder, _name(number))
+
+    def _folder(self, number: int) -> Path:
+        return self.models / str(number)
 
     def publish_dense(self, folder: Path) -> None:
         if self.store is not None:
@@ -50,9 +63,7 @@ class Exchange:
             self.store.get("dense", folder)
 
     def publish_all(self) -> None:
-        """What an earlier run told of and could not publish; plans taken over from another
-        study.
-        """
+        """Publish what an earlier run could not, and plans taken over from another study."""
         for number in sorted(plans_told(self.study)):
             self.publish(number)
 

@@ -1,8 +1,8 @@
-"""Who works on what: a lease on each running trial, and on the study itself, renewed for as long as
-its holder lives.
+"""Who works on what: leases on running trials, and one on the study itself.
 
-A lease is judged by whether it changes, on the judge's own clock: clocks of machines may differ. It
-names its holder's machine and process, so that on the same machine a killed one is seen at once.
+A lease is renewed for as long as its holder lives. It is judged by whether it changes, on the
+judge's own clock: clocks of machines may differ. It names its holder's machine and process, so that
+on the same machine a killed holder is seen at once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from orchestrator.search.studies.trial import FrozenTrial, Study, TrialState
 
 LEASE = "lease"
 LEADER = "leader"
-"""The study's attribute with the lease of the process that decides how many trials there are and
-confirms the front.
+"""The study's attribute with the lease of the process that leads it.
+
+The leader decides how many trials there are and confirms the front.
 """
 BEATS = 6
 """Signs of life within the time after which a silent holder is taken for dead."""
 UNSIGNED_SECONDS = 2.0
-"""Seconds to wait for a running trial's first lease. If none comes, its process died before it
-wrote one.
+"""Seconds to wait for a running trial's first lease.
+
+If none comes, its process died before it wrote one.
 """
 SETTLE_SECONDS = 0.2
-"""Two that claim a study at the same moment both write, wait, and read who wrote last (Fischer's
+"""Seconds that a process waits after claiming a study.
+
+Two that claim it at the same moment both write, wait, and read who wrote last (Fischer's
 algorithm).
 """
 
@@ -43,7 +47,7 @@ Lease = Mapping[str, Any]
 
 
 class LeaseLostError(Exception):
-    """Somebody else works on this trial now; what this process has of it is not wanted any more."""
+    """Another process works on this trial now; this process's result is no longer wanted."""
 
 
 def process_identity() -> dict[str, Any]:
@@ -57,14 +61,17 @@ def process_identity() -> dict[str, Any]:
 
 
 class Leases:
-    """The leases of one process on one study; `patience` in seconds of silence until a holder is
-    taken for dead.
+    """The leases of one process on one study.
+
+    `patience` is the seconds of silence after which a holder is taken for dead.
     """
 
     def __init__(
         self, study: Study, patience: float, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self.study, self.patience, self.now = study, patience, now
+        self.study = study
+        self.patience = patience
+        self.now = now
         self.owner = uuid.uuid4().hex
         self._beat = 0
         self._ids: dict[int, int] = {}
@@ -76,10 +83,10 @@ class Leases:
 
     @contextmanager
     def trial(self, number: int, identity: int) -> Iterator[None]:
-        """Holds the lease of a trial that this process has begun; `identity` is its name in the
-        storage.
+        """Holds the lease of a trial that this process has begun.
 
-        Errors: LeaseLostError where it came too late.
+        `identity` is the trial's name in the storage. Errors: LeaseLostError where it came too
+        late.
         """
         study = self.study
         stored = stored_trial(study, identity)
@@ -100,8 +107,9 @@ class Leases:
     def leading(self, tell: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         """Holds the study itself.
 
-        Errors: ConfigError where another process does; after `patience` seconds without a sign of
-        life, which `tell` hears of, it is followed.
+        Where another process holds it, `tell` hears of that. After `patience` seconds without a
+        sign of life of the other process, this one takes its place. Errors: ConfigError where the
+        other process lives.
         """
         self._wait_for_leader(tell)
 
@@ -120,9 +128,9 @@ class Leases:
             self._release_leader()
 
     def require(self, number: int) -> None:
-        """To be asked of a trial that was held here.
+        """Checks that a trial held by this process is still its own.
 
-        Errors: LeaseLostError where it has been taken over; what a sign of life failed with.
+        Errors: LeaseLostError where it has been taken over; any error with which a renewal failed.
         """
         if self._error is not None:
             raise self._error
@@ -131,55 +139,60 @@ class Leases:
             raise _lost(number, stored)
 
     def require_lead(self) -> None:
-        """Errors: ConfigError where this process was silent for so long that another one leads the
-        study; as above.
+        """Checks that this process still leads the study.
+
+        Errors: ConfigError where it was silent for so long that another one leads; any error with
+        which a renewal failed.
         """
         if self._error is not None:
             raise self._error
-        if _owner(found := self.study.user_attrs.get(LEADER)) != self.owner:
-            raise _taken(self.study, found)
+        lease = self.study.user_attrs.get(LEADER)
+        if _owner(lease) != self.owner:
+            raise _taken(self.study, lease)
 
     def abandoned(self, trial: FrozenTrial) -> bool:
-        """Whether nobody works on this running trial any more, as far as can be seen from here by
-        now.
-        """
+        """Whether nobody works on this running trial any more, as far as this process can see."""
         lease = trial.user_attrs.get(LEASE)
-        return self._silent(
-            f"trial {trial.number}", lease, self.patience if lease else UNSIGNED_SECONDS
-        )
+        patience = self.patience if lease else UNSIGNED_SECONDS
+        return self._silent(f"trial {trial.number}", lease, patience)
 
     def led(self) -> bool:
-        """Whether a process leads the study, as far as can be seen from here by now."""
+        """Whether a process leads the study, as far as this process can see."""
         lease = self.study.user_attrs.get(LEADER)
         return lease is not None and not self._silent(LEADER, lease, self.patience)
 
     def _silent(self, name: str, lease: Lease | None, patience: float) -> bool:
         if lease and lease["place"] == _place() and _started(lease["pid"]) != lease["started"]:
             return True
-        now, (sign, at, silent) = self.now(), self._seen.get(name, (None, 0.0, 0.0))
+        now = self.now()
+        sign, at, silent = self._seen.get(name, (None, 0.0, 0.0))
         if name not in self._seen or sign != _sign(lease):
-            self._seen[name] = _sign(lease), now, 0.0
+            self._seen[name] = (_sign(lease), now, 0.0)
             return False
-        # a judge that was away itself, stopped or without its database, has not seen that nobody
-        # wrote meanwhile
+        # a judge that was itself stopped, or without its database, has not seen that nobody wrote
         silent += min(now - at, patience / 2)
-        self._seen[name] = sign, now, silent
+        self._seen[name] = (sign, now, silent)
         return silent > patience
 
     def _wait_for_leader(self, tell: Callable[[str], None]) -> None:
-        """Until the leader is known to be gone, or seen to be alive."""
-        first, told = self.study.user_attrs.get(LEADER), False
-        while (lease := self.study.user_attrs.get(LEADER)) and not self._silent(
-            LEADER, lease, self.patience
-        ):
+        """Waits until the leader is known to be gone, or seen to be alive.
+
+        Errors: ConfigError where it is alive.
+        """
+        first = self.study.user_attrs.get(LEADER)
+        announced = False
+        while True:
+            lease = self.study.user_attrs.get(LEADER)
+            if not lease or self._silent(LEADER, lease, self.patience):
+                return
             if lease["place"] == _place() or _sign(lease) != _sign(first):
                 raise _taken(self.study, lease)
-            if not told:
+            if not announced:
                 tell(
                     f"was searched by {words(lease)}; is it still? it has {self.patience:g} s to "
                     "say so"
                 )
-                told = True
+                announced = True
             time.sleep(min(1.0, self.patience / BEATS))
 
     def _release_leader(self) -> None:
@@ -188,12 +201,15 @@ class Leases:
 
     @contextmanager
     def _holding(self, name: str, renew: Callable[[], None]) -> Iterator[None]:
+        """Calls `renew` now and then while inside the `with` block."""
         with self._lock:
             self._held[name] = renew
             if len(self._held) == 1:
-                threading.Thread(
-                    target=self._renew, args=(self._wake,), name="leases", daemon=True
-                ).start()
+                arguments = (self._wake,)
+                thread = threading.Thread(
+                    target=self._renew, args=arguments, name="leases", daemon=True
+                )
+                thread.start()
         try:
             yield
         finally:
@@ -204,16 +220,18 @@ class Leases:
                     self._wake = threading.Event()
 
     def _renew(self, over: threading.Event) -> None:
-        """In a thread of its own: training does not come back for minutes."""
+        """Renews all leases until `over`; in a thread, because training blocks for minutes."""
         while not over.wait(self.patience / BEATS):
             for name in list(self._held):
                 try:
-                    with (
-                        self._lock
-                    ):  # whoever lets go of it waits, so that nothing is signed afterwards
-                        self._held.get(name, lambda: None)()
+                    with self._lock:
+                        # releasing a lease takes the lock, so nothing is signed after the release
+                        renew = self._held.get(name)
+                        if renew is not None:
+                            renew()
                 except UpdateFinishedTrialError:
-                    continue  # it was told a moment ago
+                    # the trial ended a moment ago
+                    continue
                 except BaseException as error:
                     self._error = error
                     return
@@ -225,11 +243,13 @@ class Leases:
 
 def words(lease: Lease | None) -> str:
     """The holder of a lease, for people."""
-    return f"process {lease['pid']} on {lease['host']}" if lease else "another process"
+    if not lease:
+        return "another process"
+    return f"process {lease['pid']} on {lease['host']}"
 
 
 def owner_of(trial: FrozenTrial) -> str | None:
-    """Who works on a trial, by the name of its leases; None where nobody has signed it."""
+    """The id of the process that works on a trial; None where nobody has signed it."""
     return _owner(trial.user_attrs.get(LEASE))
 
 
@@ -238,26 +258,26 @@ def _owner(lease: Lease | None) -> str | None:
 
 
 def _sign(lease: Lease | None) -> tuple[str, int] | None:
-    """What changes for as long as the holder lives."""
+    """The part of a lease that changes for as long as its holder lives."""
     return (lease["owner"], lease["beat"]) if lease else None
 
 
-def _lost(number: int, found: FrozenTrial) -> LeaseLostError:
-    return LeaseLostError(f"trial {number} was taken over by {words(found.user_attrs.get(LEASE))}")
+def _lost(number: int, trial: FrozenTrial) -> LeaseLostError:
+    return LeaseLostError(f"trial {number} was taken over by {words(trial.user_attrs.get(LEASE))}")
 
 
 def _taken(study: Study, lease: Lease | None) -> ConfigError:
     return ConfigError(
         f"study '{study.study_name}' is being searched by {words(lease)}; a second search would "
-        "share its trials: "
-        "to help it, give the same command with job=work; to begin another, give study.name "
-        "another value"
+        "share its trials: to help it, give the same command with job=work; to begin another, "
+        "give study.name another value"
     )
 
 
 def _place() -> str:
-    """The same for processes that can look one another up: this start of this machine, this
-    container.
+    """Names this start of this machine and this container.
+
+    It is the same for processes that can look one another up.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -267,12 +287,16 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, so that a later one with its number is not taken for it; empty where
-    there is none.
+    """When a process began; empty where there is no such process.
+
+    Thus a later process with the same number is not taken for it.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]  # killed, and its parent has not looked yet
+        if fields[0] in "ZX":
+            # it was killed, and its parent has not looked yet
+            return ""
+        return fields[19]
     except (OSError, IndexError):
         pass
     if Path("/proc/self/stat").exists():

@@ -1,9 +1,7 @@
-"""The loops that run trials: by one process, by one among several, and by one that lets others run
-them.
+"""The loops that run trials: alone, beside others, and by letting others run them.
 
-A sampler is made anew for each trial, seeded by the study's seed and the trial's number: with
-trials that begin again under their own number, a resumed study is what an undisturbed one would
-have been.
+A sampler is made anew for each trial, seeded by the study's seed and the trial's number. Trials
+that begin again keep their number, so a resumed study is what an undisturbed one would have been.
 """
 
 from __future__ import annotations
@@ -43,17 +41,22 @@ from orchestrator.seeds import Stream, seed_of
 OnTrial = Callable[[FrozenTrial], None]
 Sleep = Callable[[float], None]
 AHEAD = 100
-"""Most trials that wait: helpers find work while the searching process is busy with a trial of its
-own.
+"""Largest number of trials that wait.
+
+Helpers find work while the searching process is busy with a trial of its own.
 """
 FEW = 8
-"""Trials that wait where no helper is at work. Few: every open trial makes each look at a database
-slower.
+"""Number of trials that wait where no helper is at work.
+
+It is small because every open trial makes each look at a database slower.
 """
 EACH = 8
-"""Trials more that wait for each one that runs."""
+"""Additional trials that wait for each one that runs."""
 LONGEST_REST = 30.0
-"""Seconds: a look may have been long because the database was away."""
+"""Longest pause between two looks, in seconds.
+
+The look before may have been long only because the database was away.
+"""
 
 
 def run_trials(
@@ -64,20 +67,22 @@ def run_trials(
     ahead: int = AHEAD,
     sleep: Sleep = time.sleep,
 ) -> None:
-    """Run trials until `n_trials` have ended, or nothing is left to try, or the time is not enough
-    for another.
+    """Run trials until `n_trials` have ended, nothing is left to try, or time is up.
 
-    `ahead` of them wait at any time for whoever helps. `on_trial` sees each as it was stored, those
-    of other processes on this study too. A trial that fails is recorded with its reason and the
-    study goes on; only a signal ends the study, with the open trial put back.
+    `in_time` says whether there is time for another trial. `ahead` trials wait at any time for
+    whoever helps. `on_trial` sees each ended trial as it was stored, also those of other processes
+    on this study. A trial that fails is recorded with its reason and the study goes on; only a
+    signal ends the study, with the open trial put back.
     """
-    study, tell = trials.study, ended_since(trials, on_trial)
+    study = trials.study
+    tell = ended_since(trials, on_trial)
     while in_time():
         begin = time.perf_counter()
         reclaim_abandoned(study, trials.leases)
         top_up(trials, n_trials, ahead)
-        if (taken := claim(study, n_trials)) is not None:
-            run_claimed(trials, taken)
+        claimed = claim(study, n_trials)
+        if claimed is not None:
+            run_claimed(trials, claimed)
         elif running(study):
             sleep(_rest(begin))
         else:
@@ -89,16 +94,19 @@ def run_trials(
 def help_search(
     trials: Trials, go_on: Callable[[], bool], on_trial: OnTrial, sleep: Sleep = time.sleep
 ) -> None:
-    """Run trials that wait, as they come, until there is no more reason to `go_on`; `on_trial` sees
-    those run here.
+    """Run waiting trials for as long as there is a reason to `go_on`.
+
+    `on_trial` sees the trials that this process ran.
     """
+    study = trials.study
     while go_on():
         begin = time.perf_counter()
-        reclaim_abandoned(trials.study, trials.leases)
-        if (taken := claim(trials.study, trials.study.user_attrs.get(WANTED, 0))) is None:
+        reclaim_abandoned(study, trials.leases)
+        claimed = claim(study, study.user_attrs.get(WANTED, 0))
+        if claimed is None:
             sleep(_rest(begin))
-        elif run_claimed(trials, taken):
-            on_trial(trials.study.get_trials(deepcopy=False)[taken.number])
+        elif run_claimed(trials, claimed):
+            on_trial(study.get_trials(deepcopy=False)[claimed.number])
 
 
 def supply(
@@ -110,9 +118,10 @@ def supply(
 ) -> None:
     """Let others run trials until `n_trials` have ended or nothing is left to try.
 
-    `look` is called again and again: it may raise where nobody is left to run them.
+    `look` is called again and again; it may raise where nobody is left to run them.
     """
-    study, tell = trials.study, ended_since(trials, on_trial)
+    study = trials.study
+    tell = ended_since(trials, on_trial)
     while True:
         begin = time.perf_counter()
         look()
@@ -125,74 +134,81 @@ def supply(
 
 
 def _rest(begin: float) -> float:
-    """Seconds until the next look: at most a tenth of the time goes into looks, each some queries
-    of a database.
+    """Seconds until the next look, for a look that began at `begin`.
+
+    At most a tenth of the time goes into looks, each of which takes some queries of a database.
     """
-    return min(max(LOOK_SECONDS, 9.0 * (time.perf_counter() - begin)), LONGEST_REST)
+    looked = time.perf_counter() - begin
+    return min(max(LOOK_SECONDS, 9.0 * looked), LONGEST_REST)
 
 
 def top_up(trials: Trials, n_trials: int, ahead: int) -> int:
-    """Add trials until `ahead` wait, or there are enough; how many wait then."""
+    """Add trials until `ahead` wait, or there are enough; return how many wait then."""
     study = trials.study
-    found = study.get_trials(deepcopy=False)
-    ahead = min(ahead, FEW + EACH * sum(trial.state == TrialState.RUNNING for trial in found))
-    there = len(waiting(study, n_trials, found))
-    more = (
-        min(ahead - there, slots_left(study, trials.distributions, n_trials, found))
-        if there < ahead
-        else 0
-    )
+    known = study.get_trials(deepcopy=False)
+    at_work = [trial for trial in known if trial.state == TrialState.RUNNING]
+    ahead = min(ahead, FEW + EACH * len(at_work))
+    n_waiting = len(waiting(study, n_trials, known))
+    more = 0
+    if n_waiting < ahead:
+        slots = slots_left(study, trials.distributions, n_trials, known)
+        more = min(ahead - n_waiting, slots)
     if more > 0:
         trials.leases.require_lead()
     for _ in range(more):
         add_slot(study)
-    return there + max(0, more)
+    return n_waiting + max(0, more)
 
 
 def ended_since(trials: Trials, on_trial: OnTrial) -> Callable[[], None]:
-    """To be called now and then: hands every trial that has ended since to `on_trial`, once.
+    """A function that hands every trial that has ended since to `on_trial`, once.
 
-    Errors: UserError where too many have failed.
+    It is to be called now and then.
+    Errors: UserError, from that function, where too many trials have failed.
     """
     study = trials.study
-    seen = {trial.number for trial in own_trials(study) if trial.state.is_finished()}
+    seen: set[int] = set()
+    for trial in own_trials(study):
+        if trial.state.is_finished():
+            seen.add(trial.number)
 
     def tell() -> None:
         own = own_trials(study)
         for trial in own:
-            if trial.number not in seen and trial.state.is_finished():
-                seen.add(trial.number)
-                on_trial(trial)
-                check_failures(
-                    _outcome(trial), [_outcome(other) for other in own], trials.rules.max_failures
-                )
+            if trial.number in seen or not trial.state.is_finished():
+                continue
+            seen.add(trial.number)
+            on_trial(trial)
+            outcomes = [_outcome(other) for other in own]
+            check_failures(_outcome(trial), outcomes, trials.rules.max_failures)
 
     return tell
 
 
 def _outcome(trial: FrozenTrial) -> Ending:
-    return (
-        (trial.user_attrs.get(STATE, ""), trial.user_attrs.get(REASON, ""))
-        if trial.state.is_finished()
-        else ("", "")
-    )
+    if not trial.state.is_finished():
+        return ("", "")
+    known = trial.user_attrs
+    return (known.get(STATE, ""), known.get(REASON, ""))
 
 
-def run_claimed(trials: Trials, taken: FrozenTrial) -> bool:
-    """One trial that this process has claimed; False where another has taken it over meanwhile."""
-    study, rules, distributions = trials.study, trials.rules, trials.distributions
+def run_claimed(trials: Trials, claimed: FrozenTrial) -> bool:
+    """Run a trial that this process has claimed; False where another process took it over."""
+    study = trials.study
+    rules = trials.rules
+    distributions = trials.distributions
     try:
-        with trials.leases.trial(taken.number, trial_id(taken)):
+        with trials.leases.trial(claimed.number, trial_id(claimed)):
             trials.exchange.fetch()
-            seed = seed_of(rules.seed, Stream.SAMPLER, taken.number)
-            trial = opened(study, taken, sampler(rules.sampler, seed, distributions))
-            if USER_THRESHOLDS not in taken.user_attrs:
+            seed = seed_of(rules.seed, Stream.SAMPLER, claimed.number)
+            trial = opened(study, claimed, sampler(rules.sampler, seed, distributions))
+            if USER_THRESHOLDS not in claimed.user_attrs:
                 draw(study, trial, distributions)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)
     except (LeaseLostError, UpdateFinishedTrialError):
         return False
     except BaseException:
-        put_back(study, taken.number, trials.leases.owner)
+        put_back(study, claimed.number, trials.leases.owner)
         raise
     return True

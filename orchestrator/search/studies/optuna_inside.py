@@ -29,14 +29,18 @@ def stored_trial(study: Study, identity: int) -> FrozenTrial:
 
 
 def set_state(study: Study, trial: FrozenTrial, state: TrialState) -> bool:
-    """False where another process has claimed the trial. Errors: UpdateFinishedTrialError for one
-    that has ended.
+    """False where another process has claimed the trial.
+
+    Errors: UpdateFinishedTrialError for one that has ended.
     """
     return study._storage.set_trial_state_values(trial._trial_id, state)
 
 
 def set_attribute(study: Study, identity: int, name: str, value: Any) -> None:
-    """A user attribute of a trial. Errors: UpdateFinishedTrialError for one that has ended."""
+    """Set a user attribute of a trial.
+
+    Errors: UpdateFinishedTrialError for one that has ended.
+    """
     study._storage.set_trial_user_attr(identity, name, value)
 
 
@@ -48,11 +52,11 @@ def opened(study: Study, trial: FrozenTrial, sampler: BaseSampler) -> optuna.Tri
 
 
 def draw(study: Study, trial: optuna.Trial, distributions: Mapping[str, BaseDistribution]) -> None:
-    """The parameters of a trial, one by one.
+    """Draw the parameters of a trial, one by one.
 
-    Where a process was killed in between, the first are there. Optuna would not draw them again,
-    and whatever a sampler draws next from the same random numbers would be another value than in a
-    study that nobody disturbed. So they are drawn, and the draw is dropped.
+    Where a process was killed in between, the first ones are stored. Optuna would not draw them
+    again, and the next draws from the same random numbers would differ from those of an undisturbed
+    study. So stored parameters are drawn as well, and the draw is dropped.
     """
     drawn_before = set(trial.params)
     for name, distribution in distributions.items():
@@ -73,7 +77,7 @@ def _is_independent(trial: optuna.Trial, name: str, distribution: BaseDistributi
 
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any]:
-    """The parameters that a trial which waits was given."""
+    """The parameters that a waiting trial was enqueued with."""
     return dict(trial.system_attrs.get("fixed_params", {}))
 
 

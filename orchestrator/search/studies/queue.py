@@ -1,7 +1,6 @@
 """Trials that wait, who takes which, and what happens to those whose process is gone.
 
-A trial that was interrupted waits again under its own number, and so has the parameters and the
-seed that it had.
+An interrupted trial waits again under its own number, and so keeps its parameters and its seed.
 """
 
 from __future__ import annotations
@@ -33,12 +32,15 @@ from orchestrator.search.studies.trial import (
     TrialState,
 )
 
-CHAINED, WANTED = "chained", "wanted"
-"""Of the study: that its chain was enqueued, and how many trials the searching process asks for."""
+CHAINED = "chained"
+"""Attribute of the study: whether its chain was enqueued."""
+WANTED = "wanted"
+"""Attribute of the study: how many trials the searching process asks for."""
 LOOK_SECONDS = 0.1
-"""Between two looks at trials that others left open."""
+"""Shortest pause between two looks at trials that others left open, in seconds."""
 T = TypeVar("T")
-_ANY = random.SystemRandom()  # not the one whose draws a study repeats
+# no seed: these draws are no part of what a resumed study repeats
+_ANY = random.SystemRandom()
 
 
 def enqueue_chain(
@@ -46,26 +48,27 @@ def enqueue_chain(
     space: Space,
     terrains: Sequence[Terrain],
     targets: Sequence[float],
-    filled: Callable[[Params, int], bool] = lambda params, place: False,
+    filled: Callable[[Params, int], bool] = lambda params, index: False,
 ) -> None:
-    """The chain, target by target from large to small, once in a study's life; methods take turns.
+    """Enqueue the chain, from the largest target to the smallest; methods take turns.
 
-    A target that is `filled` already, by its parameters and place, is left out.
+    This happens once in a study's life. A target that is `filled` already, by its parameters and
+    its index, is left out.
     """
     if study.user_attrs.get(CHAINED):
         return
-    # of a run that was killed while it enqueued them
-    there = [
-        trial.user_attrs[ENQUEUED]
-        for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(KIND) == "chain"
-    ]
-    for turn, target in enumerate(targets):
-        params = space.chain(terrains[turn % len(terrains)], target)
-        if filled(params, turn):
+    # a run that was killed while it enqueued the chain left some of it
+    enqueued: list[Params] = []
+    for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get(KIND) == "chain":
+            enqueued.append(trial.user_attrs[ENQUEUED])
+    for index, target in enumerate(targets):
+        terrain = terrains[index % len(terrains)]
+        params = space.chain(terrain, target)
+        if filled(params, index):
             continue
-        if params in there:
-            there.remove(params)
+        if params in enqueued:
+            enqueued.remove(params)
             continue
         study.enqueue_trial(
             params,
@@ -76,46 +79,53 @@ def enqueue_chain(
 
 
 def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
-    """The user's own plans, by their thresholds, each once in a study's life."""
+    """Enqueue the user's own plans, by their thresholds, each once in a study's life."""
     known = [trial.user_attrs.get(USER_THRESHOLDS) for trial in study.get_trials(deepcopy=False)]
     for thresholds in plans:
-        if thresholds not in known:
-            study.enqueue_trial(
-                {}, user_attrs={KIND: "user", ENQUEUED: {}, USER_THRESHOLDS: dict(thresholds)}
-            )
+        if thresholds in known:
+            continue
+        attrs = {KIND: "user", ENQUEUED: {}, USER_THRESHOLDS: dict(thresholds)}
+        study.enqueue_trial({}, user_attrs=attrs)
 
 
 def queued(study: Study) -> list[Params]:
-    """Parameters of the enqueued trials that have not ended, in the order in which they run, the
-    open one included.
+    """Parameters of the enqueued trials that have not ended, the open one included.
+
+    They come in the order in which the trials run.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    return [trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs]
+    params: list[Params] = []
+    for trial in study.get_trials(deepcopy=False):
+        if ENQUEUED in trial.user_attrs and not trial.state.is_finished():
+            params.append(trial.user_attrs[ENQUEUED])
+    return params
 
 
 def done(study: Study) -> int:
-    """Trials that count towards the number asked for: all of this study's that ended by
-    themselves.
+    """Number of trials that count towards the number asked for.
+
+    These are all trials of this study that ended by themselves.
     """
-    return sum(trial.state.is_finished() for trial in own_trials(study))
+    return len([trial for trial in own_trials(study) if trial.state.is_finished()])
 
 
 def own_trials(study: Study, trials: Sequence[FrozenTrial] | None = None) -> list[FrozenTrial]:
-    """Without those that were taken over from another study, and those whose files were damaged.
+    """Trials neither taken over from another study nor with damaged files.
 
-    Here and below, `trials` are all of the study's where they are at hand: each look at a database
-    takes some queries.
+    Here and below, `trials` are all trials of the study where the caller has them at hand: each
+    look at a database takes some queries.
     """
+    if trials is None:
+        trials = study.get_trials(deepcopy=False)
     damaged = study.user_attrs.get(DAMAGED, {})
     return [
         trial
-        for trial in (study.get_trials(deepcopy=False) if trials is None else trials)
+        for trial in trials
         if trial.user_attrs.get(KIND) != WARM and str(trial.number) not in damaged
     ]
 
 
 def add_slot(study: Study) -> None:
-    """A trial that waits for whoever takes it; its parameters are drawn when it begins."""
+    """Add a waiting trial; its parameters are drawn when it begins."""
     study.add_trial(create_trial(state=TrialState.WAITING))
 
 
@@ -125,16 +135,19 @@ def slots_left(
     n_trials: int,
     trials: Sequence[FrozenTrial] | None = None,
 ) -> int:
-    """How many trials may be added: up to `n_trials` of this study, and each combination of a
-    finite space once.
+    """How many trials may be added.
+
+    A study has up to `n_trials` of its own, and each combination of a finite space once.
     """
-    trials = study.get_trials(deepcopy=False) if trials is None else trials
+    if trials is None:
+        trials = study.get_trials(deepcopy=False)
     left = n_trials - len(own_trials(study, trials))
-    if (whole := combinations(distributions)) is not None:
+    whole = combinations(distributions)
+    if whole is not None:
         ended = [trial for trial in trials if trial.state.is_finished()]
-        left = min(
-            left, whole - len(tried_places(ended, distributions)) - (len(trials) - len(ended))
-        )
+        n_tried = len(tried_places(ended, distributions))
+        n_open = len(trials) - len(ended)
+        left = min(left, whole - n_tried - n_open)
     return max(0, left)
 
 
@@ -142,14 +155,14 @@ def waiting(
     study: Study, n_trials: int, trials: Sequence[FrozenTrial] | None = None
 ) -> list[FrozenTrial]:
     """Trials to be taken, the oldest first; a chain may be longer than the `n_trials` asked for."""
-    return [
-        trial for trial in own_trials(study, trials)[:n_trials] if trial.state == TrialState.WAITING
-    ]
+    wanted = own_trials(study, trials)[:n_trials]
+    return [trial for trial in wanted if trial.state == TrialState.WAITING]
 
 
 def claim(study: Study, n_trials: int) -> FrozenTrial | None:
-    """The oldest trial that waits, running from now on; None where none does. Of several who ask,
-    one gets it.
+    """The oldest waiting trial, running from now on; None where none waits.
+
+    Of several processes that ask, one gets it.
     """
     for trial in parting(waiting(study, n_trials)):
         try:
@@ -157,21 +170,22 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
                 return trial
         except UpdateFinishedTrialError:
             continue
-        except (
-            BaseException
-        ):  # a signal, before or after it was ours; another's claim without a lease is asked again
+        except BaseException:
+            # A signal came before or after the trial became ours. If it is another process's claim
+            # without a lease yet, that process claims it again.
             put_back(study, trial.number, None)
             raise
     return None
 
 
 def parting(trials: Sequence[T]) -> Iterator[T]:
-    """The first trial, then a random one from a window that doubles each time (2, 4, 8 ...), then
-    the rest in order.
+    """The first trial, then random ones from growing windows, then the rest in order.
 
-    If all workers asked in the same order, they would contend for every trial in turn.
+    The window doubles each time (2, 4, 8 ...). If all workers asked in the same order, they would
+    contend for every trial in turn.
     """
-    left, size = list(trials), 1
+    left = list(trials)
+    size = 1
     while size <= len(left):
         yield left.pop(_ANY.randrange(size))
         size *= 2
@@ -179,15 +193,16 @@ def parting(trials: Sequence[T]) -> Iterator[T]:
 
 
 def put_back(study: Study, number: int, owner: str | None) -> None:
-    """A trial that `owner` ran waits again, unless it has ended or another process has signed it
-    since.
+    """Let a trial that `owner` ran wait again.
+
+    Nothing happens if the trial has ended or another process has signed it since.
     """
     trial = study.get_trials(deepcopy=False)[number]
     if trial.state != TrialState.RUNNING or owner_of(trial) not in (owner, None):
         return
     try:
         set_attribute(study, trial_id(trial), LEASE, None)
-        # what is run again has no standing for others until it gets there
+        # a trial that runs again does not compete at a rung before it gets there again
         set_attribute(study, trial_id(trial), RUNGS, [])
         set_state(study, trial, TrialState.WAITING)
     except UpdateFinishedTrialError:
@@ -197,8 +212,9 @@ def put_back(study: Study, number: int, owner: str | None) -> None:
 def fail(study: Study, number: int, reason: str) -> None:
     """Record a trial as failed whose own process cannot."""
     trial = study.get_trials(deepcopy=False)[number]
+    attrs = {STATE: "failed", REASON: reason, SECONDS: 0.0}
     try:
-        for name, value in {STATE: "failed", REASON: reason, SECONDS: 0.0}.items():
+        for name, value in attrs.items():
             set_attribute(study, trial_id(trial), name, value)
         set_state(study, trial, TrialState.FAIL)
     except UpdateFinishedTrialError:
@@ -210,7 +226,7 @@ def running(study: Study) -> list[FrozenTrial]:
 
 
 def reclaim_abandoned(study: Study, leases: Leases) -> int:
-    """Trials whose process is gone wait again; how many."""
+    """Let trials whose process is gone wait again; return how many."""
     gone = [trial for trial in running(study) if leases.abandoned(trial)]
     for trial in gone:
         put_back(study, trial.number, owner_of(trial))
@@ -220,11 +236,18 @@ def reclaim_abandoned(study: Study, leases: Leases) -> int:
 def reclaim_interrupted(
     study: Study, leases: Leases, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """As `reclaim_abandoned`, at the beginning: waits for the moment that a process has to sign
-    what it has just begun.
+    """As `reclaim_abandoned`, at the beginning of a run.
+
+    It waits until every trial that has just begun is signed by its process or abandoned.
     """
     count = reclaim_abandoned(study, leases)
-    while any(trial.user_attrs.get(LEASE) is None for trial in running(study)):
+    while _some_unsigned(study):
         sleep(LOOK_SECONDS)
         count += reclaim_abandoned(study, leases)
     return count
+
+
+def _some_unsigned(study: Study) -> bool:
+    """Whether a running trial has no lease yet."""
+    leases = [trial.user_attrs.get(LEASE) for trial in running(study)]
+    return None in leases

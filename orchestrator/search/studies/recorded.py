@@ -1,4 +1,4 @@
-"""What the record of an existing study decides where its user leaves it open."""
+"""Settings that a user leaves open, as the record of an existing study decides them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.settings import Settings
 
 
 def with_recorded_depth(settings: Settings) -> Settings:
-    """With whole blocks pruned, or not, as in the trials that the study of this name has.
+    """The settings with whole blocks pruned, or not, as in the trials of the existing study.
 
     Where nobody says `method.depth` it follows from the budget. Another budget for a study that has
     trials is no reason to refuse it.
@@ -27,5 +27,8 @@ def with_recorded_depth(settings: Settings) -> Settings:
             return settings
         if not study.get_trials(deepcopy=False):
             return settings
-    recorded = (study.user_attrs.get(IDENTITY) or {}).get("method", {}).get("depth")
-    return settings if recorded in (None, settings.depth) else settings.with_depth(bool(recorded))
+    identity = study.user_attrs.get(IDENTITY) or {}
+    recorded = identity.get("method", {}).get("depth")
+    if recorded in (None, settings.depth):
+        return settings
+    return settings.with_depth(bool(recorded))

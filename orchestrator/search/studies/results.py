@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.goals import Goals
@@ -27,11 +29,16 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
     known = trial.user_attrs
     measured = known.get(MEASURED, {})
     rungs = known.get(RUNGS, ())
-    metrics = measured.get("metrics") or (rungs[-1][2] if rungs else {})
+    last_rung, last_metrics = (rungs[-1][0], rungs[-1][2]) if rungs else (0, {})
+    metrics = measured.get("metrics") or last_metrics
+    further = {}
+    for name in goals.metrics:
+        if name in metrics:
+            further[name] = metrics[name]
     return TrialRow(
         number=trial.number,
         state=known.get(STATE, "running"),
-        rung=rungs[-1][0] if rungs else 0,
+        rung=last_rung,
         parent=measured.get("parent"),
         quality=metrics.get(goals.quality),
         seconds=known.get(SECONDS, 0.0),
@@ -42,50 +49,55 @@ def trial_row(trial: FrozenTrial, goals: Goals) -> TrialRow:
         axis=goals.costs[0],
         costs=dict(measured.get("costs", {})),
         ratios=dict(measured.get("ratios", {})),
-        metrics={name: metrics[name] for name in goals.metrics if name in metrics},
+        metrics=further,
     )
 
 
 def rows(study: Study, goals: Goals) -> list[TrialRow]:
-    """All trials that have ended, by number; those whose files were damaged are in the state of
-    that name.
+    """All trials that have ended, by number.
+
+    Trials whose files were damaged are in the state `damaged`.
     """
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     damaged = study.user_attrs.get(DAMAGED, {})
-    found = [trial_row(trial, goals) for trial in ended]
-    return [
-        replace(row, state="damaged", reason=damaged[str(row.number)])
-        if str(row.number) in damaged
-        else row
-        for row in found
-    ]
+    ended: list[TrialRow] = []
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            continue
+        row = trial_row(trial, goals)
+        reason = damaged.get(str(row.number))
+        if reason is not None:
+            row = replace(row, state="damaged", reason=reason)
+        ended.append(row)
+    return ended
 
 
-def front(found: Sequence[TrialRow], goals: Goals, tolerance: float = 0.0) -> list[TrialRow]:
-    """Completed trials that none dominates in all objectives together, by validation data; the
-    first cost falls.
+def front(rows: Sequence[TrialRow], goals: Goals, tolerance: float = 0.0) -> list[TrialRow]:
+    """Completed trials that no other one dominates in all objectives, the first cost falling.
+
+    They are compared by validation data.
     """
     completed = [
-        row for row in found if row.state == "completed" and row.quality is not None and row.cost
+        row for row in rows if row.state == "completed" and row.quality is not None and row.cost
     ]
     kept = non_dominated(goals.points(completed), tolerance)
-    chosen = [row for row, keep in zip(completed, kept, strict=True) if keep]
+    chosen = [completed[i] for i in np.flatnonzero(kept)]
     return sorted(chosen, key=lambda row: -row.cost)
 
 
 def candidates(
-    found: Sequence[TrialRow], goals: Goals, tolerance: float, most: int
+    rows: Sequence[TrialRow], goals: Goals, tolerance: float, most: int
 ) -> list[TrialRow]:
     """At most `most` members of the front, spread over the log of the first cost, large to small.
 
-    Members that share a stretch of the axis are equals within the tolerance: the one with the
-    lowest validation loss, which tells models apart that the quality metric does not, stands for
-    the others.
+    Members that share a stretch of the axis are equals within the tolerance. The one with the
+    lowest validation loss stands for the others: the loss tells models apart that the quality
+    metric does not.
     """
-    members = front(found, goals, tolerance)
-    chosen = spread_out(
-        [float(row.cost) for row in members],
-        most,
-        [math.inf if row.loss is None else row.loss for row in members],
-    )
-    return sorted((members[i] for i in chosen), key=lambda row: -row.cost)
+    members = front(rows, goals, tolerance)
+    costs = []
+    losses = []
+    for row in members:
+        costs.append(float(row.cost))
+        losses.append(math.inf if row.loss is None else row.loss)
+    chosen = [members[i] for i in spread_out(costs, most, losses)]
+    return sorted(chosen, key=lambda row: -row.cost)

@@ -22,49 +22,54 @@ from orchestrator.stopped import signals_held
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where Optuna's own lock file has to do
+except ImportError:
+    # not on Windows, where Optuna's own lock file has to do
     fcntl = None  # type: ignore[assignment]
 
 
 def storage_of(settings: Settings) -> BaseStorage:
-    """Where the study of this name is kept. Errors: ConfigError for a database that cannot be
-    opened.
+    """Where the study of this name is kept.
+
+    Errors: ConfigError for a database that cannot be opened.
     """
-    if (url := settings.study.storage) is None:
+    url = settings.study.storage
+    if url is None:
         return journal(settings.study.folder / "study.journal")
-    from orchestrator.search.studies.database import (
-        database,
-    )  # SQLAlchemy, which a journal does not need
+    # a journal does not need SQLAlchemy
+    from orchestrator.search.studies.database import database
 
     return database(url, settings.study.storage_patience)
 
 
 @contextmanager
 def readable(settings: Settings) -> Iterator[None]:
-    """Around what opens a study. Errors: DataError for a journal or a database that Optuna did not
-    write so.
+    """Around the code that opens a study.
+
+    Errors: DataError for a journal or a database that is not as Optuna wrote it.
     """
     try:
         yield
     except (ValueError, KeyError, TypeError, AssertionError, OSError, OptunaError) as error:
         where = settings.study.storage or settings.study.folder / "study.journal"
-        raise DataError(
-            redact(
-                f"the study's storage must be one that Optuna wrote; {where} cannot be read: "
-                f"{type(error).__name__}: "
-                f"{error}; put back a copy, or move {settings.study.folder} away and begin anew"
-            )
-        ) from None
+        message = (
+            f"the study's storage must be one that Optuna wrote; {where} cannot be read: "
+            f"{type(error).__name__}: {error}; put back a copy, or move {settings.study.folder} "
+            "away and begin anew"
+        )
+        raise DataError(redact(message)) from None
 
 
 def journal(path: Path) -> BaseStorage:
     """One file, for processes that share its folder."""
-    return WholeJournalStorage(JournalFileBackend(str(path)) if fcntl is None else Journal(path))
+    backend = JournalFileBackend(str(path)) if fcntl is None else Journal(path)
+    return WholeJournalStorage(backend)
 
 
 class WholeJournalStorage(JournalStorage):
-    """A signal does not cut short the reading, which would leave another study in memory than in
-    the journal: a trial that this process has claimed would not be put back.
+    """A journal storage that a signal does not interrupt while it reads.
+
+    Otherwise the study in memory would not be that of the journal, and a trial that this process
+    has claimed would not be put back.
     """
 
     def _sync_with_backend(self) -> None:
@@ -88,12 +93,15 @@ class Journal(BaseJournalBackend):
         return self._reader.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Errors: StorageError where the file cannot be written, such as on a full disk; it then is
+        """Append all logs, or none.
+
+        Errors: StorageError where the file cannot be written, such as on a full disk; it then is
         as it was.
         """
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        # without a buffer: what one could not write it would write once more when it is closed,
-        # behind the end
+        lines = [json.dumps(log, separators=(",", ":")) + "\n" for log in logs]
+        data = "".join(lines).encode()
+        # Without a buffer: a buffer that could not be written would be written once more when it is
+        # closed, after the end of the file.
         with (
             signals_held(),
             writing(self._path),
@@ -104,7 +112,7 @@ class Journal(BaseJournalBackend):
             stream.truncate(end)
             stream.seek(end)
             try:
-                _write(stream, lines)
+                _write(stream, data)
                 os.fsync(stream.fileno())
             except OSError:
                 stream.truncate(end)
@@ -121,7 +129,10 @@ def _locked(stream: FileIO) -> Iterator[None]:
 
 
 def _write(stream: FileIO, data: bytes) -> None:
-    """All of it: a file without a buffer takes what there is room for and says how much."""
+    """Write all of it.
+
+    A file without a buffer takes what there is room for and returns how much that was.
+    """
     left = memoryview(data)
     while left:
         left = left[stream.write(left) :]
@@ -133,8 +144,8 @@ def _end_of_last_line(stream: FileIO) -> int:
     while end > 0:
         begin = max(0, end - 65536)
         stream.seek(begin)
-        found = stream.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = stream.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return 0

@@ -1,7 +1,7 @@
-"""One study: opened once, and each of its trials from the parameters to what is told.
+"""One study: opening it, and running one of its trials from parameters to result.
 
 Optuna refuses reports of several objectives, so rungs live in user attributes and a stopped trial
-is told as PRUNED without values.
+is told to Optuna as PRUNED without values.
 """
 
 from __future__ import annotations
@@ -47,19 +47,21 @@ from orchestrator.search.studies.trial import (
 from orchestrator.search.trials.failures import reason_of
 from orchestrator.settings import Settings
 
-IDENTITY, VERSION = "identity", "version"
+IDENTITY = "identity"
+VERSION = "version"
 FORM = 3
-"""Of plans and settings as they are stored: raised where a study made before could not be
-continued.
+"""Version of the stored form of plans and settings.
+
+It is raised where a study made before could not be continued.
 """
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the loop needs beside the study: what counts, when a trial is stopped, and how many may
-    fail.
+    """What the loop needs beside the study.
 
-    `scale` is one unit of the quality metric.
+    That is: what counts, when a trial is stopped, and how many may fail. `scale` is one small
+    difference of the quality metric.
     """
 
     goals: Goals
@@ -74,8 +76,8 @@ class Rules:
 def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
     """The study of this name, new or as it was left.
 
-    Errors: ConfigError when the stored trials were made by another search: the difference is shown,
-    nothing is mixed.
+    Errors: ConfigError when the stored trials were made by another search. The message shows the
+    difference; nothing is mixed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -94,13 +96,13 @@ def open_study(settings: Settings, directions: Sequence[Direction]) -> Study:
 
 
 def bind_study(study: Study, settings: Settings) -> None:
-    """Makes it the study of this search, for a process that leads it. Errors: ConfigError as
-    `open_study`.
+    """Makes it the study of this search; for a process that leads it.
+
+    Errors: ConfigError as `open_study`.
     """
     if not study.get_trials(deepcopy=False):
-        study.set_user_attr(
-            IDENTITY, _identity(settings)
-        )  # a mistake mended before the first trial binds nobody
+        # before the first trial, a mistake in the settings may still be mended
+        study.set_user_attr(IDENTITY, _identity(settings))
     _require_same(study, _identity(settings))
 
 
@@ -132,10 +134,10 @@ def _require_same(study: Study, identity: dict[str, Any]) -> None:
     if stored is not None and stored.get(VERSION) != FORM:
         raise ConfigError(
             f"study '{study.study_name}' was made by an older version, whose plans cannot be "
-            "continued; "
-            "give study.name another value, or finish it with that version"
+            "continued; give study.name another value, or finish it with that version"
         )
-    if changes := differences(study.user_attrs.get(IDENTITY), identity):
+    changes = differences(stored, identity)
+    if changes:
         raise ConfigError(
             f"study '{study.study_name}' belongs to another search: {'; '.join(changes)}. "
             "Give study.name another value, or the old values"
@@ -144,7 +146,7 @@ def _require_same(study: Study, identity: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Trials:
-    """A study, and all that turns one of its trials into a measurement."""
+    """A study, and everything that turns one of its trials into a measurement."""
 
     study: Study
     space: Space
@@ -160,8 +162,9 @@ class Trials:
 
 
 def run_trial(trials: Trials, trial: optuna.Trial) -> None:
-    """One trial from its parameters to what is told. Errors: LeaseLostError where another process
-    has taken it over.
+    """Run one trial, from its parameters to what Optuna is told.
+
+    Errors: LeaseLostError where another process has taken the trial over.
     """
     begin = time.perf_counter()
     try:
@@ -171,27 +174,39 @@ def run_trial(trials: Trials, trial: optuna.Trial) -> None:
         trials.leases.require(trial.number)
     except (LeaseLostError, StorageError):
         raise
-    except PlanError as error:  # known before anything was paid for: no failure of the study
+    except PlanError as error:
+        # known before anything was paid for, so it does not count as a failure of the study
         _end(trials, trial, "rejected", reason_of(error), begin)
     except Exception as error:
         trial.set_user_attr(TRACE, redact(traceback.format_exc()))
         _end(trials, trial, "failed", reason_of(error), begin)
     else:
-        trials.exchange.publish(trial.number)
-        trial.set_user_attr(MEASURED, measured.to_json())
-        state, reason = _judge(trial, measured, trials.rules.goals)
-        _close(trial, state, reason, begin)
-        if not trial.params:
-            # samplers must not see it: they draw from the dimensions that all trials have
-            _tell(trials, trial, state=TrialState.FAIL)
-        elif measured.state == "completed":
-            _tell(trials, trial, values)
-        else:
-            _tell(trials, trial, state=TrialState.PRUNED)
+        _record(trials, trial, measured, values, begin)
+
+
+def _record(
+    trials: Trials,
+    trial: optuna.Trial,
+    measured: Measurement,
+    values: Sequence[float],
+    begin: float,
+) -> None:
+    """Publish and store a measured trial, and tell Optuna."""
+    trials.exchange.publish(trial.number)
+    trial.set_user_attr(MEASURED, measured.to_json())
+    state, reason = _judge(trial, measured, trials.rules.goals)
+    _close(trial, state, reason, begin)
+    if not trial.params:
+        # samplers must not see it: they draw from the dimensions that all trials have
+        _tell(trials, trial, state=TrialState.FAIL)
+    elif measured.state == "completed":
+        _tell(trials, trial, values)
+    else:
+        _tell(trials, trial, state=TrialState.PRUNED)
 
 
 def _plan(trials: Trials, trial: optuna.Trial) -> Plan:
-    """What the trial's parameters stand for, or the user's own thresholds."""
+    """The plan of the trial's parameters, or of the user's own thresholds."""
     thresholds = trial.user_attrs.get(USER_THRESHOLDS)
     if thresholds is None:
         return trials.space.propose(trials.terrain, trial.params)
@@ -202,12 +217,17 @@ class _Reporter:
     """Records the rungs of a trial as they come, and asks the stopping rule."""
 
     def __init__(self, trials: Trials, trial: optuna.Trial) -> None:
-        self.trials, self.trial = trials, trial
+        self.trials = trials
+        self.trial = trial
         self.rungs: list[tuple[int, float, dict[str, float]]] = []
 
     def __call__(self, rung: int, flops_ratio: float, metrics: Any) -> str | None:
-        """The reason to stop. Errors: LeaseLostError."""
-        trial, rules = self.trial, self.trials.rules
+        """The reason to stop, or None.
+
+        Errors: LeaseLostError.
+        """
+        trial = self.trial
+        rules = self.trials.rules
         self.trials.leases.require(trial.number)
         # a stage that is done again reports its rungs anew
         self.rungs = [earlier for earlier in self.rungs if earlier[0] < rung]
@@ -217,38 +237,42 @@ class _Reporter:
             return None
         standing = _standing(trial.number, rung, flops_ratio, metrics, rules)
         others = self.trials.study.get_trials(deepcopy=False)
-        return rules.stopping(standing, _peers(others, trial.number, rules), _tally(others))
+        peers = _peers(others, trial.number, rules)
+        return rules.stopping(standing, peers, _tally(others))
 
 
 def _judge(trial: optuna.Trial, measured: Measurement, goals: Goals) -> tuple[str, str]:
-    """Tell the sampler how far each bound was missed; (state, reason) of the trial.
+    """State and reason of the trial; also records for the sampler how far each bound was missed.
 
-    Of a trial that did not complete the costs alone count: its metrics are of an early rung.
+    Of a trial that did not complete only the costs count: its metrics are those of an early rung.
     """
     values = measured.values
     for name, excess in goals.excesses(values).items():
         trial.set_constraint(name, excess)
-    if measured.state == "completed" and (broken := goals.broken(values)):
-        return "infeasible", "; ".join(filter(None, (broken, measured.reason)))
+    if measured.state == "completed":
+        broken = goals.broken(values)
+        if broken:
+            reason = f"{broken}; {measured.reason}" if measured.reason else broken
+            return "infeasible", reason
     return measured.state, measured.reason
 
 
 def _values(measured: Measurement, goals: Goals) -> list[float]:
+    """The objectives of a completed trial; empty for any other."""
     if measured.state != "completed":
         return []
-    values = [
-        *(measured.metrics[name] for name in goals.signs),
-        *(measured.costs[name] for name in goals.costs),
-    ]
-    if not all(abs(value) < float("inf") for value in values):
-        raise ValueError(
-            f"objectives must be finite; got {dict(zip(goals.names, values, strict=True))}"
-        )
+    values = [measured.metrics[name] for name in goals.signs]
+    values += [measured.costs[name] for name in goals.costs]
+    for value in values:
+        # the comparison is False for NaN, too
+        if not abs(value) < float("inf"):
+            named = dict(zip(goals.names, values, strict=True))
+            raise ValueError(f"objectives must be finite; got {named}")
     return values
 
 
 def _end(trials: Trials, trial: optuna.Trial, state: str, reason: str, begin: float) -> None:
-    """A trial that was not measured."""
+    """Close a trial that was not measured."""
     trials.leases.require(trial.number)
     _close(trial, state, redact(reason), begin)
     _tell(trials, trial, state=TrialState.FAIL)
@@ -276,16 +300,26 @@ def _standing(number: int, rung: int, flops_ratio: float, metrics: Any, rules: R
 
 
 def _peers(trials: Sequence[FrozenTrial], number: int, rules: Rules) -> list[Standing]:
-    return [
-        _standing(other.number, rung, flops_ratio, metrics, rules)
-        for other in trials
-        if other.number != number
-        for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ())
-    ]
+    """Where all trials but this one stood, at each of their rungs."""
+    peers: list[Standing] = []
+    for other in trials:
+        if other.number == number:
+            continue
+        for rung, flops_ratio, metrics in other.user_attrs.get(RUNGS, ()):
+            peers.append(_standing(other.number, rung, flops_ratio, metrics, rules))
+    return peers
 
 
 def _tally(trials: Sequence[FrozenTrial]) -> Tally:
-    """Failed trials are left out, as samplers do."""
-    told = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    found = [trial.state for trial in told if trial.user_attrs.get(KIND) == "search"]
-    return Tally(len(found), found.count(TrialState.COMPLETE))
+    """Counts the search's trials that ended; failed trials are left out, as samplers do."""
+    ended = 0
+    completed = 0
+    for trial in trials:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            continue
+        if trial.user_attrs.get(KIND) != "search":
+            continue
+        ended += 1
+        if trial.state == TrialState.COMPLETE:
+            completed += 1
+    return Tally(ended, completed)

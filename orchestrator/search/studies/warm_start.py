@@ -1,9 +1,8 @@
-"""Begin a study with what another one found: its finished plans become trials of this one, at no
-cost to it.
+"""Begin a study with the finished plans of another one, at no cost to it.
 
-They are taken over whole, plans and weights, so that nothing needs the other study afterwards.
-Everything that decides a lineage's bits must be the same; methods, spaces and objectives may
-differ.
+Plans become trials of this study. They are taken over whole, plans and weights, so that nothing
+needs the other study afterwards. Everything that decides a lineage's bits must be the same;
+methods, spaces and objectives may differ.
 """
 
 from __future__ import annotations
@@ -49,32 +48,24 @@ from orchestrator.settings import MethodSettings, Settings
 
 TAKEN_OVER = "taken_over"
 ABOUT = 0.1
-"""How far a cost may be from a target's, as a part of it, to be about the same; targets lie further
-apart.
+"""Largest relative distance at which a cost is about that of a target; targets lie further apart.
 """
 
 
 def check_warm_start(settings: Settings, study: Study) -> None:
-    """Before anything expensive. Errors: ConfigError for a study that is not there, or was made
-    otherwise.
+    """Checks the other study before anything expensive.
+
+    Errors: ConfigError for a study that does not exist, or was made otherwise.
     """
-    if (name := settings.search.warm_start) is None or study.user_attrs.get(TAKEN_OVER):
+    name = settings.search.warm_start
+    if name is None or study.user_attrs.get(TAKEN_OVER):
         return
-    folders = settings.study.out.glob("*/trials/*/" + PLAN)
-    known = sorted({path.parents[2].name for path in folders} - {settings.study.name})
-    if name not in known:
-        near = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
-        there = ", ".join(near) or "none"
-        raise ConfigError(
-            "search.warm_start must name another study with finished plans in "
-            f"{settings.study.out}; got '{name}'; "
-            f"there: {there}"
-        )
+    _require_study(settings, name)
+    recipe = json.loads(json.dumps(recipe_of(settings)))
     for number in sorted(_plans(settings)):
         lineage = _lineage(settings, number)
-        if changes := differences(
-            dict(lineage.recipe), json.loads(json.dumps(recipe_of(settings)))
-        ):
+        changes = differences(dict(lineage.recipe), recipe)
+        if changes:
             raise ConfigError(
                 f"search.warm_start={name} needs the same model, data and training; "
                 f"{'; '.join(changes)}. "
@@ -82,10 +73,30 @@ def check_warm_start(settings: Settings, study: Study) -> None:
             )
 
 
+def _require_study(settings: Settings, name: str) -> None:
+    """Errors: ConfigError with the nearest names where no other study has finished plans."""
+    known: set[str] = set()
+    for path in settings.study.out.glob("*/trials/*/" + PLAN):
+        known.add(path.parents[2].name)
+    known.discard(settings.study.name)
+    if name in known:
+        return
+
+    def distance(other: str) -> float:
+        return -difflib.SequenceMatcher(None, name, other).ratio()
+
+    nearest_first = sorted(sorted(known), key=distance)
+    raise ConfigError(
+        "search.warm_start must name another study with finished plans in "
+        f"{settings.study.out}; got '{name}'; there: {', '.join(nearest_first) or 'none'}"
+    )
+
+
 @dataclass(frozen=True)
 class Receiver:
-    """The study that takes plans over: its settings, what is known of its dense network, and what
-    it proposes.
+    """The study that takes plans over.
+
+    It has its settings, the facts about its dense network, and what it proposes.
     """
 
     study: Study
@@ -96,20 +107,17 @@ class Receiver:
 
 
 def import_trials(receiver: Receiver, store: PlanStore) -> int:
-    """How many plans this study has of the other one, each a trial of kind `warm`; they are
-    imported once.
+    """Import the other study's plans, once; return how many this study has of it.
 
-    A trial whose parameters mean the same plan here is told to Optuna; the others are told as
-    failed, which all samplers leave out, and stand on the front by their state alone. Plans that
-    this study's objectives cannot place, or that lie outside its bounds, are parents and no more.
+    Each plan is a trial of kind `warm`. A trial whose parameters mean the same plan in this study
+    is told to Optuna; the others are told as failed, which all samplers leave out, and stand on the
+    front by their state alone. Plans that this study's objectives cannot place, or that lie outside
+    its bounds, are parents and no more.
     Errors: ConfigError for weights of another dense model.
     """
-    settings, study = receiver.settings, receiver.study
-    numbers = {
-        trial.user_attrs[ORIGIN]["trial"]: trial.number
-        for trial in study.get_trials(deepcopy=False)
-        if ORIGIN in trial.user_attrs
-    }
+    settings = receiver.settings
+    study = receiver.study
+    numbers = _imported(study)
     if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
         return len(numbers)
     other = _other_study(settings)
@@ -125,6 +133,15 @@ def import_trials(receiver: Receiver, store: PlanStore) -> int:
         _copy(_plans(settings)[old], store.of(new), numbers)
     study.set_user_attr(TAKEN_OVER, True)
     return len(numbers)
+
+
+def _imported(study: Study) -> dict[int, int]:
+    """Numbers of the trials imported so far, by their numbers in the other study."""
+    numbers: dict[int, int] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if ORIGIN in trial.user_attrs:
+            numbers[trial.user_attrs[ORIGIN]["trial"]] = trial.number
+    return numbers
 
 
 def _other_study(settings: Settings) -> Study:
@@ -143,17 +160,17 @@ def _other_study(settings: Settings) -> Study:
 def _importable(other: Study, settings: Settings) -> list[FrozenTrial]:
     """Trials of the other study that have a finished plan, by number."""
     plans = _plans(settings)
-    trials = [
-        trial
-        for trial in other.get_trials(deepcopy=False)
-        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED
-    ]
+    trials = []
+    for trial in other.get_trials(deepcopy=False):
+        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED:
+            trials.append(trial)
     return sorted(trials, key=lambda trial: trial.number)
 
 
 def _same_parameters(other: Study, settings: Settings) -> bool:
-    """Whether parameters of the other study mean the same here: the method and the kind of space
-    are the same.
+    """Whether parameters of the other study mean the same in this one.
+
+    They do if the method and the kind of space are the same.
     """
     identity = other.user_attrs[IDENTITY]
     same_method = identity["method"] == _plain(settings)["method"]
@@ -164,71 +181,72 @@ def _require_same_weights(settings: Settings, lineage: Lineage, facts: Facts) ->
     if lineage.dense != facts.dense_digest:
         raise ConfigError(
             f"search.warm_start={settings.search.warm_start} begins with other dense weights: "
-            f"{lineage.dense[:12]} "
-            f"there, {facts.dense_digest[:12]} here; take the same study.baselines (or "
-            "phases.train.checkpoint), or null"
+            f"{lineage.dense[:12]} there, {facts.dense_digest[:12]} here; take the same "
+            "study.baselines (or phases.train.checkpoint), or null"
         )
 
 
 class FilledTargets:
-    """Whether an imported plan stands where a target of the chain would, trained for as long; each
-    stands once.
+    """Whether an imported plan stands where a target of the chain would, trained for as long.
 
-    A target is told by its parameters and its place in `target_steps`, the optimizer steps of the
-    chain's plans; with lineage it would have the steps of those before it as well.
+    Each imported plan stands for one target. A target is identified by its parameters and its index
+    in `target_steps`, the optimizer steps of the chain's plans. With lineage it would have the
+    steps of those before it as well.
     """
 
     def __init__(self, receiver: Receiver, target_steps: Sequence[float]) -> None:
-        self.receiver, self.target_steps = receiver, target_steps
+        self.receiver = receiver
+        self.target_steps = target_steps
         first = receiver.settings.method.choices()[0]
         self.granularities = [stage.granularity for stage in first.stages()]
-        self.imported = [
-            trial
-            for trial in receiver.study.get_trials(deepcopy=False)
-            if trial.user_attrs.get(KIND) == WARM and trial.user_attrs[STATE] == "completed"
-        ]
+        self.imported: list[FrozenTrial] = []
+        for trial in receiver.study.get_trials(deepcopy=False):
+            if trial.user_attrs.get(KIND) == WARM and trial.user_attrs[STATE] == "completed":
+                self.imported.append(trial)
 
-    def __call__(self, params: Params, place: int) -> bool:
+    def __call__(self, params: Params, index: int) -> bool:
         if not self.imported:
             return False
-        facts, receiver = self.receiver.facts, self.receiver
+        facts = self.receiver.facts
+        receiver = self.receiver
         try:
             plan = receiver.space.propose(receiver.terrain, params)
-        except PlanError:  # the trial will say so
+        except PlanError:
+            # the trial itself reports the error
             return False
-        cost = facts.ratios(plan.counts(facts.structure), plan.density)[facts.axis]
+        kept = plan.counts(facts.structure)
+        cost = facts.ratios(kept, plan.density)[facts.axis]
+        steps = self._steps(index)
         for trial in self.imported:
-            if self._stands_for(trial, cost, self._steps(place)):
+            if self._stands_for(trial, cost, steps):
                 self.imported.remove(trial)
                 return True
         return False
 
-    def _steps(self, place: int) -> float:
+    def _steps(self, index: int) -> float:
         if self.receiver.settings.search.lineage:
-            return sum(self.target_steps[: place + 1])
-        return self.target_steps[place]
+            return sum(self.target_steps[: index + 1])
+        return self.target_steps[index]
 
     def _stands_for(self, trial: FrozenTrial, cost: float, steps: float) -> bool:
-        measured, origin = trial.user_attrs[MEASURED], trial.user_attrs[ORIGIN]
-        near = abs(measured["ratios"][self.receiver.facts.axis] / cost - 1.0) <= ABOUT
+        measured = trial.user_attrs[MEASURED]
+        origin = trial.user_attrs[ORIGIN]
+        imported_cost = measured["ratios"][self.receiver.facts.axis]
+        near = abs(imported_cost / cost - 1.0) <= ABOUT
         alike = origin["granularities"] == self.granularities
         return bool(near and alike and origin["steps"] >= steps)
 
 
 def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool) -> FrozenTrial:
-    """The trial as this study has it; unless `alike`, its parameters mean nothing here."""
-    measured, goals = trial.user_attrs[MEASURED], receiver.facts.goals
-    method = MethodSettings.model_validate(lineage.methods[lineage.links[-1].method])
-    origin = {
-        "study": receiver.settings.search.warm_start,
-        "trial": trial.number,
-        "steps": lineage.trained_steps,
-        "granularities": [stage.granularity for stage in method.stages()],
-    }
+    """The trial as this study stores it; unless `alike`, its parameters mean nothing here."""
+    goals = receiver.facts.goals
+    measured = trial.user_attrs[MEASURED]
     values = {**with_ratios(measured["costs"], measured["ratios"]), **measured["metrics"]}
     reasons = [f"{name} was not measured there" for name in goals.names if name not in values]
-    if broken := goals.broken(values):
+    broken = goals.broken(values)
+    if broken:
         reasons.append(broken)
+    origin = _origin(receiver, trial, lineage)
     attrs = {
         KIND: WARM,
         ORIGIN: origin,
@@ -238,7 +256,8 @@ def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool
         STATE: "parent" if reasons else "completed",
         REASON: "; ".join([f"trial {trial.number} of study {origin['study']}", *reasons]),
     }
-    space, terrain = receiver.space, receiver.terrain
+    space = receiver.space
+    terrain = receiver.terrain
     if reasons or not alike or not _means_the_same(space, terrain, trial):
         return create_trial(state=TrialState.FAIL, user_attrs=attrs)
     return create_trial(
@@ -250,9 +269,22 @@ def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool
     )
 
 
+def _origin(receiver: Receiver, trial: FrozenTrial, lineage: Lineage) -> dict[str, Any]:
+    """Where an imported trial comes from, and how its plan was made."""
+    last = lineage.links[-1]
+    method = MethodSettings.model_validate(lineage.methods[last.method])
+    return {
+        "study": receiver.settings.search.warm_start,
+        "trial": trial.number,
+        "steps": lineage.trained_steps,
+        "granularities": [stage.granularity for stage in method.stages()],
+    }
+
+
 def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
-    """Whether the parameters lie in this space and have the timing, activations and exported format
-    of the plan.
+    """Whether the trial's parameters stand for the same plan in this space.
+
+    They must lie in the space, and give the timing, activations and exported format of the plan.
     """
     distributions = space.distributions(terrain)
     if set(trial.params) != set(distributions):
@@ -261,18 +293,24 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
         if not contains(distributions[name], value):
             return False
     recorded = trial.user_attrs[MEASURED]["plan"]
-    was = Timing(**recorded["timing"])
+    recorded_timing = Timing(**recorded["timing"])
     proposed = space.unpruned(terrain, trial.params)
     timing = replace(
-        proposed.timing, round_steps=was.round_steps, accumulate=was.accumulate, mixed=was.mixed
+        proposed.timing,
+        round_steps=recorded_timing.round_steps,
+        accumulate=recorded_timing.accumulate,
+        mixed=recorded_timing.mixed,
     )
-    settings = (timing, proposed.activation, proposed.export)
-    return settings == (was, recorded["activation"], recorded["export"])
+    if timing != recorded_timing:
+        return False
+    settings = (proposed.activation, proposed.export)
+    return settings == (recorded["activation"], recorded["export"])
 
 
 def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
-    """The plan under this study's numbers; other files are shared, as nobody writes to them; the
-    plan comes last.
+    """The plan's folder under this study's numbers; the plan itself is written last.
+
+    Other files are shared, as nobody writes to them.
     """
     if (target / PLAN).exists():
         return
@@ -280,36 +318,45 @@ def _copy(source: Path, target: Path, numbers: Mapping[int, int]) -> None:
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.name == PLAN:
-            continue
-        (target / path.name).unlink(missing_ok=True)
-        try:
-            os.link(path, target / path.name)
-        except OSError:  # another file system
-            with writing(target / path.name):
-                shutil.copy2(path, target / path.name)
-    links = [
-        {**link, "trial": numbers[link["trial"]], "plan": _renumbered(link["plan"], numbers)}
-        for link in document["lineage"]["links"]
-    ]
-    found = {
+        if path.name != PLAN:
+            _share(path, target / path.name)
+    links = []
+    for link in document["lineage"]["links"]:
+        plan = _renumbered(link["plan"], numbers)
+        links.append({**link, "trial": numbers[link["trial"]], "plan": plan})
+    renumbered = {
         **document,
         "trial": numbers[document["trial"]],
         "ancestors": [numbers[number] for number in document["ancestors"]],
         "plan": _renumbered(document["plan"], numbers),
         "lineage": {**document["lineage"], "links": links},
     }
-    write_atomic(target / PLAN, json.dumps(found, indent=1))
+    write_atomic(target / PLAN, json.dumps(renumbered, indent=1))
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file under another path; a copy where that lies on another file system."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with writing(target):
+            shutil.copy2(source, target)
 
 
 def _renumbered(plan: Mapping[str, Any], numbers: Mapping[int, int]) -> dict[str, Any]:
-    return {**plan, "parent": None if plan["parent"] is None else numbers[plan["parent"]]}
+    parent = plan["parent"]
+    return {**plan, "parent": None if parent is None else numbers[parent]}
 
 
 def _plans(settings: Settings) -> dict[int, Path]:
     """Folders of the other study's finished plans by their trial."""
-    found = _other(settings).study.folder.glob(f"trials/*/{PLAN}")
-    return {int(path.parent.name): path.parent for path in found if path.parent.name.isdigit()}
+    folders: dict[int, Path] = {}
+    for path in _other(settings).study.folder.glob(f"trials/*/{PLAN}"):
+        folder = path.parent
+        if folder.name.isdigit():
+            folders[int(folder.name)] = folder
+    return folders
 
 
 def _lineage(settings: Settings, number: int) -> Lineage:

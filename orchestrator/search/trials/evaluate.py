@@ -39,15 +39,18 @@ from orchestrator.settings import MethodSettings, Settings
 from orchestrator.settings.budget import Budget
 
 FORMAT = 5
-"""Of `plan.json`."""
+"""Version of the format of `plan.json`."""
 RoundSteps = Callable[[float, int], int | None]
-"""From (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round; None: as configured.
+"""Maps (FLOPs ratio, rounds of finetuning) to the optimizer steps of a round.
+
+None: as configured.
 """
 
 
 def begun(lab: Lab, weights: Mapping[str, Tensor], keep: Keep, sparse: Sequence[str]) -> Working:
-    """What a trial begins from: units `keep` of the dense model with its parent's weights, some of
-    `sparse` at zero.
+    """What a trial begins from: units `keep` of the dense model with its parent's weights.
+
+    Some of the `sparse` tensors are at zero.
     """
     structure = lab.facts.structure
     removed = dropped(structure, keep)
@@ -73,7 +76,7 @@ class TrialRecipe:
 
 
 def trial_recipe(settings: Settings, lab: Lab) -> TrialRecipe:
-    """That of the study with these settings."""
+    """The recipe of the study with these settings."""
     rewound = lab.facts.rewound
     early = None if rewound is None else weights_digest(rewound)
     return TrialRecipe(
@@ -112,11 +115,11 @@ class Evaluator:
         if self.recipe.timeout is not None:
             lab = replace(lab, check=Deadline(self.recipe.timeout, time.monotonic()))
         evaluator = replace(self, lab=lab)
-        return sparing_memory(
-            lambda smaller: evaluator._evaluated(smaller, number, report),
-            plan,
-            lab.on_out_of_memory,
-        )
+
+        def attempt(smaller: Plan) -> Measurement:
+            return evaluator._evaluated(smaller, number, report)
+
+        return sparing_memory(attempt, plan, lab.on_out_of_memory)
 
     def _evaluated(self, plan: Plan, number: int, report: Report) -> Measurement:
         self._require_something_removed(plan)
@@ -127,9 +130,10 @@ class Evaluator:
             seed=seed_of(self.lab.seed, Stream.TRIAL, number),
         )
         costs = self._costs_before(plan)
-        if reason := self._broken(costs):
+        broken = self._broken(costs)
+        if broken:
             rejected = measurement(self.lab, plan, self._kept(plan), plan.density)
-            rejected = replace(rejected, state="rejected", reason=reason)
+            rejected = replace(rejected, state="rejected", reason=broken)
             return with_costs(rejected, costs, self.lab.facts.dense_costs)
         working = self.inherited(parent)
         plan = self._paced(plan, working)
@@ -148,12 +152,15 @@ class Evaluator:
         return plan.counts(self.lab.facts.structure)
 
     def _broken(self, costs: Mapping[str, float]) -> str:
+        """Which bounds a plan of these costs breaks; "" where it keeps all."""
         facts = self.lab.facts
-        return facts.goals.broken(with_ratios(costs, ratios_of(costs, facts.dense_costs)))
+        ratios = ratios_of(costs, facts.dense_costs)
+        return facts.goals.broken(with_ratios(costs, ratios))
 
     def _costs_before(self, plan: Plan) -> dict[str, float]:
-        """As `costs_before`; a latency is measured once for the same counts, which may not pass and
-        fail a bound.
+        """As `costs_before`; a latency is measured once for the same counts.
+
+        Otherwise the same counts could both keep and break a bound.
         """
         if not self.lab.facts.goals.bounded("latency_ms"):
             return costs_before(self.lab, plan)
@@ -168,15 +175,16 @@ class Evaluator:
         return self._latencies[key]
 
     def _paced(self, plan: Plan, working: Working) -> Plan:
-        """With the steps of a round and the copies of the data that a budget in time sets."""
+        """The plan with what a budget in time sets: the steps of a round, and mixed copies."""
         rounds = planned_rounds(self.lab, self.recipe.methods[plan.method], plan, working.alive)
         ratio = self.lab.facts.ratios(self._kept(plan))["flops"]
         timing = replace(plan.timing, round_steps=self.pace(ratio, rounds), mixed=self.mixed)
         return replace(plan, timing=timing)
 
     def inherited(self, parent: Finished | None) -> Working:
-        """What a trial begins from: a finished plan or the dense model. Errors: DataError for
-        damaged weights.
+        """What a trial begins from: a finished plan or the dense model.
+
+        Errors: DataError for damaged weights.
         """
         if parent is None:
             return Working(self.lab.facts.model, self.lab.facts.structure.full())
@@ -190,22 +198,21 @@ class Evaluator:
         outcome: Outcome,
         before: Mapping[str, float],
     ) -> Measurement:
-        """Save the model, and measure what it costs as it is: after rounding, guards and
-        regrowth.
-        """
-        lab, working = self.lab, outcome.working
+        """Save the model, and measure its costs after rounding, guards and regrowth."""
+        lab = self.lab
+        working = outcome.working
         model = working.model.eval()
         kept = lab.facts.structure.counts(working.alive)
         density = lab.density(model, list(working.masks), plan.activation)
         measured = measurement(lab, plan, kept, density, model)
         measured = replace(measured, **outcome.record())
         if "latency_ms" in before and (kept == self._kept(plan)).all():
-            # one measurement decides: a plan may not pass its bound before training and fail it
-            # after
+            # one measurement decides: no plan may keep its bound before training and break it after
             latency = {"latency_ms": before["latency_ms"]}
             measured = with_costs(measured, latency, lab.facts.dense_costs)
         measured = as_exported(lab, measured, model, self.store.of(number), plan)
-        _require_finite(measured.metrics)  # before it is saved: nobody may inherit from it
+        # checked before it is saved: nobody may inherit from metrics that are not finite
+        _require_finite(measured.metrics)
         document = self._document(number, plan, parent, outcome, measured)
         self.may_save(number)
         self.store.save(number, document, model)
@@ -219,8 +226,9 @@ class Evaluator:
         outcome: Outcome,
         measured: Measurement,
     ) -> dict[str, Any]:
-        """What `plan.json` says of a finished trial."""
-        facts, working = self.lab.facts, outcome.working
+        """The content of `plan.json` for a finished trial."""
+        facts = self.lab.facts
+        working = outcome.working
         structure = facts.structure
         kept = structure.counts(working.alive)
         density = densities(working.model, working.masks)
@@ -251,7 +259,8 @@ class Evaluator:
     ) -> Lineage:
         """The parent's lineage with this trial as its last link."""
         before = self.recipe.dense if parent is None else self.store.lineage(parent)
-        method, working = self._methods[plan.method], outcome.working
+        method = self._methods[plan.method]
+        working = outcome.working
         structure = self.lab.facts.structure
         link = Link(
             number,
@@ -266,15 +275,15 @@ class Evaluator:
 
     @cached_property
     def _methods(self) -> dict[str, dict[str, Any]]:
-        """As plain data, by name."""
+        """The methods as plain data, by name."""
         return {name: method.plain() for name, method in self.recipe.methods.items()}
 
 
 def _shares(density: Mapping[str, float], asked: Mapping[str, float]) -> dict[str, float]:
     """Share of its units that each tensor keeps.
 
-    Of blocks that differ in size a share of units is not the share of weights; then what the plan
-    asked for counts.
+    Of blocks that differ in size a share of units is not the share of weights; then the share that
+    the plan asked for counts.
     """
     return {name: max(share, asked.get(name, 0.0)) for name, share in density.items()}
 

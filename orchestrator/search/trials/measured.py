@@ -1,6 +1,4 @@
-"""What is measured of a plan: its costs, those of its model, and those of the file it is exported
-to.
-"""
+"""The measured costs of a plan: its own, those of its model, and those of its exported file."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ from orchestrator.search.plans.measurement import Measurement
 def as_exported(
     lab: Lab, measured: Measurement, model: nn.Module, folder: Path, plan: Plan
 ) -> Measurement:
-    """The measurement with quality, size and latency of the exported file, which is written into
-    `folder`.
+    """The measurement with quality, size and latency of the exported file.
+
+    The file is written into `folder`.
     """
     if plan.export is None:
         return measured
@@ -43,8 +42,9 @@ def as_exported(
 def with_costs(
     measured: Measurement, more: Mapping[str, float], dense: Mapping[str, float]
 ) -> Measurement:
-    """The measurement with other costs in place of, or beside, those it has; `dense` are the dense
-    model's.
+    """The measurement with other costs in place of, or beside, those it has.
+
+    `dense` are the dense model's costs.
     """
     costs = {**measured.costs, **more}
     return replace(measured, costs=costs, ratios=ratios_of(costs, dense))
@@ -57,12 +57,16 @@ def measurement(
     density: Mapping[str, float],
     model: nn.Module | None = None,
 ) -> Measurement:
-    """The costs of these units and weights, and of `model` where there is one; nothing of how the
-    trial went yet.
+    """The costs of these units and weights, and of `model` where there is one.
+
+    Nothing is said yet of how the trial went.
     """
     facts = lab.facts
     costed = Costed(kept, density, shaped=model, trained=model)
-    names = [name for name in COSTS if name not in MEASURED_COSTS or facts.goals.uses(name)]
+    names = []
+    for name in COSTS:
+        if name not in MEASURED_COSTS or facts.goals.uses(name):
+            names.append(name)
     with lab.timed("evaluation"):
         costs = costs_of(facts.prices, costed, names)
     return Measurement(

@@ -35,7 +35,7 @@ class PreparedMethod:
     stages: tuple[PreparedStage, ...]
 
     def terrain(self, lab: Lab, sensitivity: Sensitivity | None) -> Terrain:
-        """What spaces know of it; the sensitivity is that of the first stage."""
+        """What spaces know of the method; the sensitivity is that of the first stage."""
         then: Terrain | None = None
         for index, stage in reversed(list(enumerate(self.stages))):
             then = terrain_of(
@@ -51,10 +51,12 @@ class PreparedMethod:
 
 
 def prepare_method(lab: Lab, settings: MethodSettings) -> PreparedMethod:
-    """Score the dense model once per stage. Errors: PlanError for scores that are not finite, with
-    their group.
+    """Score the dense model once per stage.
+
+    Errors: PlanError, with the group, for scores that are not finite.
     """
-    return PreparedMethod(settings, tuple(_prepared(lab, stage) for stage in settings.stages()))
+    stages = [_prepared(lab, stage) for stage in settings.stages()]
+    return PreparedMethod(settings, tuple(stages))
 
 
 def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
@@ -66,8 +68,9 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
 
 
 def check_method(settings: Settings, space: Any) -> None:
-    """What can be told before anything expensive. Errors: ConfigError for parts that do not go
-    together.
+    """Checks what can be checked before anything expensive.
+
+    Errors: ConfigError for parts that do not go together.
     """
     _check_distillation(settings, space)
     if any(settings.method.int8):
@@ -77,7 +80,8 @@ def check_method(settings: Settings, space: Any) -> None:
             _check_criterion(stage)
             _check_returning(stage, space)
         _check_space(method, space)
-    if (sparsify := settings.phases.sparsify) is not None:
+    sparsify = settings.phases.sparsify
+    if sparsify is not None:
         sparsify.penalty.build()
 
 
@@ -96,8 +100,7 @@ def _check_criterion(stage: MethodSettings) -> None:
     if not stage.removes_units and not hasattr(criterion, "weights"):
         raise ConfigError(
             f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single "
-            "weights; take a "
-            "criterion that does, such as l1, taylor or lamp"
+            "weights; take a criterion that does, such as l1, taylor or lamp"
         )
 
 
@@ -109,13 +112,13 @@ def _check_returning(stage: MethodSettings, space: Any) -> None:
     if returning and not comes_back:
         raise ConfigError(
             f"space.shapes {sorted(returning)} let pruned units come back, which a hard method "
-            "cannot; "
-            "take method.soft=true, or leave them out"
+            "cannot; take method.soft=true, or leave them out"
         )
 
 
 def _check_space(method: MethodSettings, space: Any) -> None:
-    pattern, searches_patterns = method.granularity == "pattern", isinstance(space, Patterns)
+    pattern = method.granularity == "pattern"
+    searches_patterns = isinstance(space, Patterns)
     if pattern and not searches_patterns:
         raise ConfigError("N:M has no threshold; take space=patterns")
     if searches_patterns and not pattern:

@@ -1,8 +1,7 @@
-"""What a method does to a model, one class per granularity: score units, then remove them or set
-weights to zero.
+"""What a method does to a model, one class per granularity.
 
-Both have a `structure` and its `cost`, those of the dense model; scores and keeps are over its
-units.
+A pruner scores units, then removes them or sets weights to zero. Both classes have a `structure`
+and its `cost`, those of the dense model; scores and keeps are over its units.
 """
 
 from __future__ import annotations
@@ -46,22 +45,25 @@ class UnitPruner:
     method: MethodSettings
 
     def __post_init__(self) -> None:
-        self.structure, self.cost = self.lab.facts.structure, self.lab.facts.cost
+        self.structure = self.lab.facts.structure
+        self.cost = self.lab.facts.cost
         self.criterion = self.method.scoring().build()
 
     def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
-        """Scores of the living units. Errors: PlanError for one that is not finite, with its
-        group.
+        """Scores of the living units.
+
+        Errors: PlanError, with the group, for one that is not finite.
         """
         restricted = self.structure.restrict(alive)
-        shown = calibration(self.lab, self.method, model, seed)
-        found: Scores = self.criterion(model, restricted, shown)
-        if blocks := [group for group in self.structure.groups if group.kind == "block"]:
-            measured = block_scores(model, restricted, shown)
+        batches = calibration(self.lab, self.method, model, seed)
+        scores: Scores = self.criterion(model, restricted, batches)
+        blocks = [group for group in self.structure.groups if group.kind == "block"]
+        if blocks:
+            of_blocks = block_scores(model, restricted, batches)
             for group in blocks:
-                found[group.units] = measured[group.units]
-        thresholds.require_finite(self.structure, found, alive)
-        return found
+                scores[group.units] = of_blocks[group.units]
+        thresholds.require_finite(self.structure, scores, alive)
+        return scores
 
     def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module:
         return remove(model, self.structure.restrict(alive), keep)
@@ -69,8 +71,9 @@ class UnitPruner:
 
 @dataclass
 class WeightPruner:
-    """Sets weights to zero: single ones, blocks or N of M; `model` is what they are counted in,
-    `keep` its units.
+    """Sets weights to zero: single ones, blocks or N of M.
+
+    `model` is what they are counted in, `keep` its units.
     """
 
     lab: Lab
@@ -79,8 +82,9 @@ class WeightPruner:
     keep: Keep
 
     def __post_init__(self) -> None:
-        self.how = weight_of(self.method)
-        self.structure = weight_structure(self.lab.facts.structure, self.keep, self.model, self.how)
+        self.weight = weight_of(self.method)
+        dense = self.lab.facts.structure
+        self.structure = weight_structure(dense, self.keep, self.model, self.weight)
         self.criterion = self.method.scoring().build()
 
     @cached_property
@@ -93,17 +97,18 @@ class WeightPruner:
 
     def elements(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
         """A score per weight, by tensor."""
-        shown = calibration(self.lab, self.method, model, seed)
-        found: dict[str, Tensor] = self.criterion.weights(model, self.names, shown)
-        return found
+        batches = calibration(self.lab, self.method, model, seed)
+        elements: dict[str, Tensor] = self.criterion.weights(model, self.names, batches)
+        return elements
 
     def scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
-        """Scores of the living units. Errors: PlanError for one that is not finite, with its
-        tensor.
+        """Scores of the living units.
+
+        Errors: PlanError, with the tensor, for one that is not finite.
         """
-        found = unit_scores(self.structure, self.elements(model, seed), self.how)
-        thresholds.require_finite(self.structure, found, alive)
-        return found
+        scores = unit_scores(self.structure, self.elements(model, seed), self.weight)
+        thresholds.require_finite(self.structure, scores, alive)
+        return scores
 
     def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module:
         """A copy with the weights at zero; its zeros are its masks."""
@@ -112,27 +117,36 @@ class WeightPruner:
         return twin
 
     def masks(self, model: nn.Module, keep: Keep, seed: int) -> Masks:
-        """Patterns are chosen by the scores of the moment; everything else follows from `keep`."""
-        pattern = self.how.kind == "pattern" and not keep.all()
+        """Masks that leave the units `keep`.
+
+        Patterns are chosen by the scores of the moment; everything else follows from `keep`.
+        """
+        pattern = self.weight.kind == "pattern" and not keep.all()
         elements = self.elements(model, seed) if pattern else dict(model.named_parameters())
-        return masks_of(self.structure, keep, elements, self.how)
+        return masks_of(self.structure, keep, elements, self.weight)
 
     def alive(self, masks: Masks) -> Keep:
         """Units that are not masked altogether; a tensor without a mask is whole."""
         keep = self.structure.full()
         for group in self.structure.groups:
-            if (mask := masks.get(group.name)) is not None:
-                keep[group.units] = (
-                    0.0 if self.how.kind == "pattern" else shares(mask, self.how) > 0.0
-                )
+            mask = masks.get(group.name)
+            if mask is None:
+                continue
+            if self.weight.kind == "pattern":
+                keep[group.units] = False
+            else:
+                keep[group.units] = shares(mask, self.weight) > 0.0
         return keep
 
     def shares(self, density: Mapping[str, float]) -> list[float]:
-        """Share of its units each tensor keeps, from the share of weights; a tensor that is not
-        named keeps all.
+        """Share of its units each tensor keeps, from its share of weights.
+
+        A tensor that is not named keeps all.
         """
-        found = [density.get(group.name, 1.0) for group in self.structure.groups]
-        return [float(share == 1.0) for share in found] if self.how.kind == "pattern" else found
+        weights = [density.get(group.name, 1.0) for group in self.structure.groups]
+        if self.weight.kind == "pattern":
+            return [float(share == 1.0) for share in weights]
+        return weights
 
 
 def pruner_of(lab: Lab, method: MethodSettings) -> UnitPruner | WeightPruner:
@@ -143,8 +157,9 @@ def pruner_of(lab: Lab, method: MethodSettings) -> UnitPruner | WeightPruner:
 
 
 def comparable(structure: Structure, scores: Scores, alive: Keep, method: MethodSettings) -> Scores:
-    """Scores as the scope compares them: as multiples of the group's mean where `normalize` asks
-    for it.
+    """Scores as the scope compares them.
+
+    These are multiples of the group's mean where `normalize` asks for it.
     """
     if method.scope == "local" or not method.normalize:
         return scores
@@ -152,14 +167,13 @@ def comparable(structure: Structure, scores: Scores, alive: Keep, method: Method
 
 
 def calibration(lab: Lab, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
-    """The method's calibration batches on the device, each watched by the lab's check, and the
-    task's loss.
+    """The method's calibration batches on the device, and the task's loss.
+
+    The lab's check watches each batch.
     """
     task = lab.task(model)
-    batches = [
-        to_device(task, batch, lab.device)
-        for batch in islice(lab.data.train_batches(seed), method.calibration_batches)
-    ]
+    shown = islice(lab.data.train_batches(seed), method.calibration_batches)
+    batches = [to_device(task, batch, lab.device) for batch in shown]
 
     def loss(scored: nn.Module, batch: Any) -> Tensor:
         return step_loss(task if scored is model else lab.task(scored), batch)

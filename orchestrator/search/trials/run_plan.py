@@ -1,6 +1,4 @@
-"""Carry out one plan: pruning steps and finetuning in turn, under the guard, until the last
-round.
-"""
+"""Carry out one plan: pruning steps and finetuning in turn, under the guard."""
 
 from __future__ import annotations
 
@@ -25,11 +23,11 @@ from orchestrator.settings import GuardSettings, MethodSettings
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a plan; with a `reason` it was stopped. `rungs` are those after the last pruning
-    step.
+    """What came of a plan; with a `reason` it was stopped.
 
-    `spent` are the rounds of finetuning that were paid for, `rounds` those that are in the weights:
-    a guard that goes back to earlier weights leaves some behind.
+    `rungs` are those after the last pruning step. `spent` are the rounds of finetuning that were
+    paid for, `rounds` those that are in the weights: a guard that goes back to earlier weights
+    leaves some behind.
     """
 
     working: Working
@@ -45,8 +43,9 @@ class Outcome:
 
 @dataclass
 class _Good:
-    """The last state within the guard's tolerance, what it measured, and the rounds of finetuning
-    in its weights.
+    """The last state within the guard's tolerance, and what it measured.
+
+    `rounds` are the rounds of finetuning in its weights.
     """
 
     working: Working
@@ -60,29 +59,29 @@ class _Run:
     def __init__(
         self, lab: Lab, plan: Plan, working: Working, ratio: float, report: Report
     ) -> None:
-        self.lab, self.plan, self.working, self.ratio, self.report = (
-            lab,
-            plan,
-            working,
-            ratio,
-            report,
-        )
-        self.how = lab.phases.finetune
-        self.spent, self.rounds, self.turn, self.reason = 0, 0, 0, ""
+        self.lab = lab
+        self.plan = plan
+        self.working = working
+        self.ratio = ratio
+        self.report = report
+        self.finetuning = lab.phases.finetune
+        self.spent = 0
+        self.rounds = 0
+        self.turn = 0
+        self.reason = ""
         self.rungs: list[RoundResult] = []
         self.good: _Good | None = None
 
     def sparsify(self, stage: UnitStage) -> None:
         """Training under a penalty before the first pruning step."""
-        if (how := self.lab.phases.sparsify) is None:
+        sparsify = self.lab.phases.sparsify
+        if sparsify is None:
             return
-        penalty, structure = (
-            how.penalty.build(),
-            self.lab.facts.structure.restrict(self.working.alive),
-        )
+        penalty = sparsify.penalty.build()
+        structure = self.lab.facts.structure.restrict(self.working.alive)
         keep = stage.staying(self.working, self.plan.seed)
         callback = Penalised(lambda model, progress: penalty(model, structure, keep, progress))
-        self.train(how.rounds, [callback], last=False)
+        self.train(sparsify.rounds, [callback], last=False)
 
     def stage(self, stage: Stage, last: bool) -> bool:
         """All pruning steps of one stage with their finetuning.
@@ -92,7 +91,8 @@ class _Run:
         lead, waiting = events(self.plan.timing, stage.soft)
         if lead:
             self.train(lead, stage.callbacks(self.working, None, self._seed()), last=False)
-        guard, reached = self.how.guard, 0.0
+        guard = self.finetuning.guard
+        reached = 0.0
         retries = guard.retries if guard else 0
         while waiting:
             event = waiting.pop(0)
@@ -107,18 +107,20 @@ class _Run:
                 self.good = _Good(self.working.copy(), tuple(self.rungs), self.rounds)
             elif guard.action == "slow_down" and retries > 0:
                 retries -= 1
-                self.working, self.rounds = before.working, before.rounds
-                waiting[:0] = [replace(event, fraction=0.5 * (reached + event.fraction)), event]
+                self.working = before.working
+                self.rounds = before.rounds
+                halfway = replace(event, fraction=0.5 * (reached + event.fraction))
+                waiting = [halfway, event, *waiting]
             else:
                 self._end(guard)
                 return False
         return True
 
     def _step(self, stage: Stage, event: Event, last: bool) -> None:
-        """One pruning step, and the finetuning behind it."""
+        """One pruning step, and the finetuning after it."""
         stage.prune(self.working, event, self._seed())
         self._begin_weights(event)
-        batches = self.how.recalibration_batches
+        batches = self.finetuning.recalibration_batches
         with stage.shown(self.working):
             self.lab.recalibrate(self.working.model, batches, self._seed())
         if event.rounds:
@@ -126,8 +128,9 @@ class _Run:
             self.train(event.rounds, callbacks, last)
 
     def _end(self, guard: GuardSettings) -> None:
-        """The trial ends with its last good state, or as stopped where there is none or it is not
-        wanted.
+        """End the trial with its last good state.
+
+        It ends as stopped where there is no such state, or it is not wanted.
         """
         if guard.action == "stop" or self.good is None:
             quality = self.lab.facts.goals.quality
@@ -137,11 +140,9 @@ class _Run:
                 "dense model's"
             )
         else:
-            self.working, self.rungs, self.rounds = (
-                self.good.working,
-                list(self.good.rungs),
-                self.good.rounds,
-            )
+            self.working = self.good.working
+            self.rungs = list(self.good.rungs)
+            self.rounds = self.good.rounds
 
     def _within(self, guard: GuardSettings) -> bool:
         facts = self.lab.facts
@@ -150,7 +151,10 @@ class _Run:
         return drop <= guard.tolerance * facts.scale
 
     def train(self, rounds: int, callbacks: list[Callback], last: bool) -> None:
-        """`rounds` rounds; rungs are kept, and told to the search after the last pruning step."""
+        """Train for `rounds` rounds and keep their rungs.
+
+        After the last pruning step the rungs are reported to the search.
+        """
         self.rungs = []
 
         def on_round(number: int, metrics: Mapping[str, float]) -> bool:
@@ -161,10 +165,7 @@ class _Run:
                     self.reason = ""
             return not self.reason
 
-        carried = Carried(self.working.optimizer) if self.how.carry_optimizer else None
-        found = [*callbacks, *([carried] if carried else [])]
-        if self.working.masks and not any(isinstance(callback, Sparse) for callback in callbacks):
-            found.append(Sparse(self.working.masks))
+        carried = Carried(self.working.optimizer) if self.finetuning.carry_optimizer else None
         timing = self.plan.timing
         training = Training(
             rounds,
@@ -174,7 +175,7 @@ class _Run:
             distillation=timing.distillation,
             accumulate=timing.accumulate,
             mixed=timing.mixed,
-            callbacks=found,
+            callbacks=self._with_usual(callbacks, carried),
         )
         done = self.lab.finetune(self.working.model, training, on_round)
         self.working.optimizer = carried.state if carried else None
@@ -182,18 +183,28 @@ class _Run:
         self.rounds += done
         self.turn += 1
 
+    def _with_usual(self, callbacks: list[Callback], carried: Carried | None) -> list[Callback]:
+        """These callbacks, the one that carries the optimizer, and one that keeps masks."""
+        complete = list(callbacks)
+        if carried:
+            complete.append(carried)
+        sparse = [callback for callback in callbacks if isinstance(callback, Sparse)]
+        if self.working.masks and not sparse:
+            complete.append(Sparse(self.working.masks))
+        return complete
+
     def _begin_weights(self, event: Event) -> None:
-        """Weight rewinding, or fresh weights, for what is left."""
-        if self.how.begin == "kept" or not event.hard:
+        """Weight rewinding, or fresh weights, for the units that are left."""
+        begin = self.finetuning.begin
+        if begin == "kept" or not event.hard:
             return
         facts = self.lab.facts
-        if self.how.begin == "rewound":
+        if begin == "rewound":
             assert facts.rewound is not None
             dense = facts.rewound
         else:
-            dense = self.lab.fresh(seed_of(self.plan.seed, Stream.FRESH_WEIGHTS)).to(
-                self.lab.device
-            )
+            seed = seed_of(self.plan.seed, Stream.FRESH_WEIGHTS)
+            dense = self.lab.fresh(seed).to(self.lab.device)
         self.working.restart(dense, self.working.alive, facts.structure)
 
     def _seed(self) -> int:
@@ -202,7 +213,8 @@ class _Run:
 
 def planned_rounds(lab: Lab, method: MethodSettings, plan: Plan, alive: Keep) -> int:
     """Rounds of finetuning of the whole plan from `alive` units on, where no guard changes them."""
-    sparsify, rounds = lab.phases.sparsify, 0
+    sparsify = lab.phases.sparsify
+    rounds = 0
     for stage in _stages_at_work(lab.facts.structure, method, plan, alive):
         rounds += max(plan.timing.total, 2 if stage.soft else 1)
         if stage.removes_units and sparsify is not None:
@@ -223,7 +235,8 @@ def run_plan(
     # a copy: the dense model is shared by all trials
     run = _Run(lab, plan, working.copy(), ratio, report)
     stages = _stages_at_work(facts.structure, method, plan, working.alive)
-    if not stages:  # activations alone: the weights get used to it
+    if not stages:
+        # only activations are pruned: the weights get used to it
         run.train(plan.timing.total, [], last=True)
     for index, settings in enumerate(stages):
         stage = _stage(lab, settings, run)
@@ -240,11 +253,12 @@ def _stages_at_work(
     """The method's stages that have something to remove from these units."""
     fewer_units = bool((plan.counts(structure) < structure.counts(alive)).any())
     fewer_weights = bool(plan.density)
-    return [
-        stage
-        for stage in method.stages()
-        if (fewer_units if stage.removes_units else fewer_weights)
-    ]
+    stages = []
+    for stage in method.stages():
+        at_work = fewer_units if stage.removes_units else fewer_weights
+        if at_work:
+            stages.append(stage)
+    return stages
 
 
 def _stage(lab: Lab, settings: MethodSettings, run: _Run) -> Stage:

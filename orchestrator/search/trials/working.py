@@ -1,6 +1,4 @@
-"""A trial at work: the model as it is at the moment, and the stages that prune it, one step at a
-time.
-"""
+"""A trial at work: its current model, and the stages that prune it, one step at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +27,9 @@ from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 
 @dataclass
 class Working:
-    """`alive` are the dense units `model` has, `masks` its pruned weights, `optimizer` a state to
+    """The model of a trial, as it is at the moment.
+
+    `alive` are the dense units that `model` has, `masks` its pruned weights, `optimizer` a state to
     be carried along.
     """
 
@@ -41,22 +41,24 @@ class Working:
     def copy(self) -> Working:
         """One that further work does not touch."""
         masks = {name: mask.clone() for name, mask in self.masks.items()}
-        return Working(
-            copy.deepcopy(self.model), self.alive.copy(), masks, copy.deepcopy(self.optimizer)
-        )
+        model = copy.deepcopy(self.model)
+        return Working(model, self.alive.copy(), masks, copy.deepcopy(self.optimizer))
 
     def restart(self, dense: nn.Module, alive: Keep, structure: Any) -> None:
-        """The same units and masks with the weights of another dense model; the optimizer begins
-        anew.
+        """Takes the weights of another dense model, with the same units and masks.
+
+        The optimizer begins anew.
         """
-        self.model, self.optimizer = remove(dense, structure, alive), None
+        self.model = remove(dense, structure, alive)
+        self.optimizer = None
         apply(self.model, self.masks)
 
 
 @dataclass(frozen=True)
 class Event:
-    """A pruning step to `fraction` of the way, then `rounds` rounds of finetuning; a `hard` one
-    ends softness.
+    """A pruning step to `fraction` of the way, then `rounds` rounds of finetuning.
+
+    A `hard` one ends softness.
     """
 
     fraction: float
@@ -65,7 +67,9 @@ class Event:
 
 
 class Stage(Protocol):
-    """`prune` takes the working model to a fraction of the way; `callbacks` go with the finetuning
+    """A stage of a method at work.
+
+    `prune` takes the working model to a fraction of the way; `callbacks` go with the finetuning
     that follows.
     """
 
@@ -76,38 +80,45 @@ class Stage(Protocol):
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]: ...
 
     def shown(self, working: Working) -> AbstractContextManager[None]:
-        """The working model as it is evaluated: weights that are trained on out of sight are at
-        zero inside.
+        """Shows the working model as it is evaluated.
+
+        Weights that are trained on under the mask are at zero inside the `with` block.
         """
         ...
 
 
 def events(timing: Timing, soft: bool) -> tuple[int, list[Event]]:
-    """Units of finetuning before the first step, and the steps; a soft stage ends with a hard
-    one.
+    """Rounds of finetuning before the first step, and the steps.
+
+    A soft stage ends with a hard step.
     """
-    fractions = [
-        SCHEDULES[timing.schedule]((step + 1) / timing.steps) for step in range(timing.steps)
-    ]
-    moments, hard, total = timing.moments(), [not soft] * timing.steps, timing.total
+    schedule = SCHEDULES[timing.schedule]
+    fractions = [schedule((step + 1) / timing.steps) for step in range(timing.steps)]
+    moments = timing.moments()
+    hard = [not soft] * timing.steps
+    total = timing.total
     if soft:
         total = max(2, total)
-        moments, fractions, hard = (
-            [*(min(m, total - 2) for m in moments), total - 1],
-            [*fractions, 1.0],
-            [*hard, True],
-        )
-    rounds = [after - before for before, after in zip(moments, [*moments[1:], total], strict=True)]
-    return moments[0], [Event(f, u, h) for f, u, h in zip(fractions, rounds, hard, strict=True)]
+        moments = [*(min(moment, total - 2) for moment in moments), total - 1]
+        fractions.append(1.0)
+        hard.append(True)
+    ends = [*moments[1:], total]
+    steps = []
+    for index, moment in enumerate(moments):
+        steps.append(Event(fractions[index], ends[index] - moment, hard[index]))
+    return moments[0], steps
 
 
 class UnitStage:
-    """Removes units down to `final`; soft: zeroes them, chosen anew each time, and removes them in
-    the end.
+    """Removes units down to `final`.
+
+    Soft: units are zeroed, chosen anew each time, and removed in the end.
     """
 
     def __init__(self, pruner: UnitPruner, working: Working, final: Counts) -> None:
-        self.pruner, self.structure, self.final = pruner, pruner.structure, final
+        self.pruner = pruner
+        self.structure = pruner.structure
+        self.final = final
         self.begin = working.alive
         self.before = self.structure.counts(self.begin)
         self.soft = pruner.method.soft
@@ -130,7 +141,8 @@ class UnitStage:
             return
         if working.optimizer is not None:
             working.optimizer = slice_state(working.optimizer, working.model, restricted, keep)
-        working.model, working.alive = remove(working.model, restricted, keep), keep
+        working.model = remove(working.model, restricted, keep)
+        working.alive = keep
         working.masks = zeros_of(working.model, working.masks)
 
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]:
@@ -141,67 +153,65 @@ class UnitStage:
         return [Zeroed(lambda: unit_masks.zero(working.model, restricted, keep))]
 
     def shown(self, working: Working) -> AbstractContextManager[None]:
-        return nullcontext()  # soft units are zeroed in place
+        # soft units are zeroed in place
+        return nullcontext()
 
 
 class WeightStage:
-    """Sets weights to zero until each tensor keeps its `shares` of them; soft ones are trained on
-    under the mask.
+    """Sets weights to zero until each tensor keeps its `shares` of them.
+
+    Soft: they are trained on under the mask.
     """
 
     def __init__(self, pruner: WeightPruner, working: Working, shares: Sequence[float]) -> None:
-        self.pruner, self.structure = pruner, pruner.structure
-        sizes = self.structure.sizes
-        least = self.structure.least
-        self.final = np.maximum(np.rint(np.asarray(shares) * sizes).astype(np.int64), least)
+        self.pruner = pruner
+        self.structure = pruner.structure
         self.begin = pruner.alive(working.masks)
         self.before = self.structure.counts(self.begin)
-        self.final = np.minimum(self.final, self.before)
+        wanted = np.rint(np.asarray(shares) * self.structure.sizes).astype(np.int64)
+        self.final = np.minimum(np.maximum(wanted, self.structure.least), self.before)
         recipe = pruner.method.regrowth
         self.regrowth = None if recipe is None else recipe.build()
-        self.soft = pruner.method.soft or (self.regrowth is not None and self.regrowth.dense)
+        trained_under_mask = self.regrowth is not None and self.regrowth.dense
+        self.soft = pruner.method.soft or trained_under_mask
 
     def prune(self, working: Working, event: Event, seed: int) -> None:
-        now = thresholds.at_fraction(self.before, self.final, event.fraction)
-        alive = self.begin if self.soft else self.pruner.alive(working.masks)
-        now = np.minimum(now, self.structure.counts(alive))
+        wanted = thresholds.at_fraction(self.before, self.final, event.fraction)
+        trained = self.pruner.alive(working.masks)
+        alive = self.begin if self.soft else trained
+        wanted = np.minimum(wanted, self.structure.counts(alive))
         scores = self.pruner.scores(working.model, alive, seed)
-        if (
-            self.soft and event.hard
-        ):  # what the network was trained under stays; the rest has drifted out of sight
-            scores = np.where(
-                self.pruner.alive(working.masks), scores + np.ptp(scores) + 1.0, scores
-            )
-        keep = thresholds.choose(self.structure, scores, alive, now)
-        found = self.pruner.masks(working.model, keep, seed)
-        # a pattern that is there stays as it is: its zeros would be chosen again only by chance of
-        # a tie
-        working.masks = {
-            **found,
-            **({} if self.soft else {n: m for n, m in working.masks.items() if self._pattern(n)}),
-        }
+        if self.soft and event.hard:
+            # Keep the mask used in training: masked weights were still updated, but their values
+            # never affected the output.
+            scores = np.where(trained, scores + np.ptp(scores) + 1.0, scores)
+        keep = thresholds.choose(self.structure, scores, alive, wanted)
+        masks = self.pruner.masks(working.model, keep, seed)
+        if not self.soft and self.pruner.weight.kind == "pattern":
+            # Keep existing N:M masks: all their pruned weights score 0, so that another ranking
+            # would break ties arbitrarily.
+            masks = {**masks, **working.masks}
+        working.masks = masks
         if event.hard:
             apply(working.model, working.masks)
 
     def callbacks(self, working: Working, event: Event | None, seed: int) -> list[Callback]:
+        if not working.masks:
+            return []
         soft = self.soft and event is not None and not event.hard
-        moving = None if self.soft and not soft else self.regrowth
-        return [Sparse(working.masks, moving, soft, seed)] if working.masks else []
+        moving = self.regrowth if soft or not self.soft else None
+        return [Sparse(working.masks, moving, soft, seed)]
 
     @contextmanager
     def shown(self, working: Working) -> Iterator[None]:
-        dense = {
-            name: p.detach().clone()
-            for name, p in working.model.named_parameters()
-            if name in working.masks
-        }
+        dense = {}
+        for name, weight in working.model.named_parameters():
+            if name in working.masks:
+                dense[name] = weight.detach().clone()
         apply(working.model, working.masks)
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, weight in dense.items():
-                    working.model.get_parameter(name).copy_(weight)
-
-    def _pattern(self, name: str) -> bool:
-        return self.pruner.how.kind == "pattern"
+                for name, values in dense.items():
+                    working.model.get_parameter(name).copy_(values)
