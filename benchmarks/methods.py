@@ -50,7 +50,7 @@ from orchestrator.progress import Progress
 from orchestrator.search.lab.lab import FinalLab, Lab, Training
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.plans.store import PlanStore
-from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.space import Choices, SearchContext
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method, prepare_method
 from orchestrator.seeds import seed_of
@@ -130,9 +130,9 @@ def measure(run: Run, case: Case, seed: int) -> list[Row]:
         space = settings.space.build()
         check_method(settings, space)
         method = prepare_method(lab, settings.method)
-        terrain = method.terrain(lab, None)
-        choices = Choices(space, settings.method, {method.settings.name: terrain})
-        plan = choices.propose(terrain, parameters(case, choices, terrain))
+        context = method.context(lab, None)
+        choices = Choices(space, settings.method, {method.settings.name: context})
+        plan = choices.propose(context, parameters(case, choices, context))
         store = PlanStore(Path(folder), lab.facts)
         evaluator = Evaluator(lab, trial_recipe(settings, lab), store)
         measured = evaluator(plan, 0, lambda round_, ratio, metrics: None)
@@ -177,26 +177,26 @@ def data_of(recipe: str) -> Any:
     return data
 
 
-def parameters(case: Case, choices: Choices, terrain: Terrain) -> dict[str, Any]:
+def parameters(case: Case, choices: Choices, context: SearchContext) -> dict[str, Any]:
     """Those of a rung of the opening chain at the case's target, with what the case says itself."""
-    found = choices.chain(terrain, case.flops_ratio)
+    found = choices.chain(context, case.flops_ratio)
     if "flops_ratio" in found:  # the chain of a method with two stages shares the target out
         found["flops_ratio"] = case.flops_ratio
     if "blocks" in found:
-        found["blocks"] = most_blocks(terrain, case.flops_ratio)
+        found["blocks"] = most_blocks(context, case.flops_ratio)
     return {**found, **dict(case.params)}
 
 
-def most_blocks(terrain: Terrain, flops_ratio: float) -> int:
+def most_blocks(context: SearchContext, flops_ratio: float) -> int:
     """How many whole blocks can go, the least important first, before the target is met; channels
     do the rest.
     """
-    sizes = terrain.structure.sizes
-    for dropped in range(1, len(terrain.blocks) + 1):
-        sizes[terrain.blocks[dropped - 1]] = 0
-        if terrain.macs(sizes) < flops_ratio * terrain.dense_macs:
+    sizes = context.structure.sizes
+    for dropped in range(1, len(context.blocks) + 1):
+        sizes[context.blocks[dropped - 1]] = 0
+        if context.macs(sizes) < flops_ratio * context.dense_macs:
             return dropped - 1
-    return len(terrain.blocks)
+    return len(context.blocks)
 
 
 def sparsity(lab: Lab, model: nn.Module) -> float:

@@ -46,7 +46,7 @@ from orchestrator.files import write_atomic
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.ready import OVER
-from orchestrator.search.space import Allocation, Terrain
+from orchestrator.search.space import Allocation, SearchContext
 from orchestrator.search.stopping import Never
 from orchestrator.search.studies.database import database
 from orchestrator.search.studies.exchange import Exchange
@@ -110,7 +110,7 @@ def structure_of() -> Structure:
 
 def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler: str) -> Trials:
     macs = Cost(structure).macs
-    terrain = Terrain(
+    context = SearchContext(
         structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2
     )
 
@@ -129,7 +129,7 @@ def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler
     return Trials(
         study,
         Allocation(offset=0.3),
-        terrain,
+        context,
         evaluate,
         rules,
         Leases(study, 60.0),

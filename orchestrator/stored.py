@@ -47,7 +47,7 @@ def read_json(path: Path, remedy: str) -> Any:
     return tree
 
 
-def kept(path: Path, parse: Callable[[Any], T]) -> T | None:
+def read_cache(path: Path, parse: Callable[[Any], T]) -> T | None:
     """A measurement of before, which can be made again.
 
     None where there is none and, with a line that says so, for a damaged file. `parse` makes the

@@ -146,7 +146,7 @@ class Exploration:
         )
         rules = rules_of(settings, self.facts, parts.stopping)
         trials = Trials(
-            study, ready.space, ready.terrain, evaluator, rules, parts.leases, parts.exchange
+            study, ready.space, ready.context, evaluator, rules, parts.leases, parts.exchange
         )
         self._take_up(store)
         self._search(trials, pacing)
@@ -169,13 +169,13 @@ class Exploration:
         settings = self.settings
         study = self.parts.study
         chain = self.settings.search.chain
-        receiver = Receiver(study, settings, self.facts, ready.space, ready.terrain)
+        receiver = Receiver(study, settings, self.facts, ready.space, ready.context)
         imported = import_trials(receiver, store)
         if imported:
             self.progress.phase(
                 "warm start", f"{imported} finished plans of study {settings.search.warm_start}"
             )
-        plans = Plans(self.facts, ready.space, ready.terrain)
+        plans = Plans(self.facts, ready.space, ready.context)
         pacing = pacing_of(settings, self.lab, plans, study, clock, self.progress)
         if pacing is None:
             targets: Sequence[float] = chain.ratios(settings.objectives.largest_ratio)
@@ -184,7 +184,7 @@ class Exploration:
             targets = pacing.targets
             target_steps = pacing.target_steps
         filled = FilledTargets(receiver, target_steps)
-        enqueue_chain(study, ready.space, ready.terrains, targets, filled)
+        enqueue_chain(study, ready.space, ready.contexts, targets, filled)
         enqueue_plans(study, read_plans(settings))
         return pacing
 
@@ -193,8 +193,8 @@ class Exploration:
         round_steps = self.lab.phases.finetune.round_steps
         steps = []
         for target in targets:
-            params = ready.space.chain(ready.terrain, target)
-            timing = ready.space.unpruned(ready.terrain, params).timing
+            params = ready.space.chain(ready.context, target)
+            timing = ready.space.unpruned(ready.context, params).timing
             steps.append(float(timing.total * round_steps))
         return steps
 

@@ -29,7 +29,7 @@ from orchestrator.search.plans.names import PLAN
 from orchestrator.search.studies.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
 from orchestrator.settings.budget import parse_budget
-from orchestrator.stored import kept, tell_damaged
+from orchestrator.stored import read_cache, tell_damaged
 
 CONFIG = "config.yaml"
 TRIALS = "trials.csv"
@@ -142,7 +142,7 @@ def finished_before(settings: Settings) -> Outputs | None:
     when there is work: also where a model was deleted, a file is damaged, or a confirmation failed.
     """
     folder = settings.study.folder
-    summary = kept(folder / SUMMARY, _parsed)
+    summary = read_cache(folder / SUMMARY, _parsed)
     if summary is None:
         return None
     enough = _has_enough(summary, settings) or summary.get("exhausted", False)

@@ -14,7 +14,7 @@ from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.plans.store import PlanStore
-from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.space import Choices, SearchContext
 from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.space.outline import within_study
 from orchestrator.search.studies.orphans import plans_told
@@ -31,31 +31,31 @@ OVER = "over"
 
 @dataclass(frozen=True)
 class Ready:
-    """The methods, and the terrain of each in the same order.
+    """The methods, and the context of each in the same order.
 
-    Trials are proposed on the first terrain.
+    Trials are proposed on the first context.
     """
 
     space: Choices
     methods: tuple[PreparedMethod, ...]
-    terrains: tuple[Terrain, ...]
+    contexts: tuple[SearchContext, ...]
 
     @property
-    def terrain(self) -> Terrain:
-        return self.terrains[0]
+    def context(self) -> SearchContext:
+        return self.contexts[0]
 
 
 def make_ready(settings: Settings, lab: Lab, space: Any, progress: Progress) -> Ready:
     """Each method prepared and, where the space asks for it, its sensitivity profiled."""
     methods: list[PreparedMethod] = []
-    terrains: dict[str, Terrain] = {}
+    contexts: dict[str, SearchContext] = {}
     for choice in settings.method.choices():
         method = prepare_method(lab, choice)
         methods.append(method)
         sensitivity = _profiled(settings, lab, method, progress) if space.needs_profile else None
-        terrains[choice.name] = within_study(method.terrain(lab, sensitivity), settings)
-    choices = Choices(space, settings.method, terrains)
-    return Ready(choices, tuple(methods), tuple(terrains.values()))
+        contexts[choice.name] = within_study(method.context(lab, sensitivity), settings)
+    choices = Choices(space, settings.method, contexts)
+    return Ready(choices, tuple(methods), tuple(contexts.values()))
 
 
 def _profiled(

@@ -96,7 +96,7 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     store = store_of(settings, lab.facts, study)
     evaluator = Evaluator(lab, trial_recipe(settings, lab), store, may_save=leases.require)
     rules = rules_of(settings, lab.facts, stopping)
-    trials = Trials(study, ready.space, ready.terrain, evaluator, rules, leases, exchange)
+    trials = Trials(study, ready.space, ready.context, evaluator, rules, leases, exchange)
     goals = lab.facts.goals
     progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
 

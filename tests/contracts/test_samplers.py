@@ -28,7 +28,7 @@ from orchestrator.search.samplers import (
     sampler,
     values_of,
 )
-from orchestrator.search.space import Allocation, Choices, PerGroup, Terrain, Uniform
+from orchestrator.search.space import Allocation, Choices, PerGroup, SearchContext, Uniform
 from orchestrator.search.stopping import Never
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
@@ -55,11 +55,11 @@ TWO: list[Direction] = ["maximize", "minimize"]
 
 
 @cache
-def terrain() -> Terrain:
+def context() -> SearchContext:
     structure = small_resnet()
     macs = Cost(structure).macs
     ones = np.ones(structure.n_units)
-    return Terrain(structure, macs, macs(structure.sizes), "quantile", ones, method="l2")
+    return SearchContext(structure, macs, macs(structure.sizes), "quantile", ones, method="l2")
 
 
 OWN = '''
@@ -111,13 +111,13 @@ def space_for(recipe: Recipe) -> Choices:
     """Continuous, or in levels for what tries everything."""
     levels = 2 if recipe.target.endswith("BruteForce") else None
     space = Allocation(offset=0.3, needs_profile=False, levels=levels)
-    return Choices(space, METHOD, {"l2": terrain()})
+    return Choices(space, METHOD, {"l2": context()})
 
 
 def pretend(plan: Plan, number: int, report: Report) -> Measurement:
     kept = plan.counts(small_resnet())
-    macs = terrain().macs(kept)
-    ratio = macs / terrain().dense_macs
+    macs = context().macs(kept)
+    ratio = macs / context().dense_macs
     metrics = {"accuracy": 0.95 - 0.3 * (1 - ratio) ** 4, "loss": 0.1 + (1 - ratio) ** 2}
     report(1, ratio, metrics)
     return Measurement(
@@ -141,7 +141,7 @@ def ran(study: Study, space: Choices, evaluate: Evaluate, rules: Rules, n_trials
     leases = Leases(study, 60.0)
     with leases.leading():
         run_trials(
-            Trials(study, space, terrain(), evaluate, rules, leases, Exchange(study, Path())),
+            Trials(study, space, context(), evaluate, rules, leases, Exchange(study, Path())),
             n_trials,
             lambda trial: None,
         )
@@ -149,7 +149,7 @@ def ran(study: Study, space: Choices, evaluate: Evaluate, rules: Rules, n_trials
 
 def run(study: Study, recipe: Recipe, n_trials: int, seed: int = 5) -> list[dict[str, Any]]:
     space = space_for(recipe)
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2])
+    enqueue_chain(study, space, [context()], [0.5, 0.2])
     rules = Rules(GOALS, 0.95, Never(), recipe, seed)
     ran(study, space, pretend, rules, n_trials)
     return [trial.params for trial in study.get_trials()]
@@ -159,7 +159,7 @@ def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: 
     check_sampler(recipe, GOALS.directions)  # what the search would refuse has no contract to keep
     study, n_trials = fresh(), 6 if slow_to_fit(recipe.target) else 12
     found = run(study, recipe, n_trials)
-    distributions = space_for(recipe).distributions(terrain())
+    distributions = space_for(recipe).distributions(context())
     assert len(found) == n_trials
     for params in found:
         assert set(params) == set(distributions)
@@ -247,18 +247,18 @@ def test_what_is_no_sampler_or_would_end_the_study_itself_is_refused() -> None:
 
 def small(levels: int | None, **changes: Any) -> Choices:
     known = {"steps": (1, 1), "shapes": ("one_shot",), "rounds": (1, 2), **changes}
-    return Choices(Uniform(levels=levels, **known), METHOD, {"l2": terrain()})
+    return Choices(Uniform(levels=levels, **known), METHOD, {"l2": context()})
 
 
 def exhaust(study: Study, space: Choices, n_trials: int = 1000) -> None:
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15])
+    enqueue_chain(study, space, [context()], [0.5, 0.2, 0.15])
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
     ran(study, space, pretend, rules, n_trials)
 
 
 def test_brute_force_tries_every_combination_once_and_the_search_ends() -> None:
     space, study = small(4), fresh()
-    distributions = space.distributions(terrain())
+    distributions = space.distributions(context())
     whole = combinations(distributions)
     assert whole == 4 * 2
     exhaust(study, space, 5)
@@ -280,7 +280,7 @@ def test_an_interrupted_combination_is_tried_again() -> None:
         return pretend(plan, number, report)
 
     rules = Rules(GOALS, 0.95, Never(), Recipe("orchestrator.search.samplers.BruteForce"), 0)
-    enqueue_chain(study, space, [terrain()], [0.5, 0.2, 0.15])
+    enqueue_chain(study, space, [context()], [0.5, 0.2, 0.15])
     with pytest.raises(KeyboardInterrupt):
         ran(study, space, breaks, rules, 100)
     exhaust(study, space)
@@ -295,20 +295,20 @@ def test_an_interrupted_combination_is_tried_again() -> None:
 
 def test_continuous_dimensions_are_named() -> None:
     space = small(None)
-    assert continuous(space.distributions(terrain())) == ["threshold"]
-    assert combinations(space.distributions(terrain())) is None
+    assert continuous(space.distributions(context())) == ["threshold"]
+    assert combinations(space.distributions(context())) is None
     with pytest.raises(ConfigError, match=r"these are continuous: threshold; give space.levels=3"):
-        BruteForce(space.distributions(terrain()))
+        BruteForce(space.distributions(context()))
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 7])
 def test_levels_hold_both_ends_and_as_many_values_as_asked_for(levels: int) -> None:
-    free = Choices(Allocation(needs_profile=False), METHOD, {"l2": terrain()}).distributions(
-        terrain()
+    free = Choices(Allocation(needs_profile=False), METHOD, {"l2": context()}).distributions(
+        context()
     )
     cut = Choices(
-        Allocation(needs_profile=False, levels=levels), METHOD, {"l2": terrain()}
-    ).distributions(terrain())
+        Allocation(needs_profile=False, levels=levels), METHOD, {"l2": context()}
+    ).distributions(context())
     assert continuous(cut) == []
     for name in continuous(free):
         values = values_of(cut[name])
@@ -320,10 +320,10 @@ def test_levels_hold_both_ends_and_as_many_values_as_asked_for(levels: int) -> N
 
 def test_rungs_of_the_chain_move_to_the_nearest_level() -> None:
     for space in (Allocation(needs_profile=False, levels=3), PerGroup(levels=3), Uniform(levels=3)):
-        choices = Choices(space, METHOD, {"l2": terrain()})
-        distributions = choices.distributions(terrain())
+        choices = Choices(space, METHOD, {"l2": context()})
+        distributions = choices.distributions(context())
         for target in (0.7, 0.3, 0.1):
-            for name, value in choices.chain(terrain(), target).items():
+            for name, value in choices.chain(context(), target).items():
                 assert any(
                     value == pytest.approx(other) for other in values_of(distributions[name])
                 ), name
@@ -342,7 +342,7 @@ def test_one_level_is_no_choice() -> None:
 
 def test_a_local_package_is_built_with_seed_space_and_arguments(tmp_path: Path) -> None:
     registry = str(write_package(tmp_path))
-    space = space_for(Recipe("x")).distributions(terrain())
+    space = space_for(Recipe("x")).distributions(context())
     given = {"package": "samplers/halves", "registry": registry, "arguments": {"factor": 0.25}}
     found = sampler(Recipe("orchestrator.search.samplers.hub", given), 7, space)
     assert type(found).__name__ == "Halves"

@@ -40,14 +40,14 @@ from orchestrator.settings.budget import parse_time
 from orchestrator.tracking import TrialRecord
 from orchestrator.tracking.none import NoTracker
 from tests.search.problems import Bench, bench, settings_of, silent
-from tests.search.test_study import GOALS, RULES, SPACE, TERRAIN, pretend, run, settings, start
+from tests.search.test_study import CONTEXT, GOALS, RULES, SPACE, pretend, run, settings, start
 
 MANY = 2**48
 """Floats that no machine has room for."""
 
 
 def proposed() -> Plan:
-    return SPACE.propose(TERRAIN, SPACE.chain(TERRAIN, 0.5))
+    return SPACE.propose(CONTEXT, SPACE.chain(CONTEXT, 0.5))
 
 
 class Spent:

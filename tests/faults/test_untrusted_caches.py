@@ -15,7 +15,7 @@ from orchestrator.search.lab.kernels import choose_threads
 from orchestrator.search.lab.latency_model import latency_model
 from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.space.allocation import Sensitivity
-from orchestrator.stored import kept
+from orchestrator.stored import read_cache
 from tests.faults.harm import DEEP, change
 from tests.search.problems import Bench, settings_of
 
@@ -107,5 +107,5 @@ def test_a_damaged_confirmation_is_confirmed_anew(
 
 
 def test_what_is_not_there_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kept(tmp_path / "nothing.json", dict) is None
+    assert read_cache(tmp_path / "nothing.json", dict) is None
     assert capsys.readouterr().err == ""

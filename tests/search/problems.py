@@ -73,13 +73,13 @@ class Bench(Prepared):
         super().__init__(home, *overrides)
         check_method(self.settings, self.settings.space.build())
         ready = make_ready(self.settings, self.lab, _unprofiled(self.settings), Progress())
-        self.space, self.terrain, self.methods = ready.space, ready.terrain, ready.methods
+        self.space, self.context, self.methods = ready.space, ready.context, ready.methods
         self.store = PlanStore(self.settings.study.folder / "trials", self.facts)
         self.evaluator = Evaluator(self.lab, trial_recipe(self.settings, self.lab), self.store)
 
     def propose(self, ratio: float, **params: Any) -> Plan:
         named = {key.replace("__", "."): value for key, value in params.items()}
-        return self.space.propose(self.terrain, {**self.space.chain(self.terrain, ratio), **named})
+        return self.space.propose(self.context, {**self.space.chain(self.context, ratio), **named})
 
     def run(self, plan: Plan, number: int = 0) -> tuple[Measurement, nn.Module]:
         measured = self.evaluator(plan, number, silent)

@@ -39,7 +39,7 @@ def evaluated(case: Prepared, threshold: float, folder: Path) -> Measurement:
         "schedule.shape": "one_shot",
         "finetune.rounds": 1,
     }
-    plan = space.propose(method.terrain(case.lab, None), params)
+    plan = space.propose(method.context(case.lab, None), params)
     store = PlanStore(folder / "trials", case.facts)
     evaluator = Evaluator(case.lab, trial_recipe(case.settings, case.lab), store)
     return evaluator(plan, 0, lambda *_: None)

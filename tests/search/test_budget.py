@@ -281,7 +281,7 @@ def test_the_dense_model_the_middle_and_the_end_of_the_chain_are_timed(tmp_path:
     )
     ticks = itertools.count()
     study = optuna.create_study(directions=["maximize", "minimize"])
-    plans = Plans(here.facts, here.space, here.terrain)
+    plans = Plans(here.facts, here.space, here.context)
     clock = Clock(0.0, lambda: float(next(ticks)))
     pacing = pacing_of(here.settings, here.lab, plans, study, clock, Progress())
     assert pacing is not None

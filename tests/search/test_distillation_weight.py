@@ -28,18 +28,18 @@ def here(home: Path, tmp_path: Path, *overrides: str) -> Bench:
 
 def test_a_range_is_a_dimension_and_the_chain_takes_its_middle(home: Path, tmp_path: Path) -> None:
     searched = here(home, tmp_path, RANGE)
-    dimension = searched.space.distributions(searched.terrain)["distillation.weight"]
+    dimension = searched.space.distributions(searched.context)["distillation.weight"]
     assert (dimension.low, dimension.high) == (0.2, 0.6)  # type: ignore[attr-defined]
-    params = searched.space.chain(searched.terrain, 0.5)
+    params = searched.space.chain(searched.context, 0.5)
     assert params["distillation.weight"] == pytest.approx(0.4)
-    assert searched.space.propose(searched.terrain, params).timing.distillation == pytest.approx(
+    assert searched.space.propose(searched.context, params).timing.distillation == pytest.approx(
         0.4
     )
 
 
 def test_equal_ends_fix_it_and_null_leaves_it_to_the_phase(home: Path, tmp_path: Path) -> None:
     fixed = here(home, tmp_path, "space.distillation=[0.3,0.3]")
-    assert "distillation.weight" not in fixed.space.distributions(fixed.terrain)
+    assert "distillation.weight" not in fixed.space.distributions(fixed.context)
     assert fixed.propose(0.5).timing.distillation == 0.3
     assert here(home, tmp_path).propose(0.5).timing.distillation is None
 

@@ -17,7 +17,7 @@ from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.study import Trials
 from orchestrator.search.studies.trial import TrialState
-from tests.search.test_study import RULES, SPACE, pretend, start, terrain
+from tests.search.test_study import RULES, SPACE, context, pretend, start
 
 
 class Store:
@@ -46,7 +46,7 @@ def run(study: optuna.Study, exchange: Exchange, n_trials: int) -> None:
     leases = Leases(study, 60.0)
     with leases.leading():
         run_trials(
-            Trials(study, SPACE, terrain(), saves, RULES, leases, exchange),
+            Trials(study, SPACE, context(), saves, RULES, leases, exchange),
             n_trials,
             lambda trial: None,
         )

@@ -366,7 +366,7 @@ def test_a_lost_lease_leads_to_neither_a_tell_nor_a_put_back(
     trials = Trials(
         study,
         test_study.SPACE,
-        test_study.terrain(),
+        test_study.context(),
         evaluate,
         test_study.RULES,
         mine,

@@ -135,7 +135,7 @@ def studied(
     settings = here.settings
     settings.study.folder.mkdir(parents=True, exist_ok=True)
     study = open_study(settings, ["maximize", "minimize"])
-    enqueue_chain(study, here.space, [here.terrain], [0.6, 0.4, 0.2])
+    enqueue_chain(study, here.space, [here.context], [0.6, 0.4, 0.2])
     leases = Leases(study, 60.0)
     reclaim_interrupted(study, leases)
     remove_orphans(study, here.store.folder)
@@ -150,7 +150,7 @@ def studied(
     with leases.leading():
         run_trials(
             Trials(
-                study, here.space, here.terrain, evaluate, rules, leases, Exchange(study, Path())
+                study, here.space, here.context, evaluate, rules, leases, Exchange(study, Path())
             ),
             n_trials,
             lambda _: None,

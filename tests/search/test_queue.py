@@ -38,7 +38,7 @@ from orchestrator.search.studies.queue import (
 from orchestrator.search.studies.storage import Journal
 from orchestrator.search.studies.study import Trials
 from orchestrator.search.studies.trial import ENQUEUED, KIND, WARM
-from tests.search.test_study import RULES, SPACE, pretend, terrain
+from tests.search.test_study import RULES, SPACE, context, pretend
 
 STORAGES = ["journal", "sqlite"]
 
@@ -133,7 +133,7 @@ def test_a_claim_that_a_signal_cuts_short_leaves_nothing_open(
 
 def test_a_chain_that_is_longer_than_the_trials_asked_for_is_cut(tmp_path: Path) -> None:
     study = opened(tmp_path, "journal")
-    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.2, 0.1])
+    enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.2, 0.1])
     run(study, 2)
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 2 + ["WAITING"] * 2
     assert claim(study, 2) is None
@@ -147,7 +147,7 @@ def test_trials_that_were_taken_over_from_another_study_do_not_count(tmp_path: P
     for _ in range(3):
         add_slot(study)
     assert [trial.number for trial in waiting(study, 2)] == [1, 2]
-    assert (done(study), slots_left(study, SPACE.distributions(terrain()), 5)) == (0, 2)
+    assert (done(study), slots_left(study, SPACE.distributions(context()), 5)) == (0, 2)
 
 
 def test_no_more_slots_than_combinations_are_left(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
     study, add = opened(tmp_path, "journal"), optuna.Study.enqueue_trial
 
     def enqueue() -> None:
-        enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.3])
+        enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.3])
         enqueue_plans(study, [{"g": 0.5}])
 
     def dies(self: optuna.Study, *arguments: Any, **named: Any) -> None:
@@ -202,7 +202,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
         enqueue()
     (tmp_path / "whole").mkdir()
     whole = opened(tmp_path / "whole", "journal")
-    enqueue_chain(whole, SPACE, [terrain()], [0.6, 0.3, 0.3])
+    enqueue_chain(whole, SPACE, [context()], [0.6, 0.3, 0.3])
     enqueue_plans(whole, [{"g": 0.5}])
     assert queued(study) == queued(whole)
     assert [trial.user_attrs[ENQUEUED] for trial in own_trials(study)] == queued(whole)
@@ -210,7 +210,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
 
 def trials_of(study: optuna.Study) -> Trials:
     return Trials(
-        study, SPACE, terrain(), pretend, RULES, Leases(study, 60.0), Exchange(study, Path())
+        study, SPACE, context(), pretend, RULES, Leases(study, 60.0), Exchange(study, Path())
     )
 
 
@@ -223,7 +223,7 @@ def run(study: optuna.Study, n_trials: int) -> None:
 @pytest.mark.parametrize("kind", STORAGES)
 def test_helpers_and_the_searching_process_share_a_study(tmp_path: Path, kind: str) -> None:
     study, over, told = opened(tmp_path, kind), threading.Event(), list[int]()
-    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
+    enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.1])
     study.set_user_attr(WANTED, 10)
 
     def helps() -> None:

@@ -65,7 +65,7 @@ def test_the_sparsity_of_every_tensor_is_the_plan_s(
 
 def test_n_of_m_in_every_tensor_that_has_the_pattern(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=nm_2_4")
-    names = [group.name for group in here.terrain.structure.groups]
+    names = [group.name for group in here.context.structure.groups]
     plan = here.propose(0.1, **{f"pattern.{name}": name != names[0] for name in names})
     _, model = here.run(plan)
     for name in names:
@@ -156,18 +156,18 @@ def test_groups_of_one_shape_are_ranked_together_and_blocks_stay_apart(
     isomorphic = ["method.scope=isomorphic", "space=per_group", "model.blocks=3"]
     here = bench(home, tmp_path / "units", "method=depth", *isomorphic)
     kinds = [
-        {here.facts.structure.groups[i].kind for i in pool} for pool in here.terrain.pools or ()
+        {here.facts.structure.groups[i].kind for i in pool} for pool in here.context.pools or ()
     ]
-    assert max(len(pool) for pool in here.terrain.pools or ()) >= 2
+    assert max(len(pool) for pool in here.context.pools or ()) >= 2
     assert all(
         len(pool) == 1
-        for pool, kind in zip(here.terrain.pools or (), kinds, strict=True)
+        for pool, kind in zip(here.context.pools or (), kinds, strict=True)
         if "block" in kind
     )
     assert here.run(here.propose(0.5, blocks=1))[0].state == "completed"
     single = bench(home, tmp_path / "weights", "method=weight_l1", *isomorphic)
-    for pool in single.terrain.pools or ():
-        names = [single.terrain.structure.groups[i].name for i in pool]
+    for pool in single.context.pools or ():
+        names = [single.context.structure.groups[i].name for i in pool]
         assert len({single.facts.model.get_parameter(name).shape for name in names}) == 1
 
 
@@ -289,7 +289,7 @@ def test_methods_take_turns_in_the_chain_and_are_recorded(home: Path, tmp_path: 
     for number, name in enumerate(names):
         measured, _ = here.run(here.propose(0.5 - 0.2 * number, method=name), number)
         assert measured.method == name
-    assert here.space.distributions(here.terrain)["method"].choices == tuple(names)  # type: ignore[attr-defined]
+    assert here.space.distributions(here.context)["method"].choices == tuple(names)  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

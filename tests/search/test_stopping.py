@@ -203,17 +203,17 @@ class Made:
     needs_profile = False
     levels = None
 
-    def distributions(self, terrain: Any) -> dict[str, Any]:
+    def distributions(self, context: Any) -> dict[str, Any]:
         unit = optuna.distributions.FloatDistribution(0.0, 1.0)
         return {
             "octaves": optuna.distributions.FloatDistribution(-5.0, -0.2),
             **{f"u{i}": unit for i in range(6)},
         }
 
-    def chain(self, terrain: Any, flops_ratio: float) -> dict[str, float]:
+    def chain(self, context: Any, flops_ratio: float) -> dict[str, float]:
         return {"octaves": math.log2(flops_ratio), **{f"u{i}": 0.5 for i in range(6)}}
 
-    def propose(self, terrain: Any, params: Any) -> Any:
+    def propose(self, context: Any, params: Any) -> Any:
         return params
 
 
@@ -272,8 +272,8 @@ class Spent:
 def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     study = optuna.create_study(directions=["maximize", "minimize"])
     space: Any = Made()
-    terrain: Any = None
-    enqueue_chain(study, space, [terrain], [0.7, 0.3, 0.1, 0.05])
+    context: Any = None
+    enqueue_chain(study, space, [context], [0.7, 0.3, 0.1, 0.05])
     rules = Rules(
         Goals("accuracy", {"accuracy": 1.0}, ("flops",)),
         1.0,
@@ -284,7 +284,7 @@ def studied(rule: Stopping, seed: int, n_trials: int, units: int) -> Spent:
     leases = Leases(study, 60.0)
     with leases.leading():
         run_trials(
-            Trials(study, space, terrain, noisy, rules, leases, Exchange(study, Path())),
+            Trials(study, space, context, noisy, rules, leases, Exchange(study, Path())),
             n_trials,
             lambda _: None,
         )

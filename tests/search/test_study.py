@@ -20,7 +20,7 @@ from lightning_modules.recipe import Recipe
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Measurement, Report
-from orchestrator.search.space import Allocation, Terrain
+from orchestrator.search.space import Allocation, SearchContext
 from orchestrator.search.stopping import Band, Never
 from orchestrator.search.studies import leases
 from orchestrator.search.studies.exchange import Exchange
@@ -40,16 +40,18 @@ RULES = Rules(GOALS, 0.95, Never(), Recipe("optuna.samplers.TPESampler", {"multi
 
 
 @cache
-def terrain() -> Terrain:
+def context() -> SearchContext:
     structure = small_resnet()
     macs = Cost(structure).macs
-    return Terrain(structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units))
+    return SearchContext(
+        structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units)
+    )
 
 
-def __getattr__(name: str) -> Terrain:
-    """For those who import the terrain as a constant: made when they do."""
-    if name == "TERRAIN":
-        return terrain()
+def __getattr__(name: str) -> SearchContext:
+    """For those who import the context as a constant: made when they do."""
+    if name == "CONTEXT":
+        return context()
     raise AttributeError(name)
 
 
@@ -105,7 +107,7 @@ def pretend(plan: Plan, number: int, report: Report) -> Measurement:
 
 def start(tmp_path: Path) -> optuna.Study:
     study = open_study(settings(tmp_path), ["maximize", "minimize"])
-    enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
+    enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.1])
     return study
 
 
@@ -116,7 +118,7 @@ def run(
     mine = Leases(study, 60.0)
     with mine.leading():
         run_trials(
-            Trials(study, SPACE, terrain(), evaluate, rules, mine, Exchange(study, Path())),
+            Trials(study, SPACE, context(), evaluate, rules, mine, Exchange(study, Path())),
             n,
             seen.append,
         )
@@ -242,7 +244,7 @@ def test_an_interrupted_trial_is_tried_again_and_not_counted(tmp_path: Path) -> 
 
 def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     study = start(tmp_path)
-    left = study.ask(SPACE.distributions(terrain()))
+    left = study.ask(SPACE.distributions(context()))
     assert reclaim_interrupted(study, Leases(study, 60.0)) == 1
     assert reclaim_interrupted(study, Leases(study, 60.0)) == 0
     run(study, 3)
@@ -262,7 +264,7 @@ def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
         if storage is not None:
             place["storage"] = storage.format(tmp_path / name)
         study = open_study(settings(tmp_path / name, study=place), ["maximize", "minimize"])
-        enqueue_chain(study, SPACE, [terrain()], [0.6, 0.3, 0.1])
+        enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.1])
         return study
 
     whole = start(tmp_path / "whole")

@@ -28,7 +28,7 @@ from orchestrator.search.lab.lab import FinalLab, Lab, Training
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import PhaseSettings
-from orchestrator.stored import kept
+from orchestrator.stored import read_cache
 
 Tick = Callable[[str], None]
 
@@ -214,7 +214,7 @@ def confirmed_before(
     lab: Lab, label: str, folder: Path, source: Any, round_steps: int | None = None
 ) -> Confirmed | None:
     """The result of an earlier run for the same model in the same way; None where there is none."""
-    stored = kept(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
+    stored = read_cache(folder / f"{label}.json", lambda data: (data.pop("key"), _parsed(data)))
     if stored is None or stored[0] != _key(lab.phases, source, round_steps):
         return None
     return stored[1]

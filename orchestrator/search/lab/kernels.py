@@ -28,7 +28,7 @@ from lightning_modules.tasks.contract import build_task, step_loss
 from orchestrator.files import write_atomic
 from orchestrator.search.space.allocation import cut_anyhow, evenly
 from orchestrator.settings import Settings
-from orchestrator.stored import kept
+from orchestrator.stored import read_cache
 
 COMPARED_STEPS = 4
 """Training steps timed for each choice, after one to warm up."""
@@ -194,7 +194,7 @@ def _once(path: Path, names: list[str], measure: Any) -> dict[str, float]:
             raise ValueError(f"it must have a time for each of {names}; it has {sorted(data)[:9]}")
         return {name: float(value) for name, value in data.items()}
 
-    milliseconds = kept(path, parsed)
+    milliseconds = read_cache(path, parsed)
     if milliseconds is None:
         milliseconds = measure()
         write_atomic(path, json.dumps(milliseconds))

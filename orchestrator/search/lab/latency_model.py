@@ -26,7 +26,7 @@ from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.stored import kept
+from orchestrator.stored import read_cache
 
 PLANS = 48
 """Number of plans that are measured."""
@@ -124,7 +124,7 @@ def latency_model(
     key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
     path = None if folder is None else folder / f"latency-{key}.json"
     if path is not None:
-        stored = kept(path, lambda data: _parsed(data, features, structure))
+        stored = read_cache(path, lambda data: _parsed(data, features, structure))
         if stored is not None:
             return stored
     counts = random_counts(structure, PLANS, 0)
@@ -166,7 +166,7 @@ def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object)
     """
     key = digest([name, example.to_json(), here(example.device)])
     path = folder / f"latency-dense-{key}.json"
-    stored = kept(path, lambda data: _positive(data["latency_ms"]))
+    stored = read_cache(path, lambda data: _positive(data["latency_ms"]))
     if stored is not None:
         return stored
     measured = latency_ms(model, example)

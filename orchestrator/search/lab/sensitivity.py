@@ -23,7 +23,7 @@ from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.search.trials.methods import PreparedStage
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.seeds import Stream, seed_of
-from orchestrator.stored import kept
+from orchestrator.stored import read_cache
 
 
 def profile(
@@ -40,7 +40,7 @@ def profile(
     scored = [stage.settings.scoring(), stage.settings.granularity, stage.settings.shape]
     key = digest([lab.facts.dense_digest, scored, settings.model_dump(mode="json"), sizes])
     path = folder / f"sensitivity-{key}.json"
-    stored = kept(path, lambda data: _parsed(data, len(sizes), len(settings.ratios)))
+    stored = read_cache(path, lambda data: _parsed(data, len(sizes), len(settings.ratios)))
     if stored is not None:
         return stored
     with lab.timed("profile"):

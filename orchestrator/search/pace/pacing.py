@@ -30,7 +30,7 @@ from orchestrator.search.pace.budget import (
     Unpaced,
     fewer_targets,
 )
-from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.space import Params, SearchContext, Space
 from orchestrator.search.space.allocation import cut_anyhow
 from orchestrator.search.studies.queue import own_trials, queued
 from orchestrator.search.studies.trial import MEASURED, SECONDS, Study
@@ -152,12 +152,12 @@ class Plans:
 
     facts: Facts
     space: Space
-    terrain: Terrain
+    context: SearchContext
 
     @property
     def cut(self) -> bool:
         """Whether plans remove anything; weights at zero cost as much as others."""
-        return self.terrain.weight is None
+        return self.context.weight is None
 
     def flops_ratio(self, params: Params) -> float:
         if not self.cut or not params:
@@ -174,17 +174,17 @@ class Plans:
         """FLOPs ratio of the chain's plan for a target."""
         if not self.cut:
             return 1.0
-        return self.flops_ratio(self.space.chain(self.terrain, target))
+        return self.flops_ratio(self.space.chain(self.context, target))
 
     def kept(self, target: float) -> Counts:
         """Units of the chain's plan for a target; the dense counts where that is no plan."""
         try:
-            return self._kept(self.space.chain(self.terrain, target))
+            return self._kept(self.space.chain(self.context, target))
         except PlanError:
             return self.facts.structure.sizes
 
     def _kept(self, params: Params) -> Counts:
-        return self.space.propose(self.terrain, params).counts(self.facts.structure)
+        return self.space.propose(self.context, params).counts(self.facts.structure)
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def mixed_copies(lab: Lab, study: Study, pacing: Pacing | None) -> int | None:
 
 def _targets(plans: Plans, chain: ChainSettings, count: int) -> list[float]:
     fewer = chain.model_copy(update={"targets": count})
-    return fewer.ratios(plans.terrain.max_flops_ratio)
+    return fewer.ratios(plans.context.max_flops_ratio)
 
 
 @dataclass(frozen=True)

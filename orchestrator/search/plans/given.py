@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import nearest
-from orchestrator.search.space import Space, Terrain
+from orchestrator.search.space import SearchContext, Space
 from orchestrator.search.space.outline import on_weights
 from orchestrator.settings import Settings
 from orchestrator.stored import read_json
@@ -80,12 +80,12 @@ def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> N
             )
 
 
-def given(space: Space, terrain: Terrain, thresholds: Mapping[str, float]) -> Plan:
+def given(space: Space, context: SearchContext, thresholds: Mapping[str, float]) -> Plan:
     """A plan of these thresholds, on the scale of the method's rule.
 
     Groups that are not named stay whole. The plan is trained as a target of the chain is. Errors:
     PlanError for thresholds that empty a group.
     """
-    unpruned = space.unpruned(terrain, space.chain(terrain, 0.5))
-    asked = Thresholds(dict(thresholds), terrain.rule)
-    return terrain.pruned(unpruned, terrain.counts(asked), asked)
+    unpruned = space.unpruned(context, space.chain(context, 0.5))
+    asked = Thresholds(dict(thresholds), context.rule)
+    return context.pruned(unpruned, context.counts(asked), asked)

@@ -2,7 +2,7 @@
 
 from orchestrator.search.space.allocated import Allocation, Hierarchical, Hybrid
 from orchestrator.search.space.choices import Choices
-from orchestrator.search.space.contract import Params, Space, Terrain
+from orchestrator.search.space.contract import Params, SearchContext, Space
 from orchestrator.search.space.thresholds import Patterns, PerGroup, Uniform
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Params",
     "Patterns",
     "PerGroup",
+    "SearchContext",
     "Space",
-    "Terrain",
     "Uniform",
 ]

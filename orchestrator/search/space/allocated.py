@@ -14,7 +14,7 @@ from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts, quantiles
 from orchestrator.search.space.allocation import Ratios, Shares, allocate, lowest_level
-from orchestrator.search.space.contract import Params, Terrain
+from orchestrator.search.space.contract import Params, SearchContext
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
 
 
@@ -32,88 +32,88 @@ class Allocation(Recovery):
     equal_loss: Sequence[float] = (0.0, 1.0)
     needs_profile: bool = True
 
-    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        least, most = self._flops_range(terrain)
+    def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]:
+        least, most = self._flops_range(context)
         dimensions: dict[str, BaseDistribution] = {
             "flops_ratio": FloatDistribution(least, most, log=True),
             "equal_loss": FloatDistribution(self.equal_loss[0], self.equal_loss[1]),
         }
-        for name, width in self.offsets(terrain).items():
+        for name, width in self.offsets(context).items():
             dimensions[name] = FloatDistribution(-width, width)
-        return {**dimensions, **block_dimension(terrain), **self.recovery()}
+        return {**dimensions, **block_dimension(context), **self.recovery()}
 
-    def offsets(self, terrain: Terrain) -> dict[str, float]:
+    def offsets(self, context: SearchContext) -> dict[str, float]:
         """Largest size of each offset dimension, in octaves."""
         if self.offset <= 0.0:
             return {}
-        return {f"offset.{name}": self.offset for name in terrain.width_names}
+        return {f"offset.{name}": self.offset for name in context.width_names}
 
-    def octaves(self, terrain: Terrain, params: Params) -> Ratios:
+    def octaves(self, context: SearchContext, params: Params) -> Ratios:
         """The offset of each group; shape (groups that are not blocks,)."""
-        return np.array([params.get(f"offset.{name}", 0.0) for name in terrain.width_names])
+        return np.array([params.get(f"offset.{name}", 0.0) for name in context.width_names])
 
-    def _flops_range(self, terrain: Terrain) -> tuple[float, float]:
-        most = min(self.most_flops_ratio, terrain.max_flops_ratio)
+    def _flops_range(self, context: SearchContext) -> tuple[float, float]:
+        most = min(self.most_flops_ratio, context.max_flops_ratio)
         return min(self.least_flops_ratio, most), most
 
-    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        least, most = self._flops_range(terrain)
+    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
+        least, most = self._flops_range(context)
         return {
             "flops_ratio": min(max(flops_ratio, least), most),
             "equal_loss": self.equal_loss[0],
-            **dict.fromkeys(self.offsets(terrain), 0.0),
-            **block_first(terrain, flops_ratio),
+            **dict.fromkeys(self.offsets(context), 0.0),
+            **block_first(context, flops_ratio),
             **self.first(),
         }
 
-    def propose(self, terrain: Terrain, params: Params) -> Plan:
-        kept = self.kept(terrain, params)
-        asked = Thresholds(quantiles(terrain.structure, kept), "quantile")
-        return terrain.pruned(self.unpruned(terrain, params), terrain.round(kept), asked)
+    def propose(self, context: SearchContext, params: Params) -> Plan:
+        kept = self.kept(context, params)
+        asked = Thresholds(quantiles(context.structure, kept), "quantile")
+        return context.pruned(self.unpruned(context, params), context.round(kept), asked)
 
-    def kept(self, terrain: Terrain, params: Params) -> Counts:
+    def kept(self, context: SearchContext, params: Params) -> Counts:
         """Units kept per group, blocks included; shape (n_groups,).
 
         Rounded for the hardware, they are within the target.
         """
-        widths = terrain.widths
-        blocks = terrain.without_blocks(params.get("blocks", 0))
+        widths = context.widths
+        blocks = context.without_blocks(params.get("blocks", 0))
 
         def macs(kept: Counts) -> int:
-            return terrain.macs(terrain.round(np.concatenate([kept, blocks])))
+            return context.macs(context.round(np.concatenate([kept, blocks])))
 
-        sensitivity = terrain.sensitivity
+        sensitivity = context.sensitivity
         if sensitivity is not None:
             sensitivity = replace(sensitivity, loss=sensitivity.loss[:widths])
         shares = Shares(
             params["equal_loss"],
             sensitivity,
-            self.octaves(terrain, params),
-            ranked(terrain, macs),
+            self.octaves(context, params),
+            ranked(context, macs),
         )
-        target = int(params["flops_ratio"] * terrain.dense_macs)
-        kept = allocate(terrain.structure.sizes[:widths], macs, target, shares)
+        target = int(params["flops_ratio"] * context.dense_macs)
+        kept = allocate(context.structure.sizes[:widths], macs, target, shares)
         return np.concatenate([kept, blocks])
 
 
-def ranked(terrain: Terrain, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:
+def ranked(context: SearchContext, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:
     """Maps a target to the most units that one quantile of each pool leaves within it.
 
     None under a local scope, which has no ranking over several groups.
     """
-    if terrain.pools is None:
+    if context.pools is None:
         return None
-    widths = terrain.widths
-    names = terrain.width_names
+    widths = context.widths
+    names = context.width_names
 
     def at_level(level: float) -> Counts:
         units = counts(
-            terrain.structure,
-            terrain.scores,
-            terrain.structure.full(),
+            context.structure,
+            context.scores,
+            context.structure.full(),
             dict.fromkeys(names, level),
             "quantile",
-            terrain.pools,
+            context.pools,
         )
         return units[:widths]
 
@@ -134,18 +134,18 @@ class Hierarchical(Allocation):
     stage_offset: float = 1.0
     offset: float = 0.25
 
-    def offsets(self, terrain: Terrain) -> dict[str, float]:
+    def offsets(self, context: SearchContext) -> dict[str, float]:
         dimensions = {}
         if self.stage_offset > 0.0:
-            for name in stage_names(terrain.width_names):
+            for name in stage_names(context.width_names):
                 dimensions[f"stage.{name}"] = self.stage_offset
-        return {**dimensions, **super().offsets(terrain)}
+        return {**dimensions, **super().offsets(context)}
 
-    def octaves(self, terrain: Terrain, params: Params) -> Ratios:
+    def octaves(self, context: SearchContext, params: Params) -> Ratios:
         outer = []
-        for stage in stage_names(terrain.width_names):
+        for stage in stage_names(context.width_names):
             outer.append(params.get(f"stage.{stage}", 0.0))
-        total: Ratios = np.array(outer) + super().octaves(terrain, params)
+        total: Ratios = np.array(outer) + super().octaves(context, params)
         return total
 
 
@@ -184,32 +184,32 @@ class Hybrid(Allocation):
                 f"space.sparsity must be [least, most] within [0, 1); got {list(self.sparsity)}"
             )
 
-    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        dimensions = super().distributions(terrain)
-        if _then(terrain).structure.groups[0].kind == "pattern":
+    def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]:
+        dimensions = super().distributions(context)
+        if _then(context).structure.groups[0].kind == "pattern":
             dimensions["then.applied"] = CategoricalDistribution((True, False))
         else:
             dimensions["then.sparsity"] = FloatDistribution(self.sparsity[0], self.sparsity[-1])
         return dimensions
 
-    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
+    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
         """Both stages take the same share of the way, the square root of the target.
 
         A pattern takes what it always takes.
         """
-        then = _then(terrain)
+        then = _then(context)
         if then.structure.groups[0].kind == "pattern":
             least = then.macs(then.structure.least) / then.dense_macs
             applied = flops_ratio <= least * self.most_flops_ratio
             first = flops_ratio / least if applied else flops_ratio
-            return {**super().chain(terrain, first), "then.applied": applied}
+            return {**super().chain(context, first), "then.applied": applied}
         half = flops_ratio**0.5
         sparsity = min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])
-        return {**super().chain(terrain, half), "then.sparsity": sparsity}
+        return {**super().chain(context, half), "then.sparsity": sparsity}
 
-    def propose(self, terrain: Terrain, params: Params) -> Plan:
-        units_removed = super().propose(terrain, params)
-        then = _then(terrain)
+    def propose(self, context: SearchContext, params: Params) -> Plan:
+        units_removed = super().propose(context, params)
+        then = _then(context)
         level = params["then.applied"] if "then.applied" in params else params["then.sparsity"]
         names = [group.name for group in then.structure.groups]
         asked = Thresholds(dict.fromkeys(names, float(level)), "quantile")
@@ -217,9 +217,9 @@ class Hybrid(Allocation):
         return then.pruned(units_removed, kept, asked)
 
 
-def _then(terrain: Terrain) -> Terrain:
-    if terrain.then is None:
+def _then(context: SearchContext) -> SearchContext:
+    if context.then is None:
         raise ConfigError(
             "space=hybrid needs a method with a second stage (`then`), such as method=hybrid"
         )
-    return terrain.then
+    return context.then

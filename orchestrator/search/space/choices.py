@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from lightning_modules.pruning.plan import Plan
-from orchestrator.search.space.contract import Params, Space, Terrain
+from orchestrator.search.space.contract import Params, SearchContext, Space
 from orchestrator.search.space.levels import discretised, snapped
 from orchestrator.settings import MethodSettings
 
@@ -21,12 +21,12 @@ INT8 = "int8"
 class Choices:
     """A space and, around it, the choices that `method` leaves open.
 
-    `terrains` are by the names of the methods.
+    `contexts` are by the names of the methods.
     """
 
     space: Space
     method: MethodSettings
-    terrains: Mapping[str, Terrain]
+    contexts: Mapping[str, SearchContext]
 
     @property
     def needs_profile(self) -> bool:
@@ -36,10 +36,10 @@ class Choices:
     def levels(self) -> int | None:
         return self.space.levels
 
-    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]:
-        dimensions = self.space.distributions(terrain)
-        if len(self.terrains) > 1:
-            dimensions[METHOD] = CategoricalDistribution(tuple(self.terrains))
+    def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]:
+        dimensions = self.space.distributions(context)
+        if len(self.contexts) > 1:
+            dimensions[METHOD] = CategoricalDistribution(tuple(self.contexts))
         activation = self.method.activation
         if activation is not None:
             low, high = activation.levels
@@ -48,14 +48,14 @@ class Choices:
             dimensions[INT8] = CategoricalDistribution(tuple(self.method.int8))
         return discretised(dimensions, self.levels)
 
-    def chain(self, terrain: Terrain, flops_ratio: float) -> Params:
-        """The space's parameters by the terrain's method, without quantisation.
+    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
+        """The space's parameters by the context's method, without quantisation.
 
         Activations are pruned as gently as possible.
         """
-        params = self.space.chain(terrain, flops_ratio)
-        if len(self.terrains) > 1:
-            params[METHOD] = terrain.method
+        params = self.space.chain(context, flops_ratio)
+        if len(self.contexts) > 1:
+            params[METHOD] = context.method
         activation = self.method.activation
         if activation is not None:
             low, high = activation.levels
@@ -64,20 +64,20 @@ class Choices:
             params[INT8] = self.method.int8[0]
         if self.levels is None:
             return params
-        return snapped(params, self.distributions(terrain))
+        return snapped(params, self.distributions(context))
 
-    def unpruned(self, terrain: Terrain, params: Params) -> Plan:
-        plan = self.space.unpruned(self._terrain(params), params)
+    def unpruned(self, context: SearchContext, params: Params) -> Plan:
+        plan = self.space.unpruned(self._context(params), params)
         return self._completed(plan, params)
 
-    def propose(self, terrain: Terrain, params: Params) -> Plan:
-        plan = self.space.propose(self._terrain(params), params)
+    def propose(self, context: SearchContext, params: Params) -> Plan:
+        plan = self.space.propose(self._context(params), params)
         return self._completed(plan, params)
 
-    def _terrain(self, params: Params) -> Terrain:
-        """The terrain of the method that the parameters name, or of the only method."""
-        only = next(iter(self.terrains))
-        return self.terrains[params.get(METHOD, only)]
+    def _context(self, params: Params) -> SearchContext:
+        """The context of the method that the parameters name, or of the only method."""
+        only = next(iter(self.contexts))
+        return self.contexts[params.get(METHOD, only)]
 
     def _completed(self, plan: Plan, params: Params) -> Plan:
         """The plan with what the space does not know of."""

@@ -18,13 +18,13 @@ Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Terrain:
+class SearchContext:
     """One method on one model: its groups, costs, sensitivity, rule and dense scores.
 
     The scores are as the method's scope sees them. `macs` is the cost of the axis: effective MACs
     where groups are single weights. `weight` says how those are counted, None where units are
     removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
-    the terrain of the second stage of a hybrid method. A target of the chain keeps
+    the context of the second stage of a hybrid method. A target of the chain keeps
     flops_ratio^`depth` of the blocks.
     """
 
@@ -38,7 +38,7 @@ class Terrain:
     pools: Pools | None = None
     round_to: int = 1
     method: str = ""
-    then: Terrain | None = None
+    then: SearchContext | None = None
     depth: float = 0.0
     weight: Weight | None = None
 
@@ -116,10 +116,10 @@ class Space(Protocol):
     @property
     def needs_profile(self) -> bool: ...
 
-    def distributions(self, terrain: Terrain) -> dict[str, BaseDistribution]: ...
+    def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]: ...
 
-    def chain(self, terrain: Terrain, flops_ratio: float) -> Params: ...
+    def chain(self, context: SearchContext, flops_ratio: float) -> Params: ...
 
-    def unpruned(self, terrain: Terrain, params: Params) -> Plan: ...
+    def unpruned(self, context: SearchContext, params: Params) -> Plan: ...
 
-    def propose(self, terrain: Terrain, params: Params) -> Plan: ...
+    def propose(self, context: SearchContext, params: Params) -> Plan: ...

@@ -12,7 +12,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Structure, isomorphic_classes
 from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Weight, weight_structure
-from orchestrator.search.space import Choices, Terrain
+from orchestrator.search.space import Choices, SearchContext
 from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.settings import MethodSettings, Settings
 
@@ -24,38 +24,38 @@ def outline(
 
     They depend on nothing that costs something to know.
     """
-    terrains = {}
+    contexts = {}
     for method in settings.method.choices():
-        terrains[method.name] = within_study(unscored(method, structure, model), settings)
-    choices = Choices(settings.space.build(), settings.method, terrains)
-    first = next(iter(terrains.values()))
+        contexts[method.name] = within_study(unscored(method, structure, model), settings)
+    choices = Choices(settings.space.build(), settings.method, contexts)
+    first = next(iter(contexts.values()))
     return choices.distributions(first)
 
 
-def unscored(method: MethodSettings, structure: Structure, model: nn.Module) -> Terrain:
-    """The terrain of a method and of its further stages, without scores and sensitivity.
+def unscored(method: MethodSettings, structure: Structure, model: nn.Module) -> SearchContext:
+    """The context of a method and of its further stages, without scores and sensitivity.
 
     `structure` is of units.
     """
     own = on_weights(structure, model, method) or structure
     then = None if method.then is None else unscored(method.then, structure, model)
-    return terrain_of(method, own, model, np.ones(own.n_units), then=then)
+    return context_of(method, own, model, np.ones(own.n_units), then=then)
 
 
-def terrain_of(
+def context_of(
     method: MethodSettings,
     structure: Structure,
     model: nn.Module,
     scores: Scores,
     sensitivity: Sensitivity | None = None,
-    then: Terrain | None = None,
-) -> Terrain:
+    then: SearchContext | None = None,
+) -> SearchContext:
     """What spaces know of one stage of a method.
 
     `structure` is of the stage's units, or of its weight tensors.
     """
     macs = Cost(structure).macs
-    return Terrain(
+    return SearchContext(
         structure=structure,
         macs=macs,
         dense_macs=macs(structure.sizes),
@@ -70,14 +70,14 @@ def terrain_of(
     )
 
 
-def within_study(terrain: Terrain, settings: Settings) -> Terrain:
-    """The terrain with the study's demands on every plan.
+def within_study(context: SearchContext, settings: Settings) -> SearchContext:
+    """The context with the study's demands on every plan.
 
     These are the largest FLOPs ratio, and how many blocks the chain drops.
     """
-    then = None if terrain.then is None else within_study(terrain.then, settings)
+    then = None if context.then is None else within_study(context.then, settings)
     return replace(
-        terrain,
+        context,
         max_flops_ratio=settings.objectives.largest_ratio or 1.0,
         depth=settings.search.chain.depth,
         then=then,

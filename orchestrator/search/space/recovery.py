@@ -19,7 +19,7 @@ from optuna.distributions import (
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Plan, Timing
 from lightning_modules.pruning.schedules import SCHEDULES
-from orchestrator.search.space.contract import Params, Terrain
+from orchestrator.search.space.contract import Params, SearchContext
 from orchestrator.search.space.levels import check_levels
 
 
@@ -98,9 +98,9 @@ class Recovery:
             distillation=params.get("distillation.weight", self._middle()),
         )
 
-    def unpruned(self, terrain: Terrain, params: Params) -> Plan:
+    def unpruned(self, context: SearchContext, params: Params) -> Plan:
         """The trial's plan before anything is removed."""
-        return Plan(terrain.method, timing=self.timing(params))
+        return Plan(context.method, timing=self.timing(params))
 
     def _middle(self) -> float | None:
         if self.distillation is None:
@@ -118,30 +118,30 @@ def _require_counts(name: str, pair: Sequence[int]) -> None:
         )
 
 
-def block_dimension(terrain: Terrain) -> dict[str, BaseDistribution]:
+def block_dimension(context: SearchContext) -> dict[str, BaseDistribution]:
     """How many whole blocks go, the least important first.
 
     There is no such dimension where the method leaves depth alone.
     """
-    n_blocks = len(terrain.blocks)
+    n_blocks = len(context.blocks)
     return {"blocks": IntDistribution(0, n_blocks)} if n_blocks else {}
 
 
-def block_first(terrain: Terrain, flops_ratio: float) -> Params:
+def block_first(context: SearchContext, flops_ratio: float) -> Params:
     """Blocks that the chain drops at a target: flops_ratio^depth of them stay.
 
     That is the nearest whole number. More stay where the others at full width would fall short of
     the target.
     """
-    n_blocks = len(terrain.blocks)
+    n_blocks = len(context.blocks)
     if not n_blocks:
         return {}
-    full = terrain.structure.sizes[: terrain.widths]
-    target = flops_ratio * terrain.dense_macs
-    dropped = round(n_blocks * (1.0 - flops_ratio**terrain.depth))
+    full = context.structure.sizes[: context.widths]
+    target = flops_ratio * context.dense_macs
+    dropped = round(n_blocks * (1.0 - flops_ratio**context.depth))
     while dropped:
-        widest = np.concatenate([full, terrain.without_blocks(dropped)])
-        if terrain.macs(widest) >= target:
+        widest = np.concatenate([full, context.without_blocks(dropped)])
+        if context.macs(widest) >= target:
             break
         dropped -= 1
     return {"blocks": dropped}

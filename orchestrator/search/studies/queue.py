@@ -14,7 +14,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
 
 from orchestrator.search.samplers import Distributions, combinations, tried_places
-from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.space import Params, SearchContext, Space
 from orchestrator.search.studies.leases import LEASE, Leases, owner_of
 from orchestrator.search.studies.optuna_inside import set_attribute, set_state, trial_id
 from orchestrator.search.studies.trial import (
@@ -46,7 +46,7 @@ _ANY = random.SystemRandom()
 def enqueue_chain(
     study: Study,
     space: Space,
-    terrains: Sequence[Terrain],
+    contexts: Sequence[SearchContext],
     targets: Sequence[float],
     filled: Callable[[Params, int], bool] = lambda params, index: False,
 ) -> None:
@@ -63,8 +63,8 @@ def enqueue_chain(
         if trial.user_attrs.get(KIND) == "chain":
             enqueued.append(trial.user_attrs[ENQUEUED])
     for index, target in enumerate(targets):
-        terrain = terrains[index % len(terrains)]
-        params = space.chain(terrain, target)
+        context = contexts[index % len(contexts)]
+        params = space.chain(context, target)
         if filled(params, index):
             continue
         if params in enqueued:

@@ -26,7 +26,7 @@ from orchestrator.search.plans.given import given
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions
-from orchestrator.search.space import Space, Terrain
+from orchestrator.search.space import SearchContext, Space
 from orchestrator.search.stopping import Standing, Stopping, Tally
 from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import LeaseLostError, Leases
@@ -150,7 +150,7 @@ class Trials:
 
     study: Study
     space: Space
-    terrain: Terrain
+    context: SearchContext
     evaluate: Evaluate
     rules: Rules
     leases: Leases
@@ -158,7 +158,7 @@ class Trials:
 
     @property
     def distributions(self) -> Distributions:
-        return self.space.distributions(self.terrain)
+        return self.space.distributions(self.context)
 
 
 def run_trial(trials: Trials, trial: optuna.Trial) -> None:
@@ -209,8 +209,8 @@ def _plan(trials: Trials, trial: optuna.Trial) -> Plan:
     """The plan of the trial's parameters, or of the user's own thresholds."""
     thresholds = trial.user_attrs.get(USER_THRESHOLDS)
     if thresholds is None:
-        return trials.space.propose(trials.terrain, trial.params)
-    return given(trials.space, trials.terrain, thresholds)
+        return trials.space.propose(trials.context, trial.params)
+    return given(trials.space, trials.context, thresholds)
 
 
 class _Reporter:

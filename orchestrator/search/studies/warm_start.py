@@ -28,7 +28,7 @@ from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import PLAN, read_plan
 from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
 from orchestrator.search.plans.store import PlanStore
-from orchestrator.search.space import Params, Space, Terrain
+from orchestrator.search.space import Params, SearchContext, Space
 from orchestrator.search.studies.optuna_inside import contains
 from orchestrator.search.studies.orphans import SAVED
 from orchestrator.search.studies.storage import storage_of
@@ -103,7 +103,7 @@ class Receiver:
     settings: Settings
     facts: Facts
     space: Space
-    terrain: Terrain
+    context: SearchContext
 
 
 def import_trials(receiver: Receiver, store: PlanStore) -> int:
@@ -210,7 +210,7 @@ class FilledTargets:
         facts = self.receiver.facts
         receiver = self.receiver
         try:
-            plan = receiver.space.propose(receiver.terrain, params)
+            plan = receiver.space.propose(receiver.context, params)
         except PlanError:
             # the trial itself reports the error
             return False
@@ -257,13 +257,13 @@ def _trial(receiver: Receiver, trial: FrozenTrial, lineage: Lineage, alike: bool
         REASON: "; ".join([f"trial {trial.number} of study {origin['study']}", *reasons]),
     }
     space = receiver.space
-    terrain = receiver.terrain
-    if reasons or not alike or not _means_the_same(space, terrain, trial):
+    context = receiver.context
+    if reasons or not alike or not _means_the_same(space, context, trial):
         return create_trial(state=TrialState.FAIL, user_attrs=attrs)
     return create_trial(
         values=[values[name] for name in goals.names],
         params=trial.params,
-        distributions=space.distributions(terrain),
+        distributions=space.distributions(context),
         user_attrs=attrs,
         constraints=goals.excesses(values),
     )
@@ -281,12 +281,12 @@ def _origin(receiver: Receiver, trial: FrozenTrial, lineage: Lineage) -> dict[st
     }
 
 
-def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
+def _means_the_same(space: Space, context: SearchContext, trial: FrozenTrial) -> bool:
     """Whether the trial's parameters stand for the same plan in this space.
 
     They must lie in the space, and give the timing, activations and exported format of the plan.
     """
-    distributions = space.distributions(terrain)
+    distributions = space.distributions(context)
     if set(trial.params) != set(distributions):
         return False
     for name, value in trial.params.items():
@@ -294,7 +294,7 @@ def _means_the_same(space: Space, terrain: Terrain, trial: FrozenTrial) -> bool:
             return False
     recorded = trial.user_attrs[MEASURED]["plan"]
     recorded_timing = Timing(**recorded["timing"])
-    proposed = space.unpruned(terrain, trial.params)
+    proposed = space.unpruned(context, trial.params)
     timing = replace(
         proposed.timing,
         round_steps=recorded_timing.round_steps,

@@ -10,9 +10,9 @@ from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.search.lab.lab import Lab
-from orchestrator.search.space import Hybrid, Patterns, Terrain
+from orchestrator.search.space import Hybrid, Patterns, SearchContext
 from orchestrator.search.space.allocation import Sensitivity
-from orchestrator.search.space.outline import terrain_of
+from orchestrator.search.space.outline import context_of
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, comparable, pruner_of
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings, Settings
@@ -34,11 +34,11 @@ class PreparedMethod:
     settings: MethodSettings
     stages: tuple[PreparedStage, ...]
 
-    def terrain(self, lab: Lab, sensitivity: Sensitivity | None) -> Terrain:
+    def context(self, lab: Lab, sensitivity: Sensitivity | None) -> SearchContext:
         """What spaces know of the method; the sensitivity is that of the first stage."""
-        then: Terrain | None = None
+        then: SearchContext | None = None
         for index, stage in reversed(list(enumerate(self.stages))):
-            then = terrain_of(
+            then = context_of(
                 stage.settings,
                 stage.pruner.structure,
                 lab.facts.model,
