@@ -102,7 +102,7 @@ def _share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def run(config: DictConfig) -> None:
+def run_job(config: DictConfig) -> None:
     """Hands the job one validated value; everything below knows no Hydra.
 
     Errors: UserError.
@@ -150,7 +150,7 @@ def _job(codes: Codes) -> Callable[[DictConfig], None]:
             _announce_run()
             _hide_secrets_of_multirun()
         try:
-            run(config)
+            run_job(config)
         except UserError as error:
             _say(str(error))
             codes.add(2)

@@ -52,7 +52,7 @@ def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> 
     wanted = named(model, names)
     flows = {}
     with scoring(model, calibration.seed):
-        args, kwargs = tree_map(_ones, inputs_of(model, calibration))
+        args, kwargs = tree_map(_ones, example_arguments(model, calibration))
         state = _magnitudes(model, wanted)
         with LinearFlow():
             outputs = torch.func.functional_call(model, state, args, kwargs)
@@ -70,7 +70,7 @@ def _flows(model: nn.Module, names: Sequence[str], calibration: Calibration) -> 
     return {name: flow / total.detach() for name, flow in flows.items()}
 
 
-def inputs_of(model: nn.Module, calibration: Calibration) -> Arguments:
+def example_arguments(model: nn.Module, calibration: Calibration) -> Arguments:
     """The arguments with which the loss calls `model` on the first batch.
 
     Errors: PlanError for a loss that does not call the model.

@@ -16,7 +16,7 @@ from torch.fx import Node
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.trace import LAYOUTS, Rule, Trace, bind, op_name, shape
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES_BY_OP = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Rows of a weight per hidden unit, by the name of the op."""
 ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
 """Ops that give an initial state of zeros."""
@@ -99,7 +99,7 @@ def _tie_cell(
     The rows of every gate are its units. The columns are those of the layer `below` and of its own
     past.
     """
-    gates = GATES[op_name(node).removesuffix("_cell")]
+    gates = GATES_BY_OP[op_name(node).removesuffix("_cell")]
     path = trace.layer(node)
     for slot, weight in enumerate(weights):
         dims = trace.dims(weight)
@@ -158,7 +158,7 @@ def _freeze_all(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(GATES, layers),
-    **dict.fromkeys((f"{name}_cell" for name in GATES), cell),
+    **dict.fromkeys(GATES_BY_OP, layers),
+    **dict.fromkeys((f"{name}_cell" for name in GATES_BY_OP), cell),
 }
 """Rules by the name of the op."""
