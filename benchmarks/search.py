@@ -83,10 +83,8 @@ SETTINGS = {
             "mobilenet",
             "MobileNetV2, Fashion-MNIST at 28 x 28",
             f"model=torchvision model.name=mobilenet_v2 {FASHION} data.size=28 data.channels=3 "
-            "phases=deep "(
-                "phases.train.epochs=12 phases.train.optimizer.lr=0.002 "
-                "phases.finetune.optimizer.lr=0.005"
-            ),
+            "phases=deep phases.train.epochs=12 phases.train.optimizer.lr=0.002 "
+            "phases.finetune.optimizer.lr=0.005",
         ),
         Setting(
             "resnet50",
