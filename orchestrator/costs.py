@@ -50,11 +50,6 @@ def known_names() -> list[str]:
     return [*COSTS, *map(ratio_name, COSTS)]
 
 
-def cost_of(name: str) -> str:
-    """The cost behind a name of a cost or of its ratio."""
-    return name.removesuffix(_RATIO)
-
-
 def ratios_of(costs: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
     """Each cost against the dense model's, by the cost's own name.
 

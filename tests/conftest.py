@@ -1,6 +1,4 @@
-"""What all tests share: no time limit that a busy machine could miss, and once what is always the
-same.
-"""
+"""What all tests share: no time limit, and one copy of what never changes."""
 
 from __future__ import annotations
 

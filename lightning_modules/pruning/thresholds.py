@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.plan import Rule
-from lightning_modules.pruning.schedules import SCHEDULES
 from lightning_modules.pruning.structure import Counts, Group, Keep, Structure
 
 Scores = npt.NDArray[np.float64]
@@ -209,15 +208,6 @@ def rounded(structure: Structure, kept: Counts, multiple: int) -> Counts:
         return kept
     up = -(-kept // multiple) * multiple
     return np.minimum(up, structure.sizes)
-
-
-def at_step(before: Counts, final: Counts, schedule: str, step: int, steps: int) -> Counts:
-    """Whole units kept per group after pruning step `step`, from 1, of `steps`.
-
-    After the last step they are exactly `final`.
-    """
-    fraction = SCHEDULES[schedule](step / steps)
-    return at_fraction(before, final, fraction)
 
 
 def at_fraction(before: Counts, final: Counts, fraction: float) -> Counts:

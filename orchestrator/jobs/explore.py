@@ -80,7 +80,7 @@ class StudyParts:
 
 
 def parts_of(settings: Settings, goals: Goals) -> StudyParts:
-    """What a study needs beside its problem.
+    """What a study needs beside its laboratory.
 
     `check_parts` has seen that the parts go together.
     """

@@ -16,7 +16,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.schedules import RETURNING, SCHEDULES
 from lightning_modules.pruning.structure import Counts, Keep, Structure
-from lightning_modules.pruning.thresholds import at_step, choose
+from lightning_modules.pruning.thresholds import at_fraction, choose
 from lightning_modules.pruning.weights import (
     Masks,
     Weight,
@@ -295,7 +295,7 @@ def _masks_only_shrink(name: str, how: Weight, schedule: str) -> None:
     weights, model = weights_of(name, how), model_of(name)
     final, keep, before = some(weights, 2), weights.full(), zeros_of(model, [])
     for step in range(1, 5):
-        kept = at_step(weights.sizes, final, schedule, step, 4)
+        kept = at_fraction(weights.sizes, final, SCHEDULES[schedule](step / 4))
         keep = choose(weights, unit_scores(weights, sizes_of(model), how), keep, kept)
         masks = masks_of(weights, keep, sizes_of(model), how)
         apply(model, masks)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.plan import Timing
 from lightning_modules.pruning.schedules import RETURNING, SCHEDULES
-from lightning_modules.pruning.thresholds import at_fraction, at_step
+from lightning_modules.pruning.thresholds import at_fraction
 
 RISING = sorted(set(SCHEDULES) - RETURNING)
 
@@ -72,7 +72,7 @@ def test_counts_follow_the_schedule_to_the_unit(
 ) -> None:
     final = data.draw(st.integers(0, before))
     path = [
-        int(at_step(np.array([before]), np.array([final]), name, step, steps)[0])
+        int(at_fraction(np.array([before]), np.array([final]), SCHEDULES[name](step / steps))[0])
         for step in range(1, steps + 1)
     ]
     assert path[-1] == final
