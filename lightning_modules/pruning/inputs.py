@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from lightning_modules.errors import ConfigError, DataError
 
 LARGEST = 2**24
 """Most elements of a stored input. A larger one means that the file is damaged."""
+MOST_BATCHES = 256
+"""Most batches that are looked at for one joined batch."""
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -97,6 +100,40 @@ def as_inputs(example: Inputs | Tensor | tuple[Any, ...]) -> Inputs:
     if isinstance(example, Tensor):
         return Inputs((example,))
     return Inputs(tuple(example))
+
+
+def joined(batches: Iterable[Inputs], samples: int) -> Inputs:
+    """One batch of at least so many samples, from batches that have the shapes of the first one.
+
+    It has fewer where the first `MOST_BATCHES` have fewer. Inputs without a common batch are not
+    joined: the first ones are taken.
+    """
+    chosen: list[Inputs] = []
+    count = 0
+    for inputs in islice(batches, MOST_BATCHES):
+        if chosen and _shape(inputs) != _shape(chosen[0]):
+            continue
+        chosen.append(inputs)
+        if inputs.batch is None:
+            break
+        count += inputs.batch
+        if count >= samples:
+            break
+    together = [torch.cat(tensors) for tensors in zip(*map(Inputs.tensors, chosen), strict=True)]
+    following = iter(together)
+    return chosen[0].map(lambda tensor: next(following))
+
+
+def _shape(inputs: Inputs) -> Any:
+    """What two batches must have in common to be joined: all but the number of samples."""
+    leaves, tree = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+    described: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            described.append((tuple(leaf.shape[1:]), leaf.dtype))
+        else:
+            described.append(leaf)
+    return described, tree
 
 
 def _described(value: Any) -> Any:

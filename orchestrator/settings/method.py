@@ -38,8 +38,9 @@ class MethodSettings(Part):
     neurons, heads: removed), or single weights (set to zero): `weight`, `block` of `shape` rows x
     columns, `pattern` of `shape` N of M. `then` prunes the weights of the units that are left.
     `normalize` compares scores across groups as multiples of their group's mean. `soft` units and
-    weights are set to zero but trained on, and may come back until the last pruning step. `depth`
-    adds whole residual blocks; None: where the settings as a whole say so.
+    weights are set to zero but trained on, and may come back until the last pruning step.
+    `compensate` folds what removed units carried into the layers that consumed them. `depth` adds
+    whole residual blocks; None: where the settings as a whole say so.
     """
 
     name: str
@@ -55,6 +56,7 @@ class MethodSettings(Part):
     attention: Literal["head", "head_dim"] = "head"
     depth: bool | None = None
     soft: bool = False
+    compensate: bool = False
     regrowth: AnyRecipe | None = None
     then: MethodSettings | None = None
     activation: ActivationSettings | None = None
@@ -136,6 +138,10 @@ class MethodSettings(Part):
             (
                 not units and bool(self.depth or self.attention != "head"),
                 "`depth` and `attention` are for units",
+            ),
+            (
+                not units and self.compensate,
+                "`compensate` is for units: their consumers are fitted anew",
             ),
         ]
 

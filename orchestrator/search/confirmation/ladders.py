@@ -89,7 +89,7 @@ class Climber:
         if not (kept < now).any():
             return
         keep = thresholds.choose(self.structure, scores, self.alive, kept)
-        self.model = self.pruner.prune(self.model, self.alive, keep, self.seed)
+        self.model, _ = self.pruner.cut(self.model, self.alive, keep, self.seed)
         self.alive = keep
         if isinstance(self.pruner, UnitPruner):
             self.units_alive = keep

@@ -22,7 +22,7 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
-from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.pruning.inputs import Inputs, joined
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import inputs_from
@@ -122,6 +122,10 @@ class Lab:
         """
         task = self.task(model).to(self.device)
         return inputs_from(task, watched(batches, self.check), self.device)
+
+    def samples(self, model: nn.Module, count: int, seed: int) -> Inputs:
+        """At least `count` training samples, as far as there are so many, as one batch."""
+        return joined(self.inputs(model, self.data.train_batches(seed)), count)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):

@@ -13,10 +13,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_modules.phases.watched import WatchedBatches
 from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.compensation import Compensator
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.criteria.blocks import block_scores
@@ -35,6 +37,9 @@ from lightning_modules.tasks.contract import step_loss, to_device
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space.outline import weight_of
 from orchestrator.settings import MethodSettings
+
+COMPENSATION_SAMPLES = 512
+"""Training samples that compensation is fitted on."""
 
 
 @dataclass
@@ -66,7 +71,23 @@ class UnitPruner:
         return scores
 
     def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module:
+        """A smaller copy, without compensation."""
         return remove(model, self.structure.restrict(alive), keep)
+
+    def cut(
+        self, model: nn.Module, alive: Keep, keep: Keep, seed: int
+    ) -> tuple[nn.Module, set[str]]:
+        """A smaller copy, compensated where the method asks for it.
+
+        Also the names of the parameters that were fitted.
+        """
+        if not self.method.compensate or np.array_equal(alive, keep):
+            return self.prune(model, alive, keep, seed), set()
+        restricted = self.structure.restrict(alive)
+        with self.lab.timed("compensation"):
+            inputs = self.lab.samples(model, COMPENSATION_SAMPLES, seed)
+            smaller, consumers = Compensator(model, restricted, inputs, seed)(keep)
+        return smaller, {name for consumer in consumers for name in consumer.changed}
 
 
 @dataclass
@@ -109,6 +130,12 @@ class WeightPruner:
         scores = unit_scores(self.structure, self.elements(model, seed), self.weight)
         thresholds.require_finite(self.structure, scores, alive)
         return scores
+
+    def cut(
+        self, model: nn.Module, alive: Keep, keep: Keep, seed: int
+    ) -> tuple[nn.Module, set[str]]:
+        """As `prune`; nothing is fitted."""
+        return self.prune(model, alive, keep, seed), set()
 
     def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module:
         """A copy with the weights at zero; its zeros are its masks."""

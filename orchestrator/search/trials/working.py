@@ -139,9 +139,11 @@ class UnitStage:
         if not event.hard:
             unit_masks.zero(working.model, restricted, keep)
             return
+        smaller, fitted = self.pruner.cut(working.model, working.alive, keep, seed)
         if working.optimizer is not None:
-            working.optimizer = slice_state(working.optimizer, working.model, restricted, keep)
-        working.model = remove(working.model, restricted, keep)
+            state = slice_state(working.optimizer, working.model, restricted, keep)
+            working.optimizer = {name: s for name, s in state.items() if name not in fitted}
+        working.model = smaller
         working.alive = keep
         working.masks = zeros_of(working.model, working.masks)
 

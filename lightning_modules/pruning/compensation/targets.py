@@ -1,0 +1,131 @@
+"""What the consumers of prunable units put out before a cut."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.pruning.compensation.products import (
+    Product,
+    Products,
+    output_sizes,
+    outputs_at,
+)
+from lightning_modules.pruning.structure import Keep, Structure
+
+LEAST_POSITIONS = 3000
+"""Positions that a consumer is fitted on at least, where there are so many."""
+POSITIONS_PER_UNKNOWN = 12
+"""Positions for each input of a consumer."""
+HELD_OUT = 3
+"""Every third sample chooses the ridge and judges the fit."""
+
+Row = npt.NDArray[np.int32]
+"""The unit id per position of an axis, -1 = none."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One product of the model before the cut, at some positions of its output.
+
+    `row` has the unit id of each input, `out_row` of each output (None where all stay). `positions`
+    count through `sizes`, those of the output without channels. `values` are the outputs, shape
+    (positions, outputs). `inputs`, shape (positions, kernel, inputs), are kept where the same
+    weight was used before. `largest` is the norm of the weight.
+    """
+
+    row: Row
+    out_row: Row | None
+    sizes: tuple[int, ...]
+    positions: Tensor
+    values: Tensor
+    inputs: Tensor | None
+    largest: float
+
+    @property
+    def held_out(self) -> Tensor:
+        """Which positions choose the ridge and judge the fit; boolean."""
+        per_sample = max(1, math.prod(self.sizes[1:]))
+        sample = self.positions.div(per_sample, rounding_mode="floor")
+        return sample % HELD_OUT == HELD_OUT - 1
+
+    def loses_inputs(self, keep: Keep) -> bool:
+        return kept_positions(self.row, keep) is not None
+
+    def outputs(self, keep: Keep) -> Tensor:
+        """The outputs that stay, shape (positions, outputs)."""
+        return _kept(self.values, self.out_row, keep)
+
+    def columns(self, keep: Keep, count: int) -> Tensor | None:
+        """The inputs that stay at the first positions, shape (positions, kernel x inputs)."""
+        if self.inputs is None:
+            return None
+        return _kept(self.inputs[:count], self.row, keep).flatten(1)
+
+    def spread(self, keep: Keep) -> float:
+        """The squared distance of the outputs that stay from their means."""
+        values = self.outputs(keep)
+        return float((values - values.mean(0)).double().square().sum())
+
+
+def kept_positions(row: Row | None, keep: Keep) -> Tensor | None:
+    """The positions of an axis that stay; None if all do."""
+    if row is None:
+        return None
+    stays = (row < 0) | keep[row]
+    return None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
+
+
+def _kept(values: Tensor, row: Row | None, keep: Keep) -> Tensor:
+    """What stays along the last axis."""
+    index = kept_positions(row, keep)
+    return values if index is None else values.index_select(-1, index.to(values.device))
+
+
+def enough(product: Product) -> int:
+    """The number of positions that a consumer is fitted on."""
+    *kernel, inputs, _ = product.weight.matrix().shape
+    return max(LEAST_POSITIONS, POSITIONS_PER_UNKNOWN * math.prod(kernel) * inputs)
+
+
+class Recorder(Products):
+    """Records the outputs of all consumers of prunable units while the model runs."""
+
+    def __init__(self, model: nn.Module, structure: Structure, seed: int) -> None:
+        super().__init__(model)
+        self.targets: dict[str, list[Target]] = {}
+        self._structure = structure
+        self._seed = seed
+
+    def after(self, product: Product, out: Tensor) -> None:
+        weight = product.weight
+        row = self._structure.table.get((weight.name, weight.own_into))
+        if row is None:
+            return
+        calls = self.targets.setdefault(weight.name, [])
+        sizes = output_sizes(out, product.channel)
+        key = f"{self._seed} {weight.name} {len(calls)}"
+        positions = _drawn(math.prod(sizes), enough(product), key).to(out.device)
+        inputs = None
+        if calls:
+            columns = product.columns(positions, sizes)
+            inputs = columns.reshape(len(columns), -1, len(row))
+        values = outputs_at(out, product.channel, positions)
+        out_row = self._structure.table.get((weight.name, weight.own_produced))
+        if out_row is not None:
+            out_row = out_row[weight.outputs]
+        largest = float(weight.matrix().norm())
+        calls.append(Target(row, out_row, sizes, positions, values, inputs, largest))
+
+
+def _drawn(total: int, count: int, key: str) -> Tensor:
+    """Some of `total` positions in a random order, the same for the same key."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(total, generator=generator)[:count]
