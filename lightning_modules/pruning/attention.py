@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -152,6 +155,27 @@ def loosen(model: nn.Module) -> None:
         if isinstance(module, nn.MultiheadAttention) and head_count(module) is not None:
             width_v = getattr(module, "head_dim_v", module.head_dim)
             _loosen(module, width_v, _scale(module))
+
+
+@contextmanager
+def loosened(model: nn.Module) -> Iterator[None]:
+    """Inside the `with` block all attention computes its products in one order, cut or not.
+
+    torch's own puts tokens before samples, `SlimAttention` samples before tokens.
+    """
+    same_width = {}
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention:
+            same_width[module] = module._qkv_same_embed_dim
+    loosen(model)
+    try:
+        yield
+    finally:
+        for module, same in same_width.items():
+            if isinstance(module, SlimAttention):
+                module.__class__ = nn.MultiheadAttention
+                module._qkv_same_embed_dim = same
+                del module.head_dim_v, module.scale
 
 
 def _loosen(attention: nn.MultiheadAttention, head_dim_v: int, scale: float) -> None:

@@ -5,6 +5,7 @@ The checks take no data, so mistakes are reported before any is read.
 
 from __future__ import annotations
 
+from lightning_modules.errors import ConfigError
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.lab.lab import optimization
 from orchestrator.search.lab.prepare import device_of
@@ -26,9 +27,19 @@ def check_parts(settings: Settings) -> Goals:
     settings.stopping.build()
     check_method(settings, space)
     check_sampler(settings.sampler, goals.directions)
+    _check_budget(settings)
     optimization(phases.train).check()
     optimization(phases.finetune).check()
     optimization(phases.finetune, phases.confirm.lr_factor).check()
     read_plans(settings)
     device_of(settings)
     return goals
+
+
+def _check_budget(settings: Settings) -> None:
+    """Errors: ConfigError for a budget in steps of training where nothing is trained."""
+    if settings.study.budget is not None and settings.phases.finetune.round_steps == 0:
+        raise ConfigError(
+            "study.budget is shared out as steps of finetuning; with "
+            "phases.finetune.round_steps=0 nothing is finetuned: take study.n_trials"
+        )

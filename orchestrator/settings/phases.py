@@ -77,7 +77,7 @@ class GuardSettings(Part):
 
 
 class FinetuneSettings(OptimizerSettings):
-    """Finetuning: a round of it is `round_steps` optimizer steps.
+    """Finetuning: a round of it is `round_steps` optimizer steps; with 0 nothing is finetuned.
 
     How many rounds a trial gets is in the space. `begin` says from which weights: those `kept`,
     those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones. `lr` is the finetuning's own
@@ -85,7 +85,7 @@ class FinetuneSettings(OptimizerSettings):
     momentum and moments along through the pruning steps of a trial, cut like the weights.
     """
 
-    round_steps: Positive
+    round_steps: Count
     recalibration_batches: Count = 4
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"

@@ -106,6 +106,7 @@ def free_groups(structure: Structure) -> list[Group]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_copy_of_another_unit_is_removed_without_loss(name: str) -> None:
     structure = case_of(name).structure
+    lost = []
     for group in free_groups(structure):
         case = case_of(name)
         copy_unit(case, group)
@@ -114,8 +115,9 @@ def test_a_copy_of_another_unit_is_removed_without_loss(name: str) -> None:
         plain = remove(case.model, structure, keep)
         model, compensated = Compensator(case.model, structure, samples(name))(keep)
         assert compensated, group.name
-        assert apart(plain, case.model, samples(name)) > 1e-3, group.name
+        lost.append(apart(plain, case.model, samples(name)))
         assert apart(model, case.model, samples(name)) < 1e-4, (group.name, compensated)
+    assert max(lost) > 1e-2
 
 
 class Halved:

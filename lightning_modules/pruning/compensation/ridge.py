@@ -13,57 +13,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)
 """Strengths tried, strongest first, as multiples of the mean second moment of the inputs."""
 MOST_GROWTH = 4.0
-"""Largest norm of a fitted weight, as a multiple of the norm before the cut."""
+"""Largest norm of a fitted weight, as a multiple of its norm before the cut."""
 DOUBLE_INPUTS = 512
 """Up to so many inputs, moments are summed in double precision."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a consumer is fed, and what its outputs lack; one row per position.
+    """What a consumer is fed, and the outputs that it should make; one row per position.
 
-    `x` has shape (positions, inputs), `residual` (positions, outputs). `held_out` positions choose
-    the ridge. With an `intercept`, the last column of `x` is constant.
+    `x` has shape (positions, inputs), `wanted` (positions, outputs). `held_out` positions choose
+    the ridge.
     """
 
     x: Tensor
-    residual: Tensor
+    wanted: Tensor
     held_out: Tensor
-    intercept: float | None = None
 
     @classmethod
-    def together(cls, parts: Sequence[Evidence], intercept: bool) -> Evidence:
-        """All of them, with a constant column as large as the others if wanted."""
-        x = torch.cat([part.x for part in parts])
-        residual = torch.cat([part.residual for part in parts])
-        held_out = torch.cat([part.held_out for part in parts])
-        if not intercept:
-            return cls(x, residual, held_out)
-        size = float(x.square().mean().sqrt()) or 1.0
-        return cls(torch.cat([x, x.new_full((len(x), 1), size)], 1), residual, held_out, size)
+    def together(cls, parts: Sequence[Evidence]) -> Evidence:
+        return cls(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.wanted for part in parts]),
+            torch.cat([part.held_out for part in parts]),
+        )
 
     @property
-    def squares(self) -> float:
-        return float(self.residual.double().square().sum())
+    def spread(self) -> float:
+        """The squared distance of the wanted outputs from their means."""
+        return float((self.wanted - self.wanted.mean(0)).double().square().sum())
 
-    def moments(self, held_out: bool) -> Moments:
-        """Of the positions that are held out, or of the others."""
+    def moments(self, layer: Layer, held_out: bool) -> Moments:
+        """Of the positions that are held out, or of the others, for a layer as it is."""
         chosen = self.held_out if held_out else ~self.held_out
         dtype = torch.float64 if self.x.shape[1] <= DOUBLE_INPUTS else torch.float32
-        x = self.x[chosen].to(dtype)
-        residual = self.residual[chosen].to(dtype)
+        x = self.x[chosen]
+        residual = (self.wanted[chosen] - layer(x)).to(dtype)
+        x = layer.inputs(x).to(dtype)
         gram = (x.T @ x).double()
         cross = (x.T @ residual).double()
         return Moments(gram, cross, float(residual.square().sum()))
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A `weight` of shape (inputs, outputs), and a `bias` where there is one.
+
+    The bias counts as the weight of one more input, which is always `one`. `largest` is the norm of
+    the weight before the cut.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    one: float
+    largest: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        outputs = x @ self.weight
+        return outputs if self.bias is None else outputs + self.bias
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """All that is multiplied with a weight."""
+        if self.bias is None:
+            return x
+        return torch.cat([x, x.new_full((len(x), 1), self.one)], 1)
+
+    def grows_too_far(self, change: Tensor) -> bool:
+        """Whether the weight, changed so, is much larger than before the cut."""
+        changed = self.weight.double() + change[: len(self.weight)]
+        return float(changed.norm()) > MOST_GROWTH * self.largest
+
+
+@dataclass(frozen=True)
 class Moments:
-    """Sums over positions: `gram` (inputs, inputs), `cross` (inputs, outputs) with the residual,
-    and the residual's squares.
+    """Sums over positions, in double precision.
+
+    `gram` is of inputs x inputs, `cross` of inputs x residual, `squares` of the residual's squares.
     """
 
     gram: Tensor
@@ -98,51 +126,49 @@ class Moments:
 class Fit:
     """A `change` of the weight, shape (inputs, outputs), and a `shift` of the bias, (outputs,).
 
-    `error` is the squared error that is left.
+    `before` and `after` are the squared errors.
     """
 
     change: Tensor
     shift: Tensor | None
     ridge: float
-    error: float
+    before: float
+    after: float
 
 
-def fitted(evidence: Evidence, weight: Tensor, largest: float) -> Fit | str:
-    """The best change of `weight`, shape (inputs, outputs), or the reason why there is none.
+def fitted(evidence: Evidence, layer: Layer) -> Fit | None:
+    """The best change of a layer; None where none is better on the positions held out.
 
     It is found on all positions, with the ridge that leaves the smallest error on those held out.
-    The norm of the changed weight stays below `MOST_GROWTH` x `largest`.
     """
-    train = evidence.moments(held_out=False)
-    held_out = evidence.moments(held_out=True)
-    ridge, error = _best_ridge(train, held_out)
-    if error >= held_out.squares:
-        return "no better on samples that the fit has not seen"
+    train = evidence.moments(layer, held_out=False)
+    held_out = evidence.moments(layer, held_out=True)
+    ridge = _best_ridge(layer, train, held_out)
+    if ridge is None:
+        return None
     whole = train + held_out
     solution = whole.solved(ridge)
-    if solution is None:
-        return "ill-conditioned"
-    change, shift = solution, None
-    if evidence.intercept is not None:
-        change = solution[:-1]
-        shift = evidence.intercept * solution[-1]
-    if float((weight.double() + change).norm()) > MOST_GROWTH * largest:
-        return "the weights would grow too far"
-    return Fit(change, shift, ridge, whole.error(solution))
+    if solution is None or layer.grows_too_far(solution):
+        return None
+    change = solution[: len(layer.weight)]
+    shift = None if layer.bias is None else layer.one * solution[-1]
+    return Fit(change, shift, ridge, whole.squares, whole.error(solution))
 
 
-def _best_ridge(train: Moments, held_out: Moments) -> tuple[float, float]:
-    """The ridge with the smallest error on the positions held out, and this error.
+def _best_ridge(layer: Layer, train: Moments, held_out: Moments) -> float | None:
+    """The ridge with the smallest error on the positions held out.
 
-    Weaker ones are tried as long as they are better.
+    None if that is no smaller than without a change. Weaker ones are tried as long as they are
+    better.
     """
-    best, least = 0.0, float("inf")
+    best = None
+    least = held_out.squares
     for ridge in RIDGES:
         change = train.solved(ridge)
-        if change is None:
+        if change is None or layer.grows_too_far(change):
             continue
         error = held_out.error(change)
         if error >= least:
             break
         best, least = ridge, error
-    return best, least
+    return best

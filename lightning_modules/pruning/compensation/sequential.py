@@ -16,9 +16,15 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from lightning_modules.pruning.attention import loosened
 from lightning_modules.pruning.compensation.products import Product, Products
-from lightning_modules.pruning.compensation.ridge import Evidence, fitted
-from lightning_modules.pruning.compensation.targets import Recorder, Target, enough
+from lightning_modules.pruning.compensation.ridge import Evidence, Layer, fitted
+from lightning_modules.pruning.compensation.targets import (
+    Recorder,
+    Target,
+    enough,
+    kept_positions,
+)
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import remove
@@ -27,19 +33,18 @@ from lightning_modules.pruning.structure import Keep, Structure
 
 @dataclass(frozen=True)
 class Compensated:
-    """One consumer that lost inputs, and its error before and after.
+    """One consumer that lost inputs.
 
-    `changed` are the parameters that were fitted: its weight, and its bias where it has one. An
-    error is squared and over the variance of the outputs that are aimed at. Without a fit, `reason`
-    says why.
+    `changed` are the parameters that were fitted: its weight, and its bias where it has one; none
+    where no change was better on samples that the fit has not seen. `before` and `after` are the
+    squared errors of its outputs, over the variance of those that are aimed at.
     """
 
     name: str
     changed: tuple[str, ...]
-    before: float
-    after: float
+    before: float = 1.0
+    after: float = 1.0
     ridge: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,9 @@ class Compensator:
 
     @cached_property
     def targets(self) -> Mapping[str, list[Target]]:
-        """What every consumer of prunable units puts out, by parameter, call by call."""
+        """What every consumer of prunable units puts out, by weight, call by call."""
         recorder = Recorder(self.model, self.structure, self.seed)
-        with scoring(self.model, self.seed), torch.no_grad(), recorder:
-            self.inputs.call(self.model)
+        self._run(self.model, recorder)
         return recorder.targets
 
     def __call__(self, keep: Keep) -> tuple[nn.Module, tuple[Compensated, ...]]:
@@ -70,10 +74,14 @@ class Compensator:
         """
         smaller = remove(self.model, self.structure, keep)
         fitter = _Fitter(smaller, self.targets, keep)
-        if fitter.waiting:
-            with scoring(smaller, self.seed), torch.no_grad(), fitter:
-                self.inputs.call(smaller)
+        if not fitter.idle:
+            self._run(smaller, fitter)
         return smaller, tuple(fitter.compensated)
+
+    def _run(self, model: nn.Module, watch: Products) -> None:
+        """One pass over the samples."""
+        with scoring(model, self.seed), loosened(model), torch.no_grad(), watch:
+            self.inputs.call(model)
 
 
 class _Fitter(Products):
@@ -82,49 +90,68 @@ class _Fitter(Products):
     def __init__(self, smaller: nn.Module, targets: Mapping[str, list[Target]], keep: Keep) -> None:
         super().__init__(smaller)
         self.compensated: list[Compensated] = []
-        self.waiting: dict[str, list[Target]] = {}
         self._keep = keep
-        for name, calls in targets.items():
-            if any(target.loses_inputs(keep) for target in calls):
-                self.waiting[name] = calls
+        self._fitted: set[tuple[str, int]] = set()
+        self._targets = {}
+        for name, of_weight in targets.items():
+            if kept_positions(of_weight[0].row, keep) is not None:
+                self._targets[name] = of_weight
+
+    @property
+    def idle(self) -> bool:
+        return not self._targets
 
     def before(self, product: Product) -> None:
-        calls = self.waiting.pop(product.weight.name, None)
-        if calls is not None:
-            self.compensated.append(self._compensated(product, calls))
+        weight = product.weight
+        if weight.name not in self._targets or (weight.name, weight.start) in self._fitted:
+            return
+        self._fitted.add((weight.name, weight.start))
+        evidence = self._evidence(product)
+        largest = self._targets[weight.name][0].largest
+        if evidence is None:
+            self.compensated.append(Compensated(weight.name, ()))
+        else:
+            self.compensated.append(_compensated(product, evidence, largest))
 
-    def _compensated(self, product: Product, calls: list[Target]) -> Compensated:
-        evidence = self._evidence(product, calls)
-        spread = sum(target.spread(self._keep) for target in calls) or 1.0
-        before = evidence.squares / spread
-        matrix = product.weight.matrix()
-        fit = fitted(evidence, matrix.flatten(0, -2), calls[0].largest)
-        if isinstance(fit, str):
-            return Compensated(product.weight.name, (), before, before, reason=fit)
-        matrix.add_(fit.change.reshape(matrix.shape).to(matrix.dtype))
-        changed = [product.weight.name]
-        if product.bias is not None and fit.shift is not None:
-            product.bias.values.add_(fit.shift.to(matrix.dtype))
-            changed.append(product.bias.name)
-        return Compensated(
-            product.weight.name, tuple(changed), before, fit.error / spread, fit.ridge
-        )
-
-    def _evidence(self, product: Product, calls: list[Target]) -> Evidence:
-        """What the consumer is fed, and what its outputs lack.
+    def _evidence(self, product: Product) -> Evidence | None:
+        """What the consumer is fed, and the outputs that it should make.
 
         A weight that is used again is fitted at its first use: of later ones the inputs before the
-        cut are known.
+        cut are known. None where its outputs were computed in other pieces before the cut.
         """
         count = enough(product)
-        matrix = product.weight.matrix().flatten(0, -2)
         parts = []
-        for target in calls:
+        for target in self._targets[product.weight.name]:
+            wanted = target.outputs_of(product.weight, self._keep)
+            if wanted is None:
+                continue
             x = target.columns(self._keep, count)
             if x is None:
                 x = product.columns(target.positions[:count], target.sizes)
-            residual = target.outputs(self._keep)[:count] - x @ matrix
-            if product.bias is not None:
-                residual -= product.bias.values
-            parts.append(Evidence(x, residual, target.held_out[:count]))
-        return Evidence.together(parts, intercept=product.bias is not None)
+            parts.append(Evidence(x, wanted[:count], target.held_out[:count]))
+        return Evidence.together(parts) if parts else None
+
+
+def _compensated(product: Product, evidence: Evidence, largest: float) -> Compensated:
+    """Fit the consumer, in place."""
+    weight = product.weight
+    matrix = weight.matrix()
+    bias = product.bias
+    layer = Layer(
+        matrix.flatten(0, -2),
+        None if bias is None else bias.values,
+        float(evidence.x.square().mean().sqrt()) or 1.0,
+        largest,
+    )
+    fit = fitted(evidence, layer)
+    if fit is None:
+        return Compensated(weight.name, ())
+    matrix.add_(fit.change.reshape(matrix.shape).to(matrix.dtype))
+    changed = [weight.name]
+    if bias is not None and fit.shift is not None:
+        bias.values.add_(fit.shift.to(matrix.dtype))
+        changed.append(bias.name)
+    spread = evidence.spread or 1.0
+    return Compensated(
+        weight.name, tuple(changed), fit.before / spread, fit.after / spread, fit.ridge
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.pruning.compensation.products import (
     Product,
     Products,
+    Weight,
     output_sizes,
     outputs_at,
 )
@@ -34,14 +35,16 @@ Row = npt.NDArray[np.int32]
 class Target:
     """One product of the model before the cut, at some positions of its output.
 
-    `row` has the unit id of each input, `out_row` of each output (None where all stay). `positions`
-    count through `sizes`, those of the output without channels. `values` are the outputs, shape
-    (positions, outputs). `inputs`, shape (positions, kernel, inputs), are kept where the same
-    weight was used before. `largest` is the norm of the weight.
+    The weight has the unit ids `row` of its inputs and `out_row` of its outputs (None where all
+    stay); the product is of its outputs from `start` on. `positions` count through `sizes`, those
+    of the output without channels. `values` are the outputs, shape (positions, outputs). `inputs`,
+    shape (positions, kernel, inputs), are kept where the same outputs of the weight were computed
+    before. `largest` is the norm of the weight.
     """
 
     row: Row
     out_row: Row | None
+    start: int
     sizes: tuple[int, ...]
     positions: Tensor
     values: Tensor
@@ -55,23 +58,29 @@ class Target:
         sample = self.positions.div(per_sample, rounding_mode="floor")
         return sample % HELD_OUT == HELD_OUT - 1
 
-    def loses_inputs(self, keep: Keep) -> bool:
-        return kept_positions(self.row, keep) is not None
+    def outputs_of(self, weight: Weight, keep: Keep) -> Tensor | None:
+        """The values of the outputs that a weight of the smaller model makes.
 
-    def outputs(self, keep: Keep) -> Tensor:
-        """The outputs that stay, shape (positions, outputs)."""
-        return _kept(self.values, self.out_row, keep)
+        Shape (positions, outputs). None if this product makes some others.
+        """
+        wanted = torch.arange(weight.outputs.start, weight.outputs.stop)
+        kept = kept_positions(self.out_row, keep)
+        if kept is not None:
+            wanted = kept[weight.outputs]
+        index = wanted - self.start
+        if int(index.min()) < 0 or int(index.max()) >= self.values.shape[1]:
+            return None
+        return self.values.index_select(1, index.to(self.values.device))
 
     def columns(self, keep: Keep, count: int) -> Tensor | None:
         """The inputs that stay at the first positions, shape (positions, kernel x inputs)."""
         if self.inputs is None:
             return None
-        return _kept(self.inputs[:count], self.row, keep).flatten(1)
-
-    def spread(self, keep: Keep) -> float:
-        """The squared distance of the outputs that stay from their means."""
-        values = self.outputs(keep)
-        return float((values - values.mean(0)).double().square().sum())
+        inputs = self.inputs[:count]
+        index = kept_positions(self.row, keep)
+        if index is not None:
+            inputs = inputs.index_select(-1, index.to(inputs.device))
+        return inputs.flatten(1)
 
 
 def kept_positions(row: Row | None, keep: Keep) -> Tensor | None:
@@ -80,12 +89,6 @@ def kept_positions(row: Row | None, keep: Keep) -> Tensor | None:
         return None
     stays = (row < 0) | keep[row]
     return None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
-
-
-def _kept(values: Tensor, row: Row | None, keep: Keep) -> Tensor:
-    """What stays along the last axis."""
-    index = kept_positions(row, keep)
-    return values if index is None else values.index_select(-1, index.to(values.device))
 
 
 def enough(product: Product) -> int:
@@ -113,15 +116,13 @@ class Recorder(Products):
         key = f"{self._seed} {weight.name} {len(calls)}"
         positions = _drawn(math.prod(sizes), enough(product), key).to(out.device)
         inputs = None
-        if calls:
+        if any(target.start == weight.start for target in calls):
             columns = product.columns(positions, sizes)
             inputs = columns.reshape(len(columns), -1, len(row))
         values = outputs_at(out, product.channel, positions)
         out_row = self._structure.table.get((weight.name, weight.own_produced))
-        if out_row is not None:
-            out_row = out_row[weight.outputs]
         largest = float(weight.matrix().norm())
-        calls.append(Target(row, out_row, sizes, positions, values, inputs, largest))
+        calls.append(Target(row, out_row, weight.start, sizes, positions, values, inputs, largest))
 
 
 def _drawn(total: int, count: int, key: str) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +23,20 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
+from lightning_modules.pruning.compensation import Compensator
 from lightning_modules.pruning.inputs import Inputs, joined
+from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import inputs_from
 from orchestrator.export.formats import Format
 from orchestrator.search.lab.facts import Facts
+from orchestrator.search.plans.lineage import weights_digest
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import ActivationSettings, OptimizerSettings, PhaseSettings
 
+COMPENSATION_SAMPLES = 512
+"""Training samples that compensation is fitted on."""
 Timed = Callable[[str], AbstractContextManager[None]]
 """Charges the time inside a `with` block to a phase by name."""
 
@@ -89,6 +96,7 @@ class Lab:
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
     check: Check = never
+    _compensators: dict[str, Compensator] = field(default_factory=dict, repr=False)
 
     def activation(self, level: float | None) -> ActivationPruning | None:
         """Pruning of the inputs of all layers but the first; None where the plan has no level."""
@@ -123,9 +131,25 @@ class Lab:
         task = self.task(model).to(self.device)
         return inputs_from(task, watched(batches, self.check), self.device)
 
-    def samples(self, model: nn.Module, count: int, seed: int) -> Inputs:
-        """At least `count` training samples, as far as there are so many, as one batch."""
-        return joined(self.inputs(model, self.data.train_batches(seed)), count)
+    def compensator(self, model: nn.Module, alive: Keep) -> Compensator:
+        """Cuts from this model, which has the units `alive`, and compensates.
+
+        That of the dense model is made once, as long as the weights are the same. All plans are
+        compensated on the same samples.
+        """
+        if not alive.all():
+            return self._compensator(model, alive)
+        key = weights_digest(model)
+        if key not in self._compensators:
+            self._compensators.clear()
+            self._compensators[key] = self._compensator(copy.deepcopy(model), alive)
+        return self._compensators[key]
+
+    def _compensator(self, model: nn.Module, alive: Keep) -> Compensator:
+        seed = seed_of(self.seed, Stream.COMPENSATION)
+        batches = self.inputs(model, self.data.train_batches(seed))
+        samples = joined(batches, COMPENSATION_SAMPLES)
+        return Compensator(model, self.facts.structure.restrict(alive), samples, seed)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:
         with self.timed("recalibration"):
@@ -140,6 +164,8 @@ class Lab:
         The result is reproducible from the training's seed on one CPU.
         """
         round_steps = training.round_steps or self.phases.finetune.round_steps
+        if round_steps == 0:
+            return self._untrained(model, training, on_round)
         task = self.task(model)
         batches, teaching = self._taught_batches(training)
         seed_everything(training.seed)
@@ -157,6 +183,12 @@ class Lab:
                 accumulate=training.accumulate,
                 memory_format=self.memory_format,
             )
+
+    def _untrained(self, model: nn.Module, training: Training, on_round: OnRound | None) -> int:
+        """Validates once, in place of all rounds."""
+        if on_round is not None:
+            on_round(training.rounds, self.validate(model, training.level))
+        return 0
 
     def _taught_batches(self, training: Training) -> tuple[Any, Distillation | None]:
         """Batches with mixed copies, and the distillation on them.

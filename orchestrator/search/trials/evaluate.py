@@ -83,7 +83,8 @@ def trial_recipe(settings: Settings, lab: Lab) -> TrialRecipe:
         {method.name: method for method in settings.method.choices()},
         settings.model.without("weights", "pretrained").to_json(),
         Lineage(lab.facts.dense_digest, early, recipe_of(settings)),
-        settings.search.lineage,
+        # without finetuning there is nothing to inherit, and errors of compensation would add up
+        settings.search.lineage and settings.phases.finetune.round_steps > 0,
         settings.study.trial_timeout,
     )
 

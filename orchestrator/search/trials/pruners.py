@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from lightning_modules.phases.watched import WatchedBatches
 from lightning_modules.pruning import thresholds
-from lightning_modules.pruning.compensation import Compensator
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.criteria.blocks import block_scores
@@ -37,9 +36,6 @@ from lightning_modules.tasks.contract import step_loss, to_device
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space.outline import weight_of
 from orchestrator.settings import MethodSettings
-
-COMPENSATION_SAMPLES = 512
-"""Training samples that compensation is fitted on."""
 
 
 @dataclass
@@ -83,10 +79,8 @@ class UnitPruner:
         """
         if not self.method.compensate or np.array_equal(alive, keep):
             return self.prune(model, alive, keep, seed), set()
-        restricted = self.structure.restrict(alive)
         with self.lab.timed("compensation"):
-            inputs = self.lab.samples(model, COMPENSATION_SAMPLES, seed)
-            smaller, consumers = Compensator(model, restricted, inputs, seed)(keep)
+            smaller, consumers = self.lab.compensator(model, alive)(keep)
         return smaller, {name for consumer in consumers for name in consumer.changed}
 
 
