@@ -35,7 +35,7 @@ from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import ActivationSettings, OptimizerSettings, PhaseSettings
 
-COMPENSATION_SAMPLES = 512
+COMPENSATION_SAMPLES = 1024
 """Training samples that compensation is fitted on."""
 Timed = Callable[[str], AbstractContextManager[None]]
 """Charges the time inside a `with` block to a phase by name."""
