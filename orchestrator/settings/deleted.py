@@ -24,6 +24,9 @@ INSTEAD = {
     "objectives.max_flops_ratio": "take objectives.bounds={flops_ratio: {most: 0.5}}",
     "objectives.max_params_ratio": "take objectives.bounds={params_ratio: {most: 0.5}}",
     "objectives.least_flops_ratio": "take objectives.bounds={flops_ratio: {least: 0.03}}",
+    "stopping.octaves": "a band is half an octave of FLOPs to either side; leave it out",
+    "stopping.min_peers": "a band needs 3 other trials, a rung of stopping=pareto 6; leave it out",
+    "stopping.least_completed": "at least 15 % of the trials are completed; leave it out",
 }
 
 
