@@ -27,6 +27,7 @@ INSTEAD = {
     "stopping.octaves": "a band is half an octave of FLOPs to either side; leave it out",
     "stopping.min_peers": "a band needs 3 other trials, a rung of stopping=pareto 6; leave it out",
     "stopping.least_completed": "at least 15 % of the trials are completed; leave it out",
+    "phases.profile.recalibration_batches": "take phases.profile.batches, which is for both",
 }
 
 

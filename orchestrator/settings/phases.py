@@ -105,13 +105,16 @@ class SparsifySettings(Part):
 
 
 class ProfileSettings(Part):
-    """The pruning ratios at which each group is tried, on `batches` training batches."""
+    """The pruning ratios at which each group is tried.
+
+    Norm statistics are refreshed and the divergence is measured on the same `batches` training
+    batches.
+    """
 
     ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (
         0.5,
     )
     batches: Positive = 2
-    recalibration_batches: Count = 2
 
 
 class ConfirmSettings(Part):

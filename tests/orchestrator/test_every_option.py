@@ -230,7 +230,6 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
         "model.weights=null",
         "model.num_classes=2",
         "phases.profile.batches=1",
-        "phases.profile.recalibration_batches=1",
     ]
     fast = [
         "study.n_trials=2",

@@ -67,10 +67,9 @@ def _measure(
     structure = pruner.structure
     dense = lab.facts.model
     seed = seed_of(lab.seed, Stream.PROFILE)
-    n_batches = max(settings.batches, settings.recalibration_batches)
-    batches = islice(lab.data.train_batches(seed), n_batches)
+    batches = islice(lab.data.train_batches(seed), settings.batches)
     inputs = list(lab.inputs(dense, batches))
-    judge = _Judge(lab, inputs[: settings.batches])
+    judge = _Judge(lab, inputs)
     full = structure.full()
     scores = pruner.scores(dense, full, seed)
     ratios = sorted(settings.ratios)
@@ -82,7 +81,7 @@ def _measure(
             if kept[index] == group.size:
                 continue
             model = pruner.prune(dense, full, choose(structure, scores, full, kept), seed)
-            recalibrate(model, inputs, settings.recalibration_batches, lab.device)
+            recalibrate(model, inputs, settings.batches, lab.device)
             loss[index, column] = judge(model)
         tick(index + 1, len(structure.groups))
     return Sensitivity(tuple(ratios), loss)
