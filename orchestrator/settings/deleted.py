@@ -28,6 +28,9 @@ INSTEAD = {
     "stopping.min_peers": "a band needs 3 other trials, a rung of stopping=pareto 6; leave it out",
     "stopping.least_completed": "at least 15 % of the trials are completed; leave it out",
     "phases.profile.recalibration_batches": "take phases.profile.batches, which is for both",
+    "sampler.n_startup_trials": "10 is Optuna's default; for more +sampler.n_startup_trials=20",
+    "data.val_fraction": "the digits are split in one way, by data.seed; leave it out",
+    "data.test_fraction": "the digits are split in one way, by data.seed; leave it out",
 }
 
 

@@ -100,7 +100,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
             "package": "samplers/halves",
             "registry": str(write_package(tmp_path / "registry")),
         }
-    if "n_startup_trials" in plain:
+    if request.param.stem in ("tpe", "gp"):
         plain["n_startup_trials"] = 4 if slow_to_fit(plain["_target_"]) else 7
     if "population_size" in plain:
         plain["population_size"] = 4

@@ -84,7 +84,6 @@ CHANGED: dict[str, Any] = {
     "space.distillation": [0.3, 0.9],
     "space.levels": 3,
     "sampler._target_": "optuna.samplers.RandomSampler",
-    "sampler.n_startup_trials": 1,
     "stopping._target_": "orchestrator.search.stopping.Pareto",
     "stopping.max_drop": 0.001,
     "objectives.quality": "f1",
@@ -119,7 +118,6 @@ WITH: dict[str, dict[str, Any]] = {
     "phases.confirm.lr_factor": {},
     "stopping.keep": {"study.n_trials": 24},
     "sampler.multivariate": {"study.n_trials": 16},
-    "sampler.n_startup_trials": {"study.n_trials": 16},
     "made_up": {},
 }
 """What else has to be as it is for a key to mean anything."""
