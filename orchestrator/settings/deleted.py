@@ -31,6 +31,7 @@ INSTEAD = {
     "sampler.n_startup_trials": "10 is Optuna's default; for more +sampler.n_startup_trials=20",
     "data.val_fraction": "the digits are split in one way, by data.seed; leave it out",
     "data.test_fraction": "the digits are split in one way, by data.seed; leave it out",
+    "phases.finetune.distillation.feature_weight": "the weight of a map is 1; leave it out",
 }
 
 

@@ -37,7 +37,7 @@ class TrainSettings(OptimizerSettings):
 class DistillationSettings(Part):
     """What finetuning learns from the dense model.
 
-    `features` names modules whose attention maps are matched too, with `feature_weight` each.
+    `features` names modules whose attention maps are matched too.
     `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as
     many as a small part of a budget in time pays for where its targets are long, else none.
     """
@@ -46,7 +46,6 @@ class DistillationSettings(Part):
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     mixed: Count | Literal["auto"] = "auto"
     features: tuple[str, ...] = ()
-    feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
     @property
     def teaches(self) -> bool:
