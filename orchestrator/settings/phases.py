@@ -127,9 +127,16 @@ class ConfirmSettings(Part):
     rounds: Positive = 2
     lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
-    max_baseline_models: Positive = 4
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+
+    @property
+    def max_baseline_models(self) -> int:
+        """To how many of the confirmed models each baseline is matched: half, rounded down.
+
+        The three baselines together thus cost no more than one and a half times the front.
+        """
+        return max(1, self.max_models // 2)
 
     @field_validator("seeds")
     @classmethod

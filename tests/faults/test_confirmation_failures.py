@@ -30,7 +30,6 @@ SMALL = [
     "phases.finetune.round_steps=4",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "phases.confirm.baselines=[uniform]",
     "search.chain.targets=2",
     "threads=1",

@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "model": {"width": 8},
     "study": {"name": "keys", "n_trials": 7},
     "search": {"chain": {"targets": 3}},
-    "phases": {"confirm": {"max_models": 2, "max_baseline_models": 1, "baselines": ["uniform"]}},
+    "phases": {"confirm": {"max_models": 2, "baselines": ["uniform"]}},
     "space": {"rounds": [2, 3]},
 }
 CHANGED: dict[str, Any] = {

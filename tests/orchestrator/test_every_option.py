@@ -27,7 +27,6 @@ TINY = [
     "phases.finetune.round_steps=4",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "stopping=never",
     "threads=1",
     "study.name=tiny",

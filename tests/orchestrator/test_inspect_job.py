@@ -87,7 +87,6 @@ def test_the_expected_duration_counts_what_a_search_does(
             "phases.confirm": {
                 "rounds": 2,
                 "max_models": 1,
-                "max_baseline_models": 1,
                 "baselines": ["uniform"],
             },
             "search.chain.targets": 2,

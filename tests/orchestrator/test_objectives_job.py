@@ -158,10 +158,7 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     (package / "inner.py").write_text(
         "import optuna\n\n\nclass Mine(optuna.samplers.RandomSampler):\n    pass\n"
     )
-    ladders = [
-        "phases.confirm.baselines=[uniform,random,global]",
-        "phases.confirm.max_baseline_models=1",
-    ]
+    ladders = ["phases.confirm.baselines=[uniform,random,global]"]
     hub = [
         "sampler=hub",
         "sampler.package=samplers/mine",
