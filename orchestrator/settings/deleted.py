@@ -33,6 +33,7 @@ INSTEAD = {
     "data.test_fraction": "the digits are split in one way, by data.seed; leave it out",
     "phases.finetune.distillation.feature_weight": "the weight of a map is 1; leave it out",
     "phases.confirm.max_baseline_models": "it is half of phases.confirm.max_models",
+    "phases.finetune.carry_optimizer": "momenta and moments are always carried; leave it out",
 }
 
 

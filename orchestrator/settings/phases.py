@@ -80,8 +80,7 @@ class FinetuneSettings(OptimizerSettings):
 
     How many rounds a trial gets is in the space. `begin` says from which weights: those `kept`,
     those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones. `lr` is the finetuning's own
-    (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer` takes
-    momentum and moments along through the pruning steps of a trial, cut like the weights.
+    (`finetune`) or the end of the dense training's curve (`rewound`).
     """
 
     round_steps: Positive
@@ -89,7 +88,6 @@ class FinetuneSettings(OptimizerSettings):
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"
     lr: Literal["finetune", "rewound"] = "finetune"
-    carry_optimizer: bool = True
     guard: GuardSettings | None = None
 
 

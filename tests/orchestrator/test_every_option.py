@@ -88,7 +88,6 @@ CHOICES = [
     "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
     "phases.finetune.begin=fresh",
     "phases.finetune.lr=rewound",
-    "phases.finetune.carry_optimizer=false",
     "phases.finetune.distillation.features=[stages.0,stages.1]",
     "phases.finetune.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1}",
     "phases.finetune.guard={tolerance:0.3,action:stop} space.steps=[2,3]",

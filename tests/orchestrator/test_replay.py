@@ -82,7 +82,7 @@ def test_a_chain_of_three_is_replayed_bit_for_bit(home: Path, tmp_path: Path, me
         [GUARD, "space.steps=[2,2]"],
         [*REWOUND, "space.steps=[2,2]"],
         ["phases.finetune.begin=fresh"],
-        ["phases.finetune.carry_optimizer=false", "phases.finetune.lr=rewound"],
+        ["phases.finetune.lr=rewound"],
         [SPARSIFY],
         ["phases.finetune.distillation.features=[stages.0,stages.1]"],
         ["phases.finetune.distillation.mixed=2"],

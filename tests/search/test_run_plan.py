@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.carried import Carried
 from lightning_modules.pruning.weights import densities, effective_macs
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import read_plan
@@ -257,10 +258,16 @@ def test_a_guard_that_is_not_touched_changes_nothing(home: Path, tmp_path: Path)
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
-def test_momentum_goes_through_a_pruning_step(home: Path, tmp_path: Path) -> None:
+def test_momentum_goes_through_a_pruning_step(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for place, carry in enumerate(("true", "false")):
-        here = bench(home, tmp_path / str(place), f"phases.finetune.carry_optimizer={carry}")
+    for place in ("carried", "forgotten"):
+        if place == "forgotten":
+            monkeypatch.setattr(
+                "orchestrator.search.trials.run_plan.Carried", lambda state: Carried()
+            )
+        here = bench(home, tmp_path / place)
         found.append(here.run(here.propose(0.4, schedule__steps=2))[1].state_dict())
     assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
     assert all(value.isfinite().all() for value in found[0].values())
