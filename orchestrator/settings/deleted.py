@@ -34,6 +34,7 @@ INSTEAD = {
     "phases.finetune.distillation.feature_weight": "the weight of a map is 1; leave it out",
     "phases.confirm.max_baseline_models": "it is half of phases.confirm.max_models",
     "phases.finetune.carry_optimizer": "momenta and moments are always carried; leave it out",
+    "phases.confirm.lr_factor": "it is a quarter; leave it out",
 }
 
 

@@ -117,13 +117,12 @@ class ProfileSettings(Part):
 class ConfirmSettings(Part):
     """Finetuning as in the search, over several `seeds`, then test data.
 
-    The learning rate is multiplied by `lr_factor`. `tolerance` is a multiple of the quality
-    metric's scale: the validation data cannot tell apart models that differ by less.
+    `tolerance` is a multiple of the quality metric's scale: the validation data cannot tell apart
+    models that differ by less.
     """
 
     seeds: tuple[int, ...] = (0, 1)
     rounds: Positive = 2
-    lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")

@@ -115,7 +115,6 @@ WITH: dict[str, dict[str, Any]] = {
     "method.attention": {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
     },
-    "phases.confirm.lr_factor": {},
     "stopping.keep": {"study.n_trials": 24},
     "sampler.multivariate": {"study.n_trials": 16},
     "made_up": {},
