@@ -35,6 +35,8 @@ INSTEAD = {
     "phases.confirm.max_baseline_models": "it is half of phases.confirm.max_models",
     "phases.finetune.carry_optimizer": "momenta and moments are always carried; leave it out",
     "phases.confirm.lr_factor": "it is a quarter; leave it out",
+    "space.least_flops_ratio": "take space.flops_ratio=[least, most]",
+    "space.most_flops_ratio": "take space.flops_ratio=[least, most]",
 }
 
 

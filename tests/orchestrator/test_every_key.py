@@ -75,6 +75,7 @@ CHANGED: dict[str, Any] = {
     "data._target_": "lightning_modules.data.fashion_mnist",
     "task._target_": "lightning_modules.models.SmallVGG",
     "space._target_": "orchestrator.search.space.Hierarchical",
+    "space.flops_ratio": [0.1, 0.6],
     "space.equal_loss": [0.5, 1.0],
     "space.steps": [2, 2],
     "space.shapes": ["exponential"],
