@@ -37,6 +37,7 @@ INSTEAD = {
     "phases.confirm.lr_factor": "it is a quarter; leave it out",
     "space.least_flops_ratio": "take space.flops_ratio=[least, most]",
     "space.most_flops_ratio": "take space.flops_ratio=[least, most]",
+    "phases.profile.ratios": "each group is tried at half of its units; leave it out",
 }
 
 

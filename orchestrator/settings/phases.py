@@ -102,15 +102,12 @@ class SparsifySettings(Part):
 
 
 class ProfileSettings(Part):
-    """The pruning ratios at which each group is tried.
+    """What each group costs alone.
 
     Norm statistics are refreshed and the divergence is measured on the same `batches` training
     batches.
     """
 
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (
-        0.5,
-    )
     batches: Positive = 2
 
 

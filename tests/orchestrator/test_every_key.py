@@ -67,7 +67,6 @@ CHANGED: dict[str, Any] = {
         "penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"},
         "rounds": 1,
     },
-    "phases.profile.ratios": [0.25, 0.75],
     "phases.confirm.seeds": [3, 4],
     "phases.confirm.baselines": ["random"],
     "phases.confirm.tolerance": 0.2,

@@ -65,7 +65,6 @@ CHOICES = [
     "phases=standard",
     "phases.finetune.distillation=null",
     "phases.finetune.distillation.mixed=2",
-    "phases.profile.ratios=[0.3,0.6]",
     "space.equal_loss=[0.5,0.5]",
     "search.lineage=false",
     "task.label_smoothing=0.1",

@@ -118,7 +118,7 @@ class _Work:
         if not self.settings.space.build().needs_profile:
             return 0.0
         # each batch is passed twice: for the norm statistics, then for the divergence
-        passes = groups * len(profile.ratios) * 2 * profile.batches
+        passes = groups * 2 * profile.batches
         return passes * self.pruned.step / 3.0
 
     def search(self) -> float:
