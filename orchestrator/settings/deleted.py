@@ -38,6 +38,7 @@ INSTEAD = {
     "space.least_flops_ratio": "take space.flops_ratio=[least, most]",
     "space.most_flops_ratio": "take space.flops_ratio=[least, most]",
     "phases.profile.ratios": "each group is tried at half of its units; leave it out",
+    "task.label_smoothing": "it is 0 unless you say so; for more +task.label_smoothing=0.1",
 }
 
 

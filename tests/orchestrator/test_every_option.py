@@ -67,7 +67,7 @@ CHOICES = [
     "phases.finetune.distillation.mixed=2",
     "space.equal_loss=[0.5,0.5]",
     "search.lineage=false",
-    "task.label_smoothing=0.1",
+    "+task.label_smoothing=0.1",
     "tracking=none",
     "study.storage=sqlite:///study.db",
     "method.scope=global",
@@ -136,7 +136,7 @@ def test_each_family_is_a_choice() -> None:
 )
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
-    tracking += [] if choice.startswith(TRAINED) else ["made_up={}"]
+    tracking += [] if choice.lstrip("+").startswith(TRAINED) else ["made_up={}"]
     words = [*choice.split(), *([ALONG[choice]] if choice in ALONG else [])]
     # the choices of groups must come before the values laid over them
     values = [word for word in words if "." in word.partition("=")[0]]
