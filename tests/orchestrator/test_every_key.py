@@ -85,6 +85,7 @@ CHANGED: dict[str, Any] = {
     "space.levels": 3,
     "sampler._target_": "optuna.samplers.RandomSampler",
     "stopping._target_": "orchestrator.search.stopping.Pareto",
+    "stopping.keep": 0.01,
     "stopping.max_drop": 0.001,
     "objectives.quality": "f1",
     "objectives.costs": ["params"],
@@ -115,7 +116,7 @@ WITH: dict[str, dict[str, Any]] = {
     "method.attention": {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
     },
-    "stopping.keep": {"study.n_trials": 24},
+    "stopping.keep": {"study.n_trials": 40},
     "sampler.multivariate": {"study.n_trials": 16},
     "made_up": {},
 }
