@@ -117,6 +117,7 @@ WITH: dict[str, dict[str, Any]] = {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
     },
     "stopping.keep": {"study.n_trials": 40},
+    "sampler._target_": {"study.n_trials": 16},
     "sampler.multivariate": {"study.n_trials": 16},
     "made_up": {},
 }
