@@ -155,6 +155,7 @@ def run(study: Study, recipe: Recipe, n_trials: int, seed: int = 5) -> list[dict
     return [trial.params for trial in study.get_trials()]
 
 
+@pytest.mark.parametrize("recipe", FITTED, ids=lambda path: path.stem, indirect=True)
 def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: Recipe) -> None:
     check_sampler(recipe, GOALS.directions)  # what the search would refuse has no contract to keep
     study, n_trials = fresh(), 6 if slow_to_fit(recipe.target) else 12

@@ -54,6 +54,8 @@ def test_a_latency_study_has_the_latency_front(capsys: pytest.CaptureFixture[str
     assert "FLOPs left" in said.out
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 

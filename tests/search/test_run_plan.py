@@ -29,7 +29,14 @@ def ratio_of(facts: Facts, model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / facts.dense_params
 
 
-@pytest.mark.parametrize("method", ["weight_l1", "rigl", "set", "surgery", "block"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "weight_l1",
+        "rigl",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("set", "surgery", "block")),
+    ],
+)
 def test_the_sparsity_of_every_tensor_is_the_plan_s(
     home: Path, tmp_path: Path, method: str
 ) -> None:
@@ -114,7 +121,10 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
     assert quality[0] > quality[1] - 0.1
 
 
-@pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
+@pytest.mark.parametrize(
+    "shape",
+    ["cubic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cyclic", "recovering"))],
+)
 def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape: str) -> None:
     here = bench(
         home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]"
@@ -140,6 +150,7 @@ def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) ->
         assert all(torch.equal(value, before[name]) for name, value in again.items())
 
 
+@pytest.mark.slow
 def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=depth", "model.blocks=2")
     measured, model = here.run(here.propose(0.5, blocks=2))
@@ -191,6 +202,7 @@ def test_activations_are_pruned_at_run_time_and_counted(home: Path, tmp_path: Pa
     assert few.ratios["effective_flops"] < many.ratios["effective_flops"]
 
 
+@pytest.mark.slow
 def test_rewound_and_fresh_weights(home: Path, tmp_path: Path) -> None:
     frozen = [
         "phases.finetune.optimizer={_target_: torch.optim.SGD, lr: 1e-12}",
