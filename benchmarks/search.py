@@ -147,7 +147,7 @@ class SameSteps(Sharing):
 CHAINED = (
     f"search.chain.targets={TARGETS[2]} search.chain.largest={TARGETS[0]} "
     f"search.chain.smallest={TARGETS[1]} "
-    f"space.least_flops_ratio={TARGETS[1]} space.equal_loss=[0.0,0.0] space.steps=[1,1] "
+    f"space.flops_ratio=[{TARGETS[1]},0.8] space.equal_loss=[0.0,0.0] space.steps=[1,1] "
     "space.shapes=[one_shot] "
     "search.chain.most_epochs=1000 stopping=never"
 )

@@ -175,18 +175,17 @@ def teacher(model: nn.Module, cached: Any, index: Index = lambda batch: None) ->
 class AttentionTransfer:
     """The distance between the normalised attention maps of teacher and student.
 
-    It is weight / 2 x the squared distance, summed over modules and averaged over samples
-    (Zagoruyko & Komodakis 2017, eq. 2). A map is the mean square over channels, so that maps of
+    It is half the squared distance, summed over modules and averaged over samples (Zagoruyko &
+    Komodakis 2017, eq. 2, with beta = 1). A map is the mean square over channels, so that maps of
     models with different widths can be compared. `modules` names modules of both models whose
     outputs are (N, C, H, W) or (N, T, C). Modules that a pruned model has lost are skipped.
     Errors: ConfigError for names that are no modules of the teacher, and, when called, for outputs
     of another shape.
     """
 
-    def __init__(self, teacher: nn.Module, modules: Sequence[str], weight: float) -> None:
+    def __init__(self, teacher: nn.Module, modules: Sequence[str]) -> None:
         self.teacher = teacher
         self.modules = tuple(modules)
-        self.weight = weight
         names = dict(teacher.named_modules())
         unknown = [name for name in modules if name not in names]
         if unknown:
@@ -215,7 +214,7 @@ class AttentionTransfer:
                 distances.append(difference.square().sum(1).mean())
         if not distances:
             return torch.zeros((), device=inputs.device)
-        return 0.5 * self.weight * torch.stack(distances).sum()
+        return 0.5 * torch.stack(distances).sum()
 
     def _dense_maps(self, inputs: Inputs) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = {}

@@ -97,5 +97,5 @@ def _check(name: str, key: str, value: Any, parameter: Tensor) -> None:
         raise PlanError(
             "an optimizer's tensors must have their parameter's shape or one element; "
             f"'{key}' of {name} has {list(value.shape)}, the parameter {list(parameter.shape)}; "
-            "begin with a fresh optimizer instead"
+            "take another optimizer, or one pruning step (space.steps=[1,1])"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lightning_modules.errors import ConfigError
 from orchestrator.search.goals import Goals, goals_of
-from orchestrator.search.lab.lab import optimization
+from orchestrator.search.lab.lab import CONFIRMING_RATE, optimization
 from orchestrator.search.lab.prepare import device_of
 from orchestrator.search.plans.given import read_plans
 from orchestrator.search.samplers import check_sampler
@@ -30,7 +30,7 @@ def check_parts(settings: Settings) -> Goals:
     _check_budget(settings)
     optimization(phases.train).check()
     optimization(phases.finetune).check()
-    optimization(phases.finetune, phases.confirm.lr_factor).check()
+    optimization(phases.finetune, CONFIRMING_RATE).check()
     read_plans(settings)
     device_of(settings)
     return goals

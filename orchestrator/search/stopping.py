@@ -16,6 +16,19 @@ import numpy.typing as npt
 
 from lightning_modules.errors import ConfigError
 
+BAND_OCTAVES = 0.5
+"""Octaves of FLOPs to either side within which trials are of about the same cost."""
+BAND_PEERS = 3
+"""A band with fewer other trials decides nothing."""
+RUNG_PEERS = 6
+"""A rung with fewer other trials decides nothing; it mixes all costs, so it needs more than a band.
+"""
+LEAST_COMPLETED = 0.15
+"""Share of the search's trials that is completed before others are stopped.
+
+TPE's good set, the best tenth, would fill with stopped ones below that share.
+"""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -70,7 +83,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Band:
-    """Compare only with trials of about the same cost: within `octaves` of FLOPs, at the same rung.
+    """Compare only with trials of about the same cost: half an octave of FLOPs, same rung.
 
     A trial goes on when its validation loss is among the better `keep` share of its band. Each loss
     is counted from the band's own trend over log FLOPs; raw losses would favour the largest models.
@@ -80,22 +93,16 @@ class Band:
     each new smallest model is on it by a cost that is exact, each new largest one by a loss that
     falls with the cost. There half as many are stopped.
 
-    A band with fewer than `min_peers` others decides nothing. Nobody is stopped while less than
-    `least_completed` of the search's trials are completed: TPE's good set, the best tenth, would
-    fill with stopped ones. A trial that lost more than `max_drop` of quality is stopped even then:
-    completed, it would stand on the front by its cost alone.
+    Nobody is stopped by a band of few others, or while few of the search's trials are completed. A
+    trial that lost more than `max_drop` of quality is stopped even then: completed, it would stand
+    on the front by its cost alone.
     """
 
-    octaves: float = 0.5
     keep: float = 0.5
-    min_peers: int = 3
     max_drop: float = 0.3
-    least_completed: float = 0.15
 
     def __post_init__(self) -> None:
-        _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
-        if self.octaves <= 0.0:
-            raise ConfigError(f"stopping.octaves must be above 0; got {self.octaves}")
+        _check(self.keep, self.max_drop)
 
     def __call__(self, standing: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         reason = _lost(standing, self.max_drop)
@@ -105,10 +112,10 @@ class Band:
         distances = []
         for peer in _at_rung(standing, peers):
             distance = math.log2(peer.flops_ratio / standing.flops_ratio)
-            if abs(distance) <= self.octaves:
+            if abs(distance) <= BAND_OCTAVES:
                 band.append(peer)
                 distances.append(distance)
-        if len(band) < self.min_peers or tally.owes(self.least_completed):
+        if len(band) < BAND_PEERS or tally.owes(LEAST_COMPLETED):
             return None
         octaves = np.array(distances)
         losses = np.array([peer.loss for peer in band])
@@ -123,7 +130,7 @@ class Band:
         if better < keep * (len(band) + 1):
             return None
         return (
-            f"{better} of {len(band)} trials within {self.octaves:g} octaves had a lower loss for "
+            f"{better} of {len(band)} trials within {BAND_OCTAVES:g} octaves had a lower loss for "
             f"their cost at rung {standing.rung}"
         )
 
@@ -136,23 +143,21 @@ class Pareto:
     trials are ordered by rank first, and within a rank by the hypervolume that the front of this
     rank would lose with the trial (larger is better). The corner of the hypervolume is the worst
     loss and the largest log FLOPs of the rung, so being the smallest or the largest counts for
-    nothing. `min_peers`, `max_drop` and `least_completed` are as in `Band`.
+    nothing. `max_drop` is as in `Band`.
     """
 
     keep: float = 0.5
-    min_peers: int = 6
     max_drop: float = 0.3
-    least_completed: float = 0.15
 
     def __post_init__(self) -> None:
-        _check(self.keep, self.min_peers, self.max_drop, self.least_completed)
+        _check(self.keep, self.max_drop)
 
     def __call__(self, standing: Standing, peers: Sequence[Standing], tally: Tally) -> str | None:
         reason = _lost(standing, self.max_drop)
         if reason:
             return reason
         rung = [standing, *_at_rung(standing, peers)]
-        if len(rung) <= self.min_peers or tally.owes(self.least_completed):
+        if len(rung) <= RUNG_PEERS or tally.owes(LEAST_COMPLETED):
             return None
         points = np.array([[other.loss, math.log2(other.flops_ratio)] for other in rung])
         before = places(points)[0]
@@ -212,14 +217,8 @@ def _lost(standing: Standing, max_drop: float) -> str | None:
     return f"lost {standing.quality_drop:.3f} of quality, more than {max_drop:g}"
 
 
-def _check(keep: float, min_peers: int, max_drop: float, least_completed: float) -> None:
+def _check(keep: float, max_drop: float) -> None:
     if not 0.0 < keep <= 1.0:
         raise ConfigError(f"stopping.keep must be a share in (0, 1]; got {keep}")
-    if not 0.0 <= least_completed <= 1.0:
-        raise ConfigError(
-            f"stopping.least_completed must be a share in [0, 1]; got {least_completed}"
-        )
-    if min_peers < 1 or max_drop <= 0.0:
-        raise ConfigError(
-            f"stopping needs min_peers >= 1 and max_drop > 0; got {min_peers} and {max_drop}"
-        )
+    if max_drop <= 0.0:
+        raise ConfigError(f"stopping.max_drop must be above 0; got {max_drop}")

@@ -24,6 +24,21 @@ INSTEAD = {
     "objectives.max_flops_ratio": "take objectives.bounds={flops_ratio: {most: 0.5}}",
     "objectives.max_params_ratio": "take objectives.bounds={params_ratio: {most: 0.5}}",
     "objectives.least_flops_ratio": "take objectives.bounds={flops_ratio: {least: 0.03}}",
+    "stopping.octaves": "a band is half an octave of FLOPs to either side; leave it out",
+    "stopping.min_peers": "a band needs 3 other trials, a rung of stopping=pareto 6; leave it out",
+    "stopping.least_completed": "at least 15 % of the trials are completed; leave it out",
+    "phases.profile.recalibration_batches": "take phases.profile.batches, which is for both",
+    "sampler.n_startup_trials": "10 is Optuna's default; for more +sampler.n_startup_trials=20",
+    "data.val_fraction": "the digits are split in one way, by data.seed; leave it out",
+    "data.test_fraction": "the digits are split in one way, by data.seed; leave it out",
+    "phases.finetune.distillation.feature_weight": "the weight of a map is 1; leave it out",
+    "phases.confirm.max_baseline_models": "it is half of phases.confirm.max_models",
+    "phases.finetune.carry_optimizer": "momenta and moments are always carried; leave it out",
+    "phases.confirm.lr_factor": "it is a quarter; leave it out",
+    "space.least_flops_ratio": "take space.flops_ratio=[least, most]",
+    "space.most_flops_ratio": "take space.flops_ratio=[least, most]",
+    "phases.profile.ratios": "each group is tried at half of its units; leave it out",
+    "task.label_smoothing": "it is 0 unless you say so; for more +task.label_smoothing=0.1",
 }
 
 

@@ -37,7 +37,7 @@ class TrainSettings(OptimizerSettings):
 class DistillationSettings(Part):
     """What finetuning learns from the dense model.
 
-    `features` names modules whose attention maps are matched too, with `feature_weight` each.
+    `features` names modules whose attention maps are matched too.
     `mixed` copies of the training data with samples mixed by pairs are learnt beside it; `auto`: as
     many as a small part of a budget in time pays for where its targets are long, else none.
     """
@@ -46,7 +46,6 @@ class DistillationSettings(Part):
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     mixed: Count | Literal["auto"] = "auto"
     features: tuple[str, ...] = ()
-    feature_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
     @property
     def teaches(self) -> bool:
@@ -81,8 +80,7 @@ class FinetuneSettings(OptimizerSettings):
 
     How many rounds a trial gets is in the space. `begin` says from which weights: those `kept`,
     those of `phases.train.rewind_epoch` (`rewound`), or `fresh` ones. `lr` is the finetuning's own
-    (`finetune`) or the end of the dense training's curve (`rewound`). `carry_optimizer` takes
-    momentum and moments along through the pruning steps of a trial, cut like the weights.
+    (`finetune`) or the end of the dense training's curve (`rewound`).
     """
 
     round_steps: Count
@@ -90,7 +88,6 @@ class FinetuneSettings(OptimizerSettings):
     distillation: DistillationSettings | None = DistillationSettings()
     begin: Literal["kept", "rewound", "fresh"] = "kept"
     lr: Literal["finetune", "rewound"] = "finetune"
-    carry_optimizer: bool = True
     guard: GuardSettings | None = None
 
 
@@ -105,29 +102,35 @@ class SparsifySettings(Part):
 
 
 class ProfileSettings(Part):
-    """The pruning ratios at which each group is tried, on `batches` training batches."""
+    """What each group costs alone.
 
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1)] = (
-        0.5,
-    )
+    Norm statistics are refreshed and the divergence is measured on the same `batches` training
+    batches.
+    """
+
     batches: Positive = 2
-    recalibration_batches: Count = 2
 
 
 class ConfirmSettings(Part):
     """Finetuning as in the search, over several `seeds`, then test data.
 
-    The learning rate is multiplied by `lr_factor`. `tolerance` is a multiple of the quality
-    metric's scale: the validation data cannot tell apart models that differ by less.
+    `tolerance` is a multiple of the quality metric's scale: the validation data cannot tell apart
+    models that differ by less.
     """
 
     seeds: tuple[int, ...] = (0, 1)
     rounds: Positive = 2
-    lr_factor: Annotated[float, Field(gt=0.0)] = 0.25
     max_models: Positive = 8
-    max_baseline_models: Positive = 4
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
     baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+
+    @property
+    def max_baseline_models(self) -> int:
+        """To how many of the confirmed models each baseline is matched: half, rounded down.
+
+        The three baselines together thus cost no more than one and a half times the front.
+        """
+        return max(1, self.max_models // 2)
 
     @field_validator("seeds")
     @classmethod

@@ -89,12 +89,17 @@ SAME_WAY_AS = {
 FEW = ["blocks", "recurrent", "residual"]
 
 
-def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    return [
-        (name, coupling)
-        for name in names
-        for coupling in (FEW if name in SAME_WAY_AS else sorted(MAKERS))
-    ]
+SEVERAL_PASSES = ("ablation", "grasp", "synflow")
+"""Criteria that take many passes: most couplings are for `make slow`."""
+
+
+def pairs(names: Iterable[str]) -> list[Any]:
+    chosen = []
+    for name in names:
+        for coupling in FEW if name in SAME_WAY_AS else sorted(MAKERS):
+            late = name in SEVERAL_PASSES and coupling not in ("recurrent", "plain", "encoder")
+            chosen.append(pytest.param(name, coupling, marks=[pytest.mark.slow] * late))
+    return chosen
 
 
 def build(method: str) -> Any:

@@ -100,7 +100,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
             "package": "samplers/halves",
             "registry": str(write_package(tmp_path / "registry")),
         }
-    if "n_startup_trials" in plain:
+    if request.param.stem in ("tpe", "gp"):
         plain["n_startup_trials"] = 4 if slow_to_fit(plain["_target_"]) else 7
     if "population_size" in plain:
         plain["population_size"] = 4
@@ -155,6 +155,7 @@ def run(study: Study, recipe: Recipe, n_trials: int, seed: int = 5) -> list[dict
     return [trial.params for trial in study.get_trials()]
 
 
+@pytest.mark.parametrize("recipe", FITTED, ids=lambda path: path.stem, indirect=True)
 def test_it_proposes_inside_the_distributions_and_every_trial_completes(recipe: Recipe) -> None:
     check_sampler(recipe, GOALS.directions)  # what the search would refuse has no contract to keep
     study, n_trials = fresh(), 6 if slow_to_fit(recipe.target) else 12

@@ -36,7 +36,7 @@ PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)
 def context_of(structure: Structure) -> SearchContext:
     cost = Cost(structure)
     scores = np.random.default_rng(0).gamma(9.0, size=structure.n_units)
-    loss = np.linspace(0.05, 1.0, len(structure.groups))[:, None]
+    loss = np.linspace(0.05, 1.0, len(structure.groups))
     dense = cost.macs(structure.sizes)
     return SearchContext(
         structure,
@@ -44,7 +44,7 @@ def context_of(structure: Structure) -> SearchContext:
         dense,
         "quantile",
         scores,
-        Sensitivity((0.5,), loss),
+        Sensitivity(loss),
         max_flops_ratio=0.9,
     )
 

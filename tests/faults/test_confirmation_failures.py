@@ -30,7 +30,6 @@ SMALL = [
     "phases.finetune.round_steps=4",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "phases.confirm.baselines=[uniform]",
     "search.chain.targets=2",
     "threads=1",
@@ -75,6 +74,7 @@ def summary() -> Any:
     return json.loads((RUN / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_fails_is_left_out_and_said_and_made_by_the_same_command(
     failing: Callable[[Failing], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +134,7 @@ def test_a_confirmation_without_memory_is_made_with_half_the_batch_and_replayed_
     ).identical
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["train", "finetune"])
 def test_a_dense_model_that_diverges_ends_the_run_with_what_to_change(
     phase: str, failing: Callable[[Failing], None], capsys: pytest.CaptureFixture[str]

@@ -84,6 +84,7 @@ def test_no_more_than_the_beginning_of_a_file_is_read(tmp_path: Path) -> None:
         opens(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 1.2])
 def test_after_its_maker_was_killed_the_next_one_opens(tmp_path: Path, seconds: float) -> None:
     """Killed that long after the first sign of the file, at its place or beside it."""

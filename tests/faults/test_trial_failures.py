@@ -213,6 +213,7 @@ def test_a_study_in_which_most_fail_stops_with_the_most_common_reason(tmp_path: 
     assert [row.state for row in rows(study, GOALS)][5:] == ["completed"] * 4
 
 
+@pytest.mark.slow
 def test_few_failures_a_half_and_a_share_of_one_stop_nothing(tmp_path: Path) -> None:
     for name, n_trials, failed, rules in (
         ("few", 4, (0, 1, 2, 3), HALF),
@@ -258,6 +259,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.mark.slow
 def test_a_finetuning_that_takes_too_long_ends_in_the_middle(home: Path, tmp_path: Path) -> None:
     here: Bench = bench(home, tmp_path, "study.trial_timeout=0.001s")
     with pytest.raises(TrialTimeoutError, match=r"study.trial_timeout=0.001s"):
@@ -322,6 +324,7 @@ STUDY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_study_survives_a_trial_without_memory_and_one_with_a_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,6 @@ TINY = [
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
     "phases.confirm.baselines=[uniform]",
-    "phases.confirm.max_baseline_models=1",
     "search.chain.targets=3",
     "threads=1",
     "tracking=none",

@@ -24,7 +24,6 @@ SMALL = [
     "phases.train.epochs=3",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "search.chain.targets=3",
     "threads=1",
     "tracking=none",

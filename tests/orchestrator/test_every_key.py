@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "model": {"width": 8},
     "study": {"name": "keys", "n_trials": 7},
     "search": {"chain": {"targets": 3}},
-    "phases": {"confirm": {"max_models": 2, "max_baseline_models": 1, "baselines": ["uniform"]}},
+    "phases": {"confirm": {"max_models": 2, "baselines": ["uniform"]}},
     "space": {"rounds": [2, 3]},
 }
 CHANGED: dict[str, Any] = {
@@ -67,7 +67,6 @@ CHANGED: dict[str, Any] = {
         "penalty": {"_target_": "lightning_modules.pruning.penalties.GroupLasso"},
         "rounds": 1,
     },
-    "phases.profile.ratios": [0.25, 0.75],
     "phases.confirm.seeds": [3, 4],
     "phases.confirm.baselines": ["random"],
     "phases.confirm.tolerance": 0.2,
@@ -75,6 +74,7 @@ CHANGED: dict[str, Any] = {
     "data._target_": "lightning_modules.data.fashion_mnist",
     "task._target_": "lightning_modules.models.SmallVGG",
     "space._target_": "orchestrator.search.space.Hierarchical",
+    "space.flops_ratio": [0.1, 0.6],
     "space.equal_loss": [0.5, 1.0],
     "space.steps": [2, 2],
     "space.shapes": ["exponential"],
@@ -84,8 +84,8 @@ CHANGED: dict[str, Any] = {
     "space.distillation": [0.3, 0.9],
     "space.levels": 3,
     "sampler._target_": "optuna.samplers.RandomSampler",
-    "sampler.n_startup_trials": 1,
     "stopping._target_": "orchestrator.search.stopping.Pareto",
+    "stopping.keep": 0.01,
     "stopping.max_drop": 0.001,
     "objectives.quality": "f1",
     "objectives.costs": ["params"],
@@ -116,13 +116,9 @@ WITH: dict[str, dict[str, Any]] = {
     "method.attention": {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
     },
-    "phases.confirm.lr_factor": {},
-    "stopping.octaves": {"study.n_trials": 24},
-    "stopping.keep": {"study.n_trials": 24},
-    "stopping.min_peers": {"study.n_trials": 24},
-    "stopping.least_completed": {"study.n_trials": 24, "stopping.max_drop": 0.3},
+    "stopping.keep": {"study.n_trials": 40},
+    "sampler._target_": {"study.n_trials": 16},
     "sampler.multivariate": {"study.n_trials": 16},
-    "sampler.n_startup_trials": {"study.n_trials": 16},
     "made_up": {},
 }
 """What else has to be as it is for a key to mean anything."""

@@ -27,7 +27,6 @@ TINY = [
     "phases.finetune.round_steps=4",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "stopping=never",
     "threads=1",
     "study.name=tiny",
@@ -66,10 +65,9 @@ CHOICES = [
     "phases=standard",
     "phases.finetune.distillation=null",
     "phases.finetune.distillation.mixed=2",
-    "phases.profile.ratios=[0.3,0.6]",
     "space.equal_loss=[0.5,0.5]",
     "search.lineage=false",
-    "task.label_smoothing=0.1",
+    "+task.label_smoothing=0.1",
     "tracking=none",
     "study.storage=sqlite:///study.db",
     "method.scope=global",
@@ -89,7 +87,6 @@ CHOICES = [
     "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
     "phases.finetune.begin=fresh",
     "phases.finetune.lr=rewound",
-    "phases.finetune.carry_optimizer=false",
     "phases.finetune.distillation.features=[stages.0,stages.1]",
     "phases.finetune.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1}",
     "phases.finetune.guard={tolerance:0.3,action:stop} space.steps=[2,3]",
@@ -139,7 +136,7 @@ def test_each_family_is_a_choice() -> None:
 )
 def test_a_choice_runs_end_to_end(choice: str) -> None:
     tracking = [] if "tracking" in choice else ["tracking=none"]
-    tracking += [] if choice.startswith(TRAINED) else ["made_up={}"]
+    tracking += [] if choice.lstrip("+").startswith(TRAINED) else ["made_up={}"]
     words = [*choice.split(), *([ALONG[choice]] if choice in ALONG else [])]
     # the choices of groups must come before the values laid over them
     values = [word for word in words if "." in word.partition("=")[0]]
@@ -230,7 +227,6 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
         "model.weights=null",
         "model.num_classes=2",
         "phases.profile.batches=1",
-        "phases.profile.recalibration_batches=1",
     ]
     fast = [
         "study.n_trials=2",

@@ -83,11 +83,10 @@ def test_the_expected_duration_counts_what_a_search_does(
             "phases.train.epochs": 2,
             "phases.finetune.round_steps": 5,
             "phases.finetune.recalibration_batches": 0,
-            "phases.profile": {"batches": 1, "recalibration_batches": 2},
+            "phases.profile.batches": 1,
             "phases.confirm": {
                 "rounds": 2,
                 "max_models": 1,
-                "max_baseline_models": 1,
                 "baselines": ["uniform"],
             },
             "search.chain.targets": 2,
@@ -98,7 +97,7 @@ def test_the_expected_duration_counts_what_a_search_does(
     batches = len(settings.data.build().train_batches(0))
     trial, settled = 10 + 2 * (5 + 100), 2 * (10 + 2 * 5 + 100 + 1000)
     assert found.seconds["dense training"] == 10 + 2 * (batches + 100) + 100
-    assert found.seconds["profile"] == pytest.approx(len(found.structure.groups) * 3 / 3)
+    assert found.seconds["profile"] == pytest.approx(len(found.structure.groups) * 2 / 3)
     assert found.seconds["search"] == 3 * trial
     assert found.seconds["confirmation"] == 2 * settled  # and the dense model
     assert found.seconds["baselines"] == (10 + 2 * 3 * 5) + settled

@@ -23,7 +23,6 @@ SMALL = [
     "phases.finetune.round_steps=6",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=3",
-    "phases.confirm.max_baseline_models=1",
     "phases.confirm.baselines=[uniform]",
     "search.chain.targets=3",
     "threads=1",

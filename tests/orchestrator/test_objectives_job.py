@@ -54,10 +54,12 @@ def test_a_latency_study_has_the_latency_front(capsys: pytest.CaptureFixture[str
     assert "FLOPs left" in said.out
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
-    bounds = "objectives.bounds={accuracy: {least: 0.7}, size_mb: {most: 0.06}}"
+    bounds = "objectives.bounds={accuracy: {least: 0.73}, size_mb: {most: 0.06}}"
     objectives = ["objectives.metrics=[loss]", "objectives.costs=[estimated_latency_ms,size_mb]"]
     assert (
         main([*TINY, *objectives, bounds, "space=uniform", "sampler=nsga2", "study.n_trials=8"])
@@ -78,7 +80,7 @@ def test_four_objectives_end_to_end_and_in_the_records(capsys: pytest.CaptureFix
         if row.state == "infeasible":
             assert "accuracy" in row.reason
             assert row.quality is not None
-            assert row.quality < 0.7
+            assert row.quality < 0.73
         if row.state == "rejected":
             assert row.reason.startswith(("size_mb", "a plan must remove something"))
             assert row.rung == 0
@@ -158,10 +160,7 @@ def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     (package / "inner.py").write_text(
         "import optuna\n\n\nclass Mine(optuna.samplers.RandomSampler):\n    pass\n"
     )
-    ladders = [
-        "phases.confirm.baselines=[uniform,random,global]",
-        "phases.confirm.max_baseline_models=1",
-    ]
+    ladders = ["phases.confirm.baselines=[uniform,random,global]"]
     hub = [
         "sampler=hub",
         "sampler.package=samplers/mine",

@@ -209,6 +209,7 @@ def test_another_main_file_is_asked_for_its_own_keys(
     assert composed[0]["study"]["name"] == "theirs-seed_2-data._target__my.Data"
 
 
+@pytest.mark.slow
 def test_each_run_of_a_sweep_is_a_study_of_its_own(composed: list[dict[str, Any]]) -> None:
     assert main(["-m", SMALL, "method=l1,l2"]) == 0
     assert [config["study"]["name"] for config in composed] == [

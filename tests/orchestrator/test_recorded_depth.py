@@ -30,7 +30,7 @@ TINY = [
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("n_trials=2", "budget=8s"),
+        pytest.param("n_trials=2", "budget=8s", marks=pytest.mark.slow),
         pytest.param("budget=8s", "n_trials=30", marks=[pytest.mark.slow, pytest.mark.family]),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_chain_of_three_is_replayed_bit_for_bit(home: Path, tmp_path: Path, me
         [GUARD, "space.steps=[2,2]"],
         [*REWOUND, "space.steps=[2,2]"],
         ["phases.finetune.begin=fresh"],
-        ["phases.finetune.carry_optimizer=false", "phases.finetune.lr=rewound"],
+        ["phases.finetune.lr=rewound"],
         [SPARSIFY],
         ["phases.finetune.distillation.features=[stages.0,stages.1]"],
         ["phases.finetune.distillation.mixed=2"],
@@ -100,6 +100,7 @@ def test_everything_that_can_happen_in_a_trial_is_replayed(
     assert found.identical, [step.text() for step in found.steps]
 
 
+@pytest.mark.slow
 def test_a_replay_takes_from_the_plan_whether_whole_blocks_were_pruned(
     home: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_what_differs_is_said_with_how_far_and_what_was_different_around_it(
     )
 
 
+@pytest.mark.slow
 def test_a_model_is_made_again_in_the_memory_format_it_had(home: Path, tmp_path: Path) -> None:
     # without strided 1 x 1 convolutions, which channels last would not be safe for on every CPU
     straight = [*QUICK, "space.rounds=[1,1]", "model=vgg_small", "model.width=2", "data.size=32"]

@@ -30,7 +30,6 @@ SMALL = [
     "phases.finetune.round_steps=8",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
-    "phases.confirm.max_baseline_models=1",
     "search.chain.targets=3",
     "threads=1",
     "study.n_trials=6",

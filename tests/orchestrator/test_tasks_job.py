@@ -27,7 +27,6 @@ SMALL = [
     "phases.confirm.max_models=2",
     "phases.confirm.seeds=[0,1]",
     "phases.confirm.baselines=[uniform]",
-    "phases.confirm.max_baseline_models=1",
     "tracking=none",
     "threads=1",
 ]

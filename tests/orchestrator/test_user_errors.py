@@ -67,6 +67,14 @@ CASES = {
         ["objectives.max_flops_ratio=0.5"],
         r"is not a setting any more: take objectives.bounds=.flops_ratio",
     ),
+    "deleted argument": (
+        ["space.least_flops_ratio=0.1"],
+        r"space.least_flops_ratio is not a setting any more: take space.flops_ratio=.least, most",
+    ),
+    "ratios": (
+        ["space.flops_ratio=[0.5,0.1]"],
+        r"space.flops_ratio must be .least, most. within \(0, 1\]; got \[0.5, 0.1\]",
+    ),
     "section": (
         ["search.screening.share=0.5"],
         r"search.screening.share is not a setting any more: it did not pay",

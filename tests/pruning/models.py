@@ -294,11 +294,11 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "timm_vit": (_timm_vit, (3, 32, 32)),
 }
 MEDIUM: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet18": (lambda: tv.resnet18(num_classes=10), (3, 32, 32)),
     "mobilenet_short": (mobilenet_short, (3, 32, 32)),
     "small_vgg": (lambda: SmallVGG(10, width=4), (1, 32, 32)),
 }
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet18": (lambda: tv.resnet18(num_classes=10), (3, 32, 32)),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(num_classes=10), (3, 32, 32)),
     "resnet50": (lambda: tv.resnet50(num_classes=10), (3, 32, 32)),
     "resnext50": (lambda: tv.resnext50_32x4d(num_classes=10), (3, 32, 32)),

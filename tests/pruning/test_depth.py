@@ -88,7 +88,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
 
 
 ALL = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("mobilenet_v2", "convnext")))
+    pytest.param(
+        name, marks=[pytest.mark.slow] * (name in ("resnet18", "mobilenet_v2", "convnext"))
+    )
     for name in MODELS
 ]
 

@@ -29,7 +29,7 @@ def dense() -> int:
 
 
 def flat() -> Sensitivity:
-    return Sensitivity((0.5,), np.ones((len(sizes()), 1)))
+    return Sensitivity(np.ones(len(sizes())))
 
 
 @settings(max_examples=40)
@@ -61,17 +61,17 @@ def test_equal_sensitivities_share_like_uniform() -> None:
 
 
 def test_a_sensitive_group_keeps_more() -> None:
-    loss = np.ones((len(sizes()), 1))
+    loss = np.ones(len(sizes()))
     loss[2] = 100.0
-    kept = allocate(sizes(), cost().macs, dense() // 3, Shares(1.0, Sensitivity((0.5,), loss)))
+    kept = allocate(sizes(), cost().macs, dense() // 3, Shares(1.0, Sensitivity(loss)))
     shares = kept / sizes()
     assert shares[2] == shares.max()
     assert shares[2] > 1.5 * np.delete(shares, 2).max()
 
 
-def test_two_ratios_fit_the_power_of_the_curve() -> None:
-    curve = Sensitivity((0.25, 0.5), np.array([[0.25**3, 0.5**3]]))
-    assert curve.ratios_at(0.4**3)[0] == pytest.approx(0.4, rel=1e-6)
+def test_the_loss_of_a_group_grows_with_the_square_of_its_ratio() -> None:
+    curve = Sensitivity(np.array([0.5**2, 2.0 * 0.5**2]))
+    assert curve.ratios_at(0.4**2) == pytest.approx([0.4, 0.4 / 2**0.5], rel=1e-6)
 
 
 def test_uniform_chains_are_nested() -> None:

@@ -74,7 +74,13 @@ def test_the_parent_contains_the_child_costs_most_as_little_as_any_and_was_train
     assert nearest_parent([plans[i] for i in order], wanted) == parent
 
 
-@pytest.mark.parametrize("method", ["l2", "weight_l1", "hybrid", "activation_topk"])
+SLOW = ["hybrid", "activation_topk"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["l2", "weight_l1", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+)
 def test_a_child_has_only_what_its_parent_has_and_costs_no_more(
     home: Path, tmp_path: Path, method: str
 ) -> None:

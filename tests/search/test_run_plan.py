@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.carried import Carried
 from lightning_modules.pruning.weights import densities, effective_macs
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import read_plan
@@ -28,7 +29,14 @@ def ratio_of(facts: Facts, model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / facts.dense_params
 
 
-@pytest.mark.parametrize("method", ["weight_l1", "rigl", "set", "surgery", "block"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "weight_l1",
+        "rigl",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("set", "surgery", "block")),
+    ],
+)
 def test_the_sparsity_of_every_tensor_is_the_plan_s(
     home: Path, tmp_path: Path, method: str
 ) -> None:
@@ -113,7 +121,10 @@ def test_soft_weights_end_with_the_mask_they_were_trained_under(home: Path, tmp_
     assert quality[0] > quality[1] - 0.1
 
 
-@pytest.mark.parametrize("shape", ["cubic", "cyclic", "recovering"])
+@pytest.mark.parametrize(
+    "shape",
+    ["cubic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cyclic", "recovering"))],
+)
 def test_soft_units_end_as_small_as_hard_ones(home: Path, tmp_path: Path, shape: str) -> None:
     here = bench(
         home, tmp_path, "method=soft_filter", f"space.shapes=[{shape}]", "space.steps=[3,3]"
@@ -139,6 +150,7 @@ def test_the_dense_model_is_as_it_was_bit_for_bit(home: Path, tmp_path: Path) ->
         assert all(torch.equal(value, before[name]) for name, value in again.items())
 
 
+@pytest.mark.slow
 def test_whole_blocks_go_and_the_rest_still_fits(home: Path, tmp_path: Path) -> None:
     here = bench(home, tmp_path, "method=depth", "model.blocks=2")
     measured, model = here.run(here.propose(0.5, blocks=2))
@@ -190,6 +202,7 @@ def test_activations_are_pruned_at_run_time_and_counted(home: Path, tmp_path: Pa
     assert few.ratios["effective_flops"] < many.ratios["effective_flops"]
 
 
+@pytest.mark.slow
 def test_rewound_and_fresh_weights(home: Path, tmp_path: Path) -> None:
     frozen = [
         "phases.finetune.optimizer={_target_: torch.optim.SGD, lr: 1e-12}",
@@ -257,10 +270,16 @@ def test_a_guard_that_is_not_touched_changes_nothing(home: Path, tmp_path: Path)
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
-def test_momentum_goes_through_a_pruning_step(home: Path, tmp_path: Path) -> None:
+def test_momentum_goes_through_a_pruning_step(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for place, carry in enumerate(("true", "false")):
-        here = bench(home, tmp_path / str(place), f"phases.finetune.carry_optimizer={carry}")
+    for place in ("carried", "forgotten"):
+        if place == "forgotten":
+            monkeypatch.setattr(
+                "orchestrator.search.trials.run_plan.Carried", lambda state: Carried()
+            )
+        here = bench(home, tmp_path / place)
         found.append(here.run(here.propose(0.4, schedule__steps=2))[1].state_dict())
     assert any(not torch.equal(value, found[1][name]) for name, value in found[0].items())
     assert all(value.isfinite().all() for value in found[0].values())

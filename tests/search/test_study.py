@@ -254,7 +254,14 @@ def test_a_trial_left_open_by_a_killed_run_is_taken_over(tmp_path: Path) -> None
     assert len(study.get_trials()) == 3
 
 
-@pytest.mark.parametrize(("number", "storage"), [(1, None), (4, None), (4, "sqlite:///{}/s.db")])
+@pytest.mark.parametrize(
+    ("number", "storage"),
+    [
+        (1, None),
+        (4, None),
+        pytest.param(4, "sqlite:///{}/s.db", marks=pytest.mark.slow),
+    ],
+)
 def test_a_study_killed_in_the_middle_of_a_trial_ends_as_an_undisturbed_one(
     tmp_path: Path, number: int, storage: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

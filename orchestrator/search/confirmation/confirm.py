@@ -24,7 +24,7 @@ from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.facts import Facts
-from orchestrator.search.lab.lab import FinalLab, Lab, Training
+from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab, Lab, Training
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import PhaseSettings
@@ -163,7 +163,7 @@ def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.
 
     def attempt(parts: int) -> nn.Module:
         smaller = replace(candidate, accumulate=parts)
-        return finetuned(lab, smaller, seed, settings.rounds, settings.lr_factor)
+        return finetuned(lab, smaller, seed, settings.rounds, CONFIRMING_RATE)
 
     return in_smaller_parts(attempt, candidate.accumulate, lab.on_out_of_memory)
 
@@ -244,7 +244,7 @@ def _key(phases: PhaseSettings, source: Any, round_steps: int | None) -> str:
         source,
         confirm.seeds,
         confirm.rounds,
-        confirm.lr_factor,
+        CONFIRMING_RATE,
         rest,
         finetune.optimizer,
         finetune.scheduler,

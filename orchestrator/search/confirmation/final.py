@@ -33,7 +33,7 @@ from orchestrator.search.confirmation.confirm import (
 from orchestrator.search.confirmation.ladders import LadderStep, Name, climb
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.lab.facts import Facts
-from orchestrator.search.lab.lab import FinalLab
+from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab
 from orchestrator.search.plans.finished import PLAN, keep_from_json, read_plan, save_plan
 from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.plans.store import PlanStore
@@ -207,7 +207,7 @@ def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> 
         "rounds": confirm.rounds,
         "round_steps": confirmation.round_steps,
         "accumulate": result.accumulate,
-        "lr_factor": confirm.lr_factor,
+        "lr_factor": CONFIRMING_RATE,
         "weights": weights_digest(model),
         "made_with": made_with(lab.device, lab.memory_format),
     }

@@ -117,8 +117,8 @@ class _Work:
         profile = self.settings.phases.profile
         if not self.settings.space.build().needs_profile:
             return 0.0
-        batches = profile.recalibration_batches + profile.batches
-        passes = groups * len(profile.ratios) * batches
+        # each batch is passed twice: for the norm statistics, then for the divergence
+        passes = groups * 2 * profile.batches
         return passes * self.pruned.step / 3.0
 
     def search(self) -> float:

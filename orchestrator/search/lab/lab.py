@@ -37,6 +37,12 @@ from orchestrator.settings import ActivationSettings, OptimizerSettings, PhaseSe
 
 COMPENSATION_SAMPLES = 1024
 """Training samples that compensation is fitted on."""
+CONFIRMING_RATE = 0.25
+"""Learning rate of a confirmation as a multiple of the finetuning's.
+
+It is small: a confirmation refines a model that is finetuned already.
+"""
+
 Timed = Callable[[str], AbstractContextManager[None]]
 """Charges the time inside a `with` block to a phase by name."""
 
@@ -289,7 +295,7 @@ def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimiz
         arguments = dict(optimizer.arguments)
         if "lr" not in arguments:
             raise ConfigError(
-                "phases.finetune.optimizer.lr must be given: phases.confirm.lr_factor scales it"
+                "phases.finetune.optimizer.lr must be given: the confirmation scales it"
             )
         arguments["lr"] = lr_factor * arguments["lr"]
         optimizer = Recipe(optimizer.target, arguments)

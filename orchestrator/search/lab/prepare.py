@@ -187,7 +187,7 @@ def _teaching(
         cached = dense_outputs(task, data.ordered_batches(), index, device)
     features = None
     if teaching.features:
-        features = AttentionTransfer(model, teaching.features, teaching.feature_weight)
+        features = AttentionTransfer(model, teaching.features)
     dense = teacher(model, cached, index)
     distillation = Distillation(dense, divergence, teaching.temperature, teaching.weight, features)
     classifies = getattr(task, "classifies", False)

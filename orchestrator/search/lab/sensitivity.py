@@ -19,7 +19,7 @@ from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
 from orchestrator.search.lab.lab import Lab
-from orchestrator.search.space.allocation import Sensitivity
+from orchestrator.search.space.allocation import PROFILED_RATIO, Sensitivity
 from orchestrator.search.trials.methods import PreparedStage
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.seeds import Stream, seed_of
@@ -29,18 +29,18 @@ from orchestrator.stored import read_cache
 def profile(
     lab: Lab, stage: PreparedStage, folder: Path, tick: Callable[[int, int], None]
 ) -> Sensitivity:
-    """Divergence of the outputs per group and ratio on training data after recalibration.
+    """Divergence of the outputs per group on training data after recalibration.
 
     It is kept in `folder`, and read back where it was measured before. `tick` is called with
-    (groups done, groups). Ratios that leave the count of a small group unchanged cost nothing.
+    (groups done, groups). A group that is too small to lose a unit costs nothing.
     """
     settings = lab.phases.profile
     groups = stage.pruner.structure.groups
     sizes = [[group.name, group.size] for group in groups]
     scored = [stage.settings.scoring(), stage.settings.granularity, stage.settings.shape]
-    key = digest([lab.facts.dense_digest, scored, settings.model_dump(mode="json"), sizes])
+    key = digest([lab.facts.dense_digest, scored, PROFILED_RATIO, settings.batches, sizes])
     path = folder / f"sensitivity-{key}.json"
-    stored = read_cache(path, lambda data: _parsed(data, len(sizes), len(settings.ratios)))
+    stored = read_cache(path, lambda data: _parsed(data, len(sizes)))
     if stored is not None:
         return stored
     with lab.timed("profile"):
@@ -49,15 +49,11 @@ def profile(
     return measured
 
 
-def _parsed(data: Any, groups: int, ratios: int) -> Sensitivity:
-    measured = tuple(map(float, data["ratios"]))
+def _parsed(data: Any, groups: int) -> Sensitivity:
     loss = np.array(data["loss"], dtype=np.float64)
-    fits = loss.shape == (groups, ratios) and len(measured) == ratios
-    if not fits or not np.isfinite(loss).all():
-        raise ValueError(
-            f"a profile of {groups} groups at {ratios} ratios has another shape, or is not finite"
-        )
-    return Sensitivity(measured, loss)
+    if loss.shape != (groups,) or not np.isfinite(loss).all():
+        raise ValueError(f"a profile of {groups} groups has another shape, or is not finite")
+    return Sensitivity(loss)
 
 
 def _measure(
@@ -67,25 +63,21 @@ def _measure(
     structure = pruner.structure
     dense = lab.facts.model
     seed = seed_of(lab.seed, Stream.PROFILE)
-    n_batches = max(settings.batches, settings.recalibration_batches)
-    batches = islice(lab.data.train_batches(seed), n_batches)
+    batches = islice(lab.data.train_batches(seed), settings.batches)
     inputs = list(lab.inputs(dense, batches))
-    judge = _Judge(lab, inputs[: settings.batches])
+    judge = _Judge(lab, inputs)
     full = structure.full()
     scores = pruner.scores(dense, full, seed)
-    ratios = sorted(settings.ratios)
-    loss = np.zeros((len(structure.groups), len(ratios)))
+    loss = np.zeros(len(structure.groups))
     for index, group in enumerate(structure.groups):
-        for column, ratio in enumerate(ratios):
-            kept = structure.sizes
-            kept[index] = max(structure.least[index], round(group.size * (1.0 - ratio)))
-            if kept[index] == group.size:
-                continue
+        kept = structure.sizes
+        kept[index] = max(structure.least[index], round(group.size * (1.0 - PROFILED_RATIO)))
+        if kept[index] < group.size:
             model = pruner.prune(dense, full, choose(structure, scores, full, kept), seed)
-            recalibrate(model, inputs, settings.recalibration_batches, lab.device)
-            loss[index, column] = judge(model)
+            recalibrate(model, inputs, settings.batches, lab.device)
+            loss[index] = judge(model)
         tick(index + 1, len(structure.groups))
-    return Sensitivity(tuple(ratios), loss)
+    return Sensitivity(loss)
 
 
 class _Judge:
@@ -114,5 +106,5 @@ class _Judge:
 
 
 def _write(path: Path, measured: Sensitivity, groups: list[str]) -> None:
-    document = {"groups": groups, "ratios": measured.ratios, "loss": measured.loss.tolist()}
+    document = {"groups": groups, "ratio": PROFILED_RATIO, "loss": measured.loss.tolist()}
     write_atomic(path, json.dumps(document, indent=1))

@@ -22,15 +22,23 @@ from orchestrator.search.space.recovery import Recovery, block_dimension, block_
 class Allocation(Recovery):
     """A FLOPs target, how it is shared out, and an offset per group around that.
 
-    It is shared out by a blend of uniform and equal-loss allocation. Offsets are in octaves. Under
-    a global or isomorphic scope the even allocation is that of the ranking instead of equal ratios.
+    It is shared out by a blend of uniform and equal-loss allocation. `flops_ratio` is [least, most]
+    of the target. Offsets are in octaves. Under a global or isomorphic scope the even allocation is
+    that of the ranking instead of equal ratios.
     """
 
-    least_flops_ratio: float = 0.05
-    most_flops_ratio: float = 0.8
+    flops_ratio: Sequence[float] = (0.05, 0.8)
     offset: float = 0.5
     equal_loss: Sequence[float] = (0.0, 1.0)
     needs_profile: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.flops_ratio[0] <= self.flops_ratio[-1] <= 1.0:
+            raise ConfigError(
+                "space.flops_ratio must be [least, most] within (0, 1]; got "
+                f"{list(self.flops_ratio)}"
+            )
 
     def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]:
         least, most = self._flops_range(context)
@@ -53,8 +61,8 @@ class Allocation(Recovery):
         return np.array([params.get(f"offset.{name}", 0.0) for name in context.width_names])
 
     def _flops_range(self, context: SearchContext) -> tuple[float, float]:
-        most = min(self.most_flops_ratio, context.max_flops_ratio)
-        return min(self.least_flops_ratio, most), most
+        most = min(self.flops_ratio[-1], context.max_flops_ratio)
+        return min(self.flops_ratio[0], most), most
 
     def chain(self, context: SearchContext, flops_ratio: float) -> Params:
         least, most = self._flops_range(context)
@@ -200,7 +208,7 @@ class Hybrid(Allocation):
         then = _then(context)
         if then.structure.groups[0].kind == "pattern":
             least = then.macs(then.structure.least) / then.dense_macs
-            applied = flops_ratio <= least * self.most_flops_ratio
+            applied = flops_ratio <= least * self.flops_ratio[-1]
             first = flops_ratio / least if applied else flops_ratio
             return {**super().chain(context, first), "then.applied": applied}
         half = flops_ratio**0.5

@@ -20,37 +20,34 @@ from lightning_modules.pruning.thresholds import choose
 Ratios = npt.NDArray[np.float64]
 """Pruning ratio per group: the fraction of its dense units removed; shape (n_groups,)."""
 Macs = Callable[[Counts], int]
+PROFILED_RATIO = 0.5
+"""Share of a group's units that are removed to see what the group costs: the middle."""
+PROFILE_POWER = 2.0
+"""The power of the pruning ratio with which a group's loss grows.
+
+A divergence is least, 0, where nothing is removed, so that at first it grows with the square.
+"""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """How much each group alone loses as its units go.
 
-    `loss[g, i]` is the divergence (KL, nats) from the dense outputs with fraction `ratios[i]` of
-    group g removed. Shapes (n_ratios,) and (n_groups, n_ratios); ratios rise.
+    `loss[g]` is the divergence (KL, nats) from the dense outputs with `PROFILED_RATIO` of group g
+    removed; shape (n_groups,).
     """
 
-    ratios: tuple[float, ...]
     loss: npt.NDArray[np.float64]
 
     def ratios_at(self, level: float, most: float = 0.98) -> Ratios:
         """The ratio at which each group reaches loss `level`, at most `most`.
 
-        A power law loss = a x ratio^p goes through the measured points of each group, and beyond
-        them. p is fitted from two or more points, and is 2 with one.
+        A power law loss = a x ratio^2 goes through the measured point of each group.
         """
-        x = np.log(np.asarray(self.ratios))
-        rising = np.maximum.accumulate(self.loss, axis=1)
-        y = np.log(np.maximum(rising, 1e-9))
-        power = np.full(len(y), 2.0)
-        if len(x) > 1:
-            x_spread = x - x.mean()
-            y_spread = y - y.mean(1, keepdims=True)
-            slope = (y_spread @ x_spread) / (x_spread**2).sum()
-            power = np.clip(slope, 0.5, 6.0)
-        scale = y.mean(1) - power * x.mean()
         # in logarithms: flat groups have levels far beyond what a float's exponential holds
-        logs = (np.log(level) - scale) / power
+        measured = np.log(np.maximum(self.loss, 1e-9))
+        scale = measured - PROFILE_POWER * np.log(PROFILED_RATIO)
+        logs = (np.log(level) - scale) / PROFILE_POWER
         ratios: Ratios = np.exp(np.minimum(logs, np.log(most)))
         return ratios
 

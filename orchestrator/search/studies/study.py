@@ -49,7 +49,7 @@ from orchestrator.settings import Settings
 
 IDENTITY = "identity"
 VERSION = "version"
-FORM = 3
+FORM = 4
 """Version of the stored form of plans and settings.
 
 It is raised where a study made before could not be continued.

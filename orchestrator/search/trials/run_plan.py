@@ -165,7 +165,7 @@ class _Run:
                     self.reason = ""
             return not self.reason
 
-        carried = Carried(self.working.optimizer) if self.finetuning.carry_optimizer else None
+        carried = Carried(self.working.optimizer)
         timing = self.plan.timing
         training = Training(
             rounds,
@@ -178,16 +178,14 @@ class _Run:
             callbacks=self._with_usual(callbacks, carried),
         )
         done = self.lab.finetune(self.working.model, training, on_round)
-        self.working.optimizer = carried.state if carried else None
+        self.working.optimizer = carried.state
         self.spent += done
         self.rounds += done
         self.turn += 1
 
-    def _with_usual(self, callbacks: list[Callback], carried: Carried | None) -> list[Callback]:
+    def _with_usual(self, callbacks: list[Callback], carried: Carried) -> list[Callback]:
         """These callbacks, the one that carries the optimizer, and one that keeps masks."""
-        complete = list(callbacks)
-        if carried:
-            complete.append(carried)
+        complete = [*callbacks, carried]
         sparse = [callback for callback in callbacks if isinstance(callback, Sparse)]
         if self.working.masks and not sparse:
             complete.append(Sparse(self.working.masks))
