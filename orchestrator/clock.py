@@ -6,7 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-COMPUTE_PHASES = ("dense training", "profile", "recalibration", "finetune", "evaluation", "workers")
+COMPUTE_PHASES = (
+    "dense training",
+    "profile",
+    "compensation",
+    "recalibration",
+    "finetune",
+    "evaluation",
+    "workers",
+)
 """Phases in which models work on data, which any search would have to pay for.
 
 All other time is orchestration. Workers measure their own.

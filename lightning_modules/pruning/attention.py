@@ -173,7 +173,7 @@ def loosened(model: nn.Module) -> Iterator[None]:
     finally:
         for module, same in same_width.items():
             if isinstance(module, SlimAttention):
-                module.__class__ = nn.MultiheadAttention
+                module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
                 module._qkv_same_embed_dim = same
                 del module.head_dim_v, module.scale
 

@@ -273,6 +273,8 @@ def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: in
     They are estimated from what trials of this study have taken so far. A round of finetuning is
     priced at the mean FLOPs ratio of the chain's range.
     """
+    if settings.phases.finetune.round_steps == 0:
+        return _untrained_seconds_left(settings, trials, n_trials)
     confirm = settings.phases.confirm
     chain = settings.search.chain
     trained_rounds = []
@@ -302,3 +304,17 @@ def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: in
     per_ladder = finetuned + confirm.max_baseline_models * rounds_per_model
     left = max(0, n_trials - len(trials)) * rounds.mean()
     return float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))
+
+
+def _untrained_seconds_left(
+    settings: Settings, trials: Sequence[FrozenTrial], n_trials: int
+) -> float:
+    """As `seconds_left` where nothing is finetuned: each step of a ladder takes as long as a
+    trial.
+    """
+    seconds = [trial.user_attrs[SECONDS] for trial in trials if SECONDS in trial.user_attrs]
+    if not seconds:
+        return 0.0
+    confirm = settings.phases.confirm
+    models = n_trials - len(trials) + len(confirm.baselines) * confirm.max_models
+    return models * float(np.mean(seconds))

@@ -122,15 +122,19 @@ def test_what_can_be_explained_is_explained() -> None:
     assert fit.after < 1e-6 * fit.before
 
 
-def test_the_ridge_is_that_of_the_closed_form() -> None:
+@pytest.mark.parametrize(("positions", "inputs"), [(90, 6), (90, 120)])
+def test_the_ridge_is_that_of_the_closed_form(positions: int, inputs: int) -> None:
+    """With fewer positions than inputs, too."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(90, 6, generator=generator).double()
-    wanted = x[:, :2] + torch.randn(90, 2, generator=generator).double()
-    fit = fitted(evidence(x, wanted), layer(6, 2))
+    hidden = torch.randn(positions, 6, generator=generator).double()
+    x = hidden @ torch.randn(6, inputs, generator=generator).double()
+    wanted = x[:, :2] + torch.randn(positions, 2, generator=generator).double()
+    fit = fitted(evidence(x, wanted), layer(inputs, 2))
     assert fit is not None
     gram = x.T @ x
     strength = fit.ridge * gram.diagonal().mean()
-    solution = torch.linalg.solve(gram + strength * torch.eye(6), x.T @ wanted)
+    left = gram + strength * torch.eye(inputs).double()
+    solution = torch.linalg.solve(left, x.T @ wanted)
     torch.testing.assert_close(fit.change, solution)
     assert fit.after == pytest.approx(float((wanted - x @ solution).square().sum()))
     assert fit.before == pytest.approx(float(wanted.square().sum()))

@@ -188,7 +188,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not same_size or parameter.stride(own_into) != view.stride(into):
                     continue
                 offset = view.storage_offset() - parameter.storage_offset()
-                start = offset // max(1, parameter.stride(1 - own_into))
+                start = int(offset // max(1, parameter.stride(1 - own_into)))
                 last = parameter.shape[1 - own_into] - view.shape[produced]
                 if 0 <= start <= last:
                     return Weight(name, view, into, own_into, start)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)
 """Strengths tried, strongest first, as multiples of the mean second moment of the inputs."""
+MANY_INPUTS = 512
+"""With more inputs only `USUAL_RIDGE` is tried: solving takes long, the choice changes little."""
+USUAL_RIDGE = 1e-2
 MOST_GROWTH = 30.0
 """Largest norm of a fitted weight, as a multiple of its norm before the cut.
 
@@ -47,14 +51,17 @@ class Evidence:
         """The squared distance of the wanted outputs from their means."""
         return float((self.wanted - self.wanted.mean(0)).double().square().sum())
 
-    def moments(self, layer: Layer, held_out: bool) -> Moments:
-        """Of the positions that are held out, or of the others, for a layer as it is."""
+    def of(self, layer: Layer, held_out: bool) -> Regression:
+        """The regression on the positions that are held out, or on the others."""
         chosen = self.held_out if held_out else ~self.held_out
         x = self.x[chosen]
         residual = self.wanted[chosen] - layer(x)
-        x = layer.inputs(x)
-        gram = (x.T @ x).double()
-        cross = (x.T @ residual).double()
+        inputs = layer.inputs(x)
+        # by the layer's inputs or by positions, whichever are fewer in the larger part
+        if len(self.x) < inputs.shape[1]:
+            return Rows(inputs.double(), residual.double())
+        gram = (inputs.T @ inputs).double()
+        cross = (inputs.T @ residual).double()
         return Moments(gram, cross, float(residual.square().sum()))
 
 
@@ -87,11 +94,33 @@ class Layer:
         return float(changed.norm()) > MOST_GROWTH * self.largest
 
 
+class Regression(Protocol):
+    """A residual, shape (positions, outputs), to be explained by inputs, (positions, inputs).
+
+    `squares` is the sum of the residual's squares.
+    """
+
+    @property
+    def squares(self) -> float: ...
+
+    def error(self, change: Tensor) -> float:
+        """The squared error that is left after a change, shape (inputs, outputs)."""
+        ...
+
+    def solved(self, ridge: float) -> Tensor | None:
+        """The ridge regression, shape (inputs, outputs); None where it cannot be solved."""
+        ...
+
+    def __add__(self, other: Any) -> Any:
+        """The regression on the positions of both."""
+        ...
+
+
 @dataclass(frozen=True)
 class Moments:
-    """Sums over positions, summed as precisely as the model computes and solved in double.
+    """A regression by its sums over positions, in double precision.
 
-    `gram` is of inputs x inputs, `cross` of inputs x residual, `squares` of the residual's squares.
+    `gram` is of inputs x inputs, `cross` of inputs x residual.
     """
 
     gram: Tensor
@@ -104,22 +133,47 @@ class Moments:
         )
 
     def error(self, change: Tensor) -> float:
-        """The squared error that is left after a change, shape (inputs, outputs)."""
         gained = 2.0 * float((change * self.cross).sum())
         paid = float((change * (self.gram @ change)).sum())
         return self.squares - gained + paid
 
     def solved(self, ridge: float) -> Tensor | None:
-        """The ridge regression of the residual on the inputs; None where it cannot be solved."""
-        strength = ridge * float(self.gram.diagonal().mean())
-        if strength <= 0.0:
-            return None
-        left = self.gram.clone()
-        left.diagonal().add_(strength)
-        factor, failed = torch.linalg.cholesky_ex(left)
-        if int(failed):
-            return None
-        return torch.cholesky_solve(self.cross, factor)
+        return _solved(self.gram, self.cross, ridge * float(self.gram.diagonal().mean()))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A regression by its positions, where these are fewer than the inputs."""
+
+    x: Tensor
+    residual: Tensor
+
+    @property
+    def squares(self) -> float:
+        return float(self.residual.square().sum())
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(torch.cat([self.x, other.x]), torch.cat([self.residual, other.residual]))
+
+    def error(self, change: Tensor) -> float:
+        return float((self.residual - self.x @ change).square().sum())
+
+    def solved(self, ridge: float) -> Tensor | None:
+        strength = ridge * float(self.x.square().sum()) / self.x.shape[1]
+        dual = _solved(self.x @ self.x.T, self.residual, strength)
+        return None if dual is None else self.x.T @ dual
+
+
+def _solved(square: Tensor, right: Tensor, strength: float) -> Tensor | None:
+    """The solution of (square + strength I) X = right; None where there is none."""
+    if strength <= 0.0:
+        return None
+    left = square.clone()
+    left.diagonal().add_(strength)
+    factor, failed = torch.linalg.cholesky_ex(left)
+    if int(failed):
+        return None
+    return torch.cholesky_solve(right, factor)
 
 
 @dataclass(frozen=True)
@@ -141,8 +195,8 @@ def fitted(evidence: Evidence, layer: Layer) -> Fit | None:
 
     It is found on all positions, with the ridge that leaves the smallest error on those held out.
     """
-    train = evidence.moments(layer, held_out=False)
-    held_out = evidence.moments(layer, held_out=True)
+    train = evidence.of(layer, held_out=False)
+    held_out = evidence.of(layer, held_out=True)
     ridge = _best_ridge(layer, train, held_out)
     if ridge is None:
         return None
@@ -155,7 +209,7 @@ def fitted(evidence: Evidence, layer: Layer) -> Fit | None:
     return Fit(change, shift, ridge, whole.squares, whole.error(solution))
 
 
-def _best_ridge(layer: Layer, train: Moments, held_out: Moments) -> float | None:
+def _best_ridge(layer: Layer, train: Regression, held_out: Regression) -> float | None:
     """The ridge with the smallest error on the positions held out.
 
     None if that is no smaller than without a change. Weaker ones are tried as long as they are
@@ -163,7 +217,8 @@ def _best_ridge(layer: Layer, train: Moments, held_out: Moments) -> float | None
     """
     best = None
     least = held_out.squares
-    for ridge in RIDGES:
+    ridges = RIDGES if len(layer.weight) <= MANY_INPUTS else (USUAL_RIDGE,)
+    for ridge in ridges:
         change = train.solved(ridge)
         if change is None or layer.grows_too_far(change):
             continue

@@ -84,7 +84,7 @@ class Compensator:
             self.inputs.call(model)
 
 
-class _Fitter(Products):
+class _Fitter(Products):  # type: ignore[no-untyped-call]
     """Fits every consumer that lost inputs, just before it is computed for the first time."""
 
     def __init__(self, smaller: nn.Module, targets: Mapping[str, list[Target]], keep: Keep) -> None:

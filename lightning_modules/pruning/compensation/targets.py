@@ -97,7 +97,7 @@ def enough(product: Product) -> int:
     return max(LEAST_POSITIONS, POSITIONS_PER_UNKNOWN * math.prod(kernel) * inputs)
 
 
-class Recorder(Products):
+class Recorder(Products):  # type: ignore[no-untyped-call]
     """Records the outputs of all consumers of prunable units while the model runs."""
 
     def __init__(self, model: nn.Module, structure: Structure, seed: int) -> None:
