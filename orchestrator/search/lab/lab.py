@@ -102,7 +102,7 @@ class Lab:
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
     check: Check = never
-    _compensators: dict[str, Compensator] = field(default_factory=dict, repr=False)
+    _compensators: dict[tuple[str, int], Compensator] = field(default_factory=dict, repr=False)
 
     def activation(self, level: float | None) -> ActivationPruning | None:
         """Pruning of the inputs of all layers but the first; None where the plan has no level."""
@@ -145,7 +145,7 @@ class Lab:
         """
         if not alive.all():
             return self._compensator(model, alive)
-        key = weights_digest(model)
+        key = weights_digest(model), self.seed
         if key not in self._compensators:
             self._compensators.clear()
             self._compensators[key] = self._compensator(copy.deepcopy(model), alive)
