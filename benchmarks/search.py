@@ -118,13 +118,14 @@ RIVALS = {
     "ours, undistilled": PLAIN,
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
+    "ours, compensated": "method.compensate=true",
     "ours, all blocks": "",
     "ours": "",
 }
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our
 training. Only those of `FEWER` drop whole blocks.
 """
-FEWER = ("ours", "chain + distillation, fewer blocks")
+FEWER = ("ours", "ours, compensated", "chain + distillation, fewer blocks")
 EQUAL_STEPS = (
     "chain",
     "chain + distillation",
