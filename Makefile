@@ -1,4 +1,5 @@
-# make run: the main job; make test: the fast tests; make lint: style and types; make slow: all slow tests;
+# make run: the main job; make preview: a front without training; make test: the fast tests;
+# make lint: style and types; make slow: all slow tests;
 # make families: of the slow tests one of each family, and all faults.
 # Each installs into .venv first, anew only when pyproject.toml has changed.
 PYTHON ?= python3
@@ -9,10 +10,13 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 BESIDE := -n auto --maxprocesses 4
 
-.PHONY: run test slow families faults lint clean
+.PHONY: run preview test slow families faults lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
+
+preview: $(VENV)/.installed
+	$(BIN)/python -m orchestrator +experiment=resnet50 job=preview study.name=preview study.n_trials=12
 
 # A file stays with one worker: many train a network once for all their tests.
 test: $(VENV)/.installed-dev

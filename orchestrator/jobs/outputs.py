@@ -16,7 +16,7 @@ from orchestrator.files import write_atomic
 from orchestrator.redact import redact_tree
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import front_table, show, summary_table
-from orchestrator.results.quantities import duration, percent
+from orchestrator.results.quantities import axis_words, duration, percent
 from orchestrator.results.rows import (
     ConfirmedRow,
     Rows,
@@ -102,11 +102,20 @@ class Outputs:
         states = ", ".join([f"{count} {state}" for state, count in summary["states"].items()])
         volume = f"{summary['hypervolume']:.4f} of the confirmed front (test data)"
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
+        if "smallest" in summary:
+            lines.append(("smallest", self._smallest(summary["smallest"])))
         if summary.get("baselines_left_out"):
             lines.append(("left out", _left_out(summary)))
         for name, reason in summary.get("failed", {}).items():
             lines.append(("failed", f"{name}: {reason}"))
         return lines
+
+    def _smallest(self, smallest: Mapping[str, Any]) -> str:
+        near = f"within {smallest['tolerance']:.3g} of the dense model's {self.objectives.quality}"
+        if smallest["trial"] is None:
+            return f"no model is {near}"
+        share = f"{percent(smallest['ratio'])} of the {axis_words(self.dense.axis)}"
+        return f"trial {smallest['trial']}: {share}, {near}"
 
     def _time_lines(self) -> list[tuple[str, str]]:
         summary = self.summary

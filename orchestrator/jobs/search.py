@@ -97,6 +97,7 @@ class _Job:
         baselines, left_out = self._baselines(confirmation, explored, members)
         summary = {
             **self._summary(reference, explored, members),
+            "smallest": self._smallest(members, dense),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
             **_shares(self.progress, self.parts.tracker, self.begin),
@@ -147,6 +148,26 @@ class _Job:
 
         rows = run_baselines(confirmation, explored.methods[0], members, afford)
         return rows, sorted(left_out)
+
+    def _smallest(self, members: list[ConfirmedRow], dense: ConfirmedRow) -> dict[str, Any]:
+        """The smallest model whose test quality is about that of the dense model.
+
+        That is: within `phases.confirm.tolerance`. Its `trial` is None where there is none.
+        """
+        facts = self.final.facts
+        tolerance = self.settings.phases.confirm.tolerance * facts.scale
+        smallest: ConfirmedRow | None = None
+        for row in members:
+            drop = facts.goals.sign * (dense.test_mean - row.test_mean)
+            if drop > tolerance:
+                continue
+            if smallest is None or row.cost_ratio < smallest.cost_ratio:
+                smallest = row
+        return {
+            "tolerance": tolerance,
+            "trial": None if smallest is None else smallest.trial,
+            "ratio": None if smallest is None else smallest.cost_ratio,
+        }
 
     def _summary(
         self, reference: Reference, explored: Explored, members: list[ConfirmedRow]

@@ -83,6 +83,21 @@ def test_the_files_of_the_contract(run: Path) -> None:
     assert config["phases"]["finetune"]["distillation"]["temperature"] == 3.0
 
 
+def test_the_smallest_model_that_is_about_as_good_as_the_dense_one_is_named(run: Path) -> None:
+    smallest = json.loads((run / "summary.json").read_text())["smallest"]
+    dense = read_csv(run / "baselines.csv", ConfirmedRow)[0]
+    good = {
+        row.trial: row.cost_ratio
+        for row in read_csv(run / "front.csv", ConfirmedRow)
+        if dense.test_mean - row.test_mean <= smallest["tolerance"]
+    }
+    if good:
+        assert smallest["trial"] == min(good, key=lambda trial: good[trial])
+        assert smallest["ratio"] == pytest.approx(min(good.values()), rel=1e-3)
+    else:
+        assert (smallest["trial"], smallest["ratio"]) == (None, None)
+
+
 def test_baselines_stand_at_the_flops_of_the_front(run: Path) -> None:
     front = {row.trial: row for row in read_csv(run / "front.csv", ConfirmedRow)}
     for row in read_csv(run / "baselines.csv", ConfirmedRow):
