@@ -1,9 +1,10 @@
 """Accuracy without training: `python benchmarks/preview.py --seeds 3`.
 
 Each dense model of benchmarks/search.py is cut to some FLOPs ratios, the same ratio of every group,
-by magnitude (L2); then norms are recalibrated. Plain removal stands beside compensated removal.
-Seeds change the samples that are fitted on and recalibrated with. Accuracy is on validation data;
-the seconds are those of the process for one compensated plan. No label is used but to measure.
+by magnitude (l2) and by second-order scores (obs); then norms are recalibrated. Plain removal
+stands beside compensated removal. Seeds change the samples that are scored, fitted on and
+recalibrated with. Accuracy is on validation data; the seconds are those of the process for one
+compensated plan, without its scores. No label is used but to measure.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ from orchestrator.search.space.allocation import scaled
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.settings import Settings
 
+METHODS = ("l2", "obs")
+
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracies by seed, and CPU seconds of a compensated plan by seed."""
+    """Accuracies by seed, plain and compensated by method; CPU seconds of a compensated plan."""
 
     ratio: float
-    plain: list[float]
-    compensated: list[float]
+    accuracies: dict[str, list[float]]
     seconds: list[float]
 
     def line(self) -> str:
-        cells = [f"{100 * self.ratio:5.1f} %"]
-        for values in (self.plain, self.compensated):
+        cells = [f"{100 * self.ratio:.0f} %"]
+        for values in self.accuracies.values():
             spread = stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{100 * mean(values):5.1f} ± {100 * spread:3.1f}")
-        cells.append(f"{mean(self.seconds):5.1f}")
-        return f"| {' | '.join(cells)} |"
+            cells.append(f"{100 * mean(values):.1f} ± {100 * spread:.1f}")
+        return f"| {' | '.join([*cells, f'{mean(self.seconds):.1f}'])} |"
 
 
 def main() -> None:
@@ -72,7 +73,8 @@ def main() -> None:
     for name in given.settings:
         settings, lab = laboratory(name, given.baselines)
         print(f"\n{SETTINGS[name].title}: dense {100 * lab.facts.dense_quality:.1f} %\n")
-        print("| FLOPs | plain, % | compensated, % | CPU s a plan |\n|---|---|---|---|")
+        print("| FLOPs | l2 | l2, compensated | obs | obs, compensated | CPU s a plan |")
+        print("|---|---|---|---|---|---|")
         for row in rows(settings, lab, given.ratios, given.seeds):
             print(row.line(), flush=True)
 
@@ -100,33 +102,35 @@ def laboratory(name: str, baselines: Path) -> tuple[Settings, Lab]:
 
 def rows(settings: Settings, lab: Lab, ratios: list[float], seeds: int) -> Iterator[Row]:
     facts = lab.facts
-    pruner = UnitPruner(lab, settings.method)
     full = facts.structure.full()
-    scores = pruner.scores(facts.model, full, 0)
     share = np.ones(len(facts.structure.groups))
+    scores = {}
+    for method in METHODS:
+        pruner = UnitPruner(lab, composed([f"method={method}"]).method)
+        for seed in range(seeds):
+            scores[method, seed] = pruner.scores(facts.model, full, seed)
     for ratio in ratios:
         macs = int(ratio * facts.dense_macs)
         kept = scaled(facts.structure.sizes, facts.cost.macs, macs, share, 1)
-        keep = thresholds.choose(facts.structure, scores, full, kept)
-        row = Row(ratio, [], [], [])
-        for seed in range(seeds):
-            measure(lab, keep, seed, row)
+        row = Row(ratio, {}, [])
+        for (method, seed), of_units in scores.items():
+            keep = thresholds.choose(facts.structure, of_units, full, kept)
+            measure(replace(lab, seed=seed), keep, method, row)
         yield row
 
 
-def measure(lab: Lab, keep: Keep, seed: int, row: Row) -> None:
-    """Adds one seed to the row."""
+def measure(lab: Lab, keep: Keep, method: str, row: Row) -> None:
+    """Adds one seed of one method to the row."""
     facts = lab.facts
-    full = facts.structure.full()
-    compensator = replace(lab, seed=seed).compensator(facts.model, full)
+    compensator = lab.compensator(facts.model, facts.structure.full())
     assert compensator.targets  # recorded once for all plans, before the clock runs
     begin = time.process_time()
     compensated, _ = compensator(keep)
     row.seconds.append(time.process_time() - begin)
     plain = remove(facts.model, facts.structure, keep)
-    for model, accuracies in ((plain, row.plain), (compensated, row.compensated)):
-        lab.recalibrate(model, lab.phases.finetune.recalibration_batches, seed)
-        accuracies.append(lab.validate(model)["accuracy"])
+    for name, model in ((method, plain), (f"{method}, compensated", compensated)):
+        lab.recalibrate(model, lab.phases.finetune.recalibration_batches, lab.seed)
+        row.accuracies.setdefault(name, []).append(lab.validate(model)["accuracy"])
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.pruning.compensation.products import (
+from lightning_modules.pruning.compensation.ridge import MOST_GROWTH, Evidence, Layer, fitted
+from lightning_modules.pruning.inputs import Inputs, joined
+from lightning_modules.pruning.products import (
     Product,
     Products,
     output_sizes,
     outputs_at,
 )
-from lightning_modules.pruning.compensation.ridge import MOST_GROWTH, Evidence, Layer, fitted
-from lightning_modules.pruning.inputs import Inputs, joined
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(5, 4), (3, 5)),

@@ -85,6 +85,8 @@ def test_single_weights_are_not_compensated(tmp_path: Path) -> None:
         settings_of(tmp_path, "method=weight_l1", "method.compensate=true")
 
 
+@pytest.mark.slow
+@pytest.mark.family
 def test_a_preview_trains_nothing_and_ends_with_a_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

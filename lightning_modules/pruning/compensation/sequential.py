@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from lightning_modules.pruning.attention import loosened
-from lightning_modules.pruning.compensation.products import Product, Products
 from lightning_modules.pruning.compensation.ridge import Evidence, Layer, fitted
 from lightning_modules.pruning.compensation.targets import (
     Recorder,
@@ -27,6 +26,7 @@ from lightning_modules.pruning.compensation.targets import (
 )
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.pruning.products import Product, Products
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Keep, Structure
 

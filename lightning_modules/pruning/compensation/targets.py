@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.pruning.compensation.products import (
+from lightning_modules.pruning.products import (
     Product,
     Products,
     Weight,

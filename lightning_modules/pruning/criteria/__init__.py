@@ -16,6 +16,7 @@ from lightning_modules.pruning.criteria.magnitude import Magnitude
 from lightning_modules.pruning.criteria.movement import Movement
 from lightning_modules.pruning.criteria.random import Random
 from lightning_modules.pruning.criteria.rank import Rank
+from lightning_modules.pruning.criteria.second_order import SecondOrder
 from lightning_modules.pruning.criteria.snip import Snip
 from lightning_modules.pruning.criteria.synflow import SynFlow
 from lightning_modules.pruning.criteria.taylor import Taylor
@@ -38,6 +39,7 @@ __all__ = [
     "Movement",
     "Random",
     "Rank",
+    "SecondOrder",
     "Snip",
     "SynFlow",
     "Taylor",

@@ -26,6 +26,7 @@ from lightning_modules.pruning.activations import ActivationPruning, activation_
 from lightning_modules.pruning.compensation import Compensator
 from lightning_modules.pruning.inputs import Inputs, joined
 from lightning_modules.pruning.structure import Keep
+from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import inputs_from
@@ -85,7 +86,8 @@ class Lab:
     It cannot test. `task` makes of a network what Lightning trains. `fresh` gives the architecture
     with weights drawn from a seed. `activations` is how the method prunes activations, None where
     it does not. `check` is called at every batch. `mixing` exists where there is `distillation` of
-    class outputs. `timed` charges time to a phase by name.
+    class outputs. `timed` charges time to a phase by name. `dense_scores` are kept by weights and
+    method.
     """
 
     facts: Facts
@@ -102,7 +104,13 @@ class Lab:
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
     check: Check = never
+    dense_scores: dict[tuple[str, str], Scores] = field(default_factory=dict, repr=False)
     _compensators: dict[tuple[str, int], Compensator] = field(default_factory=dict, repr=False)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether nothing is finetuned, so that every plan is cut from the dense model."""
+        return self.phases.finetune.round_steps == 0
 
     def activation(self, level: float | None) -> ActivationPruning | None:
         """Pruning of the inputs of all layers but the first; None where the plan has no level."""

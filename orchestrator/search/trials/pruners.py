@@ -34,7 +34,9 @@ from lightning_modules.pruning.weights import (
 )
 from lightning_modules.tasks.contract import step_loss, to_device
 from orchestrator.search.lab.lab import Lab
+from orchestrator.search.plans.lineage import method_key, weights_digest
 from orchestrator.search.space.outline import weight_of
+from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings
 
 
@@ -55,6 +57,19 @@ class UnitPruner:
 
         Errors: PlanError, with the group, for one that is not finite.
         """
+        if self.lab.untrained and alive.all():
+            return self._dense_scores(model)
+        return self._scores(model, alive, seed)
+
+    def _dense_scores(self, model: nn.Module) -> Scores:
+        """Scores of the dense model, made once where every plan is cut from it."""
+        key = (weights_digest(model), method_key(self.method.model_dump(mode="json")))
+        if key not in self.lab.dense_scores:
+            seed = seed_of(self.lab.seed, Stream.SCORES)
+            self.lab.dense_scores[key] = self._scores(model, self.structure.full(), seed)
+        return self.lab.dense_scores[key]
+
+    def _scores(self, model: nn.Module, alive: Keep, seed: int) -> Scores:
         restricted = self.structure.restrict(alive)
         batches = calibration(self.lab, self.method, model, seed)
         scores: Scores = self.criterion(model, restricted, batches)

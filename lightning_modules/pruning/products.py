@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_modules.pruning.compensation.columns import Window, columns_at
+from lightning_modules.pruning.columns import Window, columns_at
 
 _aten = torch.ops.aten
 
@@ -132,7 +132,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _product(self, packet: Any, args: tuple[Any, ...]) -> Product | None:
         if packet is _aten.convolution:
-            return self._convolution(*args)
+            return self._convolution(args)
         if packet is _aten.linear:
             bias = args[2] if len(args) > 2 else None
             return self._known(args[1], 1, bias, args[0], -1)
@@ -145,18 +145,8 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._known(right, 0, bias, left, -1)
         return None
 
-    def _convolution(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        transposed: bool,
-        *output_padding_and_groups: Any,
-    ) -> Product | None:
-        *_, groups = output_padding_and_groups
+    def _convolution(self, args: tuple[Any, ...]) -> Product | None:
+        x, weight, bias, stride, padding, dilation, transposed, _, groups = args
         if groups != 1:
             return None
         window = Window(tuple(stride), tuple(padding), tuple(dilation), transposed)
