@@ -116,6 +116,7 @@ WITH: dict[str, dict[str, Any]] = {
     "method.attention": {
         "model": {"_target_": "lightning_modules.models.SmallViT", "num_classes": 10},
     },
+    "stopping._target_": {"study.n_trials": 40},
     "stopping.keep": {"study.n_trials": 40},
     "sampler._target_": {"study.n_trials": 16},
     "sampler.multivariate": {"study.n_trials": 16},
