@@ -102,7 +102,7 @@ def as_inputs(example: Inputs | Tensor | tuple[Any, ...]) -> Inputs:
     return Inputs(tuple(example))
 
 
-def joined(batches: Iterable[Inputs], samples: int) -> Inputs:
+def joined_batches(batches: Iterable[Inputs], samples: int) -> Inputs:
     """One batch of at least so many samples, from batches that have the shapes of the first one.
 
     It has fewer where the first `MOST_BATCHES` have fewer. Inputs without a common batch are not

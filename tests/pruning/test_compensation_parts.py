@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.pruning.compensation.ridge import MOST_GROWTH, Evidence, Layer, fitted
-from lightning_modules.pruning.inputs import Inputs, joined
-from lightning_modules.pruning.products import (
-    Product,
-    Products,
+from lightning_modules.pruning.inputs import Inputs, joined_batches
+from lightning_modules.pruning.multiplications import (
+    Multiplication,
+    Multiplications,
     output_sizes,
     outputs_at,
 )
@@ -40,16 +40,16 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
-class Seen(Products):
+class Seen(Multiplications):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.pairs: list[tuple[Product, Tensor]] = []
+        self.pairs: list[tuple[Multiplication, Tensor]] = []
 
-    def after(self, product: Product, out: Tensor) -> None:
+    def after(self, product: Multiplication, out: Tensor) -> None:
         self.pairs.append((product, out))
 
 
-def seen(model: nn.Module, *inputs: Tensor) -> list[tuple[Product, Tensor]]:
+def seen(model: nn.Module, *inputs: Tensor) -> list[tuple[Multiplication, Tensor]]:
     watch = Seen(model)
     with torch.no_grad(), watch:
         model(*inputs)
@@ -167,7 +167,7 @@ def test_batches_of_one_shape_are_joined_up_to_the_samples_asked_for() -> None:
         Inputs((torch.full((2, 3), float(number)),), {"mask": torch.ones(2, length), "on": True})
         for number, length in enumerate([4, 5, 4, 4, 4])
     ]
-    whole = joined(batches, 5)
+    whole = joined_batches(batches, 5)
     assert whole.args[0][:, 0].tolist() == [0.0, 0.0, 2.0, 2.0, 3.0, 3.0]
     assert whole.kwargs["mask"].shape == (6, 4)
     assert whole.kwargs["on"] is True
@@ -175,4 +175,4 @@ def test_batches_of_one_shape_are_joined_up_to_the_samples_asked_for() -> None:
 
 def test_inputs_without_a_common_batch_are_taken_as_they_are() -> None:
     batches = [Inputs((torch.zeros(2, 3), torch.zeros(4)))] * 3
-    assert joined(batches, 100).args[0].shape == (2, 3)
+    assert joined_batches(batches, 100).args[0].shape == (2, 3)

@@ -59,7 +59,7 @@ class Evidence:
         inputs = layer.inputs(x)
         # by the layer's inputs or by positions, whichever are fewer in the larger part
         if len(self.x) < inputs.shape[1]:
-            return Rows(inputs.double(), residual.double())
+            return FewPositions(inputs.double(), residual.double())
         gram = (inputs.T @ inputs).double()
         cross = (inputs.T @ residual).double()
         return Moments(gram, cross, float(residual.square().sum()))
@@ -142,7 +142,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FewPositions:
     """A regression by its positions, where these are fewer than the inputs."""
 
     x: Tensor
@@ -152,8 +152,10 @@ class Rows:
     def squares(self) -> float:
         return float(self.residual.square().sum())
 
-    def __add__(self, other: Rows) -> Rows:
-        return Rows(torch.cat([self.x, other.x]), torch.cat([self.residual, other.residual]))
+    def __add__(self, other: FewPositions) -> FewPositions:
+        return FewPositions(
+            torch.cat([self.x, other.x]), torch.cat([self.residual, other.residual])
+        )
 
     def error(self, change: Tensor) -> float:
         return float((self.residual - self.x @ change).square().sum())

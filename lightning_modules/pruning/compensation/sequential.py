@@ -26,7 +26,7 @@ from lightning_modules.pruning.compensation.targets import (
 )
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.inputs import Inputs
-from lightning_modules.pruning.products import Product, Products
+from lightning_modules.pruning.multiplications import Multiplication, Multiplications
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Keep, Structure
 
@@ -78,13 +78,13 @@ class Compensator:
             self._run(smaller, fitter)
         return smaller, tuple(fitter.compensated)
 
-    def _run(self, model: nn.Module, watch: Products) -> None:
+    def _run(self, model: nn.Module, watch: Multiplications) -> None:
         """One pass over the samples."""
         with scoring(model, self.seed), loosened(model), torch.no_grad(), watch:
             self.inputs.call(model)
 
 
-class _Fitter(Products):  # type: ignore[no-untyped-call]
+class _Fitter(Multiplications):  # type: ignore[no-untyped-call]
     """Fits every consumer that lost inputs, just before it is computed for the first time."""
 
     def __init__(self, smaller: nn.Module, targets: Mapping[str, list[Target]], keep: Keep) -> None:
@@ -101,7 +101,7 @@ class _Fitter(Products):  # type: ignore[no-untyped-call]
     def idle(self) -> bool:
         return not self._targets
 
-    def before(self, product: Product) -> None:
+    def before(self, product: Multiplication) -> None:
         weight = product.weight
         if weight.name not in self._targets or (weight.name, weight.start) in self._fitted:
             return
@@ -113,7 +113,7 @@ class _Fitter(Products):  # type: ignore[no-untyped-call]
         else:
             self.compensated.append(_compensated(product, evidence, largest))
 
-    def _evidence(self, product: Product) -> Evidence | None:
+    def _evidence(self, product: Multiplication) -> Evidence | None:
         """What the consumer is fed, and the outputs that it should make.
 
         A weight that is used again is fitted at its first use: of later ones the inputs before the
@@ -132,7 +132,7 @@ class _Fitter(Products):  # type: ignore[no-untyped-call]
         return Evidence.together(parts) if parts else None
 
 
-def _compensated(product: Product, evidence: Evidence, largest: float) -> Compensated:
+def _compensated(product: Multiplication, evidence: Evidence, largest: float) -> Compensated:
     """Fit the consumer, in place."""
     weight = product.weight
     matrix = weight.matrix()

@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.pruning.products import (
-    Product,
-    Products,
-    Weight,
+from lightning_modules.pruning.criteria.taps import Row
+from lightning_modules.pruning.multiplications import (
+    Multiplication,
+    Multiplications,
+    WeightView,
     output_sizes,
     outputs_at,
 )
@@ -24,11 +24,8 @@ LEAST_POSITIONS = 3000
 """Positions that a consumer is fitted on at least, where there are so many."""
 POSITIONS_PER_UNKNOWN = 12
 """Positions for each input of a consumer."""
-HELD_OUT = 3
+HELD_OUT_EVERY = 3
 """Every third sample chooses the ridge and judges the fit."""
-
-Row = npt.NDArray[np.int32]
-"""The unit id per position of an axis, -1 = none."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,9 @@ class Target:
         """Which positions choose the ridge and judge the fit; boolean."""
         per_sample = max(1, math.prod(self.sizes[1:]))
         sample = self.positions.div(per_sample, rounding_mode="floor")
-        return sample % HELD_OUT == HELD_OUT - 1
+        return sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
-    def outputs_of(self, weight: Weight, keep: Keep) -> Tensor | None:
+    def outputs_of(self, weight: WeightView, keep: Keep) -> Tensor | None:
         """The values of the outputs that a weight of the smaller model makes.
 
         Shape (positions, outputs). None if this product makes some others.
@@ -91,13 +88,13 @@ def kept_positions(row: Row | None, keep: Keep) -> Tensor | None:
     return None if stays.all() else torch.from_numpy(np.flatnonzero(stays))
 
 
-def enough(product: Product) -> int:
+def enough(product: Multiplication) -> int:
     """The number of positions that a consumer is fitted on."""
     *kernel, inputs, _ = product.weight.matrix().shape
     return max(LEAST_POSITIONS, POSITIONS_PER_UNKNOWN * math.prod(kernel) * inputs)
 
 
-class Recorder(Products):  # type: ignore[no-untyped-call]
+class Recorder(Multiplications):  # type: ignore[no-untyped-call]
     """Records the outputs of all consumers of prunable units while the model runs."""
 
     def __init__(self, model: nn.Module, structure: Structure, seed: int) -> None:
@@ -106,7 +103,7 @@ class Recorder(Products):  # type: ignore[no-untyped-call]
         self._structure = structure
         self._seed = seed
 
-    def after(self, product: Product, out: Tensor) -> None:
+    def after(self, product: Multiplication, out: Tensor) -> None:
         weight = product.weight
         row = self._structure.table.get((weight.name, weight.own_into))
         if row is None:

@@ -20,7 +20,12 @@ from lightning_modules.pruning.criteria.gradients import require_batches
 from lightning_modules.pruning.criteria.members import living, occurrences, unit_sums
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.criteria.taps import Row
-from lightning_modules.pruning.products import Product, Products, output_sizes, outputs_at
+from lightning_modules.pruning.multiplications import (
+    Multiplication,
+    Multiplications,
+    output_sizes,
+    outputs_at,
+)
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -90,7 +95,7 @@ class _Moments:
         return float((square - mean.square()).sum())
 
 
-class _Watch(Products):  # type: ignore[no-untyped-call]
+class _Watch(Multiplications):  # type: ignore[no-untyped-call]
     """Sums up what flows into and out of all consumers of prunable units."""
 
     def __init__(self, model: nn.Module, structure: Structure, seed: int) -> None:
@@ -99,7 +104,7 @@ class _Watch(Products):  # type: ignore[no-untyped-call]
         self._structure = structure
         self._seed = seed
 
-    def after(self, product: Product, out: Tensor) -> None:
+    def after(self, product: Multiplication, out: Tensor) -> None:
         weight = product.weight
         row = self._structure.table.get((weight.name, weight.own_into))
         if row is None:

@@ -24,7 +24,7 @@ from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.compensation import Compensator
-from lightning_modules.pruning.inputs import Inputs, joined
+from lightning_modules.pruning.inputs import Inputs, joined_batches
 from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import densities
@@ -162,7 +162,7 @@ class Lab:
     def _compensator(self, model: nn.Module, alive: Keep) -> Compensator:
         seed = seed_of(self.seed, Stream.COMPENSATION)
         batches = self.inputs(model, self.data.train_batches(seed))
-        samples = joined(batches, COMPENSATION_SAMPLES)
+        samples = joined_batches(batches, COMPENSATION_SAMPLES)
         return Compensator(model, self.facts.structure.restrict(alive), samples, seed)
 
     def recalibrate(self, model: nn.Module, count: int, seed: int) -> None:

@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Weight:
+class WeightView:
     """The parameter `name` as a product sees it: all of its inputs, and some or all outputs.
 
     `into` is the dimension of the `view` that meets the channels of the activations, `produced` the
@@ -50,7 +50,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Bias:
+class BiasView:
     """The parameter `name`, added to the outputs of a product."""
 
     name: str
@@ -58,15 +58,15 @@ class Bias:
 
 
 @dataclass(frozen=True)
-class Product:
+class Multiplication:
     """One convolution or matrix product of activations `x` with a weight.
 
     `channel` is the dimension of `x`, and of the output, that holds channels. A convolution has a
     `window`.
     """
 
-    weight: Weight
-    bias: Bias | None
+    weight: WeightView
+    bias: BiasView | None
     x: Tensor
     channel: int
     window: Window | None = None
@@ -94,7 +94,7 @@ def outputs_at(out: Tensor, channel: int, positions: Tensor) -> Tensor:
     return rows[torch.unravel_index(positions, rows.shape[:-1])]
 
 
-class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Multiplications(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, calls `before` and `after` around every product with a parameter of the model.
 
     It works below modules and functions, so that attention's projections and weights that are
@@ -109,10 +109,10 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = parameter.untyped_storage().data_ptr()
             self._parameters[storage].append((name, parameter))
 
-    def before(self, product: Product) -> None:
+    def before(self, product: Multiplication) -> None:
         """Called before the product is computed; may change the weight in place."""
 
-    def after(self, product: Product, out: Tensor) -> None:
+    def after(self, product: Multiplication, out: Tensor) -> None:
         """Called with the product's output."""
 
     def __torch_dispatch__(
@@ -130,7 +130,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.after(product, out)
         return out
 
-    def _product(self, packet: Any, args: tuple[Any, ...]) -> Product | None:
+    def _product(self, packet: Any, args: tuple[Any, ...]) -> Multiplication | None:
         if packet is _aten.convolution:
             return self._convolution(args)
         if packet is _aten.linear:
@@ -145,7 +145,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._known(right, 0, bias, left, -1)
         return None
 
-    def _convolution(self, args: tuple[Any, ...]) -> Product | None:
+    def _convolution(self, args: tuple[Any, ...]) -> Multiplication | None:
         x, weight, bias, stride, padding, dilation, transposed, _, groups = args
         if groups != 1:
             return None
@@ -160,14 +160,14 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         x: Tensor,
         channel: int,
         window: Window | None = None,
-    ) -> Product | None:
+    ) -> Multiplication | None:
         """The product, if the weight is a parameter or a view of one."""
         known = self._weight(weight, into)
         if known is None:
             return None
-        return Product(known, self._bias(bias), x, channel, window)
+        return Multiplication(known, self._bias(bias), x, channel, window)
 
-    def _weight(self, view: Tensor, into: int) -> Weight | None:
+    def _weight(self, view: Tensor, into: int) -> WeightView | None:
         """The view with the parameter that it shows; None for what is not one."""
         produced = 1 - into
         for name, parameter in self._at(view):
@@ -181,14 +181,14 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 start = int(offset // max(1, parameter.stride(1 - own_into)))
                 last = parameter.shape[1 - own_into] - view.shape[produced]
                 if 0 <= start <= last:
-                    return Weight(name, view, into, own_into, start)
+                    return WeightView(name, view, into, own_into, start)
         return None
 
-    def _bias(self, bias: Tensor | None) -> Bias | None:
+    def _bias(self, bias: Tensor | None) -> BiasView | None:
         if bias is None or bias.dim() != 1:
             return None
         for name, _ in self._at(bias):
-            return Bias(name, bias)
+            return BiasView(name, bias)
         return None
 
     def _at(self, view: Tensor) -> list[tuple[str, Tensor]]:
