@@ -273,7 +273,7 @@ def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: in
     They are estimated from what trials of this study have taken so far. A round of finetuning is
     priced at the mean FLOPs ratio of the chain's range.
     """
-    if settings.phases.finetune.round_steps == 0:
+    if settings.phases.untrained:
         return _untrained_seconds_left(settings, trials, n_trials)
     confirm = settings.phases.confirm
     chain = settings.search.chain

@@ -38,7 +38,7 @@ def check_parts(settings: Settings) -> Goals:
 
 def _check_budget(settings: Settings) -> None:
     """Errors: ConfigError for a budget in steps of training where nothing is trained."""
-    if settings.study.budget is not None and settings.phases.finetune.round_steps == 0:
+    if settings.study.budget is not None and settings.phases.untrained:
         raise ConfigError(
             "study.budget is shared out as steps of finetuning; with "
             "phases.finetune.round_steps=0 nothing is finetuned: take study.n_trials"

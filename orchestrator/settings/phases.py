@@ -149,3 +149,8 @@ class PhaseSettings(Part):
     sparsify: SparsifySettings | None = None
     profile: ProfileSettings = ProfileSettings()
     confirm: ConfirmSettings = ConfirmSettings()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether nothing is finetuned, so that every model is cut from the dense one."""
+        return self.finetune.round_steps == 0

@@ -13,6 +13,7 @@ import orchestrator
 from lightning_modules.errors import ConfigError
 from orchestrator.__main__ import main
 from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
+from orchestrator.search.confirmation.ladders import Climber
 from orchestrator.search.parts import check_parts
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.search.trials.working import Event, UnitStage, Working
@@ -107,3 +108,17 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
     assert orchestrator.load_pruned(model)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     replay = ["job=replay", f"job.model={model}", *UNTRAINED, *words[1:]]
     assert main(replay) == 0, capsys.readouterr().err
+
+
+def test_an_untrained_ladder_cuts_every_model_from_the_dense_one(
+    home: Path, tmp_path: Path
+) -> None:
+    here = bench(home, tmp_path, "method.compensate=true", "phases.finetune.round_steps=0")
+    macs = [int(share * here.facts.dense_macs) for share in (0.6, 0.3)]
+    climber = Climber(here.lab, here.methods[0], "uniform")
+    for target in macs:
+        climber.prune(target)
+    direct = Climber(here.lab, here.methods[0], "uniform")
+    direct.prune(macs[-1])
+    pairs = zip(climber.model.parameters(), direct.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

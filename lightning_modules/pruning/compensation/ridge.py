@@ -118,7 +118,7 @@ class Regression(Protocol):
 
 @dataclass(frozen=True)
 class Moments:
-    """A regression by its sums over positions, in double precision.
+    """A regression by its sums over positions, summed as the model computes and held in double.
 
     `gram` is of inputs x inputs, `cross` of inputs x residual.
     """

@@ -35,8 +35,9 @@ from lightning_modules.pruning.structure import Keep, Structure
 class Compensated:
     """One consumer that lost inputs.
 
-    `changed` are the parameters that were fitted: its weight, and its bias where it has one; none
-    where no change was better on samples that the fit has not seen. `before` and `after` are the
+    `changed` are the parameters that were fitted: its weight, and its bias where it has one. There
+    are none where no change was better on samples that the fit has not seen, or where the outputs
+    were computed in other pieces before the cut. `before` and `after` are the
     squared errors of its outputs, over the variance of those that are aimed at.
     """
 

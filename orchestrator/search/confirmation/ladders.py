@@ -81,8 +81,11 @@ class Climber:
         self.random_shares = draw.uniform(0.1, 1.0, len(self.structure.groups))
 
     def prune(self, macs: int) -> None:
-        """Prune down to these MACs."""
+        """Prune down to these MACs; where nothing is finetuned, from the dense model each time."""
         finetune = self.lab.phases.finetune
+        if self.lab.phases.untrained:
+            self.model = self.lab.facts.model
+            self.alive = self.structure.full()
         scores = self.pruner.scores(self.model, self.alive, self.seed)
         now = self.structure.counts(self.alive)
         kept = self._kept(scores, now, macs)

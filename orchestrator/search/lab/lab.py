@@ -86,8 +86,8 @@ class Lab:
     It cannot test. `task` makes of a network what Lightning trains. `fresh` gives the architecture
     with weights drawn from a seed. `activations` is how the method prunes activations, None where
     it does not. `check` is called at every batch. `mixing` exists where there is `distillation` of
-    class outputs. `timed` charges time to a phase by name. `dense_scores` are kept by weights and
-    method.
+    class outputs. `timed` charges time to a phase by name. `dense_scores` are kept by weights,
+    method and seed.
     """
 
     facts: Facts
@@ -104,13 +104,8 @@ class Lab:
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
     check: Check = never
-    dense_scores: dict[tuple[str, str], Scores] = field(default_factory=dict, repr=False)
+    dense_scores: dict[tuple[str, str, int], Scores] = field(default_factory=dict, repr=False)
     _compensators: dict[tuple[str, int], Compensator] = field(default_factory=dict, repr=False)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether nothing is finetuned, so that every plan is cut from the dense model."""
-        return self.phases.finetune.round_steps == 0
 
     def activation(self, level: float | None) -> ActivationPruning | None:
         """Pruning of the inputs of all layers but the first; None where the plan has no level."""

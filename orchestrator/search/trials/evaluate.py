@@ -84,7 +84,7 @@ def trial_recipe(settings: Settings, lab: Lab) -> TrialRecipe:
         settings.model.without("weights", "pretrained").to_json(),
         Lineage(lab.facts.dense_digest, early, recipe_of(settings)),
         # without finetuning there is nothing to inherit, and errors of compensation would add up
-        settings.search.lineage and settings.phases.finetune.round_steps > 0,
+        settings.search.lineage and not settings.phases.untrained,
         settings.study.trial_timeout,
     )
 

@@ -57,13 +57,14 @@ class UnitPruner:
 
         Errors: PlanError, with the group, for one that is not finite.
         """
-        if self.lab.untrained and alive.all():
+        if self.lab.phases.untrained and alive.all():
             return self._dense_scores(model)
         return self._scores(model, alive, seed)
 
     def _dense_scores(self, model: nn.Module) -> Scores:
         """Scores of the dense model, made once where every plan is cut from it."""
-        key = (weights_digest(model), method_key(self.method.model_dump(mode="json")))
+        method = method_key(self.method.model_dump(mode="json"))
+        key = (weights_digest(model), method, self.lab.seed)
         if key not in self.lab.dense_scores:
             seed = seed_of(self.lab.seed, Stream.SCORES)
             self.lab.dense_scores[key] = self._scores(model, self.structure.full(), seed)
