@@ -62,8 +62,10 @@ def test_a_password_is_in_nothing_that_a_run_says_or_leaves_behind(
     monkeypatch.chdir(tmp_path)
     url = postgres.url("secret")
     storage = f"study.storage={url}"
+    slow = ["made_up={seconds: 0.02}", "phases.finetune.round_steps=20"]  # not done when stopped
     words = [
         storage,
+        *slow,
         "tracking=mlflow",
         "tracking.uri=sqlite:///mlflow.db",
         "workers=2",
@@ -79,7 +81,7 @@ def test_a_password_is_in_nothing_that_a_run_says_or_leaves_behind(
         assert told(process.text) == []
     assert told(said(tmp_path, 0, *words)) == []
     check_whole(tmp_path, url)
-    assert "complete: nothing to help with" in said(tmp_path, 0, storage, "job=work")
+    assert "complete: nothing to help with" in said(tmp_path, 0, storage, *slow, "job=work")
 
     other = url.replace(
         "hunter2", "hunter3"
