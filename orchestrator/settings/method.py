@@ -49,7 +49,7 @@ class MethodSettings(Part):
     granularity: Literal["unit", "weight", "block", "pattern"] = "unit"
     shape: tuple[Positive, Positive] | None = None
     rule: Literal["quantile", "mean", "median", "absolute"] = "quantile"
-    scope: Literal["local", "global", "isomorphic"] = "local"
+    scope: Literal["local", "global", "isomorphic", "per_mac"] = "local"
     normalize: bool = True
     calibration_batches: Positive = 4
     round_to: Positive = 1
@@ -142,6 +142,10 @@ class MethodSettings(Part):
             (
                 not units and self.compensate,
                 "`compensate` is for units: their consumers are fitted anew",
+            ),
+            (
+                not units and self.scope == "per_mac",
+                "scope `per_mac` is for units; take global for single weights",
             ),
         ]
 

@@ -110,7 +110,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
 def space_for(recipe: Recipe) -> Choices:
     """Continuous, or in levels for what tries everything."""
     levels = 2 if recipe.target.endswith("BruteForce") else None
-    space = Allocation(offset=0.3, needs_profile=False, levels=levels)
+    space = Allocation(offset=0.3, levels=levels)
     return Choices(space, METHOD, {"l2": context()})
 
 
@@ -304,12 +304,8 @@ def test_continuous_dimensions_are_named() -> None:
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 7])
 def test_levels_hold_both_ends_and_as_many_values_as_asked_for(levels: int) -> None:
-    free = Choices(Allocation(needs_profile=False), METHOD, {"l2": context()}).distributions(
-        context()
-    )
-    cut = Choices(
-        Allocation(needs_profile=False, levels=levels), METHOD, {"l2": context()}
-    ).distributions(context())
+    free = Choices(Allocation(), METHOD, {"l2": context()}).distributions(context())
+    cut = Choices(Allocation(levels=levels), METHOD, {"l2": context()}).distributions(context())
     assert continuous(cut) == []
     for name in continuous(free):
         values = values_of(cut[name])
@@ -320,7 +316,7 @@ def test_levels_hold_both_ends_and_as_many_values_as_asked_for(levels: int) -> N
 
 
 def test_rungs_of_the_chain_move_to_the_nearest_level() -> None:
-    for space in (Allocation(needs_profile=False, levels=3), PerGroup(levels=3), Uniform(levels=3)):
+    for space in (Allocation(levels=3), PerGroup(levels=3), Uniform(levels=3)):
         choices = Choices(space, METHOD, {"l2": context()})
         distributions = choices.distributions(context())
         for target in (0.7, 0.3, 0.1):

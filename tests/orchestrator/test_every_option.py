@@ -72,6 +72,7 @@ CHOICES = [
     "study.storage=sqlite:///study.db",
     "method.scope=global",
     "method.scope=isomorphic space=per_group",
+    "method=obs method.scope=per_mac",
     "method.rule=mean space=per_group space.low=0.5 space.high=1.1",
     "method.round_to=8",
     "method=weight_l1 method.soft=true space.shapes=[cyclic] space.steps=[3,4]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.plans.measurement import Measurement
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.ready import make_ready
+from orchestrator.search.space import Allocation
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings, load
@@ -90,8 +92,7 @@ class Bench(Prepared):
 def _unprofiled(settings: Settings) -> Any:
     """The space without a profile, which these plans do not need and which takes a second."""
     space = settings.space.build()
-    object.__setattr__(space, "needs_profile", False)
-    return space
+    return replace(space, equal_loss=(0.0, 0.0)) if isinstance(space, Allocation) else space
 
 
 def bench(home: Path, tmp_path: Path, *overrides: str) -> Bench:

@@ -32,6 +32,9 @@ class Criterion(Protocol):
     `model`; for a pruned model it is `structure.restrict(keep)`. The model is scored in eval mode
     and is left as it was. Whole blocks, which are groups without members, score 0: `block_scores`
     measures them.
+
+    Optional: `scores_are_errors` says that a score is the error behind the group when this unit and
+    all of the group with lower scores are gone, on one scale for all groups.
     """
 
     def __call__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,7 @@ class SecondOrder:
     """
 
     damping: float = 1e-2
+    scores_are_errors: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         watch = _Watch(model, structure, calibration.seed)

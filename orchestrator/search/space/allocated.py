@@ -30,7 +30,11 @@ class Allocation(Recovery):
     flops_ratio: Sequence[float] = (0.05, 0.8)
     offset: float = 0.5
     equal_loss: Sequence[float] = (0.0, 1.0)
-    needs_profile: bool = True
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether any plan is shared out by measured losses."""
+        return self.equal_loss[-1] > 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

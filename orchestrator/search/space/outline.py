@@ -112,7 +112,7 @@ def pools_of(structure: Structure, method: MethodSettings, model: nn.Module) -> 
             alone.append([index])
         else:
             ranked.append(index)
-    if method.scope == "global":
+    if method.scope in ("global", "per_mac"):
         return [ranked, *alone] if ranked else alone
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pools: dict[object, list[int]] = {}

@@ -64,7 +64,7 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
     full = pruner.structure.full()
     with lab.timed("scores"):
         scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, Stream.SCORES))
-    return PreparedStage(settings, pruner, comparable(pruner.structure, scores, full, settings))
+    return PreparedStage(settings, pruner, comparable(pruner, scores))
 
 
 def check_method(settings: Settings, space: Any) -> None:
@@ -101,6 +101,11 @@ def _check_criterion(stage: MethodSettings) -> None:
         raise ConfigError(
             f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single "
             "weights; take a criterion that does, such as l1, taylor or lamp"
+        )
+    if stage.scope == "per_mac" and not getattr(criterion, "scores_are_errors", False):
+        raise ConfigError(
+            "method.scope=per_mac compares errors of removal; the scores of method "
+            f"'{stage.name}' are none: take method=obs, or scope global, isomorphic or local"
         )
 
 

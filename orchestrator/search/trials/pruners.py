@@ -22,7 +22,8 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.criteria.blocks import block_scores
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Keep, Structure
+from lightning_modules.pruning.saving import by_saving
+from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import (
     Masks,
@@ -193,14 +194,18 @@ def pruner_of(lab: Lab, method: MethodSettings) -> UnitPruner | WeightPruner:
     return WeightPruner(lab, method, lab.facts.model, lab.facts.structure.full())
 
 
-def comparable(structure: Structure, scores: Scores, alive: Keep, method: MethodSettings) -> Scores:
-    """Scores as the scope compares them.
+def comparable(pruner: UnitPruner | WeightPruner, scores: Scores) -> Scores:
+    """Scores of the dense model as the scope compares them.
 
     These are multiples of the group's mean where `normalize` asks for it.
     """
+    method = pruner.method
+    structure = pruner.structure
+    if method.scope == "per_mac":
+        return by_saving(structure, scores, pruner.cost.macs_batch)
     if method.scope == "local" or not method.normalize:
         return scores
-    return thresholds.normalised(structure, scores, alive)
+    return thresholds.normalised(structure, scores, structure.full())
 
 
 def calibration(lab: Lab, method: MethodSettings, model: nn.Module, seed: int) -> Calibration:
