@@ -1,10 +1,12 @@
 """Accuracy without training: `python benchmarks/preview.py --seeds 3`.
 
-Each dense model of benchmarks/search.py is cut to some FLOPs ratios, the same ratio of every group,
-by magnitude (l2) and by second-order scores (obs); then norms are recalibrated. Plain removal
-stands beside compensated removal. Seeds change the samples that are scored, fitted on and
-recalibrated with. Accuracy is on validation data; the seconds are those of the process for one
-compensated plan, without its scores. No label is used but to measure.
+Each dense model of benchmarks/search.py is cut to some FLOPs ratios; then norms are recalibrated,
+and nothing is trained. The columns: torch-pruning's magnitude pruner; magnitude (l2) and
+second-order scores (obs) at equal ratios of all groups, plain and compensated; the allocation of
+least error per MAC (per_mac); and allocations that are searched around that, judged by the
+divergence of the outputs. Seeds change the samples that are scored, fitted on and recalibrated
+with. Accuracy is on validation data, except in the last table; the seconds are those of the process
+for one compensated plan, without its scores. No label is used but to measure.
 """
 
 from __future__ import annotations
@@ -14,46 +16,67 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
-import numpy as np
 import torch
 from machine import processor  # type: ignore[import-not-found]
 from search import SETTINGS, common, composed, dense  # type: ignore[import-not-found]
+from search_ladders import pruned  # type: ignore[import-not-found]
+from torch import nn
 
 from lightning_modules.data.contract import set_up
 from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Keep
+from lightning_modules.pruning.structure import Counts
+from lightning_modules.pruning.thresholds import Scores
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
-from orchestrator.search.lab.lab import Lab
+from orchestrator.search.lab.lab import FinalLab, Lab
 from orchestrator.search.lab.prepare import prepare
-from orchestrator.search.space.allocation import scaled
-from orchestrator.search.trials.pruners import UnitPruner
+from orchestrator.search.space.allocated import ranked
+from orchestrator.search.space.allocation import evenly
+from orchestrator.search.space.outline import context_of
+from orchestrator.search.trials.allocation_search import allocation_search
+from orchestrator.search.trials.pruners import UnitPruner, comparable
+from orchestrator.search.trials.working import Working
 from orchestrator.settings import Settings
 
-METHODS = ("l2", "obs")
+COLUMNS = (
+    "torch-pruning",
+    "l2",
+    "l2, compensated",
+    "obs",
+    "obs, compensated",
+    "obs per MAC, compensated",
+    "searched",
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """Accuracies by seed, plain and compensated by method; CPU seconds of a compensated plan."""
+    """Accuracies by column, one of each seed, and CPU seconds of compensated plans."""
 
-    ratio: float
-    accuracies: dict[str, list[float]]
-    seconds: list[float]
+    validation: dict[str, list[float]] = field(default_factory=dict)
+    test: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
 
-    def line(self) -> str:
-        cells = [f"{100 * self.ratio:.0f} %"]
-        for values in self.accuracies.values():
-            spread = stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{100 * mean(values):.1f} ± {100 * spread:.1f}")
+    def line(self, ratio: float, accuracies: dict[str, list[float]]) -> str:
+        cells = [f"{100 * ratio:.0f} %"]
+        for column in COLUMNS:
+            cells.append(spread(accuracies.get(column, [])))
         return f"| {' | '.join([*cells, f'{mean(self.seconds):.1f}'])} |"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * mean(values):.1f} ± {100 * deviation:.1f}"
 
 
 def main() -> None:
@@ -62,8 +85,10 @@ def main() -> None:
     )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument(
-        "--ratios", nargs="+", type=float, default=[0.7, 0.5, 0.35, 0.25, 0.15, 0.1]
+        "--ratios", nargs="+", type=float, default=[0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05]
     )
+    parser.add_argument("--searched", nargs="*", type=float, default=[0.25, 0.15, 0.1])
+    parser.add_argument("--allocations", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--baselines", type=Path, default=Path("baselines"))
     given = parser.parse_args()
@@ -71,15 +96,21 @@ def main() -> None:
     given.baselines.mkdir(parents=True, exist_ok=True)
     print(f"{processor()}, torch {torch.__version__}, one thread, {given.seeds} seeds")
     for name in given.settings:
-        settings, lab = laboratory(name, given.baselines)
-        print(f"\n{SETTINGS[name].title}: dense {100 * lab.facts.dense_quality:.1f} %\n")
-        print("| FLOPs | l2 | l2, compensated | obs | obs, compensated | CPU s a plan |")
-        print("|---|---|---|---|---|---|")
-        for row in rows(settings, lab, given.ratios, given.seeds):
-            print(row.line(), flush=True)
+        cutting = Cutting(*laboratory(name, given.baselines, given.allocations))
+        quality = 100 * cutting.lab.facts.dense_quality
+        rows = {ratio: Row() for ratio in given.ratios}
+        for seed in range(given.seeds):
+            for ratio in given.ratios:
+                cutting.measure(rows[ratio], seed, ratio, ratio in given.searched)
+        for data in ("validation", "test"):
+            print(f"\n{SETTINGS[name].title}, {data}: dense {quality:.1f} % on validation data\n")
+            print(f"| FLOPs | {' | '.join(COLUMNS)} | CPU s a plan |")
+            print("|---" * (len(COLUMNS) + 2) + "|")
+            for ratio, row in rows.items():
+                print(row.line(ratio, getattr(row, data)), flush=True)
 
 
-def laboratory(name: str, baselines: Path) -> tuple[Settings, Lab]:
+def laboratory(name: str, baselines: Path, allocations: int) -> tuple[Settings, FinalLab]:
     """The setting with its dense model, trained where it is not there yet."""
     weights = baselines / f"{name}.safetensors"
     if not weights.exists():
@@ -92,45 +123,93 @@ def laboratory(name: str, baselines: Path) -> tuple[Settings, Lab]:
         "phases.finetune.distillation=null",
         "method.depth=false",
         "method.compensate=true",
+        f"search.allocations={allocations}",
     ]
     settings = composed(words)
     data = settings.data.build()
     set_up(data)
     with open(os.devnull, "w") as silent:
-        return settings, prepare(settings, data, Progress(silent)).lab
+        return settings, prepare(settings, data, Progress(silent))
 
 
-def rows(settings: Settings, lab: Lab, ratios: list[float], seeds: int) -> Iterator[Row]:
-    facts = lab.facts
-    full = facts.structure.full()
-    share = np.ones(len(facts.structure.groups))
-    scores = {}
-    for method in METHODS:
-        pruner = UnitPruner(lab, composed([f"method={method}"]).method)
-        for seed in range(seeds):
-            scores[method, seed] = pruner.scores(facts.model, full, seed)
-    for ratio in ratios:
-        macs = int(ratio * facts.dense_macs)
-        kept = scaled(facts.structure.sizes, facts.cost.macs, macs, share, 1)
-        row = Row(ratio, {}, [])
-        for (method, seed), of_units in scores.items():
-            keep = thresholds.choose(facts.structure, of_units, full, kept)
-            measure(replace(lab, seed=seed), keep, method, row)
-        yield row
+@dataclass
+class Cutting:
+    """Cuts one dense model in all ways."""
 
+    settings: Settings
+    final: FinalLab
+    scores: dict[tuple[str, int], Scores] = field(default_factory=dict)
 
-def measure(lab: Lab, keep: Keep, method: str, row: Row) -> None:
-    """Adds one seed of one method to the row."""
-    facts = lab.facts
-    compensator = lab.compensator(facts.model, facts.structure.full())
-    assert compensator.targets  # recorded once for all plans, before the clock runs
-    begin = time.process_time()
-    compensated, _ = compensator(keep)
-    row.seconds.append(time.process_time() - begin)
-    plain = remove(facts.model, facts.structure, keep)
-    for name, model in ((method, plain), (f"{method}, compensated", compensated)):
-        lab.recalibrate(model, lab.phases.finetune.recalibration_batches, lab.seed)
-        row.accuracies.setdefault(name, []).append(lab.validate(model)["accuracy"])
+    @property
+    def lab(self) -> Lab:
+        return self.final.lab
+
+    def measure(self, row: Row, seed: int, ratio: float, searched: bool) -> None:
+        """Adds one seed to the row."""
+        lab = replace(self.lab, seed=seed)
+        for column, model in self.models(lab, row, ratio, searched):
+            lab.recalibrate(model, lab.phases.finetune.recalibration_batches, seed)
+            accuracy = lab.validate(model)["accuracy"]
+            row.validation.setdefault(column, []).append(accuracy)
+            row.test.setdefault(column, []).append(self.final.test(model)["accuracy"])
+
+    def models(
+        self, lab: Lab, row: Row, ratio: float, searched: bool
+    ) -> Iterator[tuple[str, nn.Module]]:
+        even = evenly(lab.facts.structure, ratio)
+        yield "torch-pruning", pruned(lab, ratio, whole=False)
+        for method in ("l2", "obs"):
+            pruner = self.pruner(lab, method)
+            yield method, remove(lab.facts.model, pruner.structure, self.keep(pruner, even))
+            yield f"{method}, compensated", self.compensated(pruner, even, row)
+        allocated = self.per_mac(pruner, ratio)
+        yield "obs per MAC, compensated", self.compensated(pruner, allocated, row)
+        if searched:
+            best = self.searched(pruner, allocated)
+            yield "searched", self.compensated(pruner, best, row)
+
+    def pruner(self, lab: Lab, method: str) -> UnitPruner:
+        words = [f"method={method}", "method.compensate=true"]
+        if method == "obs":
+            words.append("method.scope=per_mac")
+        return UnitPruner(lab, composed(words).method)
+
+    def scored(self, pruner: UnitPruner) -> Scores:
+        """Scores of the dense model, made once for each method and seed."""
+        key = (pruner.method.name, pruner.lab.seed)
+        if key not in self.scores:
+            full = pruner.structure.full()
+            self.scores[key] = pruner.scores(pruner.lab.facts.model, full, pruner.lab.seed)
+        return self.scores[key]
+
+    def keep(self, pruner: UnitPruner, kept: Counts) -> thresholds.Keep:
+        full = pruner.structure.full()
+        return thresholds.choose(pruner.structure, self.scored(pruner), full, kept)
+
+    def compensated(self, pruner: UnitPruner, kept: Counts, row: Row) -> nn.Module:
+        lab = pruner.lab
+        full = pruner.structure.full()
+        assert lab.compensator(lab.facts.model, full).targets  # recorded before the clock runs
+        begin = time.process_time()
+        model, _ = pruner.cut(lab.facts.model, full, self.keep(pruner, kept), lab.seed)
+        row.seconds.append(time.process_time() - begin)
+        return model
+
+    def per_mac(self, pruner: UnitPruner, ratio: float) -> Counts:
+        places = comparable(pruner, self.scored(pruner))
+        lab = pruner.lab
+        context = context_of(pruner.method, pruner.structure, lab.facts.model, places)
+        at_target = ranked(context, context.macs)
+        assert at_target is not None
+        return at_target(int(ratio * lab.facts.dense_macs))
+
+    def searched(self, pruner: UnitPruner, kept: Counts) -> Counts:
+        lab = pruner.lab
+        search = allocation_search(self.settings, lab)
+        assert search is not None
+        plan = Plan(pruner.method.name, by_group(pruner.structure, kept), seed=lab.seed)
+        working = Working(lab.facts.model, pruner.structure.full())
+        return search(lab, pruner.method, plan, working).counts(pruner.structure)
 
 
 if __name__ == "__main__":

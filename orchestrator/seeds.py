@@ -21,6 +21,7 @@ class Stream(IntEnum):
     MIXING = 6
     SCORES = 8
     COMPENSATION = 9
+    ALLOCATION = 10
     FRESH_WEIGHTS = 2**20
     """A stream of a trial's seed, beside those of its phases, which are counted from 1."""
 

@@ -59,6 +59,7 @@ from orchestrator.search.studies.warm_start import (
     check_warm_start,
     import_trials,
 )
+from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.settings import Settings
@@ -143,6 +144,7 @@ class Exploration:
             pace=_usual_pace if pacing is None else pacing.pace,
             mixed=self._mixed_copies(pacing),
             may_save=parts.leases.require,
+            allocations=allocation_search(settings, self.lab),
         )
         rules = rules_of(settings, self.facts, parts.stopping)
         trials = Trials(

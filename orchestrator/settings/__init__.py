@@ -126,10 +126,12 @@ class SearchSettings(Part):
 
     `lineage` lets a trial begin from a finished plan that contains it; without it all begin from
     the dense model. `warm_start` is the name of a study to begin with, `plans` are files of
-    thresholds that are tried behind the chain.
+    thresholds that are tried behind the chain. `allocations` untrained models are judged for each
+    trial, to share out its units among the groups; 0: as the space says.
     """
 
     lineage: bool = True
+    allocations: Count = 0
     warm_start: str | None = None
     plans: tuple[Path, ...] = ()
     chain: ChainSettings = ChainSettings()
@@ -184,12 +186,28 @@ class Settings(Part):
                 "back to"
             )
         budget = self.study.budget
+        if self.search.allocations > 0:
+            self._check_allocations()
         if budget is not None and self.workers > 1:
             raise ValueError(
                 f"a budget in time or epochs paces one process; study.budget={budget.text} with "
                 f"workers={self.workers}: take workers=1, or a number of trials (study.n_trials)"
             )
         return self
+
+    def _check_allocations(self) -> None:
+        """Errors: ValueError where untrained models say nothing, or are not paced."""
+        plain = [method.name for method in self.method.choices() if not method.compensate]
+        if plain:
+            raise ValueError(
+                "search.allocations judges untrained models, which takes compensation; method "
+                f"'{plain[0]}' has none: take method.compensate=true, or search.allocations=0"
+            )
+        if self.study.budget is not None:
+            raise ValueError(
+                "search.allocations takes time that a budget does not count; take study.n_trials "
+                "in place of study.budget, or search.allocations=0"
+            )
 
     def _check_on_weights(self) -> None:
         """Errors: ValueError for settings that only suit the removal of units."""

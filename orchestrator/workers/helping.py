@@ -26,6 +26,7 @@ from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import Trials, join_study
 from orchestrator.search.studies.trial import FrozenTrial, Study
+from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import check_method
 from orchestrator.settings import Settings
@@ -94,7 +95,13 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     require_same_dense(study, lab.facts)
     ready = make_ready(settings, lab, space, progress)
     store = store_of(settings, lab.facts, study)
-    evaluator = Evaluator(lab, trial_recipe(settings, lab), store, may_save=leases.require)
+    evaluator = Evaluator(
+        lab,
+        trial_recipe(settings, lab),
+        store,
+        may_save=leases.require,
+        allocations=allocation_search(settings, lab),
+    )
     rules = rules_of(settings, lab.facts, stopping)
     trials = Trials(study, ready.space, ready.context, evaluator, rules, leases, exchange)
     goals = lab.facts.goals

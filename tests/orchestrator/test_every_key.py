@@ -101,6 +101,7 @@ CHANGED: dict[str, Any] = {
     "study.out": "elsewhere",
     "study.baselines": "elsewhere",
     "study.budget": "2epochs",
+    "search.allocations": 8,
     "search.chain.most_epochs": 2,
     "search.plans": ["nowhere.json"],
     "search.warm_start": "nowhere",
@@ -109,6 +110,7 @@ CHANGED: dict[str, Any] = {
 WITH: dict[str, dict[str, Any]] = {
     "search.chain.depth": {"method.depth": True, "model.blocks": 2},
     "search.chain.most_epochs": {"study.budget": "40epochs"},
+    "search.allocations": {"method.compensate": True},
     "method.normalize": {"method.scope": "global"},
     "method.rule": {
         "space": {"_target_": "orchestrator.search.space.Uniform", "rounds": [2, 3]},

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from lightning_modules.errors import ConfigError
 from lightning_modules.phases.recalibration import recalibrate
-from lightning_modules.pruning.inputs import Inputs, run
 from lightning_modules.pruning.thresholds import choose
 from lightning_modules.recipe import digest
-from lightning_modules.tasks.contract import divergence_of
 from orchestrator.files import write_atomic
+from orchestrator.search.lab.judge import Judge
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space.allocation import PROFILED_RATIO, Sensitivity
 from orchestrator.search.trials.methods import PreparedStage
@@ -65,7 +62,7 @@ def _measure(
     seed = seed_of(lab.seed, Stream.PROFILE)
     batches = islice(lab.data.train_batches(seed), settings.batches)
     inputs = list(lab.inputs(dense, batches))
-    judge = _Judge(lab, inputs)
+    judge = Judge(lab, inputs, "space.equal_loss")
     full = structure.full()
     scores = pruner.scores(dense, full, seed)
     loss = np.zeros(len(structure.groups))
@@ -78,31 +75,6 @@ def _measure(
             loss[index] = judge(model)
         tick(index + 1, len(structure.groups))
     return Sensitivity(loss)
-
-
-class _Judge:
-    """How far a model's outputs are from the dense model's on these inputs.
-
-    The distance is the divergence of the task.
-    """
-
-    def __init__(self, lab: Lab, inputs: Sequence[Inputs]) -> None:
-        divergence = divergence_of(lab.task(lab.facts.model))
-        if divergence is None:
-            raise ConfigError(
-                "a space with equal_loss compares outputs, and the task has no divergence between "
-                "them; take space.equal_loss=[0,0] or space=uniform"
-            )
-        self.divergence = divergence
-        self.inputs = inputs
-        self.dense = [run(lab.facts.model, batch) for batch in inputs]
-
-    def __call__(self, model: nn.Module) -> float:
-        """The mean over the batches."""
-        distances = []
-        for batch, dense in zip(self.inputs, self.dense, strict=True):
-            distances.append(float(self.divergence(run(model, batch), dense, 1.0)))
-        return float(np.mean(distances))
 
 
 def _write(path: Path, measured: Sensitivity, groups: list[str]) -> None:

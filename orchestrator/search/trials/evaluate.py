@@ -30,6 +30,7 @@ from orchestrator.search.plans.lineage import (
 )
 from orchestrator.search.plans.measurement import Measurement, Report
 from orchestrator.search.plans.store import PlanStore
+from orchestrator.search.trials.allocation_search import AllocationSearch
 from orchestrator.search.trials.failures import Deadline, sparing_memory
 from orchestrator.search.trials.measured import as_exported, measurement, with_costs
 from orchestrator.search.trials.run_plan import Outcome, planned_rounds, run_plan
@@ -95,7 +96,7 @@ class Evaluator:
 
     `pace` gives the optimizer steps of a round. `mixed` is the number of mixed copies of the
     training data; None: as configured. `may_save` raises where another process has taken over the
-    trial.
+    trial. `allocations` searches how the units of a plan are shared out.
     """
 
     lab: Lab
@@ -104,6 +105,7 @@ class Evaluator:
     pace: RoundSteps = lambda ratio, rounds: None
     mixed: int | None = None
     may_save: Callable[[int], None] = lambda number: None
+    allocations: AllocationSearch | None = None
     _latencies: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __call__(self, plan: Plan, number: int, report: Report) -> Measurement:
@@ -137,6 +139,7 @@ class Evaluator:
             rejected = replace(rejected, state="rejected", reason=broken)
             return with_costs(rejected, costs, self.lab.facts.dense_costs)
         working = self.inherited(parent)
+        plan = self._allocated(plan, working)
         plan = self._paced(plan, working)
         outcome = run_plan(self.lab, self.recipe.methods[plan.method], plan, working, report)
         if outcome.reason:
@@ -174,6 +177,12 @@ class Evaluator:
         if key not in self._latencies:
             self._latencies[key] = costs_before(self.lab, plan)
         return self._latencies[key]
+
+    def _allocated(self, plan: Plan, working: Working) -> Plan:
+        """The plan with a searched allocation, where there is to be one."""
+        if self.allocations is None:
+            return plan
+        return self.allocations(self.lab, self.recipe.methods[plan.method], plan, working)
 
     def _paced(self, plan: Plan, working: Working) -> Plan:
         """The plan with what a budget in time sets: the steps of a round, and mixed copies."""
