@@ -186,8 +186,15 @@ class Settings(Part):
                 "back to"
             )
         budget = self.study.budget
+        plain = self._uncompensated()
         if self.search.allocations > 0:
-            self._check_allocations()
+            self._check_allocations(plain)
+        if plain and "plain" in phases.confirm.baselines:
+            raise ValueError(
+                "phases.confirm.baselines: 'plain' is removal without compensation beside removal "
+                f"with it, which method '{plain[0]}' has not: take method.compensate=true, or leave "
+                "it out"
+            )
         if budget is not None and self.workers > 1:
             raise ValueError(
                 f"a budget in time or epochs paces one process; study.budget={budget.text} with "
@@ -195,9 +202,12 @@ class Settings(Part):
             )
         return self
 
-    def _check_allocations(self) -> None:
+    def _uncompensated(self) -> list[str]:
+        """Names of the methods without compensation."""
+        return [method.name for method in self.method.choices() if not method.compensate]
+
+    def _check_allocations(self, plain: list[str]) -> None:
         """Errors: ValueError where untrained models say nothing, or are not paced."""
-        plain = [method.name for method in self.method.choices() if not method.compensate]
         if plain:
             raise ValueError(
                 "search.allocations judges untrained models, which takes compensation; method "

@@ -122,7 +122,11 @@ class ConfirmSettings(Part):
     rounds: Positive = 2
     max_models: Positive = 8
     tolerance: Annotated[float, Field(ge=0.0)] = 0.0
-    baselines: tuple[Literal["uniform", "random", "global"], ...] = ("uniform", "random", "global")
+    baselines: tuple[Literal["uniform", "random", "global", "plain"], ...] = (
+        "uniform",
+        "random",
+        "global",
+    )
 
     @property
     def max_baseline_models(self) -> int:

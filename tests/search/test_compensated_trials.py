@@ -86,6 +86,11 @@ def test_single_weights_are_not_compensated(tmp_path: Path) -> None:
         settings_of(tmp_path, "method=weight_l1", "method.compensate=true")
 
 
+def test_a_plain_ladder_needs_compensation_to_differ_from(tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ValidationError), match=r"take method\.compensate=true"):
+        settings_of(tmp_path, "phases.confirm.baselines=[plain]")
+
+
 @pytest.mark.slow
 @pytest.mark.family
 def test_a_preview_trains_nothing_and_ends_with_a_front(
@@ -101,8 +106,12 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
     assert [plan["trained_rounds"] for plan in plans] == [0] * 8
     front = read_csv(folder / "front.csv", ConfirmedRow)
     dense, *baselines = read_csv(folder / "baselines.csv", ConfirmedRow)
-    assert {row.origin for row in baselines} == {"uniform", "random", "global"}
+    assert {row.origin for row in baselines} == {"uniform", "plain"}
     assert all(row.test_std == 0.0 for row in front)
+    of_ladders = {"uniform": [], "plain": []}
+    for row in baselines:
+        of_ladders[row.origin].append(row.test_mean)
+    assert sum(of_ladders["uniform"]) > sum(of_ladders["plain"])
     assert max(row.test_mean for row in front) > dense.test_mean - 0.05
     model = folder / "models" / str(front[0].trial)
     assert orchestrator.load_pruned(model)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

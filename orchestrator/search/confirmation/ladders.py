@@ -2,7 +2,8 @@
 
 Each baseline has the finetuning budget of those models. It is a ladder, large to small: every model
 is cut from the finetuned one before it, and is finetuned with distillation. Ladders differ in how a
-FLOPs target is shared out: equal ratios, random ratios, or one global ranking of all units.
+FLOPs target is shared out: equal ratios, random ratios, or one global ranking of all units. A plain
+one has equal ratios, too, and is not compensated where the method is.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.search.trials.pruners import UnitPruner, WeightPruner
 from orchestrator.seeds import Stream, seed_of
 
-Name = Literal["uniform", "random", "global"]
-PLACES = {"uniform": 0, "random": 1, "global": 2}
+Name = Literal["uniform", "random", "global", "plain"]
+PLACES = {"uniform": 0, "random": 1, "global": 2, "plain": 3}
 """A number of each ladder, for its seed."""
 
 
@@ -92,7 +93,10 @@ class Climber:
         if not (kept < now).any():
             return
         keep = thresholds.choose(self.structure, scores, self.alive, kept)
-        self.model, _ = self.pruner.cut(self.model, self.alive, keep, self.seed)
+        if self.name == "plain":
+            self.model = self.pruner.prune(self.model, self.alive, keep, self.seed)
+        else:
+            self.model, _ = self.pruner.cut(self.model, self.alive, keep, self.seed)
         self.alive = keep
         if isinstance(self.pruner, UnitPruner):
             self.units_alive = keep
@@ -103,7 +107,7 @@ class Climber:
         macs_of = self.pruner.cost.macs
         if self.name == "global":
             return global_counts(structure, scores, self.alive, macs_of, macs, self.least)
-        share = np.ones(len(now)) if self.name == "uniform" else self.random_shares
+        share = self.random_shares if self.name == "random" else np.ones(len(now))
         kept = scaled(structure.sizes, macs_of, macs, share, self.least)
         return np.minimum(now, kept)
 
