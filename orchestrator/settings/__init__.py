@@ -192,7 +192,7 @@ class Settings(Part):
         if plain and "plain" in phases.confirm.baselines:
             raise ValueError(
                 "phases.confirm.baselines: 'plain' is removal without compensation beside removal "
-                f"with it, which method '{plain[0]}' has not: take method.compensate=true, or leave "
+                f"with it, which method '{plain[0]}' has not: take method.compensate=true or leave "
                 "it out"
             )
         if budget is not None and self.workers > 1:
