@@ -104,6 +104,8 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
+        if "free" in summary:
+            lines.append(("free to go", _free(summary["free"])))
         if summary.get("baselines_left_out"):
             lines.append(("left out", _left_out(summary)))
         for name, reason in summary.get("failed", {}).items():
@@ -137,6 +139,13 @@ class Outputs:
             ("picture", str(self.folder / PICTURE)),
             ("models", f"{models}; orchestrator.load_pruned(path) gives the nn.Module"),
         ]
+
+
+def _free(free: Mapping[str, float]) -> str:
+    """The groups of whose units the others can stand in for most."""
+    most = sorted(free, key=lambda name: -free[name])[:3]
+    named = ", ".join([f"{percent(free[name])} of {name}" for name in most])
+    return f"{named}: what follows stays the same without them, all but 1 %"
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

@@ -98,6 +98,7 @@ class _Job:
         summary = {
             **self._summary(reference, explored, members),
             "smallest": self._smallest(members, dense),
+            **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
             **_shares(self.progress, self.parts.tracker, self.begin),
@@ -203,6 +204,12 @@ class _Job:
             "budget": None if budget is None else budget.text,
             "rungs": [asdict(row) for row in rungs],
         }
+
+
+def _free(explored: Explored) -> dict[str, Any]:
+    """The share of each group's units that the others can stand in for, where it is known."""
+    free = explored.methods[0].stages[0].free()
+    return {} if free is None else {"free": free}
 
 
 def _shares(progress: Progress, tracker: Tracker, begin: float) -> dict[str, float]:

@@ -104,6 +104,9 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
     assert [row.parent for row in trials] == [None] * 8
     plans = [json.loads(path.read_text()) for path in folder.glob("trials/*/plan.json")]
     assert [plan["trained_rounds"] for plan in plans] == [0] * 8
+    free = json.loads((folder / "summary.json").read_text())["free"]
+    assert set(free) == set(plans[0]["plan"]["kept"])
+    assert all(0.0 <= share <= 1.0 for share in free.values())
     front = read_csv(folder / "front.csv", ConfirmedRow)
     dense, *baselines = read_csv(folder / "baselines.csv", ConfirmedRow)
     assert {row.origin for row in baselines} == {"uniform", "plain"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
@@ -17,14 +19,31 @@ from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, compara
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings, Settings
 
+FREE_ERROR = 0.01
+"""Squared error, over the variance, up to which what follows a group is as it was."""
+
 
 @dataclass(frozen=True)
 class PreparedStage:
-    """One stage of a method on the dense model; `scores` are as its scope compares them."""
+    """One stage of a method on the dense model; `scores` are as its scope compares them.
+
+    `errors` are the scores as they were, where the criterion's are errors.
+    """
 
     settings: MethodSettings
     pruner: UnitPruner | WeightPruner
     scores: Scores
+    errors: Scores | None = None
+
+    def free(self) -> dict[str, float] | None:
+        """The share of each group's units that go within `FREE_ERROR`; None without errors."""
+        if self.errors is None:
+            return None
+        shares = {}
+        for group in self.pruner.structure.groups:
+            if group.kind != "block":
+                shares[group.name] = float(np.mean(self.errors[group.units] < FREE_ERROR))
+        return shares
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,12 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
     full = pruner.structure.full()
     with lab.timed("scores"):
         scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, Stream.SCORES))
-    return PreparedStage(settings, pruner, comparable(pruner, scores))
+    errors = scores if _scores_are_errors(pruner.criterion) else None
+    return PreparedStage(settings, pruner, comparable(pruner, scores), errors)
+
+
+def _scores_are_errors(criterion: Any) -> bool:
+    return bool(getattr(criterion, "scores_are_errors", False))
 
 
 def check_method(settings: Settings, space: Any) -> None:
@@ -102,7 +126,7 @@ def _check_criterion(stage: MethodSettings) -> None:
             f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single "
             "weights; take a criterion that does, such as l1, taylor or lamp"
         )
-    if stage.scope == "per_mac" and not getattr(criterion, "scores_are_errors", False):
+    if stage.scope == "per_mac" and not _scores_are_errors(criterion):
         raise ConfigError(
             "method.scope=per_mac compares errors of removal; the scores of method "
             f"'{stage.name}' are none: take method=obs, or scope global, isomorphic or local"
