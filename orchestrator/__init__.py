@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "export",
     "inspect",
     "load_exported",
     "load_int8",
@@ -15,6 +16,8 @@ __all__ = [
 ]
 
 _WHERE = {
+    # the package itself, which can be called
+    "export": ("orchestrator.export", ""),
     "inspect": ("orchestrator.jobs.checked", "inspect"),
     "load_exported": ("orchestrator.load", "load_exported"),
     "load_int8": ("orchestrator.load", "load_int8"),

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SCORES = 8
     COMPENSATION = 9
     ALLOCATION = 10
+    EXPORT = 11
     FRESH_WEIGHTS = 2**20
     """A stream of a trial's seed, beside those of its phases, which are counted from 1."""
 

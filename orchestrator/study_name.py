@@ -20,6 +20,7 @@ _SAME_SEARCH = (
     "threads",
     "memory_format",
     "job",
+    "select",
     "tracking",
     "phases.confirm",
     "hydra",

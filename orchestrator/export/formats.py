@@ -11,8 +11,10 @@ from pathlib import Path
 
 from torch import nn
 
-from lightning_modules.phases.quantization import Int8Model, quantise, require_packages
 from lightning_modules.pruning.inputs import Inputs
+from orchestrator.export.int8 import quantise
+from orchestrator.export.onnx import OnnxModel, require_packages, write_onnx
+from orchestrator.export.pt2 import Program, nothing_to_install, write_pt2
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,11 @@ class Format:
 
     `require` raises ConfigError that says what to install where packages are missing. `write`
     exports a model to a path and gives the exported one as a module, which takes the inputs of the
-    network; the batches of inputs are training data to calibrate with. `load` gives the module of a
-    file. Errors: ConfigError for a model that does not export, DataError for a file that does not
-    load.
+    network and gives the tensors of its outputs: one, or a tuple of several. The batches of inputs
+    are training data to calibrate with. `load` gives the module of a file. `exact` says that the
+    file computes what the model does, but for the order of sums. `usage` are the lines of Python
+    that load and call it; `{file}` and `{inputs}` stand in for its path and its inputs' names.
+    Errors: ConfigError for a model that does not export, DataError for a file that does not load.
     """
 
     name: str
@@ -31,10 +35,26 @@ class Format:
     require: Callable[[], None]
     write: Callable[[nn.Module, Iterable[Inputs], Path], nn.Module]
     load: Callable[[Path], nn.Module]
+    exact: bool
+    usage: str
 
 
+_RUNTIME = """session = onnxruntime.InferenceSession("{file}")
+outputs = session.run(None, dict(zip({inputs}, arrays)))"""
 EXPORT_FORMATS = {
     entry.name: entry
-    for entry in (Format("int8", "model.int8.onnx", require_packages, quantise, Int8Model),)
+    for entry in (
+        Format(
+            "pt2",
+            "model.pt2",
+            nothing_to_install,
+            write_pt2,
+            Program,
+            exact=True,
+            usage='outputs = torch.export.load("{file}").module()(*tensors)',
+        ),
+        Format("onnx", "model.onnx", require_packages, write_onnx, OnnxModel, True, _RUNTIME),
+        Format("int8", "model.int8.onnx", require_packages, quantise, OnnxModel, False, _RUNTIME),
+    )
 }
 """By name; files differ."""

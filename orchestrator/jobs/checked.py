@@ -6,7 +6,7 @@ Torch and Lightning take seconds to import.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from orchestrator.jobs.outputs import Outputs, finished_before
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from orchestrator.jobs.export import Chosen
     from orchestrator.jobs.inspect import Inspection
 
 _OURS = ("lightning_modules.", "orchestrator.", "torch.", "optuna.")
@@ -47,6 +48,17 @@ def inspect(settings: Settings) -> Inspection:
     from orchestrator.jobs.inspect import inspect
 
     return inspect(settings, time.perf_counter() - begin)
+
+
+def export(settings: Settings, formats: Sequence[str]) -> Chosen:
+    """Choose a model of a finished study and write it in these formats.
+
+    Errors: UserError for a study that is not finished, for a rule that no model meets, and for
+    formats that do not exist.
+    """
+    from orchestrator.jobs.export import export
+
+    return export(settings, formats)
 
 
 def check_names(settings: Settings) -> None:

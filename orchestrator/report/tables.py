@@ -20,6 +20,8 @@ from orchestrator.results.rows import ConfirmedRow, Rows
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from orchestrator.export.parity import Exported
+
 _ROOMY_WIDTH = 130
 """Columns of a terminal from which on tables have lines."""
 _PLAIN_WIDTH = 200
@@ -159,3 +161,26 @@ def _latency_cell(row: ConfirmedRow) -> str:
     if "latency_ms" not in row.costs:
         return ""
     return f"{row.costs['latency_ms']:.2f}"
+
+
+def export_table(exports: Sequence[Exported], quality: str) -> Table:
+    """One line per format: its file, and how it compares with the model in PyTorch."""
+    from rich.table import Table
+
+    table = Table(title="Exported files, compared on validation data", title_justify="left")
+    for header in ("file", "MB", "largest difference", "equal predictions", quality):
+        table.add_column(header, justify="left" if header == "file" else "right")
+    for export in exports:
+        if export.reason:
+            table.add_row(export.file, "", f"left out: {export.reason}", "", "")
+            continue
+        equal = "" if export.equal_predictions is None else percent(export.equal_predictions)
+        value = export.metrics.get(quality)
+        table.add_row(
+            export.file,
+            f"{export.size_mb:.2f}",
+            f"{export.largest_difference:.2g}",
+            equal,
+            "" if value is None else f"{value:.4f}",
+        )
+    return table

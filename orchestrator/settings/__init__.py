@@ -138,7 +138,18 @@ class SearchSettings(Part):
 
 
 _RECIPES = {"optimizer", "scheduler"}
-RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
+_NEUTRAL = (
+    "study",
+    "tracking",
+    "select",
+    "job",
+    "workers",
+    "device",
+    "threads",
+    "memory_format",
+)
+"""What no trial's result depends on."""
+RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "select", "job")
 
 
 class MadeUpSettings(Part):
@@ -164,6 +175,7 @@ class Settings(Part):
     objectives: ObjectiveSettings
     phases: PhaseSettings
     tracking: AnyRecipe
+    select: AnyRecipe
     job: AnyRecipe
     study: StudySettings
     search: SearchSettings = SearchSettings()
@@ -290,7 +302,7 @@ class Settings(Part):
         It is everything that a trial's result depends on, and nothing about how many there are.
         """
         whole = self.plain()
-        for name in ("study", "tracking", "job", "workers", "device", "threads", "memory_format"):
+        for name in _NEUTRAL:
             whole.pop(name)
         whole["phases"].pop("confirm")
         whole["method"]["depth"] = self.depth

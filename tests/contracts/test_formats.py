@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.formats import EXPORT_FORMATS, Format
+from orchestrator.export.parity import Comparison
 from orchestrator.load import load_exported
 from orchestrator.search.plans.finished import save_plan
 
@@ -44,6 +46,75 @@ def test_an_exported_model_gives_what_the_model_gives(form: Format, tmp_path: Pa
     assert float((loaded(inputs) - expected).abs().max()) <= CLOSE * spread
     again = form.write(model, batches, tmp_path / "again")
     assert torch.equal(again(inputs), loaded(inputs))
+
+
+class TwoHeads(nn.Module):
+    """Tokens and a mask by keyword; a dict with two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.first = nn.Linear(6, 3)
+        self.second = nn.Linear(6, 2)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        pooled = (self.embedding(tokens) * mask[..., None]).sum(1)
+        return {"first": self.first(pooled), "second": self.second(pooled)}
+
+
+@pytest.mark.slow
+def test_several_inputs_and_outputs_keep_their_order(form: Format, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoHeads().eval()
+    batches = []
+    for size in (4, 7):  # the batch is free
+        mask = (torch.rand(size, 5) > 0.3).float()
+        batches.append(Inputs((torch.randint(0, 11, (size, 5)),), {"mask": mask}))
+    comparison = Comparison(model, batches, batches, lambda network: {"one": 1.0})
+    exported = comparison.export(form, tmp_path)
+    assert exported.reason == ""
+    assert exported.metrics == {"one": 1.0}
+    assert exported.largest_difference <= CLOSE * exported.largest_output
+    first, second = batches[1].call(form.load(tmp_path / form.file))
+    assert (first.shape, second.shape) == ((7, 3), (7, 2))
+
+
+class Refused(nn.Module):
+    """Its way depends on values: no exporter takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_export_is_reported_with_the_reason(
+    form: Format, tmp_path: Path
+) -> None:
+    batches = [Inputs((torch.randn(4, 4),))]
+    exported = Comparison(Refused(), batches, batches, lambda network: {}).export(form, tmp_path)
+    assert "must export" in exported.reason
+    assert not (tmp_path / form.file).exists()
+
+
+def test_an_exact_file_that_computes_something_else_is_left_out(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+
+    def write(network: nn.Module, inputs: object, path: Path) -> nn.Module:
+        path.write_text("a file")
+        return network
+
+    def load(path: Path) -> nn.Module:
+        return nn.Linear(3, 2)
+
+    wrong = Format("wrong", "model.wrong", lambda: None, write, load, exact=True, usage="")
+    batches = [Inputs((torch.randn(4, 3),))]
+    exported = Comparison(model, batches, batches, lambda network: {}).export(wrong, tmp_path)
+    assert "its outputs differ from the model's" in exported.reason
+    assert not (tmp_path / wrong.file).exists()
 
 
 def test_an_exported_file_is_known_by_its_digest(form: Format, tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ ELSEWHERE = {
     "study.trial_timeout": "tests/faults/test_trial_failures.py",
     "study.max_failures": "tests/faults/test_trial_failures.py",
     "study.on_out_of_memory": "tests/faults/test_trial_failures.py",
+    "select._target_": "tests/orchestrator/test_choose.py",
+    "select.max_drop": "tests/orchestrator/test_choose.py",
     "tracking._target_": "tests/orchestrator/test_tracking.py",
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",

@@ -321,9 +321,9 @@ def test_a_quantised_model_is_measured_as_it_is(home: Path, tmp_path: Path) -> N
     path = here.store.folder / "1" / "model.int8.onnx"
     assert small.costs["size_mb"] == path.stat().st_size / 1e6
     assert not (here.store.folder / "0" / "model.int8.onnx").exists()
-    from lightning_modules.phases.quantization import Int8Model
+    from orchestrator.export.onnx import OnnxModel
 
-    assert here.lab.validate(Int8Model(path))["accuracy"] == small.metrics["accuracy"]
+    assert here.lab.validate(OnnxModel(path))["accuracy"] == small.metrics["accuracy"]
     assert abs(here.lab.validate(model)["accuracy"] - small.metrics["accuracy"]) < 0.05
     assert plain.costs["size_mb"] > 0.0
 

@@ -73,11 +73,13 @@ def nearest_parent(finished: list[Finished], wanted: Has) -> Finished | None:
 
 
 def save_plan(folder: Path, document: Mapping[str, Any], model: nn.Module) -> None:
-    """Save weights, then the plan: a folder with a plan is whole.
-
-    The plan has the digests of the exported files that lie in the folder.
-    """
+    """Save weights, then the plan: a folder with a plan is whole."""
     write_atomic(folder / WEIGHTS, save(tensors(model)))
+    save_document(folder, document)
+
+
+def save_document(folder: Path, document: Mapping[str, Any]) -> None:
+    """Save the plan beside its weights, with the digests of the exported files there."""
     exports = {}
     for entry in EXPORT_FORMATS.values():
         path = folder / entry.file

@@ -1,0 +1,149 @@
+"""ONNX files, and ONNX Runtime that runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.pruning.inputs import Inputs
+from orchestrator.export.flat import Flat, input_names, tensors_of
+from orchestrator.files import write_atomic
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What the export imports."""
+ERRORS_ONLY = 3
+"""ONNX Runtime's level of logging that leaves out warnings."""
+LONGEST_REASON = 200
+"""Characters of a foreign error that a message quotes."""
+
+
+def require_packages() -> None:
+    """Errors: ConfigError that says what to install, if a package is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"ONNX needs {', '.join(missing)}; pip install 'pruning-orchestrator[onnx]'"
+        )
+
+
+class OnnxModel(nn.Module):
+    """An ONNX model that is called like the network that it was made from.
+
+    It runs on the CPU and has no gradients. Its outputs are a tensor, or a tuple of several.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        """`threads` is by default torch's number. Errors: DataError for a file that does not load.
+
+        Also ConfigError if a package is missing.
+        """
+        super().__init__()
+        require_packages()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime raises its own kinds
+            raise DataError(f"{path} must be a model for ONNX Runtime: {first(error)}") from error
+        self._inputs = [entry.name for entry in self._session.get_inputs()]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = tensors_of((args, kwargs))
+        arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
+        outputs = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
+        found = tuple([torch.from_numpy(output).to(tensors[0].device) for output in outputs])
+        return found[0] if len(found) == 1 else found
+
+
+def write_onnx(model: nn.Module, batches: Iterable[Inputs], path: Path) -> OnnxModel:
+    """Write `model` to `path` as ONNX with a free batch, and open the file.
+
+    Errors: ConfigError if packages are missing, or the model does not export to ONNX.
+    """
+    require_packages()
+    (example,) = islice(batches, 1)
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "model.onnx"
+        export_onnx(model, example, exported)
+        write_atomic(path, exported.read_bytes())
+    return OnnxModel(path)
+
+
+def export_onnx(model: nn.Module, example: Inputs, path: Path) -> None:
+    """Errors: ConfigError for a model that does not export."""
+    flat = Flat(model.eval(), example).eval()
+    device = next(model.parameters()).device
+    tensors, shapes = example_with_free_batch(example.to(device))
+    with torch.no_grad():
+        outputs = flat(*tensors)
+    try:
+        torch.onnx.export(
+            flat,
+            tuple(tensors),
+            str(path),
+            dynamo=True,
+            dynamic_shapes=(tuple(shapes),),
+            input_names=input_names(model, example),
+            output_names=_output_names(len(outputs)),
+            verbose=False,
+            external_data=False,
+        )
+    except Exception as error:  # the exporter raises what the model's code raises
+        kind = type(error).__name__
+        raise ConfigError(
+            f"the model must export to ONNX; it does not: {kind}: {first(error)}"
+        ) from error
+
+
+def example_with_free_batch(example: Inputs) -> tuple[list[Tensor], list[dict[int, Any]]]:
+    """The tensors of two samples, and which of their axes are the batch.
+
+    Exporters take a batch of one as a constant. Inputs without a common batch have no free axis.
+    """
+    if example.batch is None:
+        tensors = example.tensors()
+        return tensors, [{} for _ in tensors]
+    tensors = example.first().twice().tensors()
+    batch = torch.export.Dim("batch")
+    return tensors, [{0: batch} for _ in tensors]
+
+
+def _output_names(count: int) -> list[str]:
+    return ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the advice of exporters, which is for those who call them by hand."""
+    disabled_before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled_before)
+
+
+def first(error: Exception) -> str:
+    """The first line of an error's message that is not empty."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()[:LONGEST_REASON]
+    return "no message"

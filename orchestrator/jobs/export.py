@@ -1,0 +1,207 @@
+"""Choose a model of a finished study, and write it in every format with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from lightning_modules.data.contract import set_up
+from lightning_modules.errors import ConfigError, DataError
+from lightning_modules.phases.fit import evaluate
+from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.recipe import nearest
+from lightning_modules.tasks.contract import build_task, inputs_from
+from orchestrator.export.card import Card
+from orchestrator.export.flat import input_names
+from orchestrator.export.formats import EXPORT_FORMATS
+from orchestrator.export.parity import Comparison, Exported
+from orchestrator.files import write_atomic
+from orchestrator.jobs.outputs import BASELINES, CONFIG, FRONT
+from orchestrator.load import load_pruned
+from orchestrator.progress import Progress
+from orchestrator.redact import redact_tree
+from orchestrator.report.tables import export_table, show, summary_table
+from orchestrator.results.choose import Front
+from orchestrator.results.quantities import mean_and_spread, percent
+from orchestrator.results.rows import ConfirmedRow, read_csv
+from orchestrator.search.goals import goals_of
+from orchestrator.search.plans.finished import WEIGHTS, read_plan, save_document
+from orchestrator.search.plans.lineage import differences
+from orchestrator.seeds import Stream, seed_of
+from orchestrator.settings import Settings
+
+BEST = "best"
+"""The folder of the chosen model, below that of its study."""
+CARD = "MODEL_CARD.md"
+EXPORTS = "exports.json"
+COMPARED_BATCHES = 4
+"""Validation batches on which outputs are compared."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The model that was chosen, the folder with its files, and how each format compares."""
+
+    row: ConfirmedRow
+    folder: Path
+    exports: tuple[Exported, ...]
+
+
+def export(settings: Settings, formats: Sequence[str]) -> Chosen:
+    """Write the model that `select` takes to `runs/<study>/best/` in these formats.
+
+    A format that fails for this model is reported with its reason, and the others still come.
+    Errors: UserError for a study that is not finished, for one of another network, data or task,
+    for a rule that no model meets, and for formats that do not exist.
+    """
+    _check_formats(formats)
+    front = finished_front(settings)
+    _require_same(settings)
+    row = settings.select.build(front=front)
+    with Progress() as progress:
+        progress.phase("export", f"trial {row.trial} as {', '.join(formats)}")
+        chosen = _Export(settings, front, row).write(formats, progress)
+    _show(settings, front, chosen)
+    return chosen
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    known = list(EXPORT_FORMATS)
+    for name in formats:
+        if name not in known:
+            raise ConfigError(
+                f"job.formats must be some of {known}; got '{name}'{nearest(name, known)}"
+            )
+
+
+def finished_front(settings: Settings) -> Front:
+    """The confirmed models of the study. Errors: ConfigError for a study that is not finished."""
+    folder = settings.study.folder
+    if not (folder / FRONT).is_file() or not (folder / BASELINES).is_file():
+        raise ConfigError(
+            f"job=export takes a model of a finished study; {folder} has no {FRONT}: give "
+            "study.name=..., or search first with the same command without job=export"
+        )
+    dense, *_ = read_csv(folder / BASELINES, ConfirmedRow)
+    goals = goals_of(settings)
+    return Front(read_csv(folder / FRONT, ConfirmedRow), dense, goals.quality, goals.sign)
+
+
+def _require_same(settings: Settings) -> None:
+    """Errors: ConfigError where the study had another network, data or task."""
+    path = settings.study.folder / CONFIG
+    stored = yaml.safe_load(path.read_text())
+    mine = json.loads(json.dumps(redact_tree(settings.plain())))
+    parts = ("model", "data", "task")
+    changes = differences(
+        {part: stored.get(part) for part in parts}, {part: mine[part] for part in parts}
+    )
+    if changes:
+        raise ConfigError(
+            f"job=export needs the network, data and task of the study; {'; '.join(changes)}: give "
+            "the same +experiment and options"
+        )
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One model of a study on its way out."""
+
+    settings: Settings
+    front: Front
+    row: ConfirmedRow
+
+    def write(self, formats: Sequence[str], progress: Progress) -> Chosen:
+        """The folder appears when it is whole, in the place of an earlier one."""
+        study = self.settings.study.folder
+        source = study / "models" / str(self.row.trial)
+        part = study / f".{BEST}.{uuid.uuid4().hex}"
+        part.mkdir(parents=True)
+        try:
+            exports = self._files(source, part, formats, progress)
+            target = study / BEST
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return Chosen(self.row, target, exports)
+
+    def _files(
+        self, source: Path, folder: Path, formats: Sequence[str], progress: Progress
+    ) -> tuple[Exported, ...]:
+        document = read_plan(source)
+        model = load_pruned(source)
+        comparison, first = self._comparison(model)
+        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+        exports = []
+        for name in formats:
+            progress.tick(f"{name}: exported, loaded and compared")
+            exports.append(comparison.export(EXPORT_FORMATS[name], folder))
+        save_document(folder, document)
+        card = Card(
+            study=self.settings.study.name,
+            network=self.settings.model_name(),
+            folder=str(self.settings.study.folder / BEST),
+            rule=_rule(self.settings),
+            front=self.front,
+            row=self.row,
+            document=document,
+            exports=exports,
+            inputs=input_names(model, first),
+        )
+        write_atomic(folder / CARD, card.text())
+        record = [asdict(entry) for entry in exports]
+        write_atomic(folder / EXPORTS, json.dumps(record, indent=1))
+        return tuple(exports)
+
+    def _comparison(self, model: nn.Module) -> tuple[Comparison, Inputs]:
+        """What exports are compared on, and the first inputs."""
+        settings = self.settings
+        data = settings.data.build()
+        set_up(data)
+        task = build_task(settings.task, model, data)
+        validation = islice(data.val_dataloader(), COMPARED_BATCHES)
+        samples = list(inputs_from(task, validation, CPU))
+        if not samples:
+            raise DataError("validation data must have a batch to compare exports on; it has none")
+        count = max(1, settings.phases.finetune.recalibration_batches)
+        training = data.train_batches(seed_of(settings.seed, Stream.EXPORT))
+        calibration = list(inputs_from(task, islice(training, count), CPU))
+
+        def measure(network: nn.Module) -> dict[str, float]:
+            return evaluate(build_task(settings.task, network, data), data.val_dataloader(), CPU)
+
+        return Comparison(model, samples, calibration, measure), samples[0]
+
+
+def _rule(settings: Settings) -> str:
+    """The rule in words: select=smallest, max_drop=0.005."""
+    name = settings.select.target.rpartition(".")[2]
+    given = {key: value for key, value in settings.select.arguments.items() if value is not None}
+    return ", ".join([f"select={name}", *(f"{key}={value:g}" for key, value in given.items())])
+
+
+def _show(settings: Settings, front: Front, chosen: Chosen) -> None:
+    row = chosen.row
+    show(export_table(chosen.exports, front.quality))
+    dense = mean_and_spread(front.dense.test_mean, front.dense.test_std)
+    ours = mean_and_spread(row.test_mean, row.test_std)
+    lines: list[tuple[str, Any]] = [
+        ("trial", f"{row.trial}, by {_rule(settings)}"),
+        (front.quality, f"{ours} on test data; dense {dense}"),
+    ]
+    for cost, ratio in row.ratios.items():
+        lines.append((cost, f"{percent(ratio)} of the dense model's"))
+    lines.append(("files", f"{chosen.folder}; how to load them: {chosen.folder / CARD}"))
+    show(summary_table("the chosen model", lines))
