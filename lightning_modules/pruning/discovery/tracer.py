@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -82,12 +84,18 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
 def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The exported program.
 
-    The exporter warns of its own deprecations. These are silenced, because what can be pruned must
-    not depend on how warnings are set.
+    The exporter warns of its own deprecations, and prints the graph of a model that it refuses.
+    Both are silenced: what can be pruned must not depend on how warnings are set, and a refusal is
+    no fault here.
     """
-    with warnings.catch_warnings():
+    logged_from = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return torch.export.export(model, inputs.args, dict(inputs.kwargs))
+        logging.disable(logging.CRITICAL)
+        try:
+            return torch.export.export(model, inputs.args, dict(inputs.kwargs))
+        finally:
+            logging.disable(logged_from)
 
 
 def _transient(model: nn.Module) -> frozenset[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
+from lightning_modules.pruning.discovery.counted import multiplications
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import zero
@@ -31,7 +34,8 @@ def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> 
 
     Failing groups are frozen in `trace`, with the reason. A `mask_exact` group passes if removing
     random units gives what zeroing them gives. Any other group passes if the smaller model runs
-    with finite outputs of the same shapes. With `depth`, residual blocks that can be removed as a
+    with finite outputs of the same shapes. The closed form of the costs must give the MACs that are
+    counted when the smaller model runs. With `depth`, residual blocks that can be removed as a
     whole are looked for and tried too, each alone, then all of them with channels. It runs inside
     `undisturbed`, which restores the random state.
     """
@@ -91,6 +95,14 @@ def _failing_blocks(structure: Structure, trial: _Trial) -> dict[int, str]:
         for index in passed:
             failures[index] = f"verification, jointly with channels: {reason}"
     return failures
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one run gives: the outputs in eval mode, perhaps those in train mode, and the MACs."""
+
+    tensors: list[Tensor]
+    macs: int
 
 
 class _Trial:
@@ -156,18 +168,30 @@ class _Trial:
             kind.append(index)
         base = self._model
         inner = structure
+        keep = structure.full()
         if inexact:
             keep = self._plan(structure, inexact)
             base = remove(base, structure, keep)
             inner = structure.restrict(keep)
         if not exact:
-            return self._difference(self._run(base), self._dense, values=False)
+            small = self._run(base)
+            return self._misfit(small, structure, keep)
         keep_exact = self._plan(structure, exact)
         small = self._run(remove(base, inner, keep_exact))
         masked = copy.deepcopy(base)
         zero(masked, inner, keep_exact)
-        to_dense = self._difference(small, self._dense, values=False)
-        return to_dense or self._difference(small, self._run(masked), values=True)
+        misfit = self._misfit(small, structure, keep & keep_exact)
+        return misfit or self._difference(small, self._run(masked), values=True)
+
+    def _misfit(self, small: _Outcome, structure: Structure, keep: Keep) -> str | None:
+        """How the smaller model's shapes and MACs differ from what they must be."""
+        shapes = self._difference(small, self._dense, values=False)
+        if shapes is not None:
+            return shapes
+        expected = Cost(structure).macs(structure.counts(keep))
+        if small.macs != expected:
+            return f"the smaller model does {small.macs:,} MACs, and its cost says {expected:,}"
+        return None
 
     def _plan(self, structure: Structure, groups: Sequence[int]) -> Keep:
         """Drop about half of each group: never nothing and, except for blocks, never all."""
@@ -183,32 +207,33 @@ class _Trial:
             keep[group.units] = some
         return keep
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
+    def _run(self, model: nn.Module) -> _Outcome:
         """The outputs in eval mode and, if the walk needed it, those in train mode."""
         with torch.no_grad(), warnings.catch_warnings():
             # what can be pruned must not depend on how warnings are set
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            outputs = _tensors(self._inputs.call(model.eval()))
+            with multiplications(model.eval()) as counter:
+                outputs = _tensors(self._inputs.call(model))
             self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
                 twin = copy.deepcopy(model).train()
                 outputs += _tensors(self._inputs.twice().call(twin))
-        return outputs
+        return _Outcome(outputs, counter.macs)
 
-    def _difference(
-        self, outputs: list[Tensor], reference: list[Tensor], values: bool
-    ) -> str | None:
+    def _difference(self, run: _Outcome, reference: _Outcome, values: bool) -> str | None:
         """How outputs differ from the reference in shape and, with `values`, in value.
 
         None if they do not differ. Values are compared in eval mode only.
         """
-        before = _shapes(reference)
-        after = _shapes(outputs)
+        before = _shapes(reference.tensors)
+        after = _shapes(run.tensors)
         if before != after:
             return f"removing units changes the model's output from shape {before} to {after}"
-        for index, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
+        for index, (output, expected) in enumerate(
+            zip(run.tensors, reference.tensors, strict=True)
+        ):
             if not output.is_floating_point():
                 continue
             if not output.isfinite().all():
