@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -22,7 +23,7 @@ def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa
         if isinstance(module, _ConvNd):
             _conv(module)
         elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
+            module.out_features, module.in_features = _weight_shape(module)
         elif isinstance(module, _NormBase):
             _channel_norm(module)
         elif isinstance(module, nn.GroupNorm):
@@ -46,8 +47,23 @@ def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa
             _encoder(module)
 
 
+def _weight_shape(module: nn.Module) -> torch.Size:
+    """The shape of a layer's weight, also where it is computed from other tensors when it is
+    needed: by a parametrisation, or by a hook that leaves the last one as an attribute.
+    """
+    holder = module
+    parametrised = getattr(module, "parametrizations", ())
+    if "weight" in parametrised:
+        holder = parametrised["weight"]
+    tensors = []
+    for name, tensor in holder._parameters.items():
+        if tensor is not None and name != "bias":
+            tensors.append(tensor)
+    return max(tensors, key=Tensor.numel).shape
+
+
 def _conv(conv: _ConvNd) -> None:
-    first, second = conv.weight.shape[:2]
+    first, second = _weight_shape(conv)[:2]
     transposed = isinstance(conv, _ConvTransposeNd)
     # the first dimension of a transposed convolution's weight is its inputs
     first_before = conv.in_channels if transposed else conv.out_channels

@@ -140,7 +140,8 @@ def parameter_products(trace: Trace, inputs: Inputs) -> None:
     Axes of parameters that the trace knows become factors. All else is constant.
     """
     by_storage: dict[int, tuple[str, Tensor]] = {}
-    for name, parameter in trace.model.named_parameters():
+    parameters: dict[str, Tensor] = dict(trace.model.named_parameters())
+    for name, parameter in parameters.items():
         by_storage[parameter.untyped_storage().data_ptr()] = (name, parameter)
     with torch.no_grad(), multiplications(trace.model) as counter:
         inputs.call(trace.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.discovery.counted import parameter_products
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
@@ -32,7 +32,7 @@ def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
     they are not. It does the same with the outputs of the model, which are not known here.
     Errors: whatever torch-pruning raises.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(True)
+    twin = copy_of(model).eval().requires_grad_(True)
     trace = Trace(twin, source="torch_pruning", names=canonical_names(twin))
     reader = _Reader(trace)
     reader.weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_pointwise import broadcast
 from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
+from lightning_modules.pruning.discovery.weights import producer
+from lightning_modules.pruning.structure import Kind
 
 
 def _name(trace: Trace, weight: Node, node: Node) -> str:
@@ -23,19 +26,14 @@ def _name(trace: Trace, weight: Node, node: Node) -> str:
 
 
 def _weight(
-    trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str
+    trace: Trace, weight: Node, node: Node, dims: tuple[int, int], kind: Kind = "channel"
 ) -> tuple[Label, Label]:
-    """The labels of a weight's (output, input) axes.
-
-    A parameter is registered as producer and as consumer.
+    """The labels of the (output, input) axes `dims` of the weight of `node`, which is registered
+    as producer and as consumer.
     """
-    dims = trace.dims(weight)
-    name = trace.origins.get(weight)
-    if name is not None:
-        trace.weights.setdefault(name)
-        trace.producers.setdefault((name, out_dim), "neuron" if kind == "neuron" else "channel")
-        trace.consumers.add((name, in_dim))
-    return dims[out_dim], dims[in_dim]
+    producer(trace, weight, node, dims, kind)
+    labels = trace.dims(weight)
+    return labels[dims[0]], labels[dims[1]]
 
 
 def _bias(trace: Trace, bias: Node | None, out: Label, where: str) -> Label:
@@ -87,7 +85,7 @@ def conv(trace: Trace, node: Node) -> Dims:
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
     batch = x[:channel]
-    out, into = _weight(trace, weight, 0, 1, "channel")
+    out, into = _weight(trace, weight, node, (0, 1))
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
     if groups > 1:
@@ -113,7 +111,7 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
     batch = x[:channel]
-    out, into = _weight(trace, weight, 1, 0, "channel")
+    out, into = _weight(trace, weight, node, (1, 0))
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
     into = trace.join(into, x[channel], where)
@@ -139,7 +137,7 @@ def linear(trace: Trace, node: Node) -> Dims:
     if len(shape(weight)) == 1:
         trace.join(trace.dims(weight)[0], x[-1], where)
         return batch
-    out, into = _weight(trace, weight, 0, 1, "neuron")
+    out, into = _weight(trace, weight, node, (0, 1), "neuron")
     into = trace.join(into, x[-1], where)
     out = _bias(trace, a["bias"], out, where)
     sizes = [*shape(a["input"])[:-1], *shape(weight)]
@@ -176,8 +174,8 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     a = trace.dims(left)
     b = trace.dims(right)
     tensor = trace.parameter(left, right)
-    if right in trace.tensors and len(b) == 2:
-        _weight(trace, right, 1, 0, "neuron")
+    if right in trace.origins and len(b) == 2 and left not in trace.static:
+        _weight(trace, right, node, (1, 0), "neuron")
     name = _name(trace, right, node)
     if len(b) == 1:
         trace.join(a[-1], b[0], where)
@@ -195,6 +193,15 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     sizes = [*shape(node), inner_size]
     trace.multiply(name, sizes, [*out, inner], tensor=tensor)
     return out
+
+
+def dot(trace: Trace, node: Node) -> Dims:
+    """The product of two vectors, which leaves no axis."""
+    left, right = node.args[:2]
+    assert isinstance(left, Node)
+    assert isinstance(right, Node)
+    trace.join(trace.dims(left)[0], trace.dims(right)[0], trace.where(node))
+    return []
 
 
 def einsum(trace: Trace, node: Node) -> Dims | None:
@@ -221,10 +228,27 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
                 labels[letter], sizes[letter] = label, size
             elif size > 1:
                 labels[letter] = trace.join(labels[letter], label, trace.where(node))
+    _einsum_weights(trace, terms, operands, out)
     name = trace.layer(node)
     tensor = trace.parameter(*operands)
     trace.multiply(name, list(sizes.values()), list(labels.values()), tensor=tensor)
     return [labels[letter] for letter in out]
+
+
+def _einsum_weights(trace: Trace, terms: Sequence[str], operands: Sequence[Any], out: str) -> None:
+    """A parameter that meets activations produces the letters that they lack, and consumes the
+    others.
+    """
+    for index, operand in enumerate(operands):
+        name = trace.tensors.get(operand)
+        if name not in trace.parameters or operands[1 - index] in trace.static:
+            continue
+        trace.weights.setdefault(name)
+        for dim, letter in enumerate(terms[index]):
+            if letter not in out:
+                trace.consumers.add((name, dim))
+            elif letter not in terms[1 - index]:
+                trace.producers.setdefault((name, dim), "neuron")
 
 
 def attention(trace: Trace, node: Node) -> Dims:
@@ -287,7 +311,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     "linear": linear,
-    **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv"), matmul),
+    **dict.fromkeys(("dot", "vdot"), dot),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "scaled_dot_product_attention": attention,
     "embedding": embedding,

@@ -4,7 +4,6 @@ says.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
@@ -178,7 +178,7 @@ class _Trial:
             return self._misfit(small, structure, keep)
         keep_exact = self._plan(structure, exact)
         small = self._run(remove(base, inner, keep_exact))
-        masked = copy.deepcopy(base)
+        masked = copy_of(base)
         zero(masked, inner, keep_exact)
         misfit = self._misfit(small, structure, keep & keep_exact)
         return misfit or self._difference(small, self._run(masked), values=True)
@@ -218,7 +218,7 @@ class _Trial:
             self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
-                twin = copy.deepcopy(model).train()
+                twin = copy_of(model).train()
                 outputs += _tensors(self._inputs.twice().call(twin))
         return _Outcome(outputs, counter.macs)
 
@@ -263,7 +263,7 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
     Weights get variance 2 / fan-in; scales and variances lie in [0.5, 1.5]; other buffers stay.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copy_of(model).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             # drawn for scales too, which would otherwise change all that is drawn after them
