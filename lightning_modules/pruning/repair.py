@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -52,7 +54,7 @@ def _weight_shape(module: nn.Module) -> torch.Size:
     needed: by a parametrisation, or by a hook that leaves the last one as an attribute.
     """
     holder = module
-    parametrised = getattr(module, "parametrizations", ())
+    parametrised: Any = getattr(module, "parametrizations", ())
     if "weight" in parametrised:
         holder = parametrised["weight"]
     tensors = []

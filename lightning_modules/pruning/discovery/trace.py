@@ -34,6 +34,16 @@ class RawProduct:
     path: str = ""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One op of the dense model's graph: the sizes and labels of what it returns."""
+
+    op: str
+    where: str
+    sizes: tuple[int, ...]
+    labels: Dims
+
+
 @dataclass
 class Trace:
     """The state of one walk.
@@ -43,7 +53,8 @@ class Trace:
     computes from them alone, such as a weight times a mask. `static` are all values that no input
     of the model enters; `kernels` are the placeholders behind weights of convolutions. `names` maps
     every name to the first name of the same tensor. `trained` says that a walk in train mode was
-    needed too. `blocks` are modules that can be removed as a whole. `path` is the module whose op
+    needed too. `steps` are the ops of eval mode, if there
+    is a graph. `blocks` are modules that can be removed as a whole. `path` is the module whose op
     is being labelled.
     """
 
@@ -59,6 +70,7 @@ class Trace:
     producers: dict[Axis, Kind] = field(default_factory=dict)
     weights: dict[str, None] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     notes: dict[Skipped, None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     transient: frozenset[str] = frozenset()

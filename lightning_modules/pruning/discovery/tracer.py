@@ -20,6 +20,7 @@ from lightning_modules.pruning.attention import loosen
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
+from lightning_modules.pruning.discovery.proof import steps
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
 from lightning_modules.pruning.discovery.weights import inherit, kernels
 from lightning_modules.pruning.inputs import Inputs
@@ -68,7 +69,9 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     names = canonical_names(twin)
     transient = _transient(twin)
     trace = Trace(twin, names=names, transient=transient, attention=attention)
-    _walk(trace, _export(twin, inputs))
+    program = export(twin, inputs)
+    _walk(trace, program)
+    trace.steps = steps(trace, program.graph)
     parameters = set(dict(twin.named_parameters()))
     reached = {name for name, _ in trace.axes}
     if parameters - reached:
@@ -78,14 +81,14 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
         trace.static.clear()
         twin.train()
         # batch norm refuses to train on one value per channel, hence two samples
-        _walk(trace, _export(twin, inputs.twice()))
+        _walk(trace, export(twin, inputs.twice()))
         trace.products[:] = eval_products
         trace.trained = True
         twin.eval()
     return trace
 
 
-def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The exported program.
 
     The exporter warns of its own deprecations, and prints the graph of a model that it refuses.

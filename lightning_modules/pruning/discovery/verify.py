@@ -5,7 +5,7 @@ says.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,9 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
 from lightning_modules.pruning.discovery.counted import multiplications
+from lightning_modules.pruning.discovery.proof import alike, altered
 from lightning_modules.pruning.discovery.trace import Trace
+from lightning_modules.pruning.discovery.tracer import export
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import zero
 from lightning_modules.pruning.removal import remove
@@ -28,13 +30,17 @@ from lightning_modules.pruning.structure import Keep, Skipped, Structure, inside
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest difference between removed and masked outputs, relative to the largest output."""
 
+Fault = Callable[[Structure, Sequence[int]], str | None]
+"""What is wrong when units of these groups, by index, are removed; None if nothing."""
+
 
 def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> Structure:
     """The structure whose groups all passed, each alone or with all others.
 
     Failing groups are frozen in `trace`, with the reason. A `mask_exact` group passes if removing
     random units gives what zeroing them gives. Any other group passes if the smaller model runs
-    with finite outputs of the same shapes. The closed form of the costs must give the MACs that are
+    with finite outputs of the same shapes, and if values or the graph prove that it means the same
+    (proof.py). The closed form of the costs must give the MACs that are
     counted when the smaller model runs. With `depth`, residual blocks that can be removed as a
     whole are looked for and tried too, each alone, then all of them with channels. It runs inside
     `undisturbed`, which restores the random state.
@@ -42,7 +48,8 @@ def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> 
     structure = assemble(trace)
     trial = _Trial(trace, inputs, seed)
     while structure.groups:
-        failures = trial.failures(structure, range(len(structure.groups)))
+        failures = trial.failures(structure, range(len(structure.groups)), trial.fault)
+        failures = failures or trial.unproven(structure)
         if not failures:
             break
         for index, reason in failures.items():
@@ -86,7 +93,8 @@ def _failing_blocks(structure: Structure, trial: _Trial) -> dict[int, str]:
     for index in blocks:
         if structure.groups[index].name in layers:
             failures[index] = "a layer has the same name"
-    failures |= trial.failures(structure, [index for index in blocks if index not in failures])
+    left = [index for index in blocks if index not in failures]
+    failures |= trial.failures(structure, left, trial.fault)
     passed = [index for index in blocks if index not in failures]
     if not passed:
         return failures
@@ -109,6 +117,7 @@ class _Trial:
     """A randomised copy of the model, its outputs, and random plans tried on it."""
 
     def __init__(self, trace: Trace, inputs: Inputs, seed: int) -> None:
+        self._trace = trace
         self._trained = trace.trained
         self._random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -126,12 +135,12 @@ class _Trial:
                         f"the model does not run on random inputs of its example's shape: {error}"
                     ) from error
 
-    def failures(self, structure: Structure, groups: Sequence[int]) -> dict[int, str]:
+    def failures(self, structure: Structure, groups: Sequence[int], fault: Fault) -> dict[int, str]:
         """Groups, by index, that must be frozen, and why.
 
         A failing set is halved until single groups are found.
         """
-        reason = self.fault(structure, groups) if groups else None
+        reason = fault(structure, groups) if groups else None
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -139,11 +148,51 @@ class _Trial:
         middle = len(groups) // 2
         first_half = groups[:middle]
         second_half = groups[middle:]
-        failing = self.failures(structure, first_half) | self.failures(structure, second_half)
+        failing = self.failures(structure, first_half, fault)
+        failing |= self.failures(structure, second_half, fault)
         if failing:
             return failing
         # Each half passes alone, so the groups interact. Only keeping one half whole is safe.
         return dict.fromkeys(second_half, f"verification, jointly with others: {reason}")
+
+    def unproven(self, structure: Structure) -> dict[int, str]:
+        """Inexact groups, by index, for which nothing shows that the smaller model means the same.
+
+        By values where equal units can stand for one another, otherwise by the graph.
+        """
+        inexact = []
+        for index, group in enumerate(structure.groups):
+            if not group.mask_exact:
+                inexact.append(index)
+        if not inexact or self._unlike(structure, inexact) is None:
+            return {}
+        if self._trace.steps and self._altered(structure, inexact) is None:
+            return {}
+        return self.failures(structure, inexact, self._unlike_and_altered)
+
+    def _unlike_and_altered(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """What neither proof shows to stay the same; None if one of them does."""
+        unlike = self._unlike(structure, groups)
+        if unlike is None or not self._trace.steps:
+            return unlike
+        return self._altered(structure, groups)
+
+    def _unlike(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """How a model of equal units differs from one that has each of them once."""
+        try:
+            equal, small = alike(self._model, structure, groups)
+            return self._difference(self._run(small), self._run(equal), values=True)
+        except Exception as error:  # as in `fault`
+            return _broken(error)
+
+    def _altered(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """What the graph of the smaller model does otherwise than that of the dense one."""
+        keep = self._plan(structure, groups)
+        try:
+            program = export(remove(self._model, structure, keep), self._inputs)
+        except Exception as error:  # as in `fault`
+            return _broken(error)
+        return altered(self._trace, structure, keep, program.graph)
 
     def droppable(self) -> list[str]:
         """Modules that return their input when all their parameters are zero."""
@@ -156,9 +205,7 @@ class _Trial:
         try:
             return self._fault(structure, groups)
         except Exception as error:  # whatever a model raises on smaller tensors is the finding
-            kind = type(error).__name__
-            line = _first_line(error)
-            return f"removing units breaks the forward pass ({kind}: {line})"
+            return _broken(error)
 
     def _fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
         exact: list[int] = []
@@ -292,6 +339,11 @@ def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
 
 def _tensors(outputs: object) -> list[Tensor]:
     return [output for output in pytree.tree_leaves(outputs) if isinstance(output, Tensor)]
+
+
+def _broken(error: Exception) -> str:
+    """The finding that a smaller model does not run."""
+    return f"removing units breaks the forward pass ({type(error).__name__}: {_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:

@@ -233,7 +233,8 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
     divergence = divergence_of(task)
     if distillation is None or distillation.weight == 0.0 or divergence is None:
         return None
-    network: Any = copy_of(task.model)
+    dense: Any = task.model
+    network = copy_of(dense)
     run_along = teacher(network, None)
     looked_up = dict[int | None, Any]()
 
