@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_modules.pruning.attention import head_count, parts, slim
 from lightning_modules.pruning.recurrent import resize, resize_cell
+from lightning_modules.pruning.spellings import respell, retransposed
 from lightning_modules.pruning.structure import AttentionUnit
 
 
@@ -110,7 +111,7 @@ def _encoder(encoder: nn.TransformerEncoder) -> None:
 
 
 def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
-    """The widths that torchvision's and timm's vision transformers use in their forward pass."""
+    """The numbers that other people's transformers use in their forward pass."""
     heads = head_count(module)
     qkv = getattr(module, "qkv", None)
     if heads is not None and isinstance(qkv, nn.Linear):
@@ -124,6 +125,9 @@ def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
             # which is the dense model's.
             _set(module, False, "fused_attn")
         _set(module, rows, "attn_dim")
+    else:
+        respell(module)
+        retransposed(module)
     patches = getattr(module, "conv_proj", None)
     if isinstance(patches, nn.Conv2d):
         _set(module, patches.weight.shape[0], "hidden_dim")

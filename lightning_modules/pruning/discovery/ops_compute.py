@@ -14,6 +14,7 @@ from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_pointwise import broadcast
 from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
 from lightning_modules.pruning.discovery.weights import producer
+from lightning_modules.pruning.spellings import takes_width_of_input
 from lightning_modules.pruning.structure import Kind
 
 
@@ -259,7 +260,10 @@ def attention(trace: Trace, node: Node) -> Dims:
     k = trace.dims(a["key"])
     v = trace.dims(a["value"])
     width = trace.join(q[-1], k[-1], where)
-    if trace.attention == "head" or head_count(trace.owner(node)[1]) is None:
+    _, owner = trace.owner(node)
+    if takes_width_of_input(owner):
+        trace.inexact(width)  # the kernel scales by the width that it sees
+    elif trace.attention == "head" or head_count(owner) is None:
         trace.freeze(width, f"width of an attention head at {where}")
         trace.freeze(v[-1], f"width of an attention head at {where}")
     tokens = trace.join(k[-2], v[-2], where)
@@ -283,6 +287,8 @@ def _attention_batch(
     """The labels in front of tokens and width, heads included, of all operands and the mask."""
     operands = ("query", "key", "value")
     sizes = [shape(a[name])[:-2] for name in operands]
+    if a.get("enable_gqa"):
+        _share_keys(labels, sizes)
     if sizes[0] != sizes[1]:
         for dims in labels:
             for label in dims:
@@ -293,6 +299,16 @@ def _attention_batch(
         return batch
     mask_batch = (trace.dims(mask)[:-2], shape(mask)[:-2])
     return broadcast(trace, [(batch, sizes[0]), mask_batch], where)
+
+
+def _share_keys(labels: tuple[Dims, Dims, Dims], sizes: list[list[int]]) -> None:
+    """Repeat the heads of keys and values, in place, for the queries that share them."""
+    for dims, own in zip(labels[1:], sizes[1:], strict=True):
+        label = dims[-1]
+        times = sizes[0][-1] // own[-1]
+        if not isinstance(label, str):
+            dims[-1] = np.repeat(label, times)
+        own[-1] *= times
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
