@@ -28,6 +28,7 @@ from orchestrator.search.lab.prepare import (
     find_latency_model,
     find_structure,
 )
+from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.parts import check_parts
 from orchestrator.search.samplers import combinations, sampler
 from orchestrator.search.space.outline import on_weights, outline
@@ -79,6 +80,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     begun = imports + time.perf_counter() - begin
     cost = Cost(structure)
     check_prunable(settings, structure)
+    check_reloads(settings, model, example)
     example = example.to(device_of(settings))
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
     check_bounds(settings, Prices(structure, cost, example, latency), model)
