@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.inputs import Inputs
-from orchestrator.search.lab.reload import apart, check_reloads
 from orchestrator import load_settings
+from orchestrator.search.lab.reload import apart, check_reloads
 
 
 class Plain(nn.Module):
