@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 M = TypeVar("M", bound=nn.Module)
 ATOMIC = frozenset(
@@ -29,6 +30,11 @@ ATOMIC = frozenset(
     )
 )
 """Types whose values a deep copy does not copy."""
+
+
+def copy_of(module: M) -> M:
+    """A deep copy. Tensors with a history that modules keep beside their parameters lose it."""
+    return clone(module, {})
 
 
 def clone(module: M, memo: dict[int, Any]) -> M:
@@ -68,6 +74,10 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return clone(value, memo)
     if kind in (tuple, list, set) and _all_atomic(value):
         return kind(value)  # of a tuple this is the tuple itself
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+            # such as a map kept for pictures, or a weight that a hook computes anew
+            memo[id(leaf)] = leaf.detach().clone()
     return copy.deepcopy(value, memo)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_modules.pruning.attention import head_count, parts, slim
 from lightning_modules.pruning.recurrent import resize, resize_cell
+from lightning_modules.pruning.spellings import respell, retransposed
 from lightning_modules.pruning.structure import AttentionUnit
 
 
@@ -22,7 +26,7 @@ def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa
         if isinstance(module, _ConvNd):
             _conv(module)
         elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
+            module.out_features, module.in_features = _weight_shape(module)
         elif isinstance(module, _NormBase):
             _channel_norm(module)
         elif isinstance(module, nn.GroupNorm):
@@ -46,8 +50,23 @@ def repair(model: nn.Module, attention: AttentionUnit = "head") -> None:  # noqa
             _encoder(module)
 
 
+def _weight_shape(module: nn.Module) -> torch.Size:
+    """The shape of a layer's weight, also where it is computed from other tensors when it is
+    needed: by a parametrisation, or by a hook that leaves the last one as an attribute.
+    """
+    holder = module
+    parametrised: Any = getattr(module, "parametrizations", ())
+    if "weight" in parametrised:
+        holder = parametrised["weight"]
+    tensors = []
+    for name, tensor in holder._parameters.items():
+        if tensor is not None and name != "bias":
+            tensors.append(tensor)
+    return max(tensors, key=Tensor.numel).shape
+
+
 def _conv(conv: _ConvNd) -> None:
-    first, second = conv.weight.shape[:2]
+    first, second = _weight_shape(conv)[:2]
     transposed = isinstance(conv, _ConvTransposeNd)
     # the first dimension of a transposed convolution's weight is its inputs
     first_before = conv.in_channels if transposed else conv.out_channels
@@ -92,7 +111,7 @@ def _encoder(encoder: nn.TransformerEncoder) -> None:
 
 
 def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
-    """The widths that torchvision's and timm's vision transformers use in their forward pass."""
+    """The numbers that other people's transformers use in their forward pass."""
     heads = head_count(module)
     qkv = getattr(module, "qkv", None)
     if heads is not None and isinstance(qkv, nn.Linear):
@@ -106,6 +125,9 @@ def _known_models(module: nn.Module, attention: AttentionUnit) -> None:
             # which is the dense model's.
             _set(module, False, "fused_attn")
         _set(module, rows, "attn_dim")
+    else:
+        respell(module)
+        retransposed(module)
     patches = getattr(module, "conv_proj", None)
     if isinstance(patches, nn.Conv2d):
         _set(module, patches.weight.shape[0], "hidden_dim")

@@ -177,10 +177,16 @@ class Exploration:
             self.progress.phase(
                 "warm start", f"{imported} finished plans of study {settings.search.warm_start}"
             )
+        least = ready.context.least_ratio
+        if chain.smallest < least:
+            self.progress.phase(
+                "targets", f"above {least:.1%} of the FLOPs, the least that a plan reaches"
+            )
         plans = Plans(self.facts, ready.space, ready.context)
         pacing = pacing_of(settings, self.lab, plans, study, clock, self.progress)
         if pacing is None:
-            targets: Sequence[float] = chain.ratios(settings.objectives.largest_ratio)
+            most = settings.objectives.largest_ratio
+            targets: Sequence[float] = chain.ratios(most, least)
             target_steps = self._chain_steps(ready, targets)
         else:
             targets = pacing.targets

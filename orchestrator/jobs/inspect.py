@@ -28,17 +28,19 @@ from orchestrator.search.lab.prepare import (
     find_latency_model,
     find_structure,
 )
+from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.parts import check_parts
 from orchestrator.search.samplers import combinations, sampler
 from orchestrator.search.space.outline import on_weights, outline
-from orchestrator.settings import MethodSettings, Settings
+from orchestrator.settings import MethodSettings, Settings, within_reach
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What a search would work on.
 
-    `weights` are the tensors whose single weights the method prunes, None where it prunes units
+    `least_ratio` is the FLOPs ratio with as few units of every group as a plan keeps. `weights` are
+    the tensors whose single weights the method prunes, None where it prunes units
     alone. `combinations` is how many plans a discrete space has, None where a dimension is
     continuous. `seconds` is the expected duration of the whole job by phase, from a few timed steps
     on this machine.
@@ -49,6 +51,7 @@ class Inspection:
     macs: int
     params: int
     prunable_macs_fraction: float
+    least_ratio: float
     dimensions: int
     combinations: int | None
     seconds: dict[str, float]
@@ -77,6 +80,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     begun = imports + time.perf_counter() - begin
     cost = Cost(structure)
     check_prunable(settings, structure)
+    check_reloads(settings, model, example)
     example = example.to(device_of(settings))
     latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
     check_bounds(settings, Prices(structure, cost, example, latency), model)
@@ -89,6 +93,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
         macs,
         cost.params(structure.sizes),
         prunable_macs_fraction(structure),
+        cost.macs(structure.least) / macs,
         len(distributions),
         combinations(distributions),
         expected_seconds(settings, model, data, structure, device_of(settings), begun),
@@ -130,6 +135,15 @@ def _print_groups(model: str, structure: Structure) -> None:
     show(table)
 
 
+def _moved_targets(settings: Settings, least: float) -> list[tuple[str, str]]:
+    """A line on the chain where it is laid out above what can be reached."""
+    chain = settings.search.chain
+    if chain.smallest >= least:
+        return []
+    low, high = within_reach(chain.smallest, chain.largest, least)
+    return [("targets", f"from {percent(high)} to {percent(low)}, above what can be reached")]
+
+
 def _print_tensors(model: str, weights: Structure) -> None:
     from rich.table import Table
 
@@ -154,7 +168,9 @@ def _print_summary(settings: Settings, inspection: Inspection) -> None:
         ("dense FLOPs", f"{dense_flops} ({count(inspection.macs)} MACs), batch 1"),
         ("dense params", count(inspection.params)),
         ("prunable", f"{layers}, {prunable} of the MACs"),
+        ("smallest reachable", f"{percent(inspection.least_ratio)} of the FLOPs"),
     ]
+    lines += _moved_targets(settings, inspection.least_ratio)
     skipped: dict[str, list[str]] = {}
     for layer in structure.skipped:
         skipped.setdefault(layer.reason, []).append(layer.name)

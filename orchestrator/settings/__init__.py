@@ -87,12 +87,26 @@ class StudySettings(Part):
         return self.out / self.name
 
 
+def within_reach(smallest: float, largest: float, least: float) -> tuple[float, float]:
+    """A range of FLOPs ratios laid out above `least`, the smallest that any plan reaches.
+
+    Ends that lie below count as shares of the FLOPs that can be removed.
+    """
+    if smallest >= least:
+        return smallest, largest
+    smallest = least + (1.0 - least) * smallest
+    if largest <= smallest:
+        largest = least + (1.0 - least) * largest
+    return smallest, largest
+
+
 class ChainSettings(Part):
     """The chain a study begins with: `targets` FLOPs ratios from `largest` to `smallest`.
 
-    They are log-spaced. Where whole blocks are pruned, a target keeps FLOPs ratio^`depth` of them.
-    Under a budget in time or epochs all targets get the same time, and at most `most_epochs`; what
-    is left goes to the other targets, then to trials around the chain.
+    They are log-spaced, and laid out above what can be reached. Where whole blocks are pruned, a
+    target keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs all targets get the
+    same time, and at most `most_epochs`; what is left goes to the other targets, then to trials
+    around the chain.
     """
 
     targets: Count = 8
@@ -110,14 +124,19 @@ class ChainSettings(Part):
             )
         return self
 
-    def ratios(self, budget: float | None) -> list[float]:
-        """FLOPs ratios, large to small; under a `budget` the chain begins at the budget itself."""
-        top = self.largest if budget is None else min(self.largest, budget)
+    def ratios(self, budget: float | None, least: float = 0.0) -> list[float]:
+        """FLOPs ratios, large to small; under a `budget` the chain begins at the budget itself.
+
+        `least` is the smallest ratio that a plan reaches.
+        """
+        smallest, top = within_reach(self.smallest, self.largest, least)
+        if budget is not None:
+            top = min(top, budget)
         if self.targets == 0:
             return []
-        if top <= self.smallest:
+        if top <= smallest:
             return [top]
-        step = (self.smallest / top) ** (1 / max(1, self.targets - 1))
+        step = (smallest / top) ** (1 / max(1, self.targets - 1))
         return [top * step**index for index in range(self.targets)]
 
 

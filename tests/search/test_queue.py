@@ -186,7 +186,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
     study, add = opened(tmp_path, "journal"), optuna.Study.enqueue_trial
 
     def enqueue() -> None:
-        enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.3])
+        enqueue_chain(study, SPACE, [context()], [0.6, 0.3, 0.2])
         enqueue_plans(study, [{"g": 0.5}])
 
     def dies(self: optuna.Study, *arguments: Any, **named: Any) -> None:
@@ -202,7 +202,7 @@ def test_a_chain_that_was_killed_while_it_was_enqueued_has_each_rung_once(
         enqueue()
     (tmp_path / "whole").mkdir()
     whole = opened(tmp_path / "whole", "journal")
-    enqueue_chain(whole, SPACE, [context()], [0.6, 0.3, 0.3])
+    enqueue_chain(whole, SPACE, [context()], [0.6, 0.3, 0.2])
     enqueue_plans(whole, [{"g": 0.5}])
     assert queued(study) == queued(whole)
     assert [trial.user_attrs[ENQUEUED] for trial in own_trials(study)] == queued(whole)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.errors import DiscoveryError
+from lightning_modules.pruning.discovery.counted import complete
 from lightning_modules.pruning.discovery.fallback import dependency_trace
 from lightning_modules.pruning.discovery.limits import limited
 from lightning_modules.pruning.discovery.trace import Trace
@@ -43,6 +44,7 @@ def discover(
 def _discover(model: nn.Module, inputs: Inputs, attention: AttentionUnit, depth: bool) -> Structure:
     try:
         trace = trace_model(model, inputs, attention)
+        complete(trace, inputs)
     except Exception as error:  # whatever the model's code and torch's own internals raise
         trace = _fallback(model, inputs, error)
     return verify(trace, inputs, depth)

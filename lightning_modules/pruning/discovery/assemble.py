@@ -172,8 +172,12 @@ def _members(trace: Trace, table: Table) -> dict[int, list[Member]]:
 
 
 def _layer_of(tensor: str) -> str:
-    """The path of the module that holds a tensor; the tensor's own name if the model holds it."""
-    return tensor.rpartition(".")[0] or tensor
+    """The path of the module that holds a tensor; the tensor's own name if the model holds it.
+
+    Of a parametrised tensor it is the module that is parametrised.
+    """
+    module, _, parametrisation = tensor.partition(".parametrizations.")
+    return module if parametrisation else tensor.rpartition(".")[0] or tensor
 
 
 def _around(name: str, blocks: Mapping[str, int]) -> list[Row]:

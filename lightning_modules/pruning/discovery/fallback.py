@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
 
+from lightning_modules.pruning.clone import copy_of
+from lightning_modules.pruning.discovery.counted import parameter_products
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.discovery.tracer import canonical_names
@@ -31,11 +28,11 @@ _SCALING = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
     """The ties between axes as torch-pruning sees them.
 
-    MACs are those of convolutions, linear and recurrent layers only. The outputs of the model are
-    not known here: verification finds and freezes them.
+    MACs of activations times activations are constant; verification freezes the groups for which
+    they are not. It does the same with the outputs of the model, which are not known here.
     Errors: whatever torch-pruning raises.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(True)
+    twin = copy_of(model).eval().requires_grad_(True)
     trace = Trace(twin, source="torch_pruning", names=canonical_names(twin))
     reader = _Reader(trace)
     reader.weights()
@@ -47,8 +44,8 @@ def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
             reader.ties(group)
     reader.norms()
     reader.grouped()
-    reader.macs(inputs)
     reader.recurrent()
+    parameter_products(trace, inputs)
     return trace
 
 
@@ -217,51 +214,3 @@ class _Reader:
             for name, parameter in module.named_parameters():
                 if parameter.dim() > 1:
                     self._trace.weights.setdefault(self._name(module, name))
-
-    def macs(self, inputs: Inputs) -> None:
-        """Run the model once and record the MACs of every call of a layer."""
-        handles: list[RemovableHandle] = []
-        for module in self._modules:
-            if isinstance(module, LAYERS):
-                handles.append(module.register_forward_hook(self._count_layer))
-            elif isinstance(module, nn.RNNBase):
-                handles.append(module.register_forward_hook(self._count_recurrent))
-        with torch.no_grad():
-            inputs.call(self._trace.model)
-        for handle in handles:
-            handle.remove()
-
-    def _count_layer(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook that records one call of a convolution or linear layer."""
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        if isinstance(module, nn.Linear):
-            positions = math.prod(output.shape[:-1])
-        else:
-            rank = weight.dim() - 2
-            source = args[0] if isinstance(module, _ConvTransposeNd) else output
-            places = math.prod(source.shape[-rank:])
-            samples = math.prod(output.shape[: -rank - 1])
-            positions = samples * places
-        name = self._name(module, "weight")
-        labels = [self._trace.axes.get((name, dim), "") for dim in (0, 1)]
-        if getattr(module, "groups", 1) > 1:
-            labels[1] = ""
-        path = self._paths[id(module)]
-        constant = positions * math.prod(weight.shape[2:])
-        self._trace.path = path
-        self._trace.multiply(path, list(weight.shape[:2]), labels, constant, name)
-
-    def _count_recurrent(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """A forward hook for a recurrent layer, which uses every weight once per step.
-
-        Its input may be packed.
-        """
-        data = args[0].data if isinstance(args[0], PackedSequence) else args[0]
-        steps = math.prod(data.shape[:-1])
-        path = self._paths[id(module)]
-        self._trace.path = path
-        for name, weight in module.named_parameters():
-            if weight.dim() > 1:
-                macs = steps * weight.numel()
-                self._trace.multiply(path, [], [], macs, self._name(module, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_pointwise import broadcast
 from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
+from lightning_modules.pruning.discovery.weights import producer
+from lightning_modules.pruning.spellings import takes_width_of_input
+from lightning_modules.pruning.structure import Kind
 
 
 def _name(trace: Trace, weight: Node, node: Node) -> str:
@@ -23,19 +27,14 @@ def _name(trace: Trace, weight: Node, node: Node) -> str:
 
 
 def _weight(
-    trace: Trace, weight: Node, out_dim: int, in_dim: int, kind: str
+    trace: Trace, weight: Node, node: Node, dims: tuple[int, int], kind: Kind = "channel"
 ) -> tuple[Label, Label]:
-    """The labels of a weight's (output, input) axes.
-
-    A parameter is registered as producer and as consumer.
+    """The labels of the (output, input) axes `dims` of the weight of `node`, which is registered
+    as producer and as consumer.
     """
-    dims = trace.dims(weight)
-    name = trace.origins.get(weight)
-    if name is not None:
-        trace.weights.setdefault(name)
-        trace.producers.setdefault((name, out_dim), "neuron" if kind == "neuron" else "channel")
-        trace.consumers.add((name, in_dim))
-    return dims[out_dim], dims[in_dim]
+    producer(trace, weight, node, dims, kind)
+    labels = trace.dims(weight)
+    return labels[dims[0]], labels[dims[1]]
 
 
 def _bias(trace: Trace, bias: Node | None, out: Label, where: str) -> Label:
@@ -87,7 +86,7 @@ def conv(trace: Trace, node: Node) -> Dims:
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
     batch = x[:channel]
-    out, into = _weight(trace, weight, 0, 1, "channel")
+    out, into = _weight(trace, weight, node, (0, 1))
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
     if groups > 1:
@@ -113,7 +112,7 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
     rank = len(shape(weight)) - 2
     channel = len(shape(node)) - rank - 1
     batch = x[:channel]
-    out, into = _weight(trace, weight, 1, 0, "channel")
+    out, into = _weight(trace, weight, node, (1, 0))
     for label in x[channel + 1 :]:
         trace.freeze(label, f"convolved over at {where}")
     into = trace.join(into, x[channel], where)
@@ -139,7 +138,7 @@ def linear(trace: Trace, node: Node) -> Dims:
     if len(shape(weight)) == 1:
         trace.join(trace.dims(weight)[0], x[-1], where)
         return batch
-    out, into = _weight(trace, weight, 0, 1, "neuron")
+    out, into = _weight(trace, weight, node, (0, 1), "neuron")
     into = trace.join(into, x[-1], where)
     out = _bias(trace, a["bias"], out, where)
     sizes = [*shape(a["input"])[:-1], *shape(weight)]
@@ -176,12 +175,11 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     a = trace.dims(left)
     b = trace.dims(right)
     tensor = trace.parameter(left, right)
-    if right in trace.tensors and len(b) == 2:
-        _weight(trace, right, 1, 0, "neuron")
+    if right in trace.origins and len(b) == 2 and left not in trace.static:
+        _weight(trace, right, node, (1, 0), "neuron")
     name = _name(trace, right, node)
     if len(b) == 1:
         trace.join(a[-1], b[0], where)
-        trace.multiply(name, shape(left), a, tensor=tensor)
         return a[:-1]
     if len(a) == 1:
         trace.join(a[0], b[-2], where)
@@ -196,6 +194,15 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     sizes = [*shape(node), inner_size]
     trace.multiply(name, sizes, [*out, inner], tensor=tensor)
     return out
+
+
+def dot(trace: Trace, node: Node) -> Dims:
+    """The product of two vectors, which leaves no axis."""
+    left, right = node.args[:2]
+    assert isinstance(left, Node)
+    assert isinstance(right, Node)
+    trace.join(trace.dims(left)[0], trace.dims(right)[0], trace.where(node))
+    return []
 
 
 def einsum(trace: Trace, node: Node) -> Dims | None:
@@ -222,10 +229,27 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
                 labels[letter], sizes[letter] = label, size
             elif size > 1:
                 labels[letter] = trace.join(labels[letter], label, trace.where(node))
+    _einsum_weights(trace, terms, operands, out)
     name = trace.layer(node)
     tensor = trace.parameter(*operands)
     trace.multiply(name, list(sizes.values()), list(labels.values()), tensor=tensor)
     return [labels[letter] for letter in out]
+
+
+def _einsum_weights(trace: Trace, terms: Sequence[str], operands: Sequence[Any], out: str) -> None:
+    """A parameter that meets activations produces the letters that they lack, and consumes the
+    others.
+    """
+    for index, operand in enumerate(operands):
+        name = trace.tensors.get(operand)
+        if name not in trace.parameters or operands[1 - index] in trace.static:
+            continue
+        trace.weights.setdefault(name)
+        for dim, letter in enumerate(terms[index]):
+            if letter not in out:
+                trace.consumers.add((name, dim))
+            elif letter not in terms[1 - index]:
+                trace.producers.setdefault((name, dim), "neuron")
 
 
 def attention(trace: Trace, node: Node) -> Dims:
@@ -236,7 +260,10 @@ def attention(trace: Trace, node: Node) -> Dims:
     k = trace.dims(a["key"])
     v = trace.dims(a["value"])
     width = trace.join(q[-1], k[-1], where)
-    if trace.attention == "head" or head_count(trace.owner(node)[1]) is None:
+    _, owner = trace.owner(node)
+    if takes_width_of_input(owner):
+        trace.inexact(width)  # the kernel scales by the width that it sees
+    elif trace.attention == "head" or head_count(owner) is None:
         trace.freeze(width, f"width of an attention head at {where}")
         trace.freeze(v[-1], f"width of an attention head at {where}")
     tokens = trace.join(k[-2], v[-2], where)
@@ -260,6 +287,8 @@ def _attention_batch(
     """The labels in front of tokens and width, heads included, of all operands and the mask."""
     operands = ("query", "key", "value")
     sizes = [shape(a[name])[:-2] for name in operands]
+    if a.get("enable_gqa"):
+        _share_keys(labels, sizes)
     if sizes[0] != sizes[1]:
         for dims in labels:
             for label in dims:
@@ -270,6 +299,16 @@ def _attention_batch(
         return batch
     mask_batch = (trace.dims(mask)[:-2], shape(mask)[:-2])
     return broadcast(trace, [(batch, sizes[0]), mask_batch], where)
+
+
+def _share_keys(labels: tuple[Dims, Dims, Dims], sizes: list[list[int]]) -> None:
+    """Repeat the heads of keys and values, in place, for the queries that share them."""
+    for dims, own in zip(labels[1:], sizes[1:], strict=True):
+        label = dims[-1]
+        times = sizes[0][-1] // own[-1]
+        if not isinstance(label, str):
+            dims[-1] = np.repeat(label, times)
+        own[-1] *= times
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
@@ -288,7 +327,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     "linear": linear,
-    **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv"), matmul),
+    **dict.fromkeys(("dot", "vdot"), dot),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "scaled_dot_product_attention": attention,
     "embedding": embedding,

@@ -94,6 +94,22 @@ def channel_norm(trace: Trace, node: Node) -> Dims:
         trace.freeze(x[1], f"{where} has no weight that shows its size; affine=True gives it one")
     for name in ("weight", "bias", "running_mean", "running_var"):
         _join_axis(trace, x, 1, a[name], where)
+    if a["running_mean"] is None:  # its statistics are taken over all other axes
+        for label in [*x[:1], *x[2:]]:
+            trace.inexact(label)
+    return x
+
+
+def weight_norm(trace: Trace, node: Node) -> Dims:
+    """A direction over its norm, times a magnitude for each position along one axis.
+
+    A direction of zeros has no norm to be divided by.
+    """
+    a = bind(node)
+    x = trace.dims(a["v"])
+    dim = a["dim"]
+    trace.inexact(x[dim])
+    x[dim] = trace.join(x[dim], trace.dims(a["g"])[dim], trace.where(node))
     return x
 
 
@@ -263,6 +279,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("roll", "flip"), along),
     "group_norm": group_norm,
     "prelu": prelu,
+    "_weight_norm": weight_norm,
     "glu": glu,
 }
 """Rules by the name of the op."""

@@ -85,6 +85,18 @@ def repeat(trace: Trace, node: Node) -> Dims:
     return out
 
 
+def repeat_interleave(trace: Trace, node: Node) -> Dims | None:
+    """Copies of each position follow it; a number of copies per position has no rule."""
+    a = bind(node)
+    if not isinstance(a.get("repeats"), int) or a.get("dim") is None:
+        return None
+    x = trace.dims(a["self"])
+    label = x[a["dim"]]
+    if not isinstance(label, str):
+        x[a["dim"]] = np.repeat(label, a["repeats"])
+    return x
+
+
 def cat(trace: Trace, node: Node) -> Dims:
     """Ids follow one another along the axis; a fixed part gets new ids, which are frozen."""
     a = bind(node)
@@ -292,6 +304,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "movedim": movedim,
     "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
     "stack": stack,
     "unbind": unbind,
     "select": select,

@@ -12,7 +12,8 @@ from torch.fx import Node
 
 from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
-from lightning_modules.pruning.discovery.trace import Trace, shape, tile
+from lightning_modules.pruning.discovery.trace import Trace, op_name, shape, tile
+from lightning_modules.pruning.spellings import head_width, heads_alone
 from lightning_modules.pruning.structure import AttentionUnit
 
 
@@ -119,6 +120,9 @@ def _split(
         if (by_position == by_position[:, :1]).all():  # this axis carries the units already
             out[targets[axis]] = by_position[:, 0]
             return
+    if _shares_input(trace, node, sizes, rows[-1]):
+        out[targets[-1]] = rows[-1][:, 0]
+        return
     axis, mark = _carrier(trace, node, sizes)
     trace.labels.tie(rows[axis])
     if mark is not None:
@@ -126,10 +130,32 @@ def _split(
     out[targets[axis]] = rows[axis][:, 0]
 
 
+def _shares_input(trace: Trace, node: Node, sizes: list[int], widths: Ids) -> bool:
+    """Whether the axis is cut into heads that share out the width of the layer's input.
+
+    The first vision transformers compute a head's width so. Then every head and the input lose
+    width together: index i of each head is one unit with index i of each head's share of the input.
+    """
+    heads = heads_alone(trace.owner(node)[1])
+    linear = node.args[0]
+    if heads is None or sizes[-2] != heads or not isinstance(linear, Node):
+        return False
+    if op_name(linear) != "linear" or not isinstance(linear.args[0], Node):
+        return False
+    source = linear.args[0]
+    label = trace.dims(source)[-1]
+    if isinstance(label, str) or label.size != heads * sizes[-1]:
+        return False
+    shares = label.reshape(heads, sizes[-1]).T
+    trace.labels.tie(np.concatenate([widths, shares], axis=1))
+    return True
+
+
 def _carrier(trace: Trace, node: Node, sizes: list[int]) -> tuple[int, AttentionUnit | None]:
     """The axis that shrinks when units are removed, and the mark of its units.
 
-    In an attention module it is the heads or their width; elsewhere it is the longest axis, of
+    In an attention module it is the heads or their width, or the heads where only these can go;
+    elsewhere it is the longest axis, of
     equally long ones the last. Verification catches a wrong choice and freezes the group.
     """
     _, owner = trace.owner(node)
@@ -141,4 +167,7 @@ def _carrier(trace: Trace, node: Node, sizes: list[int]) -> tuple[int, Attention
             width = math.prod(sizes[axis + 1 :])
             if sizes[axis] % count == 0 and width in widths:
                 return (axis, "head") if trace.attention == "head" else (last, "head_dim")
+    known_width = head_width(owner)
+    if known_width is not None and last > 0 and sizes[last] in (known_width, 3 * known_width):
+        return last - 1, "head"
     return max(range(len(sizes)), key=lambda i: (sizes[i], i)), None

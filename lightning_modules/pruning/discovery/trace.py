@@ -34,14 +34,27 @@ class RawProduct:
     path: str = ""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One op of the dense model's graph: the sizes and labels of what it returns."""
+
+    op: str
+    where: str
+    sizes: tuple[int, ...]
+    labels: Dims
+
+
 @dataclass
 class Trace:
     """The state of one walk.
 
     `tensors` maps placeholders to names of parameters and buffers. `origins` adds the pieces that
-    the program cuts from them, such as query, key and value of one packed weight. `names` maps
+    the program cuts from them, such as query, key and value of one packed weight, and what it
+    computes from them alone, such as a weight times a mask. `static` are all values that no input
+    of the model enters; `kernels` are the placeholders behind weights of convolutions. `names` maps
     every name to the first name of the same tensor. `trained` says that a walk in train mode was
-    needed too. `blocks` are modules that can be removed as a whole. `path` is the module whose op
+    needed too. `steps` are the ops of eval mode, if there
+    is a graph. `blocks` are modules that can be removed as a whole. `path` is the module whose op
     is being labelled.
     """
 
@@ -49,12 +62,15 @@ class Trace:
     labels: Labels = field(default_factory=Labels)
     tensors: dict[Node, str] = field(default_factory=dict)
     origins: dict[Node, str] = field(default_factory=dict)
+    static: set[Node] = field(default_factory=set)
+    kernels: set[Node] = field(default_factory=set)
     values: dict[Node, Dims | list[Dims]] = field(default_factory=dict)
     axes: dict[Axis, Ids] = field(default_factory=dict)
     consumers: set[Axis] = field(default_factory=set)
     producers: dict[Axis, Kind] = field(default_factory=dict)
     weights: dict[str, None] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     notes: dict[Skipped, None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     transient: frozenset[str] = frozenset()
@@ -65,7 +81,8 @@ class Trace:
     source: Literal["export", "torch_pruning"] = "export"
 
     @cached_property
-    def _parameters(self) -> frozenset[str]:
+    def parameters(self) -> frozenset[str]:
+        """The names of the model's parameters."""
         return frozenset(dict(self.model.named_parameters()))
 
     def axis(self, tensor: str, dim: int, size: int) -> Ids:
@@ -94,7 +111,8 @@ class Trace:
         name = self.tensors[node]
         dims: Dims = []
         for dim, size in enumerate(shape(node)):
-            dims.append(self.axis(name, dim, size) if size > 1 else "")
+            in_kernel = node in self.kernels and dim > 1
+            dims.append(self.axis(name, dim, size) if size > 1 and not in_kernel else "")
         return dims
 
     def join(self, left: Label, right: Label, where: str) -> Label:
@@ -148,7 +166,7 @@ class Trace:
             while node not in self.origins and op_name(node) in LAYOUTS and node.all_input_nodes:
                 node = node.all_input_nodes[0]
             origin = self.origins.get(node)
-            if origin in self._parameters:
+            if origin in self.parameters:
                 return origin
         return ""
 

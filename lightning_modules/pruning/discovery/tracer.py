@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from lightning_modules.pruning.attention import loosen
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
+from lightning_modules.pruning.discovery.proof import steps
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
+from lightning_modules.pruning.discovery.weights import inherit, kernels
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import AttentionUnit, Skipped
 
@@ -29,6 +33,8 @@ RULES: dict[str, Rule] = {
     **ops_shape.RULES,
 }
 """Rules by the name of the op."""
+PRODUCTS = frozenset(ops_compute.RULES.values())
+"""Rules of ops whose result is no parameter in another form."""
 INPUT = "it is joined with the model's input"
 """Why an axis that meets the model's input is fixed."""
 OUTPUT = "it is the model's output"
@@ -57,37 +63,46 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     of auxiliary heads that run in training; costs are those of eval mode.
     Errors: whatever `torch.export` raises.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copy_of(model).eval()
     if attention == "head_dim":
         loosen(twin)
     names = canonical_names(twin)
     transient = _transient(twin)
     trace = Trace(twin, names=names, transient=transient, attention=attention)
-    _walk(trace, _export(twin, inputs))
+    program = export(twin, inputs)
+    _walk(trace, program)
+    trace.steps = steps(trace, program.graph)
     parameters = set(dict(twin.named_parameters()))
     reached = {name for name, _ in trace.axes}
     if parameters - reached:
         eval_products = list(trace.products)
         trace.values.clear()
         trace.tensors.clear()
+        trace.static.clear()
         twin.train()
         # batch norm refuses to train on one value per channel, hence two samples
-        _walk(trace, _export(twin, inputs.twice()))
+        _walk(trace, export(twin, inputs.twice()))
         trace.products[:] = eval_products
         trace.trained = True
         twin.eval()
     return trace
 
 
-def _export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The exported program.
 
-    The exporter warns of its own deprecations. These are silenced, because what can be pruned must
-    not depend on how warnings are set.
+    The exporter warns of its own deprecations, and prints the graph of a model that it refuses.
+    Both are silenced: what can be pruned must not depend on how warnings are set, and a refusal is
+    no fault here.
     """
-    with warnings.catch_warnings():
+    logged_from = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return torch.export.export(model, inputs.args, dict(inputs.kwargs))
+        logging.disable(logging.CRITICAL)
+        try:
+            return torch.export.export(model, inputs.args, dict(inputs.kwargs))
+        finally:
+            logging.disable(logged_from)
 
 
 def _transient(model: nn.Module) -> frozenset[str]:
@@ -110,6 +125,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _walk(trace: Trace, program: ExportedProgram) -> None:
+    trace.kernels |= kernels(program.graph)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -122,6 +138,8 @@ def _walk(trace: Trace, program: ExportedProgram) -> None:
 
 def _placeholder(trace: Trace, node: Node, spec: Any) -> None:
     """Name a parameter or buffer, and fix the axes of any other input but its batch."""
+    if spec.kind != InputKind.USER_INPUT:
+        trace.static.add(node)
     if spec.target in trace.names and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         name = trace.names[spec.target]
         trace.tensors[node] = name
@@ -155,11 +173,14 @@ def _call(trace: Trace, node: Node) -> None:
     source = node.args[0] if rule is ops_shape.split else None
     if isinstance(source, Node) and source in trace.origins:
         trace.origins[node] = trace.origins[source]
+    inherit(trace, node, multiplies=rule in PRODUCTS)
 
 
 def _get_item(trace: Trace, node: Node) -> None:
     """One of the tensors that an op returns."""
     source, index = node.args
+    if source in trace.static:
+        trace.static.add(node)
     assert isinstance(source, Node)
     assert isinstance(index, int)
     parts = trace.values.get(source)

@@ -4,9 +4,9 @@ says.
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_modules.pruning.clone import copy_of
+from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
+from lightning_modules.pruning.discovery.counted import multiplications
+from lightning_modules.pruning.discovery.proof import alike, altered
 from lightning_modules.pruning.discovery.trace import Trace
+from lightning_modules.pruning.discovery.tracer import export
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import zero
 from lightning_modules.pruning.removal import remove
@@ -25,20 +30,26 @@ from lightning_modules.pruning.structure import Keep, Skipped, Structure, inside
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest difference between removed and masked outputs, relative to the largest output."""
 
+Fault = Callable[[Structure, Sequence[int]], str | None]
+"""What is wrong when units of these groups, by index, are removed; None if nothing."""
+
 
 def verify(trace: Trace, inputs: Inputs, depth: bool = False, seed: int = 0) -> Structure:
     """The structure whose groups all passed, each alone or with all others.
 
     Failing groups are frozen in `trace`, with the reason. A `mask_exact` group passes if removing
     random units gives what zeroing them gives. Any other group passes if the smaller model runs
-    with finite outputs of the same shapes. With `depth`, residual blocks that can be removed as a
+    with finite outputs of the same shapes, and if values or the graph prove that it means the same
+    (proof.py). The closed form of the costs must give the MACs that are
+    counted when the smaller model runs. With `depth`, residual blocks that can be removed as a
     whole are looked for and tried too, each alone, then all of them with channels. It runs inside
     `undisturbed`, which restores the random state.
     """
     structure = assemble(trace)
     trial = _Trial(trace, inputs, seed)
     while structure.groups:
-        failures = trial.failures(structure, range(len(structure.groups)))
+        failures = trial.failures(structure, range(len(structure.groups)), trial.fault)
+        failures = failures or trial.unproven(structure)
         if not failures:
             break
         for index, reason in failures.items():
@@ -82,7 +93,8 @@ def _failing_blocks(structure: Structure, trial: _Trial) -> dict[int, str]:
     for index in blocks:
         if structure.groups[index].name in layers:
             failures[index] = "a layer has the same name"
-    failures |= trial.failures(structure, [index for index in blocks if index not in failures])
+    left = [index for index in blocks if index not in failures]
+    failures |= trial.failures(structure, left, trial.fault)
     passed = [index for index in blocks if index not in failures]
     if not passed:
         return failures
@@ -93,10 +105,19 @@ def _failing_blocks(structure: Structure, trial: _Trial) -> dict[int, str]:
     return failures
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What one run gives: the outputs in eval mode, perhaps those in train mode, and the MACs."""
+
+    tensors: list[Tensor]
+    macs: int
+
+
 class _Trial:
     """A randomised copy of the model, its outputs, and random plans tried on it."""
 
     def __init__(self, trace: Trace, inputs: Inputs, seed: int) -> None:
+        self._trace = trace
         self._trained = trace.trained
         self._random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -114,12 +135,12 @@ class _Trial:
                         f"the model does not run on random inputs of its example's shape: {error}"
                     ) from error
 
-    def failures(self, structure: Structure, groups: Sequence[int]) -> dict[int, str]:
+    def failures(self, structure: Structure, groups: Sequence[int], fault: Fault) -> dict[int, str]:
         """Groups, by index, that must be frozen, and why.
 
         A failing set is halved until single groups are found.
         """
-        reason = self.fault(structure, groups) if groups else None
+        reason = fault(structure, groups) if groups else None
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -127,11 +148,51 @@ class _Trial:
         middle = len(groups) // 2
         first_half = groups[:middle]
         second_half = groups[middle:]
-        failing = self.failures(structure, first_half) | self.failures(structure, second_half)
+        failing = self.failures(structure, first_half, fault)
+        failing |= self.failures(structure, second_half, fault)
         if failing:
             return failing
         # Each half passes alone, so the groups interact. Only keeping one half whole is safe.
         return dict.fromkeys(second_half, f"verification, jointly with others: {reason}")
+
+    def unproven(self, structure: Structure) -> dict[int, str]:
+        """Inexact groups, by index, for which nothing shows that the smaller model means the same.
+
+        By values where equal units can stand for one another, otherwise by the graph.
+        """
+        inexact = []
+        for index, group in enumerate(structure.groups):
+            if not group.mask_exact:
+                inexact.append(index)
+        if not inexact or self._unlike(structure, inexact) is None:
+            return {}
+        if self._trace.steps and self._altered(structure, inexact) is None:
+            return {}
+        return self.failures(structure, inexact, self._unlike_and_altered)
+
+    def _unlike_and_altered(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """What neither proof shows to stay the same; None if one of them does."""
+        unlike = self._unlike(structure, groups)
+        if unlike is None or not self._trace.steps:
+            return unlike
+        return self._altered(structure, groups)
+
+    def _unlike(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """How a model of equal units differs from one that has each of them once."""
+        try:
+            equal, small = alike(self._model, structure, groups)
+            return self._difference(self._run(small), self._run(equal), values=True)
+        except Exception as error:  # as in `fault`
+            return _broken(error)
+
+    def _altered(self, structure: Structure, groups: Sequence[int]) -> str | None:
+        """What the graph of the smaller model does otherwise than that of the dense one."""
+        keep = self._plan(structure, groups)
+        try:
+            program = export(remove(self._model, structure, keep), self._inputs)
+        except Exception as error:  # as in `fault`
+            return _broken(error)
+        return altered(self._trace, structure, keep, program.graph)
 
     def droppable(self) -> list[str]:
         """Modules that return their input when all their parameters are zero."""
@@ -144,9 +205,7 @@ class _Trial:
         try:
             return self._fault(structure, groups)
         except Exception as error:  # whatever a model raises on smaller tensors is the finding
-            kind = type(error).__name__
-            line = _first_line(error)
-            return f"removing units breaks the forward pass ({kind}: {line})"
+            return _broken(error)
 
     def _fault(self, structure: Structure, groups: Sequence[int]) -> str | None:
         exact: list[int] = []
@@ -156,18 +215,30 @@ class _Trial:
             kind.append(index)
         base = self._model
         inner = structure
+        keep = structure.full()
         if inexact:
             keep = self._plan(structure, inexact)
             base = remove(base, structure, keep)
             inner = structure.restrict(keep)
         if not exact:
-            return self._difference(self._run(base), self._dense, values=False)
+            small = self._run(base)
+            return self._misfit(small, structure, keep)
         keep_exact = self._plan(structure, exact)
         small = self._run(remove(base, inner, keep_exact))
-        masked = copy.deepcopy(base)
+        masked = copy_of(base)
         zero(masked, inner, keep_exact)
-        to_dense = self._difference(small, self._dense, values=False)
-        return to_dense or self._difference(small, self._run(masked), values=True)
+        misfit = self._misfit(small, structure, keep & keep_exact)
+        return misfit or self._difference(small, self._run(masked), values=True)
+
+    def _misfit(self, small: _Outcome, structure: Structure, keep: Keep) -> str | None:
+        """How the smaller model's shapes and MACs differ from what they must be."""
+        shapes = self._difference(small, self._dense, values=False)
+        if shapes is not None:
+            return shapes
+        expected = Cost(structure).macs(structure.counts(keep))
+        if small.macs != expected:
+            return f"the smaller model does {small.macs:,} MACs, and its cost says {expected:,}"
+        return None
 
     def _plan(self, structure: Structure, groups: Sequence[int]) -> Keep:
         """Drop about half of each group: never nothing and, except for blocks, never all."""
@@ -183,32 +254,33 @@ class _Trial:
             keep[group.units] = some
         return keep
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
+    def _run(self, model: nn.Module) -> _Outcome:
         """The outputs in eval mode and, if the walk needed it, those in train mode."""
         with torch.no_grad(), warnings.catch_warnings():
             # what can be pruned must not depend on how warnings are set
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            outputs = _tensors(self._inputs.call(model.eval()))
+            with multiplications(model.eval()) as counter:
+                outputs = _tensors(self._inputs.call(model))
             self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
-                twin = copy.deepcopy(model).train()
+                twin = copy_of(model).train()
                 outputs += _tensors(self._inputs.twice().call(twin))
-        return outputs
+        return _Outcome(outputs, counter.macs)
 
-    def _difference(
-        self, outputs: list[Tensor], reference: list[Tensor], values: bool
-    ) -> str | None:
+    def _difference(self, run: _Outcome, reference: _Outcome, values: bool) -> str | None:
         """How outputs differ from the reference in shape and, with `values`, in value.
 
         None if they do not differ. Values are compared in eval mode only.
         """
-        before = _shapes(reference)
-        after = _shapes(outputs)
+        before = _shapes(reference.tensors)
+        after = _shapes(run.tensors)
         if before != after:
             return f"removing units changes the model's output from shape {before} to {after}"
-        for index, (output, expected) in enumerate(zip(outputs, reference, strict=True)):
+        for index, (output, expected) in enumerate(
+            zip(run.tensors, reference.tensors, strict=True)
+        ):
             if not output.is_floating_point():
                 continue
             if not output.isfinite().all():
@@ -238,7 +310,7 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
     Weights get variance 2 / fan-in; scales and variances lie in [0.5, 1.5]; other buffers stay.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copy_of(model).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             # drawn for scales too, which would otherwise change all that is drawn after them
@@ -267,6 +339,11 @@ def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
 
 def _tensors(outputs: object) -> list[Tensor]:
     return [output for output in pytree.tree_leaves(outputs) if isinstance(output, Tensor)]
+
+
+def _broken(error: Exception) -> str:
+    """The finding that a smaller model does not run."""
+    return f"removing units breaks the forward pass ({type(error).__name__}: {_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from lightning_modules.errors import UserError
+from lightning_modules.errors import DataError, UserError
 from lightning_modules.phases.memory import release_memory
+from lightning_modules.pruning.clone import copy_of
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
+from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
 from orchestrator.results.quantities import axis_words
@@ -34,6 +37,7 @@ from orchestrator.search.confirmation.ladders import LadderStep, Name, climb
 from orchestrator.search.front import non_dominated, spread_out
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab
+from orchestrator.search.lab.reload import apart
 from orchestrator.search.plans.finished import PLAN, keep_from_json, read_plan, save_plan
 from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
 from orchestrator.search.plans.store import PlanStore
@@ -178,7 +182,27 @@ def _confirmed_trial(confirmation: Confirmation, number: int) -> Confirmed:
     if model is not None:
         _copy_export(confirmation, candidate, result, target)
         save_plan(target, {**document, **_record(confirmation, result, model)}, model)
+        if plan["activation"] is None:
+            _require_loads(target, model, confirmation.facts.prices.example)
     return result
+
+
+def _require_loads(folder: Path, model: nn.Module, example: Inputs) -> None:
+    """Load what was exported, and compare it with the model that it was exported from.
+
+    Errors: DataError where it does not load or computes something else; then it is no export.
+    """
+    try:
+        loaded = load_pruned(folder)
+        difference = apart(loaded, copy_of(model).cpu(), example.to(torch.device("cpu")))
+    except Exception as error:  # whatever the model's own code raises
+        difference = f"{type(error).__name__}: {error}"
+    if difference is not None:
+        (folder / PLAN).unlink()
+        raise DataError(
+            f"an exported model must load and compute what it did before; that of {folder.name} "
+            f"does not: {difference}; see that its architecture is the same each time it is built"
+        )
 
 
 def _copy_export(
@@ -218,7 +242,7 @@ def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
     facts = confirmation.facts
     candidate = Candidate(
         "dense",
-        copy.deepcopy(facts.model),
+        copy_of(facts.model),
         facts.structure.full(),
         [facts.dense_digest],
         round_steps=confirmation.round_steps,

@@ -5,7 +5,6 @@ It is stored under the hash of what made it.
 
 from __future__ import annotations
 
-import copy
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnRound, evaluate, fit
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
@@ -98,7 +98,7 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
             f"phases.train.rewind_epoch={train.rewind_epoch} needs a dense model trained here for "
             f"at least as many epochs; phases.train.epochs is {train.epochs}"
         )
-    twin = copy.deepcopy(model)
+    twin = copy_of(model)
     digests = read_json(path.with_name(RECORD), ANEW).get("sha256", {})
     weights = read_weights(path, model.state_dict(), ANEW, digests.get(REWIND))
     _fill(twin, weights, str(path))

@@ -5,7 +5,6 @@ Its work is counted, and multiplied by the time that a few of its own steps took
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from torch import nn
 from lightning_modules.data.contract import sample_index
 from lightning_modules.phases.distillation import Distillation, distilled, teacher
 from lightning_modules.phases.fit import evaluate, fit
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.tasks.contract import build_task, divergence_of
@@ -182,7 +182,7 @@ def _pruned(
     smallest = settings.search.chain.smallest
     middle = math.sqrt(largest * smallest)
     mean = (largest - smallest) / math.log(largest / smallest)
-    cut = cut_anyhow(copy.deepcopy(model), structure, evenly(structure, middle))
+    cut = cut_anyhow(copy_of(model), structure, evenly(structure, middle))
     share = (mean - middle) / (1.0 - middle)
     return prices(settings, cut, data, device).toward(dense, share)
 
@@ -194,7 +194,7 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
     """
 
     def new_task() -> Any:
-        return build_task(settings.task, copy.deepcopy(model), data)
+        return build_task(settings.task, copy_of(model), data)
 
     def fitted(steps: int) -> float:
         task = new_task()
@@ -233,7 +233,8 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
     divergence = divergence_of(task)
     if distillation is None or distillation.weight == 0.0 or divergence is None:
         return None
-    network: Any = copy.deepcopy(task.model)
+    dense: Any = task.model
+    network = copy_of(dense)
     run_along = teacher(network, None)
     looked_up = dict[int | None, Any]()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +22,7 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
+from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.compensation import Compensator
 from lightning_modules.pruning.inputs import Inputs, joined_batches
 from lightning_modules.pruning.structure import Keep
@@ -151,7 +151,7 @@ class Lab:
         key = weights_digest(model), self.seed
         if key not in self._compensators:
             self._compensators.clear()
-            self._compensators[key] = self._compensator(copy.deepcopy(model), alive)
+            self._compensators[key] = self._compensator(copy_of(model), alive)
         return self._compensators[key]
 
     def _compensator(self, model: nn.Module, alive: Keep) -> Compensator:

@@ -46,6 +46,7 @@ from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
 from orchestrator.search.lab.lab import FinalLab, Lab, SearchData
 from orchestrator.search.lab.latency_model import LatencyModel, dense_latency, latency_model
 from orchestrator.search.lab.made_up import MadeUpLab, conditions_of
+from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.plans.given import check_plans
 from orchestrator.search.samplers import sampler
 from orchestrator.search.space.outline import outline
@@ -114,6 +115,7 @@ def _checked(
 ) -> LatencyModel | None:
     """The latency model, after the checks that cost nothing."""
     check_prunable(settings, structure)
+    check_reloads(settings, model, example)
     sampler(settings.sampler, settings.seed, outline(settings, structure, model))
     return find_latency_model(settings, structure, model, example, progress)
 

@@ -16,6 +16,7 @@ from lightning_modules.pruning.thresholds import counts, quantiles
 from orchestrator.search.space.allocation import Ratios, Shares, allocate, lowest_level
 from orchestrator.search.space.contract import Params, SearchContext
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
+from orchestrator.settings import within_reach
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Allocation(Recovery):
     """A FLOPs target, how it is shared out, and an offset per group around that.
 
     It is shared out by a blend of uniform and equal-loss allocation. `flops_ratio` is [least, most]
-    of the target. Offsets are in octaves. Under a global or isomorphic scope the even allocation is
-    that of the ranking instead of equal ratios.
+    of the target, laid out above what can be reached. Offsets are in octaves. Under a global or
+    isomorphic scope the even allocation is that of the ranking instead of equal ratios.
     """
 
     flops_ratio: Sequence[float] = (0.05, 0.8)
@@ -65,8 +66,9 @@ class Allocation(Recovery):
         return np.array([params.get(f"offset.{name}", 0.0) for name in context.width_names])
 
     def _flops_range(self, context: SearchContext) -> tuple[float, float]:
-        most = min(self.flops_ratio[-1], context.max_flops_ratio)
-        return min(self.flops_ratio[0], most), most
+        least, most = within_reach(self.flops_ratio[0], self.flops_ratio[-1], context.least_ratio)
+        most = min(most, context.max_flops_ratio)
+        return min(least, most), most
 
     def chain(self, context: SearchContext, flops_ratio: float) -> Params:
         least, most = self._flops_range(context)

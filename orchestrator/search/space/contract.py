@@ -25,7 +25,8 @@ class SearchContext:
     where groups are single weights. `weight` says how those are counted, None where units are
     removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
     the context of the second stage of a hybrid method. A target of the chain keeps
-    flops_ratio^`depth` of the blocks.
+    flops_ratio^`depth` of the blocks. `least_ratio` is the smallest ratio that a plan can have, 0
+    where that is not known.
     """
 
     structure: Structure
@@ -35,6 +36,7 @@ class SearchContext:
     scores: Scores
     sensitivity: Sensitivity | None = None
     max_flops_ratio: float = 1.0
+    least_ratio: float = 0.0
     pools: Pools | None = None
     round_to: int = 1
     method: str = ""

@@ -73,15 +73,25 @@ def context_of(
 def within_study(context: SearchContext, settings: Settings) -> SearchContext:
     """The context with the study's demands on every plan.
 
-    These are the largest FLOPs ratio, and how many blocks the chain drops.
+    These are the largest FLOPs ratio, and how many blocks the chain drops. The smallest ratio is
+    known where units go and nothing else: one method, without a second stage.
     """
     then = None if context.then is None else within_study(context.then, settings)
     return replace(
         context,
         max_flops_ratio=settings.objectives.largest_ratio or 1.0,
         depth=settings.search.chain.depth,
+        least_ratio=_least_ratio(context, settings),
         then=then,
     )
+
+
+def _least_ratio(context: SearchContext, settings: Settings) -> float:
+    """The ratio of the plan that keeps as few units as the method allows; 0 where others go too."""
+    units_alone = context.then is None and context.weight is None
+    if not units_alone or len(settings.method.choices()) > 1 or settings.method.activation:
+        return 0.0
+    return context.macs(context.round(context.structure.least)) / context.dense_macs
 
 
 def on_weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:

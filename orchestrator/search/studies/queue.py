@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import create_trial
 
+from lightning_modules.errors import PlanError
+from lightning_modules.pruning.plan import Plan
 from orchestrator.search.samplers import Distributions, combinations, tried_places
 from orchestrator.search.space import Params, SearchContext, Space
 from orchestrator.search.studies.leases import LEASE, Leases, owner_of
@@ -53,7 +56,7 @@ def enqueue_chain(
     """Enqueue the chain, from the largest target to the smallest; methods take turns.
 
     This happens once in a study's life. A target that is `filled` already, by its parameters and
-    its index, is left out.
+    its index, is left out, and so is one with the plan of a target before it.
     """
     if study.user_attrs.get(CHAINED):
         return
@@ -62,10 +65,11 @@ def enqueue_chain(
     for trial in study.get_trials(deepcopy=False):
         if trial.user_attrs.get(KIND) == "chain":
             enqueued.append(trial.user_attrs[ENQUEUED])
+    plans: list[Plan] = []
     for index, target in enumerate(targets):
         context = contexts[index % len(contexts)]
         params = space.chain(context, target)
-        if filled(params, index):
+        if filled(params, index) or _is_planned(space, context, params, plans):
             continue
         if params in enqueued:
             enqueued.remove(params)
@@ -76,6 +80,18 @@ def enqueue_chain(
             skip_if_exists=space.levels is not None,
         )
     study.set_user_attr(CHAINED, True)
+
+
+def _is_planned(space: Space, context: SearchContext, params: Params, plans: list[Plan]) -> bool:
+    """Whether one of `plans` is the plan of these parameters, which joins them otherwise."""
+    try:
+        plan = replace(space.propose(context, params), asked=())
+    except PlanError:
+        return False  # the trial says what is wrong with it
+    if plan in plans:
+        return True
+    plans.append(plan)
+    return False
 
 
 def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
