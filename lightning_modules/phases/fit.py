@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer, lr_scheduler
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.recipe import Recipe, locate
+from lightning_modules.tasks.whole import in_train_mode, trained_of
 
 OnRound = Callable[[int, dict[str, float]], bool]
 """Maps the number of rounds done and the validation metrics to whether training goes on."""
@@ -149,7 +151,7 @@ def fit(
     val = None if on_round is None else val
     interval = None if val is None else round_steps * accumulate
     # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
-    task.train()
+    in_train_mode(task)
     with _quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
             max_steps=rounds * round_steps,
@@ -173,6 +175,17 @@ def evaluate(
         return dict(trainer.validate(task, batches, verbose=False)[0])
 
 
+def run_test_steps(
+    task: LightningModule, batches: Iterable[Any], device: torch.device
+) -> dict[str, float]:
+    """What the task's `test_step` logs over all batches; empty where it has none."""
+    if not is_overridden("test_step", task):
+        return {}
+    with _quiet():
+        trainer = Trainer(**_plain(device))
+        return dict(trainer.test(task, batches, verbose=False)[0])
+
+
 def _validation(interval: int | None) -> dict[str, Any]:
     """A Trainer's arguments to validate every `interval` batches; None never validates."""
     never = interval is None
@@ -186,7 +199,7 @@ def _validation(interval: int | None) -> dict[str, Any]:
 @contextmanager
 def _optimized(task: LightningModule, optimization: Optimization, steps: int) -> Iterator[None]:
     """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task."""
-    task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
+    task.configure_optimizers = lambda: optimization.configure(trained_of(task), steps)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -196,7 +209,7 @@ def _optimized(task: LightningModule, optimization: Optimization, steps: int) ->
 @contextmanager
 def _in_format(task: LightningModule, memory_format: str) -> Iterator[None]:
     """Inside the `with` block the model's weights lie in memory in that one of `FORMATS`."""
-    model: Any = task.model
+    model: Any = trained_of(task)
     model.to(memory_format=FORMATS[memory_format])
     try:
         yield
@@ -211,6 +224,7 @@ class _Rounds(Callback):
         self.round_steps = round_steps
         self.on_round = on_round
         self.rounds = 0
+        self._before: dict[str, Any] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -222,9 +236,16 @@ class _Rounds(Callback):
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss became {loss} at step {trainer.global_step}")
 
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        self._before = dict(trainer.callback_metrics)
+
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         self.rounds += 1
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {}
+        for name, value in trainer.callback_metrics.items():
+            # what the training steps logged is still there
+            if value is not self._before.get(name):
+                metrics[name] = float(value)
         if self.on_round is not None and not self.on_round(self.rounds, metrics):
             trainer.should_stop = True
 

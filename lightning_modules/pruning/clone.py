@@ -50,6 +50,14 @@ def clone(module: M, memo: dict[int, Any]) -> M:
     return twin
 
 
+def copied(module: M) -> M:
+    """A deep copy with tensors of its own.
+
+    Tensors that a forward pass left as attributes lose their history: `copy.deepcopy` refuses them.
+    """
+    return clone(module, {})
+
+
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in ATOMIC:
@@ -68,7 +76,22 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return clone(value, memo)
     if kind in (tuple, list, set) and _all_atomic(value):
         return kind(value)  # of a tuple this is the tuple itself
+    if kind in (tuple, list):
+        return _sequence(value, memo)
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
+
+
+def _sequence(value: Any, memo: dict[int, Any]) -> Any:
+    """A list or tuple with each item copied; a list may hold itself."""
+    if type(value) is tuple:
+        return tuple([_value(item, memo) for item in value])
+    twin: list[Any] = []
+    memo[id(value)] = twin
+    twin.extend([_value(item, memo) for item in value])
+    return twin
 
 
 def _all_atomic(items: Iterable[Any]) -> bool:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import inside
 
@@ -102,7 +102,7 @@ def _after(seen: list[Tensor | None]) -> Any:
 
 def _returns_input(module: nn.Module, x: Tensor) -> bool:
     """Whether the module with all parameters at zero returns exactly `x`."""
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()

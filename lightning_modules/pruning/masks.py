@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import nn
 
 from lightning_modules.errors import PlanError
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.structure import Keep, Structure, dropped
 
 
@@ -41,6 +40,6 @@ def masked(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
 
     If all groups are `mask_exact`, it computes what the model after removal computes.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     zero(twin, structure, keep)
     return twin

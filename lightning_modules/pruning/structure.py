@@ -179,6 +179,27 @@ class Structure:
         return replace(self, table=table, groups=tuple(groups))
 
 
+def prefixed(structure: Structure, prefix: str) -> Structure:
+    """The structure of a module in which the structure's own has names that begin with `prefix`."""
+    groups = []
+    for group in structure.groups:
+        members = [replace(member, tensor=prefix + member.tensor) for member in group.members]
+        groups.append(replace(group, name=prefix + group.name, members=tuple(members)))
+    return replace(
+        structure,
+        groups=tuple(groups),
+        table={(prefix + name, dim): row for (name, dim), row in structure.table.items()},
+        macs=tuple([_renamed(product, prefix) for product in structure.macs]),
+        params=tuple([_renamed(product, prefix) for product in structure.params]),
+        skipped=tuple([replace(layer, name=prefix + layer.name) for layer in structure.skipped]),
+    )
+
+
+def _renamed(product: Product, prefix: str) -> Product:
+    tensor = prefix + product.tensor if product.tensor else ""
+    return replace(product, name=prefix + product.name, tensor=tensor)
+
+
 def some_of(structure: Structure, kept: Counts) -> Keep:
     """Keep the first `kept[i]` units of every group.
 

@@ -88,6 +88,7 @@ CHANGED: dict[str, Any] = {
     "stopping.keep": 0.01,
     "stopping.max_drop": 0.001,
     "objectives.quality": "f1",
+    "objectives.direction": "minimize",
     "objectives.costs": ["params"],
     "objectives.metrics": ["f1"],
     "objectives.bounds": {"flops_ratio": {"most": 0.3}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import require_batches
 from lightning_modules.pruning.criteria.magnitude import Magnitude
@@ -47,7 +47,7 @@ class Ablation:
         norms = Magnitude(2.0)(model, structure, calibration)
         alive = living(structure)
         scores = np.zeros(structure.n_units)
-        twin = copy.deepcopy(model)
+        twin = copied(model)
         full_loss = mean_loss(twin, calibration)
         for group in structure.groups:
             units = group.start + np.flatnonzero(alive[group.units])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import accumulate, mean_gradients
 from lightning_modules.pruning.criteria.members import floating, named
@@ -56,7 +56,7 @@ class Movement:
         self, model: nn.Module, names: Sequence[str], calibration: Calibration
     ) -> dict[str, Tensor]:
         named(model, names)  # raises for unknown names
-        twin = copy.deepcopy(model)
+        twin = copied(model)
         moving = floating(twin)
         total: dict[str, Tensor] = {}
         with scoring(twin, calibration.seed):

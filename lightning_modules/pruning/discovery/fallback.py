@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.discovery.labels import Ids
 from lightning_modules.pruning.discovery.trace import Trace
 from lightning_modules.pruning.discovery.tracer import canonical_names
@@ -35,7 +35,7 @@ def dependency_trace(model: nn.Module, inputs: Inputs) -> Trace:
     not known here: verification finds and freezes them.
     Errors: whatever torch-pruning raises.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(True)
+    twin = copied(model).eval().requires_grad_(True)
     trace = Trace(twin, source="torch_pruning", names=canonical_names(twin))
     reader = _Reader(trace)
     reader.weights()

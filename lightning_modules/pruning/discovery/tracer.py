@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from lightning_modules.pruning.attention import loosen
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
 from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
@@ -57,7 +57,7 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     of auxiliary heads that run in training; costs are those of eval mode.
     Errors: whatever `torch.export` raises.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     if attention == "head_dim":
         loosen(twin)
     names = canonical_names(twin)

@@ -4,7 +4,6 @@ says.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.depth import droppable
 from lightning_modules.pruning.discovery.assemble import assemble
 from lightning_modules.pruning.discovery.trace import Trace
@@ -164,7 +164,7 @@ class _Trial:
             return self._difference(self._run(base), self._dense, values=False)
         keep_exact = self._plan(structure, exact)
         small = self._run(remove(base, inner, keep_exact))
-        masked = copy.deepcopy(base)
+        masked = copied(base)
         zero(masked, inner, keep_exact)
         to_dense = self._difference(small, self._dense, values=False)
         return to_dense or self._difference(small, self._run(masked), values=True)
@@ -193,7 +193,7 @@ class _Trial:
             self._compared = len(outputs)
             if self._trained:
                 torch.manual_seed(0)
-                twin = copy.deepcopy(model).train()
+                twin = copied(model).train()
                 outputs += _tensors(self._inputs.twice().call(twin))
         return outputs
 
@@ -238,7 +238,7 @@ def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
     Weights get variance 2 / fan-in; scales and variances lie in [0.5, 1.5]; other buffers stay.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             # drawn for scales too, which would otherwise change all that is drawn after them

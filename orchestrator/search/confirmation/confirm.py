@@ -5,7 +5,6 @@ Test data is used once, at the end.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from torch import nn
 
 from lightning_modules.phases.sparse import Sparse
 from lightning_modules.pruning.activations import attached
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
@@ -175,7 +175,7 @@ def finetuned(
 
     It is trained on the training data as it is, without mixed copies.
     """
-    model = copy.deepcopy(candidate.model)
+    model = copied(candidate.model)
     masks = zeros_of(model, candidate.sparse)
     training = Training(
         rounds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 
 from lightning_modules.errors import UserError
 from lightning_modules.phases.memory import release_memory
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.weights import effective_macs
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.export.formats import EXPORT_FORMATS
@@ -218,7 +218,7 @@ def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
     facts = confirmation.facts
     candidate = Candidate(
         "dense",
-        copy.deepcopy(facts.model),
+        copied(facts.model),
         facts.structure.full(),
         [facts.dense_digest],
         round_steps=confirmation.round_steps,

@@ -5,7 +5,6 @@ It is stored under the hash of what made it.
 
 from __future__ import annotations
 
-import copy
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,13 +21,14 @@ from torch import Tensor, nn
 
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.phases.fit import OnRound, evaluate, fit
+from lightning_modules.phases.fit import DivergedError, OnRound, evaluate, fit
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
-from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
-from lightning_modules.tasks.metrics import directions_of
+from lightning_modules.tasks.contract import build_task, check_outputs, check_task, inputs_of
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
+from orchestrator.search.directions import task_directions
 from orchestrator.search.lab.lab import Timed, optimization, seed_everything
 from orchestrator.search.lab.made_up import metrics_of
 from orchestrator.search.plans.lineage import tensors
@@ -62,7 +62,10 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
         checkpoint = settings.phases.train.checkpoint
         _fill(model, _read(checkpoint, model), str(checkpoint))
     check_data(data)
-    check_outputs(build_task(settings.task, model, data), next(iter(data.val_dataloader())))
+    # a copy: a step changes the metrics of a module that holds its network
+    task = build_task(settings.task, copied(model), data)
+    check_task(task)
+    check_outputs(task, next(iter(data.val_dataloader())))
     return model.train()
 
 
@@ -98,7 +101,7 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
             f"phases.train.rewind_epoch={train.rewind_epoch} needs a dense model trained here for "
             f"at least as many epochs; phases.train.epochs is {train.epochs}"
         )
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     digests = read_json(path.with_name(RECORD), ANEW).get("sha256", {})
     weights = read_weights(path, model.state_dict(), ANEW, digests.get(REWIND))
     _fill(twin, weights, str(path))
@@ -164,23 +167,29 @@ class DenseTraining:
                 self._keep_early(model)
             return self.on_epoch(epoch, metrics)
 
-        fit(
-            task,
-            batches,
-            optimization(train),
-            rounds=train.epochs,
-            round_steps=len(batches),
-            device=self.device,
-            val=self.data.val_dataloader(),
-            on_round=on_round,
-            memory_format=self.memory_format,
-        )
+        try:
+            fit(
+                task,
+                batches,
+                optimization(train),
+                rounds=train.epochs,
+                round_steps=len(batches),
+                device=self.device,
+                val=self.data.val_dataloader(),
+                on_round=on_round,
+                memory_format=self.memory_format,
+            )
+        except DivergedError as error:
+            raise ConfigError(
+                f"the dense model could not be trained: {error}; take a smaller "
+                "phases.train.optimizer.lr, or phases=deep (AdamW)"
+            ) from error
 
     def _made_up(self, model: nn.Module) -> dict[str, float]:
         train = self.settings.phases.train
         if train.rewind_epoch is not None:
             self._keep_early(model)
-        metrics = metrics_of(directions_of(self.settings.task), 1.0, train.epochs)
+        metrics = metrics_of(task_directions(self.settings), 1.0, train.epochs)
         self.on_epoch(train.epochs, metrics)
         return metrics
 

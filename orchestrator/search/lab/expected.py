@@ -5,10 +5,10 @@ Its work is counted, and multiplied by the time that a few of its own steps took
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,10 +19,12 @@ from torch import nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.phases.distillation import Distillation, distilled, teacher
-from lightning_modules.phases.fit import evaluate, fit
+from lightning_modules.phases.fit import DivergedError, evaluate, fit
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.tasks.contract import build_task, divergence_of
+from lightning_modules.tasks.whole import network_of
 from orchestrator.search.lab.dense import RECORD, dense_folder
 from orchestrator.search.lab.lab import optimization
 from orchestrator.search.space.allocation import cut_anyhow, evenly
@@ -182,7 +184,7 @@ def _pruned(
     smallest = settings.search.chain.smallest
     middle = math.sqrt(largest * smallest)
     mean = (largest - smallest) / math.log(largest / smallest)
-    cut = cut_anyhow(copy.deepcopy(model), structure, evenly(structure, middle))
+    cut = cut_anyhow(copied(model), structure, evenly(structure, middle))
     share = (mean - middle) / (1.0 - middle)
     return prices(settings, cut, data, device).toward(dense, share)
 
@@ -194,13 +196,14 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
     """
 
     def new_task() -> Any:
-        return build_task(settings.task, copy.deepcopy(model), data)
+        return build_task(settings.task, copied(model), data)
 
     def fitted(steps: int) -> float:
         task = new_task()
         finetune = optimization(settings.phases.finetune)
         begin = time.perf_counter()
-        with distilled(task, _teaching(settings, task, data)):
+        # the time of steps that diverge is that of others
+        with suppress(DivergedError), distilled(task, _teaching(settings, task, data)):
             fit(task, data.train_batches(0), finetune, rounds=1, round_steps=steps, device=device)
         return time.perf_counter() - begin
 
@@ -233,7 +236,7 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
     divergence = divergence_of(task)
     if distillation is None or distillation.weight == 0.0 or divergence is None:
         return None
-    network: Any = copy.deepcopy(task.model)
+    network: Any = copied(network_of(task))
     run_along = teacher(network, None)
     looked_up = dict[int | None, Any]()
 

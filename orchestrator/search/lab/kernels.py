@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.contract import build_task, step_loss
@@ -154,7 +154,7 @@ def _middle(
     settings: Settings, structure: Structure, model: nn.Module, data: Any
 ) -> LightningModule:
     """The task with a model of the middle of the chain, ready to train."""
-    cut = copy.deepcopy(model)
+    cut = copied(model)
     if structure.groups:
         cut = cut_anyhow(model, structure, evenly(structure, _middle_ratio(settings)))
     return build_task(settings.task, cut, data).train()

@@ -25,9 +25,10 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.structure import Structure, prefixed
 from lightning_modules.tasks.contract import build_task, divergence_of
 from lightning_modules.tasks.metrics import scale_of
+from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
@@ -81,7 +82,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     device = device_of(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
-    progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
+    progress.phase("structure", f"what can be pruned in {settings.model_name()}")
     model = build_model(settings, data)
     with progress.timed("structure"):
         example = example_of(settings, model, data)
@@ -256,7 +257,10 @@ def _architecture(settings: Settings) -> dict[str, Any]:
 def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Structure:
     """What the method may prune: heads or their width, whole blocks or not."""
     method = settings.method.choices()[0]
-    return discover(model, example, attention=method.attention, depth=settings.depth)
+    structure = discover(
+        pruned_part(model), example, attention=method.attention, depth=settings.depth
+    )
+    return prefixed(structure, model.prefix) if isinstance(model, Whole) else structure
 
 
 def check_prunable(settings: Settings, structure: Structure) -> None:

@@ -5,7 +5,6 @@ That is: the machine's speed, the pace of its trials, and the time left for conf
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from lightning_modules.errors import ConfigError, PlanError
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.confirmation.ladders import LadderStep, with_training_steps
@@ -363,7 +363,7 @@ def measure(lab: Lab, cuts: Sequence[Counts], now: Callable[[], float]) -> Speed
     Each of `cuts` has the units that a smaller model keeps.
     """
     facts = lab.facts
-    models: dict[float, nn.Module] = {1.0: copy.deepcopy(facts.model)}
+    models: dict[float, nn.Module] = {1.0: copied(facts.model)}
     for kept in cuts:
         models[facts.ratios(kept)["flops"]] = cut_anyhow(facts.model, facts.structure, kept)
     seconds = {ratio: _timed(lab, model, now) for ratio, model in models.items()}

@@ -6,7 +6,6 @@ and its `cost`, those of the dense model; scores and keeps are over its units.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_modules.phases.watched import WatchedBatches
 from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.criteria import Calibration
 from lightning_modules.pruning.criteria.blocks import block_scores
@@ -149,7 +149,7 @@ class WeightPruner:
 
     def prune(self, model: nn.Module, alive: Keep, keep: Keep, seed: int) -> nn.Module:
         """A copy with the weights at zero; its zeros are its masks."""
-        twin = copy.deepcopy(model)
+        twin = copied(model)
         apply(twin, self.masks(model, keep, seed))
         return twin
 

@@ -16,6 +16,7 @@ from torch import nn
 from lightning_modules.phases.sparse import Sparse, Zeroed
 from lightning_modules.pruning import masks as unit_masks
 from lightning_modules.pruning import thresholds
+from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.optimizer import slice_state
 from lightning_modules.pruning.plan import Timing
 from lightning_modules.pruning.removal import remove
@@ -41,7 +42,7 @@ class Working:
     def copy(self) -> Working:
         """One that further work does not touch."""
         masks = {name: mask.clone() for name, mask in self.masks.items()}
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         return Working(model, self.alive.copy(), masks, copy.deepcopy(self.optimizer))
 
     def restart(self, dense: nn.Module, alive: Keep, structure: Any) -> None:
