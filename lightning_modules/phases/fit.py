@@ -69,6 +69,12 @@ class Optimization:
     def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
         """What Lightning's `configure_optimizers` returns, for training of `steps` steps."""
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ConfigError(
+                "nothing can be trained: every parameter is frozen (requires_grad=False); unfreeze "
+                "some, or search without training: phases.train.epochs=0 "
+                "phases.finetune.round_steps=0"
+            )
         optimizer = self.optimizer.build(trained)
         schedule = self._scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

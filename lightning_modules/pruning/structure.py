@@ -10,7 +10,7 @@ pruned model has the same groups with shorter rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -115,7 +115,8 @@ class Structure:
 
     `table` holds int32 rows, only for axes with at least one prunable unit. `macs` are the conv,
     linear and matmul nodes of the traced graph at batch 1. `params` has one product per parameter;
-    a shared one counts once.
+    a shared one counts once. `whole` are the tensors that lose nothing although they could, by
+    name, and why.
     """
 
     groups: tuple[Group, ...]
@@ -126,6 +127,7 @@ class Structure:
     layers: int
     prunable_layers: int
     source: Literal["export", "torch_pruning"] = "export"
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_units(self) -> int:

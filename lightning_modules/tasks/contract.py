@@ -132,11 +132,17 @@ def to_device(task: LightningModule, batch: Any, device: torch.device) -> Any:
 def step_loss(task: LightningModule, batch: Any) -> Tensor:
     """The loss of one training step, outside of a Trainer.
 
-    Errors: ConfigError for a step that returns no loss.
+    Errors: ConfigError for a step that returns no loss, or one without a gradient.
     """
     with outside_trainer(task):
         arguments = step_arguments(task.training_step, batch)
-        return loss_in(task.training_step(*arguments), task)
+        loss = loss_in(task.training_step(*arguments), task)
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ConfigError(
+            f"the loss of {type(task).__name__}.training_step has no gradient: all parameters that "
+            "it depends on are frozen (requires_grad=False); take a method that needs none, as l2"
+        )
+    return loss
 
 
 def loss_in(result: Any, task: Any) -> Tensor:

@@ -200,6 +200,8 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
     def fitted(steps: int) -> float:
         task = new_task()
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return 0.0
         finetune = optimization(settings.phases.finetune)
         begin = time.perf_counter()
         # the time of steps that diverge is that of others

@@ -25,6 +25,7 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
+from lightning_modules.pruning.left_whole import left_whole, tensors_to_keep
 from lightning_modules.pruning.structure import Structure, prefixed
 from lightning_modules.tasks.contract import build_task, divergence_of
 from lightning_modules.tasks.metrics import scale_of
@@ -255,12 +256,19 @@ def _architecture(settings: Settings) -> dict[str, Any]:
 
 
 def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Structure:
-    """What the method may prune: heads or their width, whole blocks or not."""
+    """What the method may prune: heads or their width, whole blocks or not.
+
+    Layers that the method keeps, and those that are frozen, are left out.
+    Errors: ConfigError where `method.keep` fits nothing.
+    """
     method = settings.method.choices()[0]
     structure = discover(
         pruned_part(model), example, attention=method.attention, depth=settings.depth
     )
-    return prefixed(structure, model.prefix) if isinstance(model, Whole) else structure
+    if isinstance(model, Whole):
+        structure = prefixed(structure, model.prefix)
+    kept = tensors_to_keep(model, settings.method.keep, settings.method.prune_frozen)
+    return left_whole(structure, kept)
 
 
 def check_prunable(settings: Settings, structure: Structure) -> None:
