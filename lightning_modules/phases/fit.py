@@ -22,6 +22,7 @@ from torch.optim import Optimizer, lr_scheduler
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
+from lightning_modules.phases.own_optimizer import own_optimizer
 from lightning_modules.recipe import Recipe, locate
 from lightning_modules.tasks.whole import in_train_mode, trained_of
 
@@ -36,6 +37,8 @@ class DivergedError(Exception):
     """
 
 
+OWN = Recipe("own")
+"""Stands for the optimizer of the task: its own `configure_optimizers`, schedulers included."""
 TOTALS = ("total_steps", "T_max", "total_iters")
 """Names under which torch's schedulers take the number of steps; filled in where not given."""
 
@@ -47,7 +50,8 @@ class Optimization:
     Without a `scheduler` the learning rate rises linearly over the `warmup` fraction of all steps,
     then falls as a cosine. `rewound` is a fraction t: training then follows only the last t of the
     curve, which is learning-rate rewinding (Renda et al. 2020). `clip_norm` is the largest norm of
-    the gradient; None does not clip.
+    the gradient; None does not clip. With the optimizer `OWN` only `clip_norm` counts, and all
+    learning rates of the task's own optimizer are multiplied by `lr_factor`.
     """
 
     optimizer: Recipe
@@ -55,9 +59,17 @@ class Optimization:
     clip_norm: float | None = None
     scheduler: Recipe | None = None
     rewound: float | None = None
+    lr_factor: float = 1.0
+
+    @property
+    def own(self) -> bool:
+        """Whether the task brings its optimizer."""
+        return self.optimizer == OWN
 
     def check(self) -> None:
         """Errors: ConfigError if the optimizer or scheduler cannot be built from its arguments."""
+        if self.own:
+            return
         try:
             self.configure(torch.nn.Linear(1, 1), 100)
         except (TypeError, ValueError) as error:
@@ -160,7 +172,7 @@ def fit(
     in_train_mode(task)
     with _quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
-            max_steps=rounds * round_steps,
+            **_length(optimization, batches, rounds * round_steps),
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
@@ -170,6 +182,16 @@ def fit(
         with _in_format(task, memory_format):
             trainer.fit(task, in_parts(batches, accumulate), val)
     return rounds if val is None else watch.rounds
+
+
+def _length(optimization: Optimization, batches: Any, steps: int) -> dict[str, Any]:
+    """A Trainer's arguments for so many steps.
+
+    A module may lay out its own learning rate over the epochs that they make.
+    """
+    if not optimization.own:
+        return {"max_steps": steps}
+    return {"max_steps": steps, "max_epochs": math.ceil(steps / max(1, len(batches)))}
 
 
 def evaluate(
@@ -204,8 +226,17 @@ def _validation(interval: int | None) -> dict[str, Any]:
 
 @contextmanager
 def _optimized(task: LightningModule, optimization: Optimization, steps: int) -> Iterator[None]:
-    """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task."""
-    task.configure_optimizers = lambda: optimization.configure(trained_of(task), steps)  # type: ignore[method-assign]
+    """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task.
+
+    With the optimizer `OWN` it is the task's.
+    """
+
+    def configured() -> Any:
+        if optimization.own:
+            return own_optimizer(task, optimization.lr_factor)
+        return optimization.configure(trained_of(task), steps)
+
+    task.configure_optimizers = configured  # type: ignore[method-assign]
     try:
         yield
     finally:

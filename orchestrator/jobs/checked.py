@@ -101,8 +101,9 @@ def _recipes(settings: Settings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     for method in settings.method.choices():
         for stage in method.stages():
             yield stage.scoring(), {}
-    yield settings.phases.train.optimizer, {"params": ()}
-    yield settings.phases.finetune.optimizer, {"params": ()}
+    for phase in (settings.phases.train, settings.phases.finetune):
+        if not phase.own:
+            yield phase.optimizer, {"params": ()}
     yield settings.data, {}
     yield settings.task, {}
     yield settings.space, {}

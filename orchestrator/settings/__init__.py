@@ -183,6 +183,11 @@ class Settings(Part):
                 "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go "
                 "back to"
             )
+        if phases.finetune.lr == "rewound" and phases.train.own:
+            raise ValueError(
+                "phases.finetune.lr=rewound follows the end of the dense training's curve, which "
+                "phases.train.optimizer=own does not tell: take lr=finetune"
+            )
         budget = self.study.budget
         if budget is not None and self.workers > 1:
             raise ValueError(

@@ -68,6 +68,20 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     return model.train()
 
 
+def check_own_optimizer(
+    settings: Settings, model: nn.Module, data: Any, device: torch.device
+) -> None:
+    """Make a step on a copy of the model with each optimizer that the task brings.
+
+    Errors: ConfigError for one that the phases cannot use, before anything is trained.
+    """
+    for phase in (settings.phases.train, settings.phases.finetune):
+        if phase.own:
+            task = build_task(settings.task, copied(model), data)
+            batches = data.train_batches(0)
+            fit(task, batches, optimization(phase), rounds=1, round_steps=1, device=device)
+
+
 def example_of(settings: Settings, model: nn.Module, data: Any) -> Inputs:
     """The inputs with which the task calls the network.
 

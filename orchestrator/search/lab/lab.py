@@ -17,7 +17,14 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation, distilled
-from lightning_modules.phases.fit import OnRound, Optimization, evaluate, fit, run_test_steps
+from lightning_modules.phases.fit import (
+    OWN,
+    OnRound,
+    Optimization,
+    evaluate,
+    fit,
+    run_test_steps,
+)
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
@@ -308,6 +315,8 @@ def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimiz
     Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given.
     """
     optimizer = settings.optimizer
+    if optimizer == OWN:
+        return Optimization(OWN, clip_norm=settings.clip_norm, lr_factor=lr_factor)
     if lr_factor != 1.0:
         arguments = dict(optimizer.arguments)
         if "lr" not in arguments:

@@ -38,6 +38,7 @@ from orchestrator.search.goals import goals_of
 from orchestrator.search.lab.dense import (
     DenseTraining,
     build_model,
+    check_own_optimizer,
     example_of,
     fresh_model,
     rewound_model,
@@ -88,6 +89,7 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     with progress.timed("structure"):
         example = example_of(settings, model, data)
         structure = find_structure(settings, model, example)
+    check_own_optimizer(settings, model, data, device)
     threads = choose_threads(settings, structure, model, data, device)
     if threads:
         progress.phase("threads", threads)
