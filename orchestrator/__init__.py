@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "check",
     "inspect",
     "load_exported",
     "load_int8",
@@ -15,6 +16,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "check": ("orchestrator.jobs.checked", "check"),
     "inspect": ("orchestrator.jobs.checked", "inspect"),
     "load_exported": ("orchestrator.load", "load_exported"),
     "load_int8": ("orchestrator.load", "load_int8"),

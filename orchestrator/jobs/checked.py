@@ -17,6 +17,7 @@ from orchestrator.jobs.outputs import Outputs, finished_before
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from orchestrator.jobs.check import Checked
     from orchestrator.jobs.inspect import Inspection
 
 _OURS = ("lightning_modules.", "orchestrator.", "torch.", "optuna.")
@@ -47,6 +48,16 @@ def inspect(settings: Settings) -> Inspection:
     from orchestrator.jobs.inspect import inspect
 
     return inspect(settings, time.perf_counter() - begin)
+
+
+def check(settings: Settings) -> Checked:
+    """Print and return what one batch shows of model, data and task.
+
+    Errors: ConfigError that lists all faults together.
+    """
+    from orchestrator.jobs.check import check
+
+    return check(settings)
 
 
 def check_names(settings: Settings) -> None:

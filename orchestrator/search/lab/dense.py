@@ -56,16 +56,25 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     is missing or does not fit; ConfigError for a model that cannot be built or does not take the
     data.
     """
-    seed_everything(settings.seed)
-    model: nn.Module = settings.model.build()
-    if settings.phases.train.checkpoint is not None:
-        fill_from(settings.phases.train.checkpoint, model)
+    model = unchecked_model(settings)
     check_data(data)
     # a copy: a step changes the metrics of a module that holds its network
     task = build_task(settings.task, copied(model), data)
     check_task(task)
     check_outputs(task, next(iter(data.val_dataloader())))
     return model.train()
+
+
+def unchecked_model(settings: Settings) -> nn.Module:
+    """The model as configured, untrained or with its checkpoint.
+
+    Errors: DataError, ConfigError as `build_model`.
+    """
+    seed_everything(settings.seed)
+    model: nn.Module = settings.model.build()
+    if settings.phases.train.checkpoint is not None:
+        fill_from(settings.phases.train.checkpoint, model)
+    return model
 
 
 def check_own_optimizer(
