@@ -172,9 +172,8 @@ def _loss(seen: _Seen) -> str:
     reached = [parameter.grad is not None for parameter in network_of(task).parameters()]
     if not any(reached):
         raise ConfigError("the loss depends on no parameter of the network that is pruned")
-    return (
-        f"{float(loss.detach()):.4g}; its gradient reaches {sum(reached)} of {len(reached)} tensors"
-    )
+    share = f"{sum(reached)} of {len(reached)} parameters of the network"
+    return f"{float(loss.detach()):.4g}; its gradient reaches {share}"
 
 
 def _quality(seen: _Seen) -> str:
@@ -183,8 +182,8 @@ def _quality(seen: _Seen) -> str:
     missing = [name for name in goals.signs if name not in logged]
     if missing:
         raise ConfigError(
-            f"validation must log {', '.join(missing)} (objectives.quality, objectives.metrics); it "
-            f"logs {sorted(logged)}"
+            f"validation must log {', '.join(missing)} (objectives.quality, objectives.metrics); "
+            f"it logs {sorted(logged)}"
         )
     tested = run_test_steps(seen.task(), _One(seen.val), CPU)
     stands = set(goals.signs) <= set(under_names_of(logged, tested))
