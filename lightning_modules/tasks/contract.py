@@ -64,8 +64,13 @@ def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
         return model.module
     accepted = inspect.signature(locate(recipe.target)).parameters
     extra = {}
-    if "num_classes" in accepted:
-        extra["num_classes"] = getattr(data, "num_classes", None)
+    if "num_classes" in accepted and hasattr(data, "num_classes"):
+        extra["num_classes"] = data.num_classes
+    elif "num_classes" in accepted and "num_classes" not in recipe.arguments:
+        raise ConfigError(
+            f"{recipe.target} asks for the number of classes, and the data has no num_classes: "
+            "give the number as +task.num_classes=10, or the data this attribute"
+        )
     if "data" in accepted:
         extra["data"] = data
     task = recipe.build(model=model, **extra)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.errors import ConfigError
@@ -200,7 +200,8 @@ def _teaching(
             f"phases.finetune.distillation.mixed={teaching.mixed} mixes samples and their classes; "
             f"{type(task).__name__} does not say `classifies = True`: take mixed=0"
         )
-    if teaching.weight == 0.0 or not classifies:
+    mixable = cached is None or isinstance(cached, Tensor)
+    if teaching.weight == 0.0 or not classifies or not mixable:
         return distillation, None
     seconds = time.perf_counter() - begin
     seed = seed_of(settings.seed, Stream.MIXING)
