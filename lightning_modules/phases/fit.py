@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer, lr_scheduler
 
@@ -24,7 +25,7 @@ from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.phases.own_optimizer import own_optimizer
 from lightning_modules.recipe import Recipe, locate
-from lightning_modules.tasks.whole import in_train_mode, trained_of
+from lightning_modules.tasks.whole import in_train_mode, is_users, trained_of
 
 OnRound = Callable[[int, dict[str, float]], bool]
 """Maps the number of rounds done and the validation metrics to whether training goes on."""
@@ -177,7 +178,7 @@ def fit(
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
             **_validation(interval),
-            **_plain(device),
+            **_plain(task, device),
         )
         with _in_format(task, memory_format):
             trainer.fit(task, in_parts(batches, accumulate), val)
@@ -199,7 +200,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics over all batches, by name."""
     with _quiet():
-        trainer = Trainer(**_plain(device))
+        trainer = Trainer(**_plain(task, device))
         return dict(trainer.validate(task, batches, verbose=False)[0])
 
 
@@ -210,7 +211,7 @@ def run_test_steps(
     if not is_overridden("test_step", task):
         return {}
     with _quiet():
-        trainer = Trainer(**_plain(device))
+        trainer = Trainer(**_plain(task, device))
         return dict(trainer.test(task, batches, verbose=False)[0])
 
 
@@ -287,13 +288,16 @@ class _Rounds(Callback):
             trainer.should_stop = True
 
 
-def _plain(device: torch.device) -> dict[str, Any]:
-    """Arguments of a Trainer that neither writes nor prints: the orchestrator does both."""
+def _plain(task: LightningModule, device: torch.device) -> dict[str, Any]:
+    """Arguments of a Trainer that neither writes nor prints: the orchestrator does both.
+
+    A user's own module may log pictures with `self.logger`, which goes nowhere here.
+    """
     accelerator = "gpu" if device.type == "cuda" else device.type
     return {
         "accelerator": accelerator,
         "devices": 1 if device.index is None else [device.index],
-        "logger": False,
+        "logger": DummyLogger() if is_users(task) else False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

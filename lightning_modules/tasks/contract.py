@@ -212,6 +212,21 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
         ) from error
 
 
+def check_training(task: LightningModule, batch: Any) -> None:
+    """Run a training step on one batch; random states stay as they are.
+
+    Errors: ConfigError for a step that fails, or returns no loss.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            step_loss(task.train(), batch)
+    except (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(
+            f"{type(task).__name__}.training_step must take the data's training batches and give "
+            f"the loss; {type(error).__name__}: {error}"
+        ) from error
+
+
 def _run_network(task: LightningModule, inputs: Inputs) -> Any:
     try:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
 
 
 @contextmanager
@@ -47,7 +48,10 @@ def _idle_trainer() -> Trainer:
     log.setLevel(logging.ERROR)
     try:
         return Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+            accelerator="cpu",
+            logger=DummyLogger(),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
         )
     finally:
         log.setLevel(level_before)

@@ -105,6 +105,11 @@ def network_of(task: LightningModule) -> nn.Module:
     return task if path == ITSELF else task.get_submodule(path)
 
 
+def is_users(task: LightningModule) -> bool:
+    """Whether the task is a user's own module, with its network somewhere inside."""
+    return PATH in vars(task)
+
+
 def pruned_part(model: nn.Module) -> nn.Module:
     """The network inside of a `Whole`; any other model is the network itself."""
     return model.network if isinstance(model, Whole) else model
@@ -112,7 +117,7 @@ def pruned_part(model: nn.Module) -> nn.Module:
 
 def trained_of(task: LightningModule) -> nn.Module:
     """What is trained: the task's `model`, or the whole module of a user."""
-    return task if PATH in vars(task) else task.model  # type: ignore[return-value]
+    return task if is_users(task) else task.model  # type: ignore[return-value]
 
 
 def in_train_mode(task: LightningModule) -> None:

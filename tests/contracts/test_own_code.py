@@ -25,6 +25,7 @@ from lightning_modules.tasks.contract import (
     build_task,
     check_outputs,
     check_task,
+    check_training,
     inputs_of,
     step_loss,
 )
@@ -232,6 +233,28 @@ def test_what_a_module_holds_in_eval_mode_stays_so_in_training() -> None:
     sgd = Optimization(Recipe("torch.optim.SGD", {"lr": 1e-3}))
     fit(whole.module, pictures().train_batches(0), sgd, rounds=1, round_steps=1, device=CPU)
     assert whole.module.modes == [True, False]
+
+
+def test_pictures_that_a_module_logs_go_nowhere() -> None:
+    class Shown(LitTwoTower):
+        def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.logger.experiment.add_image("first", batch["image"][0])
+
+    task = Whole(Shown()).module
+    data = pictures()
+    check_outputs(task, next(iter(data.val_dataloader())))
+    assert set(evaluate(task, data.val_dataloader(), CPU)) == {"val_f1", "val_loss"}
+
+
+def test_a_training_step_that_fails_is_told_before_training() -> None:
+    class Failing(LitTwoTower):
+        def training_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            return {"loss": batch["labels"]}
+
+    batch = next(iter(pictures().train_batches(0)))
+    with pytest.raises(ConfigError, match=r"Failing.training_step must take.*KeyError: 'labels'"):
+        check_training(Whole(Failing()).module, batch)
 
 
 def test_directions_come_from_the_metrics_that_a_module_holds() -> None:

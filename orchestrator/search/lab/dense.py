@@ -24,7 +24,13 @@ from lightning_modules.phases.fit import DivergedError, OnRound, evaluate, fit
 from lightning_modules.pruning.clone import copied
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
-from lightning_modules.tasks.contract import build_task, check_outputs, check_task, inputs_of
+from lightning_modules.tasks.contract import (
+    build_task,
+    check_outputs,
+    check_task,
+    check_training,
+    inputs_of,
+)
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.directions import task_directions
@@ -62,6 +68,7 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     task = build_task(settings.task, copied(model), data)
     check_task(task)
     check_outputs(task, next(iter(data.val_dataloader())))
+    check_training(task, next(iter(data.train_batches(settings.seed))))
     return model.train()
 
 
