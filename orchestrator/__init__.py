@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "check",
     "export",
     "inspect",
     "load_exported",
@@ -16,6 +17,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "check": ("orchestrator.jobs.checked", "check"),
     # the package itself, which can be called
     "export": ("orchestrator.export", ""),
     "inspect": ("orchestrator.jobs.checked", "inspect"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule
 from torch import nn
 
 from lightning_modules.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import inside
 from lightning_modules.recipe import Recipe, nearest
+from lightning_modules.tasks.whole import Whole
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.search.plans.finished import PLAN, WEIGHTS, read_plan
 from orchestrator.stored import check_digest, read_weights, sha256_of
@@ -22,19 +24,22 @@ from orchestrator.stored import check_digest, read_weights, sha256_of
 REMEDY = "take the folder as it was exported, or delete it and give the command of its study again"
 
 
-def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The module in eval mode on the CPU, from `plan.json` and `weights.safetensors` in `path`.
+def load_pruned(path: str | Path, model: nn.Module | None = None, whole: bool = False) -> nn.Module:
+    """The network in eval mode on the CPU, from `plan.json` and `weights.safetensors` in `path`.
 
     The plan names the callable that builds the dense architecture, and it is called: without
     `model` load only plans that you trust like code. With `model`, the dense architecture itself,
     nothing that the files name is imported or called; its own weights do not matter and it is left
-    as it was.
+    as it was. Of a network inside of a LightningModule, `model` is that module, and `whole` gives
+    back the whole module around the pruned network.
     Errors: DataError for a folder that is damaged or not whole, or weights that are not those of
     the architecture.
     """
     folder = Path(path)
     document = read_plan(folder)
     dense = _built(document, folder) if model is None else model
+    if isinstance(dense, LightningModule):
+        dense = Whole(dense, document.get("network"))
     gone = tuple(document.get("dropped", ()))
     expected = {}
     for name, tensor in dense.state_dict().items():
@@ -47,6 +52,8 @@ def load_pruned(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if pruned is not None:
         fed = tuple(pruned["tensors"])
         ActivationPruning(pruned["kind"], pruned["level"], fed).attach(rebuilt)
+    if isinstance(rebuilt, Whole):
+        return rebuilt.module if whole else rebuilt.network
     return rebuilt
 
 

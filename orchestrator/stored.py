@@ -93,7 +93,7 @@ def check_shapes(
     `expected` may be on the device `meta`. With `smaller`, shapes may also be smaller.
     Errors: DataError for other names or shapes.
     """
-    shapes = _shapes(path, remedy)
+    shapes = shapes_in(path, remedy)
     odd = sorted(set(shapes) ^ set(expected))
     if odd:
         where = "the file" if odd[0] in shapes else "the model"
@@ -110,8 +110,11 @@ def check_shapes(
             )
 
 
-def _shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Shapes by name in the header of a safetensors file."""
+def shapes_in(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in the header of a safetensors file.
+
+    Errors: DataError for a file that is none, or not whole.
+    """
     try:
         with path.open("rb") as stream:
             header = int.from_bytes(stream.read(8), "little")

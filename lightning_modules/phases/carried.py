@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
 
 from lightning_modules.pruning.optimizer import by_name, load_by_name
+from lightning_modules.tasks.whole import trained_of
 
 
 class Carried(Callback):
@@ -21,10 +21,8 @@ class Carried(Callback):
         self.state = state
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        model: nn.Module = module.model  # type: ignore[assignment]
         if self.state:
-            load_by_name(trainer.optimizers[0], model, self.state)
+            load_by_name(trainer.optimizers[0], trained_of(module), self.state)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        model: nn.Module = module.model  # type: ignore[assignment]
-        self.state = by_name(trainer.optimizers[0], model)
+        self.state = by_name(trainer.optimizers[0], trained_of(module))

@@ -5,6 +5,7 @@ Source: Hinton et al. 2015, section 2.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import nearest
-from lightning_modules.tasks.contract import Divergence, inputs_of, loss_in, to_device
+from lightning_modules.tasks.contract import Divergence, called, inputs_of, loss_in, to_device
+from lightning_modules.tasks.whole import network_of
 
 Teacher = Callable[[Any, Inputs], Any]
 """Maps a batch, and the inputs that the network was called with, to the dense model's outputs."""
@@ -63,7 +65,7 @@ def distilled(task: LightningModule, distillation: Distillation | None) -> Itera
         yield
         return
     original_step = task.training_step
-    network = task.model
+    network = network_of(task)
     calls: list[tuple[Inputs, Any]] = []
 
     def record(
@@ -71,28 +73,33 @@ def distilled(task: LightningModule, distillation: Distillation | None) -> Itera
     ) -> None:
         calls.append((Inputs(args, kwargs), outputs))
 
+    @functools.wraps(original_step)  # Lightning reads from it which arguments the step takes
     def training_step(batch: Any, *rest: Any, **more: Any) -> Any:
         calls.clear()
         result = original_step(batch, *rest, **more)
         if not calls:
-            name = type(task).__name__
-            raise ConfigError(
-                f"{name}.training_step must call `self.model`, to be distilled; it does not"
-            )
+            raise _not_called(task)
         inputs, outputs = calls[0]
         loss = distillation(loss_in(result, task), outputs, batch, inputs)
         if isinstance(result, Mapping):
             return {**result, "loss": loss}
         return loss
 
-    handle = network.register_forward_hook(record, with_kwargs=True)  # type: ignore[union-attr, operator]
+    handle = network.register_forward_hook(record, with_kwargs=True)
     task.training_step = training_step  # type: ignore[method-assign]
     try:
         yield
     finally:
         del task.training_step
-        handle.remove()  # type: ignore[union-attr]
+        handle.remove()
         calls.clear()
+
+
+def _not_called(task: LightningModule) -> ConfigError:
+    return ConfigError(
+        f"{type(task).__name__}.training_step must call `{called(task)}`, to be distilled; it does "
+        "not"
+    )
 
 
 Index = Callable[[Any], Tensor | None]
@@ -112,7 +119,7 @@ def dense_outputs(
     twice, where an output has no batch dimension in front, or where all outputs together take more
     than `MOST_CACHED` bytes.
     """
-    model = task.to(device).eval().model
+    model = network_of(task.to(device).eval())
     parts: list[Any] = []
     places: list[Tensor] = []
     size = 0

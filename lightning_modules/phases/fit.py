@@ -16,12 +16,16 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer, lr_scheduler
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
+from lightning_modules.phases.own_optimizer import own_optimizer
 from lightning_modules.recipe import Recipe, locate
+from lightning_modules.tasks.whole import in_train_mode, is_users, trained_of
 
 OnRound = Callable[[int, dict[str, float]], bool]
 """Maps the number of rounds done and the validation metrics to whether training goes on."""
@@ -34,6 +38,8 @@ class DivergedError(Exception):
     """
 
 
+OWN = Recipe("own")
+"""Stands for the optimizer of the task: its own `configure_optimizers`, schedulers included."""
 TOTALS = ("total_steps", "T_max", "total_iters")
 """Names under which torch's schedulers take the number of steps; filled in where not given."""
 
@@ -45,7 +51,8 @@ class Optimization:
     Without a `scheduler` the learning rate rises linearly over the `warmup` fraction of all steps,
     then falls as a cosine. `rewound` is a fraction t: training then follows only the last t of the
     curve, which is learning-rate rewinding (Renda et al. 2020). `clip_norm` is the largest norm of
-    the gradient; None does not clip.
+    the gradient; None does not clip. With the optimizer `OWN` only `clip_norm` counts, and all
+    learning rates of the task's own optimizer are multiplied by `lr_factor`.
     """
 
     optimizer: Recipe
@@ -53,9 +60,17 @@ class Optimization:
     clip_norm: float | None = None
     scheduler: Recipe | None = None
     rewound: float | None = None
+    lr_factor: float = 1.0
+
+    @property
+    def own(self) -> bool:
+        """Whether the task brings its optimizer."""
+        return self.optimizer == OWN
 
     def check(self) -> None:
         """Errors: ConfigError if the optimizer or scheduler cannot be built from its arguments."""
+        if self.own:
+            return
         try:
             self.configure(torch.nn.Linear(1, 1), 100)
         except (TypeError, ValueError) as error:
@@ -67,6 +82,12 @@ class Optimization:
     def configure(self, module: torch.nn.Module, steps: int) -> dict[str, Any]:
         """What Lightning's `configure_optimizers` returns, for training of `steps` steps."""
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ConfigError(
+                "nothing can be trained: every parameter is frozen (requires_grad=False); unfreeze "
+                "some, or search without training: phases.train.epochs=0 "
+                "phases.finetune.round_steps=0"
+            )
         optimizer = self.optimizer.build(trained)
         schedule = self._scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -149,19 +170,29 @@ def fit(
     val = None if on_round is None else val
     interval = None if val is None else round_steps * accumulate
     # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
-    task.train()
+    in_train_mode(task)
     with _quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
-            max_steps=rounds * round_steps,
+            **_length(optimization, batches, rounds * round_steps),
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
             accumulate_grad_batches=accumulate,
             **_validation(interval),
-            **_plain(device),
+            **_plain(task, device),
         )
         with _in_format(task, memory_format):
             trainer.fit(task, in_parts(batches, accumulate), val)
     return rounds if val is None else watch.rounds
+
+
+def _length(optimization: Optimization, batches: Any, steps: int) -> dict[str, Any]:
+    """A Trainer's arguments for so many steps.
+
+    A module may lay out its own learning rate over the epochs that they make.
+    """
+    if not optimization.own:
+        return {"max_steps": steps}
+    return {"max_steps": steps, "max_epochs": math.ceil(steps / max(1, len(batches)))}
 
 
 def evaluate(
@@ -169,8 +200,19 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics over all batches, by name."""
     with _quiet():
-        trainer = Trainer(**_plain(device))
+        trainer = Trainer(**_plain(task, device))
         return dict(trainer.validate(task, batches, verbose=False)[0])
+
+
+def run_test_steps(
+    task: LightningModule, batches: Iterable[Any], device: torch.device
+) -> dict[str, float]:
+    """What the task's `test_step` logs over all batches; empty where it has none."""
+    if not is_overridden("test_step", task):
+        return {}
+    with _quiet():
+        trainer = Trainer(**_plain(task, device))
+        return dict(trainer.test(task, batches, verbose=False)[0])
 
 
 def _validation(interval: int | None) -> dict[str, Any]:
@@ -185,8 +227,17 @@ def _validation(interval: int | None) -> dict[str, Any]:
 
 @contextmanager
 def _optimized(task: LightningModule, optimization: Optimization, steps: int) -> Iterator[None]:
-    """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task."""
-    task.configure_optimizers = lambda: optimization.configure(task.model, steps)  # type: ignore[method-assign]
+    """Gives the task its optimizer, as LightningCLI does: it belongs to the phase, not the task.
+
+    With the optimizer `OWN` it is the task's.
+    """
+
+    def configured() -> Any:
+        if optimization.own:
+            return own_optimizer(task, optimization.lr_factor)
+        return optimization.configure(trained_of(task), steps)
+
+    task.configure_optimizers = configured  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -196,7 +247,7 @@ def _optimized(task: LightningModule, optimization: Optimization, steps: int) ->
 @contextmanager
 def _in_format(task: LightningModule, memory_format: str) -> Iterator[None]:
     """Inside the `with` block the model's weights lie in memory in that one of `FORMATS`."""
-    model: Any = task.model
+    model: Any = trained_of(task)
     model.to(memory_format=FORMATS[memory_format])
     try:
         yield
@@ -211,6 +262,7 @@ class _Rounds(Callback):
         self.round_steps = round_steps
         self.on_round = on_round
         self.rounds = 0
+        self._before: dict[str, Any] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -222,20 +274,30 @@ class _Rounds(Callback):
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss became {loss} at step {trainer.global_step}")
 
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        self._before = dict(trainer.callback_metrics)
+
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         self.rounds += 1
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {}
+        for name, value in trainer.callback_metrics.items():
+            # what the training steps logged is still there
+            if value is not self._before.get(name):
+                metrics[name] = float(value)
         if self.on_round is not None and not self.on_round(self.rounds, metrics):
             trainer.should_stop = True
 
 
-def _plain(device: torch.device) -> dict[str, Any]:
-    """Arguments of a Trainer that neither writes nor prints: the orchestrator does both."""
+def _plain(task: LightningModule, device: torch.device) -> dict[str, Any]:
+    """Arguments of a Trainer that neither writes nor prints: the orchestrator does both.
+
+    A user's own module may log pictures with `self.logger`, which goes nowhere here.
+    """
     accelerator = "gpu" if device.type == "cuda" else device.type
     return {
         "accelerator": accelerator,
         "devices": 1 if device.index is None else [device.index],
-        "logger": False,
+        "logger": DummyLogger() if is_users(task) else False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

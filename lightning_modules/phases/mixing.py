@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_modules.data.contract import Data
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Teacher, dense_outputs, teacher
+from lightning_modules.tasks.whole import network_of
 
 OUTPUTS_BATCH = 256
 """Samples of a copy that go through the dense model at once."""
@@ -78,7 +79,7 @@ class Mixing:
 
     def __call__(self, copies: int, seed: int) -> Lesson:
         """The data and `copies` copies of it, shuffled together by `seed`."""
-        model: Any = self.task.model
+        model: Any = network_of(self.task)
         if self.cached is None:
             train = self.data.train_batches(seed)
             share = copies / (copies + 1)

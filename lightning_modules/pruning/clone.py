@@ -75,7 +75,8 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind in (tuple, list, set) and _all_atomic(value):
         return kind(value)  # of a tuple this is the tuple itself
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+        known = id(leaf) in memo
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None and not known:
             # such as a map kept for pictures, or a weight that a hook computes anew
             memo[id(leaf)] = leaf.detach().clone()
     return copy.deepcopy(value, memo)

@@ -10,7 +10,7 @@ pruned model has the same groups with shorter rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -115,7 +115,8 @@ class Structure:
 
     `table` holds int32 rows, only for axes with at least one prunable unit. `macs` are the conv,
     linear and matmul nodes of the traced graph at batch 1. `params` has one product per parameter;
-    a shared one counts once.
+    a shared one counts once. `whole` are the tensors that lose nothing although they could, by
+    name, and why.
     """
 
     groups: tuple[Group, ...]
@@ -126,6 +127,7 @@ class Structure:
     layers: int
     prunable_layers: int
     source: Literal["export", "torch_pruning"] = "export"
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_units(self) -> int:
@@ -177,6 +179,27 @@ class Structure:
             left = tuple(member for member in group.members if not inside(member.tensor, gone))
             groups.append(replace(group, members=left))
         return replace(self, table=table, groups=tuple(groups))
+
+
+def prefixed(structure: Structure, prefix: str) -> Structure:
+    """The structure of a module in which the structure's own has names that begin with `prefix`."""
+    groups = []
+    for group in structure.groups:
+        members = [replace(member, tensor=prefix + member.tensor) for member in group.members]
+        groups.append(replace(group, name=prefix + group.name, members=tuple(members)))
+    return replace(
+        structure,
+        groups=tuple(groups),
+        table={(prefix + name, dim): row for (name, dim), row in structure.table.items()},
+        macs=tuple([_renamed(product, prefix) for product in structure.macs]),
+        params=tuple([_renamed(product, prefix) for product in structure.params]),
+        skipped=tuple([replace(layer, name=prefix + layer.name) for layer in structure.skipped]),
+    )
+
+
+def _renamed(product: Product, prefix: str) -> Product:
+    tensor = prefix + product.tensor if product.tensor else ""
+    return replace(product, name=prefix + product.name, tensor=tensor)
 
 
 def some_of(structure: Structure, kept: Counts) -> Keep:

@@ -76,7 +76,7 @@ def weight_structure(
     start = 0
     for name, total in macs.items():
         weight = parameters[name]
-        reason = _misfit(model, name, weight, granularity)
+        reason = structure.whole.get(name) or _misfit(model, name, weight, granularity)
         if reason:
             skipped.append(Skipped(name, reason))
             continue

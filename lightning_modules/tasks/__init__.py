@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.whole import Whole as Whole
+    from lightning_modules.tasks.whole import lightning as lightning
 
-__all__ = ["Classification"]
+_HOME = {
+    "Classification": "lightning_modules.tasks.classification",
+    "Whole": "lightning_modules.tasks.whole",
+    "lightning": "lightning_modules.tasks.whole",
+}
+"""Where each name is defined."""
+__all__ = ["Classification", "Whole", "lightning"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a task on first use, because its metrics take seconds to import."""
-    if name != "Classification":
+    if name not in _HOME:
         known = ", ".join(__all__)
         raise AttributeError(
             f"module 'lightning_modules.tasks' has no attribute '{name}'; it has {known}"
         )
-    from lightning_modules.tasks.classification import Classification
-
-    return Classification
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -15,8 +16,19 @@ from lightning_modules.tasks.divergence import softened_kl
 from lightning_modules.tasks.metrics import Direction
 
 
+def logits_of(outputs: Any) -> Any:
+    """The logits among a network's outputs; some networks add auxiliary ones in training."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits")
+    if isinstance(outputs, tuple | list) and outputs:
+        return outputs[0]
+    return outputs
+
+
 class Classification(LightningModule):
     """Cross-entropy on logits (N, num_classes) and targets (N,).
+
+    Of several outputs those called `logits`, or else the first ones, are the logits.
 
     Accuracy and F1 are fractions in [0, 1]; the loss is in nats.
     """
@@ -45,26 +57,27 @@ class Classification(LightningModule):
 
     def check(self, outputs: Any, batch: Any) -> None:
         """Errors: ConfigError for outputs that are not one logit per class."""
-        shape = "no tensor"
-        if isinstance(outputs, Tensor):
-            if outputs.dim() == 2 and outputs.shape[1] == self.num_classes:
+        shape = f"a {type(outputs).__name__} without `logits`"
+        logits = logits_of(outputs)
+        if isinstance(logits, Tensor):
+            if logits.dim() == 2 and logits.shape[1] == self.num_classes:
                 return
-            sizes = ", ".join(map(str, outputs.shape[1:]))
+            sizes = ", ".join(map(str, logits.shape[1:]))
             shape = f"(batch, {sizes})"
         raise ConfigError(
             f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; "
             "see num_classes"
         )
 
-    def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
-        return softened_kl(outputs, dense, temperature)
+    def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
+        return softened_kl(logits_of(outputs), logits_of(dense), temperature)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        logits = self.model(batch[0])
+        logits = logits_of(self.model(batch[0]))
         return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        logits = self.model(batch[0])
+        logits = logits_of(self.model(batch[0]))
         targets = batch[1]
         self.mean_loss.update(F.cross_entropy(logits, targets), len(targets))
         self.metrics.update(logits, targets)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_modules.errors import ConfigError
@@ -16,6 +16,8 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe, locate
 from lightning_modules.tasks.divergence import squared_error
 from lightning_modules.tasks.metrics import Direction
+from lightning_modules.tasks.outside import outside_trainer, step_arguments
+from lightning_modules.tasks.whole import ITSELF, PATH, Whole, network_of
 
 
 class Task(Protocol):
@@ -55,12 +57,20 @@ class _Reached(BaseException):
 def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
     """The task around a model. Its constructor gets `num_classes` and `data` if it takes them.
 
+    A `Whole` model has its task inside of it.
     Errors: ConfigError for what is no LightningModule that holds the model as `model`.
     """
+    if isinstance(model, Whole):
+        return model.module
     accepted = inspect.signature(locate(recipe.target)).parameters
     extra = {}
-    if "num_classes" in accepted:
-        extra["num_classes"] = getattr(data, "num_classes", None)
+    if "num_classes" in accepted and hasattr(data, "num_classes"):
+        extra["num_classes"] = data.num_classes
+    elif "num_classes" in accepted and "num_classes" not in recipe.arguments:
+        raise ConfigError(
+            f"{recipe.target} asks for the number of classes, and the data has no num_classes: "
+            "give the number as +task.num_classes=10, or the data this attribute"
+        )
     if "data" in accepted:
         extra["data"] = data
     task = recipe.build(model=model, **extra)
@@ -82,15 +92,31 @@ def inputs_of(task: LightningModule, batch: Any) -> Inputs:
     def reached(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Reached(Inputs(args, kwargs))
 
-    handle = task.model.register_forward_pre_hook(reached, with_kwargs=True)  # type: ignore[union-attr, operator]
+    handle = network_of(task).register_forward_pre_hook(reached, with_kwargs=True)
     try:
-        with torch.no_grad():
-            task.validation_step(batch, 0)
+        validated(task, batch)
     except _Reached as call:
         return call.inputs
     finally:
-        handle.remove()  # type: ignore[union-attr]
-    raise ConfigError(f"{type(task).__name__}.validation_step must call `self.model`; it does not")
+        handle.remove()
+    raise ConfigError(
+        f"{type(task).__name__}.validation_step must call the network that is pruned, "
+        f"`{called(task)}`; it does not"
+    )
+
+
+def called(task: LightningModule) -> str:
+    """How the task's steps call the network, in words."""
+    path = vars(task).get(PATH, "model")
+    return "self" if path == ITSELF else f"self.{path}"
+
+
+def validated(task: LightningModule, batch: Any) -> dict[str, Any]:
+    """Validate one batch outside of a Trainer; return what was logged, by name."""
+    with outside_trainer(task) as logged, torch.no_grad():
+        task.on_validation_epoch_start()
+        task.validation_step(*step_arguments(task.validation_step, batch))
+    return logged
 
 
 def inputs_from(
@@ -103,17 +129,25 @@ def inputs_from(
 
 def to_device(task: LightningModule, batch: Any, device: torch.device) -> Any:
     """The batch as Lightning hands it to the task's steps."""
-    return task.transfer_batch_to_device(batch, device, 0)
+    batch = task.on_before_batch_transfer(batch, 0)
+    batch = task.transfer_batch_to_device(batch, device, 0)
+    return task.on_after_batch_transfer(batch, 0)
 
 
 def step_loss(task: LightningModule, batch: Any) -> Tensor:
     """The loss of one training step, outside of a Trainer.
 
-    Errors: ConfigError for a step that returns no loss.
+    Errors: ConfigError for a step that returns no loss, or one without a gradient.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning warns that `self.log` has no Trainer to log to
-        return loss_in(task.training_step(batch, 0), task)
+    with outside_trainer(task):
+        arguments = step_arguments(task.training_step, batch)
+        loss = loss_in(task.training_step(*arguments), task)
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ConfigError(
+            f"the loss of {type(task).__name__}.training_step has no gradient: all parameters that "
+            "it depends on are frozen (requires_grad=False); take a method that needs none, as l2"
+        )
+    return loss
 
 
 def loss_in(result: Any, task: Any) -> Tensor:
@@ -137,6 +171,28 @@ def divergence_of(task: Any) -> Divergence | None:
     return divergence if callable(divergence) else None
 
 
+def check_task(task: LightningModule) -> None:
+    """Errors: ConfigError for a module that the phases cannot train or validate."""
+    name = type(task).__name__
+    if not task.automatic_optimization:
+        raise ConfigError(
+            f"{name} sets automatic_optimization = False, so that its training_step makes the "
+            "optimizer's steps, and several optimizers may take turns; the phases need a "
+            "training_step that returns one loss: leave the steps to Lightning"
+        )
+    for step in ("training_step", "validation_step"):
+        if not is_overridden(step, task):
+            raise ConfigError(
+                f"a task needs training_step, for its loss, and validation_step, for its quality; "
+                f"{name} has no {step}"
+            )
+        if "dataloader_iter" in inspect.signature(getattr(task, step)).parameters:
+            raise ConfigError(
+                f"{name}.{step} takes `dataloader_iter`; it must take a batch, as the search sees "
+                "what the network is called with on one batch"
+            )
+
+
 def check_outputs(task: LightningModule, batch: Any) -> None:
     """Run the network and a validation step on one batch.
 
@@ -148,9 +204,7 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
     if callable(check):
         check(outputs, batch)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            task.validation_step(batch, 0)
+        validated(task, batch)
     except (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(
             f"{type(task).__name__}.validation_step must take the model's outputs and the data's "
@@ -158,10 +212,25 @@ def check_outputs(task: LightningModule, batch: Any) -> None:
         ) from error
 
 
+def check_training(task: LightningModule, batch: Any) -> None:
+    """Run a training step on one batch; random states stay as they are.
+
+    Errors: ConfigError for a step that fails, or returns no loss.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            step_loss(task.train(), batch)
+    except (RuntimeError, TypeError, IndexError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(
+            f"{type(task).__name__}.training_step must take the data's training batches and give "
+            f"the loss; {type(error).__name__}: {error}"
+        ) from error
+
+
 def _run_network(task: LightningModule, inputs: Inputs) -> Any:
     try:
         with torch.no_grad():
-            return inputs.call(task.model.eval())  # type: ignore[union-attr, operator]
+            return inputs.call(network_of(task).eval())
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
         raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from lightning_modules.errors import ConfigError
@@ -10,6 +11,16 @@ from lightning_modules.recipe import Recipe, locate
 
 Direction = Literal["maximize", "minimize"]
 """Which way a metric is better."""
+LIGHTNING = "lightning_modules.tasks.lightning"
+"""The target of task=lightning."""
+WHOLE = "lightning_modules.tasks.Whole"
+"""The target of model=inside."""
+_STAGE = re.compile(r"^(?:val|valid|validation|test|train)[_/.:-]+", re.IGNORECASE)
+
+
+def is_lightning(recipe: Recipe) -> bool:
+    """Whether a task is a LightningModule as its user wrote it."""
+    return recipe.target == LIGHTNING
 
 
 def directions_of(recipe: Recipe) -> dict[str, Direction]:
@@ -26,6 +37,29 @@ def directions_of(recipe: Recipe) -> dict[str, Direction]:
             f"{directions!r}"
         )
     return dict(directions)
+
+
+def called_loss(name: str) -> Direction | None:
+    """Something that is called a loss is to be small."""
+    return "minimize" if "loss" in name.lower() else None
+
+
+def under_names_of(known: Iterable[str], logged: Mapping[str, float]) -> dict[str, float]:
+    """Metrics logged on test data, under their names on validation data.
+
+    A name stands for the known one that is equal to it, or that is equal without the stage in
+    front: `test_f1` and `f1` stand for `val_f1`.
+    """
+    names = {without_stage(name): name for name in known}
+    metrics = {}
+    for name, value in logged.items():
+        metrics[names.get(without_stage(name), name)] = value
+    return metrics
+
+
+def without_stage(name: str) -> str:
+    """A metric's name without `val`, `valid`, `validation`, `test` or `train` in front."""
+    return _STAGE.sub("", name)
 
 
 def scale_of(recipe: Recipe, metric: str, dense: float) -> float:

@@ -21,8 +21,8 @@ from orchestrator.files import write_atomic
 class Program(nn.Module):
     """A program from its file, called like the network that it was made from.
 
-    Its outputs are a tensor, or a tuple of several, without gradients. Errors: DataError for a file that does not
-    load.
+    Its outputs are a tensor, or a tuple of several, without gradients.
+    Errors: DataError for a file that does not load.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -17,6 +17,7 @@ from orchestrator.jobs.outputs import Outputs, finished_before
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from orchestrator.jobs.check import Checked
     from orchestrator.jobs.export import Chosen
     from orchestrator.jobs.inspect import Inspection
 
@@ -59,6 +60,16 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     from orchestrator.jobs.export import export
 
     return export(settings, formats)
+
+
+def check(settings: Settings) -> Checked:
+    """Print and return what one batch shows of model, data and task.
+
+    Errors: ConfigError that lists all faults together.
+    """
+    from orchestrator.jobs.check import check
+
+    return check(settings)
 
 
 def check_names(settings: Settings) -> None:
@@ -113,8 +124,9 @@ def _recipes(settings: Settings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     for method in settings.method.choices():
         for stage in method.stages():
             yield stage.scoring(), {}
-    yield settings.phases.train.optimizer, {"params": ()}
-    yield settings.phases.finetune.optimizer, {"params": ()}
+    for phase in (settings.phases.train, settings.phases.finetune):
+        if not phase.own:
+            yield phase.optimizer, {"params": ()}
     yield settings.data, {}
     yield settings.task, {}
     yield settings.space, {}

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 import yaml
+from pytorch_lightning import LightningModule
 from torch import nn
 
-from lightning_modules.data.contract import set_up
+from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import evaluate
-from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import nearest
 from lightning_modules.tasks.contract import build_task, inputs_from
+from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.export.card import Card
 from orchestrator.export.flat import input_names
 from orchestrator.export.formats import EXPORT_FORMATS
@@ -141,8 +142,10 @@ class _Export:
         self, source: Path, folder: Path, formats: Sequence[str], progress: Progress
     ) -> tuple[Exported, ...]:
         document = read_plan(source)
-        model = load_pruned(source)
-        comparison, first = self._comparison(model)
+        model = load_pruned(source, whole=True)
+        if isinstance(model, LightningModule):
+            model = Whole(model, document.get("network"))
+        comparison = self._comparison(model)
         shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
         exports = []
         for name in formats:
@@ -158,18 +161,17 @@ class _Export:
             row=self.row,
             document=document,
             exports=exports,
-            inputs=input_names(model, first),
+            inputs=input_names(comparison.model, comparison.samples[0]),
         )
         write_atomic(folder / CARD, card.text())
         record = [asdict(entry) for entry in exports]
         write_atomic(folder / EXPORTS, json.dumps(record, indent=1))
         return tuple(exports)
 
-    def _comparison(self, model: nn.Module) -> tuple[Comparison, Inputs]:
-        """What exports are compared on, and the first inputs."""
+    def _comparison(self, model: nn.Module) -> Comparison:
+        """What exports are compared on; the model may be a user's module around the network."""
         settings = self.settings
-        data = settings.data.build()
-        set_up(data)
+        data = ready_data(settings.data)
         task = build_task(settings.task, model, data)
         validation = islice(data.val_dataloader(), COMPARED_BATCHES)
         samples = list(inputs_from(task, validation, CPU))
@@ -180,9 +182,10 @@ class _Export:
         calibration = list(inputs_from(task, islice(training, count), CPU))
 
         def measure(network: nn.Module) -> dict[str, float]:
-            return evaluate(build_task(settings.task, network, data), data.val_dataloader(), CPU)
+            whole = model.around(network) if isinstance(model, Whole) else network
+            return evaluate(build_task(settings.task, whole, data), data.val_dataloader(), CPU)
 
-        return Comparison(model, samples, calibration, measure), samples[0]
+        return Comparison(pruned_part(model), samples, calibration, measure)
 
 
 def _rule(settings: Settings) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lightning_modules.data.contract import set_up
+from lightning_modules.data.contract import ready_data
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.structure import Structure
 from orchestrator.progress import Progress
@@ -72,8 +72,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     check_parts(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
-    data = settings.data.build()
-    set_up(data)
+    data = ready_data(settings.data)
     model = build_model(settings, data)
     example = example_of(settings, model, data)
     structure = find_structure(settings, model, example)

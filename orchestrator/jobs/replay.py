@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_modules.data.contract import set_up
+from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import ConfigError, DataError, PlanError
 from lightning_modules.phases.formats import FORMATS, channels_last_fault
 from lightning_modules.pruning.plan import Plan
@@ -126,8 +126,7 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     settings = settings.with_depth(bool(lineage.recipe["method"]["depth"]))
     _require_same(settings, lineage)
     with Progress() as progress:
-        data = settings.data.build()
-        set_up(data)
+        data = ready_data(settings.data)
         lab = prepare(settings, data, progress).lab
         return _Replayer(settings, lab, at, progress).run(lineage, document.get("confirmation"))
 

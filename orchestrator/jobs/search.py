@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_modules.data.contract import set_up
+from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.jobs.ends import end_of
@@ -45,8 +45,7 @@ def search(settings: Settings) -> Outputs:
     with Progress() as progress:
         goals = check_parts(settings)
         settings = with_recorded_depth(settings)
-        data = settings.data.build()
-        set_up(data)
+        data = ready_data(settings.data)
         parts = parts_of(settings, goals)
         with parts.leases.leading(lambda line: progress.phase("study", line)):
             bind_study(parts.study, settings)

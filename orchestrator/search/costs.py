@@ -14,6 +14,7 @@ from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import effective_macs
+from lightning_modules.tasks.whole import pruned_part
 from orchestrator.search.lab.latency_model import LatencyModel
 
 MEGA = 1e6
@@ -69,7 +70,7 @@ def _nonzero_params(prices: Prices, costed: Costed) -> float | None:
     if costed.trained is None:
         return None
     count = 0
-    for parameter in costed.trained.parameters():
+    for parameter in pruned_part(costed.trained).parameters():
         count += int((parameter != 0).sum())
     return float(count)
 
@@ -81,7 +82,7 @@ def _size_mb(prices: Prices, costed: Costed) -> float | None:
     if model is None:
         return None
     size = 0.0
-    for tensor in model.state_dict().values():
+    for tensor in pruned_part(model).state_dict().values():
         size += float(tensor.numel() * tensor.element_size())
     return size / MEGA
 

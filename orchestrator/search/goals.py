@@ -10,10 +10,11 @@ import numpy as np
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import nearest
-from lightning_modules.tasks.metrics import Direction, directions_of, scale_of
+from lightning_modules.tasks.metrics import Direction, scale_of
 from lightning_modules.tasks.metrics import reference_of as task_reference
 from orchestrator.costs import AXES, COSTS, known_names, ratio_name
 from orchestrator.results.rows import TrialRow
+from orchestrator.search.directions import task_directions
 from orchestrator.search.front import Points, hypervolume, volume
 from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound
@@ -159,11 +160,6 @@ def _require_metrics(key: str, amount: str, names: Sequence[str], known: Sequenc
                 f"objectives.{key} must be {amount} of {list(known)}; "
                 f"got '{name}'{nearest(name, list(known))}"
             )
-
-
-def task_directions(settings: Settings) -> dict[str, Direction]:
-    """The metrics of the task and which way each is better."""
-    return directions_of(settings.task)
 
 
 def _require_float_model(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.recipe import digest, nearest
+from lightning_modules.recipe import Recipe, digest, nearest
 from orchestrator.settings.budget import Budget, parse_budget, parse_time
 from orchestrator.settings.deleted import instead
 from orchestrator.settings.method import ActivationSettings, MethodSettings
@@ -216,6 +216,11 @@ class Settings(Part):
                 "phases.finetune.begin=rewound needs phases.train.rewind_epoch, the epoch to go "
                 "back to"
             )
+        if phases.finetune.lr == "rewound" and phases.train.own:
+            raise ValueError(
+                "phases.finetune.lr=rewound follows the end of the dense training's curve, which "
+                "phases.train.optimizer=own does not tell: take lr=finetune"
+            )
         budget = self.study.budget
         plain = self._uncompensated()
         if self.search.allocations > 0:
@@ -311,8 +316,13 @@ class Settings(Part):
         return self.method.depth is None and method.depth is None and method.granularity == "unit"
 
     def model_name(self) -> str:
-        """The name given to the model's builder, or the last part of its path."""
-        builder = self.model.target.rpartition(".")[2]
+        """The name given to the model's builder, or the last part of its path.
+
+        Of a network inside of a LightningModule it is the name of that.
+        """
+        inside = self.model.arguments.get("module")
+        target = inside.target if isinstance(inside, Recipe) else self.model.target
+        builder = target.rpartition(".")[2]
         return str(self.model.arguments.get("name", builder))
 
     def identity(self) -> dict[str, Any]:

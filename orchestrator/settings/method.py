@@ -39,8 +39,9 @@ class MethodSettings(Part):
     columns, `pattern` of `shape` N of M. `then` prunes the weights of the units that are left.
     `normalize` compares scores across groups as multiples of their group's mean. `soft` units and
     weights are set to zero but trained on, and may come back until the last pruning step.
-    `compensate` folds what removed units carried into the layers that consumed them. `depth` adds
-    whole residual blocks; None: where the settings as a whole say so.
+    Layers that fit a pattern of `keep` stay whole, and those whose weights are frozen do unless
+    `prune_frozen`. `compensate` folds what removed units carried into the layers that consumed
+    them. `depth` adds whole residual blocks; None: where the settings as a whole say so.
     """
 
     name: str
@@ -59,6 +60,8 @@ class MethodSettings(Part):
     compensate: bool = False
     regrowth: AnyRecipe | None = None
     then: MethodSettings | None = None
+    keep: tuple[str, ...] = ()
+    prune_frozen: bool = False
     activation: ActivationSettings | None = None
     int8: tuple[bool, ...] = (False,)
 
@@ -76,7 +79,7 @@ class MethodSettings(Part):
         pruned = {(m.granularity, m.shape, m.attention, m.depth, m.then is None) for m in among}
         names = {method.name for method in among}
         choices = [method for method in among if method.among]
-        extras = [method for method in among if method.activation is not None or any(method.int8)]
+        extras = [method for method in among if method.belongs_to_the_choice]
         arguments = {} if self.criterion is None else self.criterion.arguments
         deleted = INSTEAD["method.criterion.combine"]
         return [
@@ -103,8 +106,8 @@ class MethodSettings(Part):
             (
                 bool(extras),
                 (
-                    "`activation` and `int8` belong to the method that chooses, not to those it "
-                    "chooses among"
+                    "`activation`, `int8`, `keep` and `prune_frozen` belong to the method that "
+                    "chooses, not to those it chooses among"
                 ),
             ),
         ]
@@ -176,6 +179,11 @@ class MethodSettings(Part):
                 "`int8` lists false, true or both, once each",
             ),
         ]
+
+    @property
+    def belongs_to_the_choice(self) -> bool:
+        """Whether it says what a method among others cannot say for itself."""
+        return self.activation is not None or any(self.int8) or bool(self.keep) or self.prune_frozen
 
     def choices(self) -> tuple[MethodSettings, ...]:
         """The methods between which a trial may choose; itself, where there is no choice."""

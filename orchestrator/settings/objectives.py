@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from lightning_modules.recipe import nearest
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.settings.parts import Part
 
+Direction = Literal["maximize", "minimize"]
 MOST_OBJECTIVES = 4
 """Largest number of objectives of a study."""
 
@@ -74,13 +75,15 @@ class ObjectiveSettings(Part):
     """The objectives of a study, its bounds, and the reference of its hypervolume.
 
     `quality` and the further `metrics` are the task's, each with its own direction; `costs` are all
-    to be small. The front is laid out along the first cost. `bounds` are of costs and metrics, or
-    of a cost against the dense model's: `flops_ratio`. `references` is the point from which the
-    hypervolume counts: for a cost its ratio to the dense model's (1), for the quality and further
-    metrics a value (as the task says, or worse than the dense model's).
+    to be small. The front is laid out along the first cost. `direction` says which way the quality
+    of a user's own module is better, or which way each metric is. `bounds` are of costs and
+    metrics, or of a cost against the dense model's: `flops_ratio`. `references` is the point from
+    which the hypervolume counts: for a cost its ratio to the dense model's (1), for the quality and
+    further metrics a value (as the task says, or worse than the dense model's).
     """
 
     quality: str = "accuracy"
+    direction: Direction | Mapping[str, Direction] | None = None
     metrics: tuple[str, ...] = ()
     costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
@@ -91,6 +94,13 @@ class ObjectiveSettings(Part):
     def _none_is_empty(cls, value: Any) -> Any:
         # YAML says null: Hydra refuses new keys under an empty mapping
         return {} if value is None else value
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """What the configuration says of which way metrics are better."""
+        if isinstance(self.direction, str):
+            return {self.quality: self.direction}
+        return dict(self.direction or {})
 
     @property
     def axis(self) -> str:

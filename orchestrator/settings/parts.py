@@ -24,7 +24,13 @@ def _recipe(value: Any) -> Recipe:
         raise ValueError(str(error)) from error
 
 
+def _optimizer(value: Any) -> Recipe:
+    """The word `own` stands for the optimizer of the task."""
+    return Recipe(value) if value == "own" else _recipe(value)
+
+
 AnyRecipe = Annotated[Recipe, BeforeValidator(_recipe)]
+OptimizerRecipe = Annotated[Recipe, BeforeValidator(_optimizer)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

@@ -7,19 +7,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive
+from orchestrator.settings.parts import AnyRecipe, Count, OptimizerRecipe, Part, Positive
 
 
 class OptimizerSettings(Part):
     """Any torch optimizer, and the course of its learning rate.
 
-    The rate warms up linearly and falls along a cosine, or follows any `scheduler`.
+    The rate warms up linearly and falls along a cosine, or follows any `scheduler`. The optimizer
+    `own` is what the task's `configure_optimizers` gives, with its scheduler.
     """
 
-    optimizer: AnyRecipe
+    optimizer: OptimizerRecipe
     scheduler: AnyRecipe | None = None
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether the task brings its optimizer and scheduler."""
+        return self.optimizer.target == "own"
+
+    @model_validator(mode="after")
+    def _one_scheduler(self) -> OptimizerSettings:
+        if self.own and self.scheduler is not None:
+            raise ValueError(
+                "optimizer=own brings the scheduler of the task's configure_optimizers: leave "
+                "scheduler out"
+            )
+        return self
 
 
 class TrainSettings(OptimizerSettings):

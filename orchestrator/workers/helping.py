@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from lightning_modules.data.contract import set_up
+from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
 from orchestrator.progress import Progress
@@ -87,8 +87,7 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     space = settings.space.build()
     stopping = settings.stopping.build()
     check_method(settings, space)
-    data = settings.data.build()
-    set_up(data)
+    data = ready_data(settings.data)
     exchange = exchange_of(settings, study)
     exchange.fetch_dense(dense_folder(settings))
     lab = prepare(settings, data, progress).lab

@@ -13,7 +13,9 @@ from lightning_modules.phases.distillation import Distillation, dense_outputs, d
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs, run
 from lightning_modules.recipe import Recipe
+from lightning_modules.tasks import Classification
 from lightning_modules.tasks.contract import (
+    build_task,
     check_outputs,
     divergence_of,
     inputs_of,
@@ -145,3 +147,42 @@ def test_a_network_that_does_not_fit_its_data_is_told_with_the_shapes(tmp_path: 
     ):
         check_outputs(task, (torch.zeros(4, 8), torch.zeros(5)))
     assert network is task.model
+
+
+class Auxiliary(torch.nn.Module):
+    """Two outputs in training, one otherwise, as GoogLeNet has them."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 3)
+        self.named = named
+
+    def forward(self, x: torch.Tensor) -> object:
+        logits = self.fc(x)
+        if self.named:
+            return {"features": x, "logits": logits}
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_classification_finds_the_logits_among_several_outputs(named: bool) -> None:
+    network = Auxiliary(named)
+    task = Classification(network, 3)
+    batch = (torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    check_outputs(task, batch)
+    network.train()
+    assert step_loss(task, batch).requires_grad
+    divergence = divergence_of(task)
+    assert divergence is not None
+    dense = run(network, Inputs((batch[0],)))
+    outputs = network.train()(batch[0])
+    assert divergence(outputs, dense, 1.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_number_of_classes_that_the_data_lacks_may_be_given_to_the_task() -> None:
+    network = torch.nn.Linear(4, 3)
+    asks = "lightning_modules.tasks.Classification"
+    with pytest.raises(ConfigError, match=r"asks for the number of classes.*task.num_classes=10"):
+        build_task(Recipe(asks), network, object())
+    task = build_task(Recipe(asks, {"num_classes": 3}), network, object())
+    assert task.num_classes == 3

@@ -50,6 +50,7 @@ CHANGED: dict[str, Any] = {
     "method.int8": [True, False],
     "method.name": "another",
     "method.round_to": 4,
+    "method.keep": ["stages.0"],
     "phases.train.scheduler": {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1},
     "phases.finetune.scheduler": {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1},
     "phases.train.rewind_epoch": 1,
@@ -88,6 +89,7 @@ CHANGED: dict[str, Any] = {
     "stopping.keep": 0.01,
     "stopping.max_drop": 0.001,
     "objectives.quality": "f1",
+    "objectives.direction": "minimize",
     "objectives.costs": ["params"],
     "objectives.metrics": ["f1"],
     "objectives.bounds": {"flops_ratio": {"most": 0.3}},
@@ -139,6 +141,7 @@ ELSEWHERE = {
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",
     "workers": "tests/orchestrator/test_workers_job.py",
+    "method.prune_frozen": "tests/pruning/test_left_whole.py",
     "method.calibration_batches": "tests/search/test_run_plan.py",
 }
 """Keys whose effect is on failures, on other machines, or on what a training reads; and who shows

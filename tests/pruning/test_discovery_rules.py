@@ -273,3 +273,17 @@ def test_names_are_unique_and_ids_contiguous_in_graph_order() -> None:
         again = discover(model, inputs)
         assert again.groups == structure.groups
         assert all(np.array_equal(again.table[axis], row) for axis, row in structure.table.items())
+
+
+def test_a_model_that_makes_indices_of_its_floats_is_verified_on_the_example() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.hidden = nn.Embedding(5, 6), nn.Linear(6, 8)
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.hidden(self.table(x.long())).relu().mean(1))
+
+    structure = discover(Rounded(), (torch.tensor([[0.0, 4.0, 2.0]]),))
+    assert "hidden" in {group.name for group in structure.groups}

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -122,18 +123,22 @@ class _Trial:
         self._random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         # Double precision separates a wrong tie from rounding. Some models insist on float.
-        for dtype in (torch.float64, torch.float32):
+        # Others make indices of their floats: these run on the example's own values alone.
+        fault = ""
+        for random, dtype in product((True, False), (torch.float64, torch.float32)):
+            values = partial(_noise if random else _cast, dtype=dtype, generator=generator)
             self._dtype = dtype
             self._model = randomised(trace.model, generator).to(dtype)
-            self._inputs = inputs.map(partial(_noise, dtype=dtype, generator=generator))
+            self._inputs = inputs.map(values)
             try:
                 self._dense = self._run(self._model)
                 return
-            except (RuntimeError, TypeError) as error:
-                if dtype is torch.float32:
-                    raise RuntimeError(
-                        f"the model does not run on random inputs of its example's shape: {error}"
-                    ) from error
+            except (RuntimeError, TypeError, IndexError, ValueError) as error:
+                fault = str(error)
+        raise RuntimeError(
+            "the model runs neither on random inputs of its example's shape nor on the example: "
+            f"{fault}"
+        )
 
     def failures(self, structure: Structure, groups: Sequence[int], fault: Fault) -> dict[int, str]:
         """Groups, by index, that must be frozen, and why.
@@ -335,6 +340,10 @@ def _noise(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     if not x.is_floating_point():
         return x
     return torch.randn(x.shape, generator=generator).to(x.device, dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _tensors(outputs: object) -> list[Tensor]:

@@ -6,7 +6,6 @@ It is stored under the hash of what made it.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,26 +15,33 @@ from typing import Any
 import torch
 from filelock import FileLock
 from pytorch_lightning import LightningModule
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.phases.fit import OnRound, evaluate, fit
+from lightning_modules.phases.fit import DivergedError, OnRound, evaluate, fit
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
-from lightning_modules.tasks.contract import build_task, check_outputs, inputs_of
-from lightning_modules.tasks.metrics import directions_of
+from lightning_modules.tasks.contract import (
+    build_task,
+    check_outputs,
+    check_task,
+    check_training,
+    inputs_of,
+)
 from orchestrator.files import require_writable, write_atomic, writing
 from orchestrator.redact import redact_tree
+from orchestrator.search.directions import task_directions
+from orchestrator.search.lab.checkpoint import fill_from
 from orchestrator.search.lab.lab import Timed, optimization, seed_everything
 from orchestrator.search.lab.made_up import metrics_of
 from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.plans.names import WEIGHTS as WEIGHTS
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
-from orchestrator.stored import check_shapes, read_json, read_weights, sha256_of, tell_damaged
+from orchestrator.stored import read_json, read_weights, sha256_of, tell_damaged
 
 RECORD = "dense.json"
 """File of a dense model beside its weights: its metrics."""
@@ -56,14 +62,40 @@ def build_model(settings: Settings, data: Any) -> nn.Module:
     is missing or does not fit; ConfigError for a model that cannot be built or does not take the
     data.
     """
+    model = unchecked_model(settings)
+    check_data(data)
+    # a copy: a step changes the metrics of a module that holds its network
+    task = build_task(settings.task, copy_of(model), data)
+    check_task(task)
+    check_outputs(task, next(iter(data.val_dataloader())))
+    check_training(task, next(iter(data.train_batches(settings.seed))))
+    return model.train()
+
+
+def unchecked_model(settings: Settings) -> nn.Module:
+    """The model as configured, untrained or with its checkpoint.
+
+    Errors: DataError, ConfigError as `build_model`.
+    """
     seed_everything(settings.seed)
     model: nn.Module = settings.model.build()
     if settings.phases.train.checkpoint is not None:
-        checkpoint = settings.phases.train.checkpoint
-        _fill(model, _read(checkpoint, model), str(checkpoint))
-    check_data(data)
-    check_outputs(build_task(settings.task, model, data), next(iter(data.val_dataloader())))
-    return model.train()
+        fill_from(settings.phases.train.checkpoint, model)
+    return model
+
+
+def check_own_optimizer(
+    settings: Settings, model: nn.Module, data: Any, device: torch.device
+) -> None:
+    """Make a step on a copy of the model with each optimizer that the task brings.
+
+    Errors: ConfigError for one that the phases cannot use, before anything is trained.
+    """
+    for phase in (settings.phases.train, settings.phases.finetune):
+        if phase.own:
+            task = build_task(settings.task, copy_of(model), data)
+            batches = data.train_batches(0)
+            fit(task, batches, optimization(phase), rounds=1, round_steps=1, device=device)
 
 
 def example_of(settings: Settings, model: nn.Module, data: Any) -> Inputs:
@@ -164,23 +196,29 @@ class DenseTraining:
                 self._keep_early(model)
             return self.on_epoch(epoch, metrics)
 
-        fit(
-            task,
-            batches,
-            optimization(train),
-            rounds=train.epochs,
-            round_steps=len(batches),
-            device=self.device,
-            val=self.data.val_dataloader(),
-            on_round=on_round,
-            memory_format=self.memory_format,
-        )
+        try:
+            fit(
+                task,
+                batches,
+                optimization(train),
+                rounds=train.epochs,
+                round_steps=len(batches),
+                device=self.device,
+                val=self.data.val_dataloader(),
+                on_round=on_round,
+                memory_format=self.memory_format,
+            )
+        except DivergedError as error:
+            raise ConfigError(
+                f"the dense model could not be trained: {error}; take a smaller "
+                "phases.train.optimizer.lr, or phases=deep (AdamW)"
+            ) from error
 
     def _made_up(self, model: nn.Module) -> dict[str, float]:
         train = self.settings.phases.train
         if train.rewind_epoch is not None:
             self._keep_early(model)
-        metrics = metrics_of(directions_of(self.settings.task), 1.0, train.epochs)
+        metrics = metrics_of(task_directions(self.settings), 1.0, train.epochs)
         self.on_epoch(train.epochs, metrics)
         return metrics
 
@@ -281,68 +319,6 @@ def _name(settings: Settings, checkpoint: Path | None) -> str:
     if checkpoint is None:
         return settings.dense_digest()
     return digest([settings.dense_digest(), sha256_of(checkpoint)])
-
-
-def _read(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """A state dict: safetensors, torch.save of tensors, or a Lightning checkpoint.
-
-    Nothing in it can run code. Tensors stay in the file until they are copied into the model, so
-    that a file of any size costs what the model does.
-    """
-    if not path.is_file():
-        raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
-    if path.suffix == ".safetensors":
-        remedy = "take the checkpoint of this model (phases.train.checkpoint)"
-        check_shapes(path, model.state_dict(), remedy)
-        whole: dict[str, Tensor] = load_file(path)
-        return whole
-    mappable = _mappable(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        raise DataError(
-            f"phases.train.checkpoint must hold tensors only; {path}: {error}"
-        ) from error
-    except Exception as error:
-        # torch's unpickler raises its own kinds for refused content
-        raise DataError(
-            f"{path} holds more than tensors and was refused; save model.state_dict()"
-        ) from error
-    state: Any = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not _is_state_dict(state):
-        raise DataError(f"{path} must hold a state dict (name -> tensor); save model.state_dict()")
-    return {name.removeprefix("model."): value for name, value in state.items()}
-
-
-def _is_state_dict(state: Any) -> bool:
-    if not isinstance(state, dict):
-        return False
-    others = [value for value in state.values() if not isinstance(value, Tensor)]
-    return not others
-
-
-def _mappable(path: Path) -> bool:
-    """Whether torch can map the file into memory.
-
-    Errors: DataError for compressed entries of a zip file: torch writes none, and small ones unpack
-    to any size.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DataError(
-            f"phases.train.checkpoint must be as torch.save writes it; {path}: {error}"
-        ) from error
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise DataError(
-                f"phases.train.checkpoint must be as torch.save writes it; {path} has compressed "
-                "entries"
-            )
-    return True
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,11 +19,12 @@ from torch import nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.phases.distillation import Distillation, distilled, teacher
-from lightning_modules.phases.fit import evaluate, fit
+from lightning_modules.phases.fit import DivergedError, evaluate, fit
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.tasks.contract import build_task, divergence_of
+from lightning_modules.tasks.whole import network_of
 from orchestrator.search.lab.dense import RECORD, dense_folder
 from orchestrator.search.lab.lab import optimization
 from orchestrator.search.space.allocation import cut_anyhow, evenly
@@ -198,9 +200,12 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
     def fitted(steps: int) -> float:
         task = new_task()
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return 0.0
         finetune = optimization(settings.phases.finetune)
         begin = time.perf_counter()
-        with distilled(task, _teaching(settings, task, data)):
+        # the time of steps that diverge is that of others
+        with suppress(DivergedError), distilled(task, _teaching(settings, task, data)):
             fit(task, data.train_batches(0), finetune, rounds=1, round_steps=steps, device=device)
         return time.perf_counter() - begin
 
@@ -233,8 +238,7 @@ def _teaching(settings: Settings, task: LightningModule, data: Any) -> Distillat
     divergence = divergence_of(task)
     if distillation is None or distillation.weight == 0.0 or divergence is None:
         return None
-    dense: Any = task.model
-    network = copy_of(dense)
+    network: Any = copy_of(network_of(task))
     run_along = teacher(network, None)
     looked_up = dict[int | None, Any]()
 

@@ -48,7 +48,8 @@ def choose_threads(
     evenly to the middle of the chain. The result is kept with the dense baselines, since the bits
     of a trial hang on it: delete the file to measure anew.
     """
-    if settings.threads != "auto" or device.type != "cpu":
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    if settings.threads != "auto" or device.type != "cpu" or not trained:
         return ""
     counts = [2**power for power in range((os.cpu_count() or 1).bit_length())]
 
@@ -83,7 +84,8 @@ def choose_memory_format(
     _check_layout(settings, data, fault, dims)
     if settings.memory_format != "auto":
         return settings.memory_format, ""
-    if device.type != "cpu" or 4 not in dims or 5 in dims or fault:
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    if device.type != "cpu" or 4 not in dims or 5 in dims or fault or not trained:
         return "contiguous", ""
 
     def measured() -> dict[str, float]:

@@ -17,7 +17,14 @@ from torch import nn
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.distillation import Distillation, distilled
-from lightning_modules.phases.fit import OnRound, Optimization, evaluate, fit
+from lightning_modules.phases.fit import (
+    OWN,
+    OnRound,
+    Optimization,
+    evaluate,
+    fit,
+    run_test_steps,
+)
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.phases.watched import Check, Watched, never, watched
@@ -30,6 +37,8 @@ from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.contract import inputs_from
+from lightning_modules.tasks.metrics import under_names_of
+from lightning_modules.tasks.whole import Whole
 from orchestrator.export.formats import Format
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.lineage import weights_digest
@@ -257,7 +266,8 @@ class Lab:
         count = max(1, self.phases.finetune.recalibration_batches)
         batches = list(islice(self.data.train_batches(self.seed), count))
         with self.timed("export"), attached(model, self.activation(level)):
-            return form.write(model, list(self.inputs(model, batches)), path)
+            written = form.write(model, list(self.inputs(model, batches)), path)
+        return model.around(written) if isinstance(model, Whole) else written
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         """Metrics on validation data."""
@@ -284,8 +294,19 @@ class FinalLab:
         return self.lab.facts
 
     def test(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
-        """Metrics on test data."""
-        return self.lab.measure(model, self.test_batches(), level)
+        """Metrics on test data, under their names on validation data.
+
+        They are those of the task's `test_step` where it logs all that the study is after, else
+        those of its `validation_step`.
+        """
+        goals = self.facts.goals
+        lab = self.lab
+        with lab.timed("evaluation"), attached(model, lab.activation(level)):
+            logged = run_test_steps(lab.task(model), self.test_batches(), lab.device)
+        metrics = under_names_of(self.facts.dense_metrics, logged)
+        if set(goals.signs) <= set(metrics):
+            return metrics
+        return lab.measure(model, self.test_batches(), level)
 
 
 def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
@@ -294,6 +315,8 @@ def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimiz
     Errors: ConfigError where the rate is to be scaled and the optimizer's `lr` is not given.
     """
     optimizer = settings.optimizer
+    if optimizer == OWN:
+        return Optimization(OWN, clip_norm=settings.clip_norm, lr_factor=lr_factor)
     if lr_factor != 1.0:
         arguments = dict(optimizer.arguments)
         if "lr" not in arguments:

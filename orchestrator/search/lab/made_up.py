@@ -17,7 +17,8 @@ from torch import nn
 
 from lightning_modules.phases.fit import DivergedError, OnRound
 from lightning_modules.recipe import digest
-from lightning_modules.tasks.metrics import Direction, directions_of
+from lightning_modules.tasks.metrics import Direction
+from orchestrator.search.directions import task_directions
 from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.settings import MadeUpSettings, Settings
 
@@ -52,7 +53,7 @@ def conditions_of(settings: Settings) -> Conditions:
     assert settings.made_up is not None
     plain: Mapping[str, Any] = settings.plain()
     recipe = {name: plain[name] for name in ("model", "data", "task", "phases")}
-    return Conditions(settings.made_up, directions_of(settings.task), recipe)
+    return Conditions(settings.made_up, task_directions(settings), recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.errors import ConfigError
@@ -25,9 +25,11 @@ from lightning_modules.phases.mixing import Mixing
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.left_whole import left_whole, tensors_to_keep
+from lightning_modules.pruning.structure import Structure, prefixed
 from lightning_modules.tasks.contract import build_task, divergence_of
 from lightning_modules.tasks.metrics import scale_of
+from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.costs import COSTS
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
@@ -36,6 +38,7 @@ from orchestrator.search.goals import goals_of
 from orchestrator.search.lab.dense import (
     DenseTraining,
     build_model,
+    check_own_optimizer,
     example_of,
     fresh_model,
     rewound_model,
@@ -82,11 +85,12 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     device = device_of(settings)
     if isinstance(settings.threads, int):
         torch.set_num_threads(settings.threads)
-    progress.phase("structure", f"what can be pruned in {settings.model.target.rpartition('.')[2]}")
+    progress.phase("structure", f"what can be pruned in {settings.model_name()}")
     model = build_model(settings, data)
     with progress.timed("structure"):
         example = example_of(settings, model, data)
         structure = find_structure(settings, model, example)
+    check_own_optimizer(settings, model, data, device)
     threads = choose_threads(settings, structure, model, data, device)
     if threads:
         progress.phase("threads", threads)
@@ -198,7 +202,8 @@ def _teaching(
             f"phases.finetune.distillation.mixed={teaching.mixed} mixes samples and their classes; "
             f"{type(task).__name__} does not say `classifies = True`: take mixed=0"
         )
-    if teaching.weight == 0.0 or not classifies:
+    mixable = cached is None or isinstance(cached, Tensor)
+    if teaching.weight == 0.0 or not classifies or not mixable:
         return distillation, None
     seconds = time.perf_counter() - begin
     seed = seed_of(settings.seed, Stream.MIXING)
@@ -256,9 +261,19 @@ def _architecture(settings: Settings) -> dict[str, Any]:
 
 
 def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Structure:
-    """What the method may prune: heads or their width, whole blocks or not."""
+    """What the method may prune: heads or their width, whole blocks or not.
+
+    Layers that the method keeps, and those that are frozen, are left out.
+    Errors: ConfigError where `method.keep` fits nothing.
+    """
     method = settings.method.choices()[0]
-    return discover(model, example, attention=method.attention, depth=settings.depth)
+    structure = discover(
+        pruned_part(model), example, attention=method.attention, depth=settings.depth
+    )
+    if isinstance(model, Whole):
+        structure = prefixed(structure, model.prefix)
+    kept = tensors_to_keep(model, settings.method.keep, settings.method.prune_frozen)
+    return left_whole(structure, kept)
 
 
 def check_prunable(settings: Settings, structure: Structure) -> None:

@@ -91,6 +91,7 @@ class _Confirmation(_Part):
 class _Document(_Part):
     trial: Number = 0
     model: dict[str, Any] = {}
+    network: str | None = None
     inputs: dict[str, Any] = {}
     ancestors: list[Number] = []
     lineage: _Lineage = _Lineage()

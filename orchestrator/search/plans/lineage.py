@@ -160,8 +160,20 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
             "attention": method.attention,
             "depth": settings.depth,
             "activation": whole["method"]["activation"],
+            **_left_whole(settings),
         },
     }
+
+
+def _left_whole(settings: Settings) -> dict[str, Any]:
+    """What the method says of layers that stay whole, where it says anything."""
+    method = settings.method
+    said: dict[str, Any] = {}
+    if method.keep:
+        said["keep"] = list(method.keep)
+    if method.prune_frozen:
+        said["prune_frozen"] = True
+    return said
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -16,6 +16,7 @@ from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.removal import rebuild
 from lightning_modules.pruning.structure import Keep, dropped
 from lightning_modules.pruning.weights import densities, effective_macs, zeros_of
+from lightning_modules.tasks.whole import Whole
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.search.bounds import costs_before
 from orchestrator.search.lab.lab import Lab
@@ -247,6 +248,7 @@ class Evaluator:
             "format": FORMAT,
             "trial": number,
             "model": self.recipe.architecture,
+            "network": facts.model.path if isinstance(facts.model, Whole) else None,
             "inputs": facts.example.to_json(),
             "macs": facts.cost.macs(kept),
             "effective_macs": effective_macs(structure, working.alive, measured.density),
