@@ -64,7 +64,9 @@ def set_up(data: Any) -> None:
 
 
 def check_data(data: Any) -> None:
-    """Errors: ConfigError for data that lacks a method, or whose validation has several loaders."""
+    """Errors: ConfigError for data that lacks a method, or has several loaders, or no length.
+
+    Test data is not touched."""
     kind = type(data.module if isinstance(data, Loaders) else data).__name__
     missing = [name for name in LOADERS if not callable(getattr(data, name, None))]
     if missing:
@@ -74,13 +76,12 @@ def check_data(data: Any) -> None:
         )
     training = data.train_batches(0)
     train = "train_dataloader" if isinstance(data, Loaders) else "train_batches"
-    _check_one(f"{kind}.{train}", training)
-    _check_one(f"{kind}.val_dataloader", data.val_dataloader())
-    _check_one(f"{kind}.test_dataloader", data.test_dataloader())
+    check_one(f"{kind}.{train}", training)
+    check_one(f"{kind}.val_dataloader", data.val_dataloader())
     _check_length(kind, training)
 
 
-def _check_one(name: str, loader: Any) -> None:
+def check_one(name: str, loader: Any) -> None:
     """Errors: ConfigError for several loaders."""
     loader = loader.loader if isinstance(loader, SeededBatches) else loader
     several = isinstance(loader, list | tuple | dict | CombinedLoader)

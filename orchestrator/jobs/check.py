@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_modules.data.contract import check_data, ready_data
+from lightning_modules.data.contract import check_data, check_one, ready_data
 from lightning_modules.errors import ConfigError, UserError
 from lightning_modules.phases.fit import evaluate, fit, run_test_steps
 from lightning_modules.pruning.clone import copy_of
@@ -118,7 +118,10 @@ def _data(seen: _Seen) -> str:
     batches = seen.data.train_batches(0)
     seen.train = next(iter(batches))
     seen.val = next(iter(seen.data.val_dataloader()))
-    next(iter(seen.data.test_dataloader()))
+    # the search itself does not touch test data before the confirmation
+    test = seen.data.test_dataloader()
+    check_one("test_dataloader", test)
+    next(iter(test))
     return f"{len(batches)} training batches, as {_described(seen.train)}"
 
 
