@@ -25,8 +25,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_modules.errors import DiscoveryError
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.discovery import discover
+from lightning_modules.pruning.discovery.limits import limited
 from lightning_modules.pruning.discovery.tracer import undisturbed
 from lightning_modules.pruning.discovery.verify import randomised
 from lightning_modules.pruning.masks import masked
@@ -84,8 +86,8 @@ def main() -> None:
     for name in _all_classifiers() if chosen.all else chosen.models:
         rows.append(in_a_process(name, chosen.seconds, chosen.memory_gb))
         print(" | ".join(str(rows[-1].get(key, "")) for key, _ in COLUMNS), flush=True)
-    if chosen.write:
-        PAGE.write_text(page(rows))
+        if chosen.write:
+            PAGE.write_text(page(rows))
 
 
 def _all_classifiers() -> list[str]:
@@ -131,7 +133,7 @@ def measure(name: str, seconds: float, memory_gb: float) -> dict[str, Any]:
         "error": removed_versus_masked(model, structure, x),
         "exact": "yes" if is_exact(model, structure, x) else "**no**",
         "seconds": f"{spent:.1f}",
-        "theirs": torch_pruning(model, x),
+        "theirs": torch_pruning(model, x, seconds, memory_gb),
         "note": reasons(structure),
     }
 
@@ -200,31 +202,37 @@ def counted(model: nn.Module, x: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def torch_pruning(model: nn.Module, x: torch.Tensor) -> str:
+def torch_pruning(model: nn.Module, x: torch.Tensor, seconds: float, memory_gb: float) -> str:
     """The groups in torch-pruning's graph, and whether the model runs with half of all channels.
 
     The last linear layer is left whole, as its users do.
     """
     try:
-        import torch_pruning as tp
-    except ImportError:
-        return "not installed"
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        pruner = tp.pruner.BasePruner(
-            model,
-            x,
-            importance=tp.importance.RandomImportance(),
-            pruning_ratio=0.5,
-            ignored_layers=linear[-1:],
-        )
-        groups = len(list(pruner.DG.get_all_groups(ignored_layers=linear[-1:])))
-        pruner.step()
-        with torch.no_grad():
-            model(x)
+        groups = limited(lambda: _halved(model, x), seconds, memory_gb)
+    except DiscoveryError:
+        return "over the limits"
     except Exception as error:  # what it raises is the finding
         return f"fails: {type(error).__name__}"
     return f"{groups} groups, runs"
+
+
+def _halved(model: nn.Module, x: torch.Tensor) -> int:
+    """Cut the model by torch-pruning, run it, and return the number of groups."""
+    import torch_pruning as tp
+
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    pruner = tp.pruner.BasePruner(
+        model,
+        x,
+        importance=tp.importance.RandomImportance(),
+        pruning_ratio=0.5,
+        ignored_layers=last,
+    )
+    groups = len(list(pruner.DG.get_all_groups(ignored_layers=last)))
+    pruner.step()
+    with torch.no_grad():
+        model(x)
+    return groups
 
 
 def reasons(structure: Structure) -> str:
@@ -242,10 +250,10 @@ def page(rows: list[Mapping[str, Any]]) -> str:
     lines = [
         "# What can be pruned in other people's models",
         "",
-        "Made by `python benchmarks/coverage.py --write`: random weights, batch 1, one thread, each",
-        "model in a process of its own. *Removed vs masked* is the largest difference over the",
-        "largest output on a random plan of the groups for which both must agree, in double",
-        "precision. *MACs exact*: those of the dense and of a smaller model equal torch's counter.",
+        "Made by `python benchmarks/coverage.py --write`: random weights, batch 1, one thread,",
+        "each model in a process of its own. *Removed vs masked* is the largest difference over",
+        "the largest output on a random plan of the groups for which both must agree, in double",
+        "precision. *MACs exact*: those of the dense and of a smaller model equal torch's count.",
         "*torch-pruning*: its groups, and whether the model runs with half of all channels.",
         f"torch {torch.__version__}.",
         "",

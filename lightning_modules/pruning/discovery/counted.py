@@ -114,7 +114,7 @@ def complete(trace: Trace, inputs: Inputs) -> None:
     wrong fail verification.
     """
     with torch.no_grad(), multiplications(trace.model) as counter:
-        inputs.call(trace.model)
+        _in_its_type(trace.model, inputs).call(trace.model)
     closed = Counter[str]()
     for raw in trace.products:
         closed[raw.path] += raw.constant * math.prod(map(len, raw.factors))
@@ -134,6 +134,17 @@ def complete(trace: Trace, inputs: Inputs) -> None:
             trace.notes.setdefault(Skipped(path or "forward", reason))
 
 
+def _in_its_type(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs, with floats of the type of the model's first parameter of floats.
+
+    The export does not mind an example in another precision than the model's.
+    """
+    types = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    if not types:
+        return inputs
+    return inputs.map(lambda x: x.to(types[0]) if x.is_floating_point() else x)
+
+
 def parameter_products(trace: Trace, inputs: Inputs) -> None:
     """Record every product of one forward pass in a trace that has no products yet.
 
@@ -144,7 +155,7 @@ def parameter_products(trace: Trace, inputs: Inputs) -> None:
     for name, parameter in parameters.items():
         by_storage[parameter.untyped_storage().data_ptr()] = (name, parameter)
     with torch.no_grad(), multiplications(trace.model) as counter:
-        inputs.call(trace.model)
+        _in_its_type(trace.model, inputs).call(trace.model)
     for product in counter.found:
         trace.path = product.path
         storage = product.weight.untyped_storage().data_ptr()
