@@ -36,10 +36,11 @@ class Counted:
 
 
 class Multiplications(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every convolution and matrix product, as torch's `FlopCounterMode` counts them.
+    """Records every convolution and matrix product, as torch's `FlopCounterMode` counts them,
+    and those of a matrix with a vector, which it leaves out.
 
     Attention takes the path that is made of matrix products, and recurrent layers that of linear
-    ones. Products with a vector are not counted.
+    ones.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -195,6 +196,7 @@ _RULES: dict[Any, Callable[[tuple[Any, ...], Tensor], tuple[int, Tensor]]] = {
     _aten.convolution: _convolution,
     _aten._convolution: _convolution,
     _aten.linear: _linear,
+    _aten.mv: lambda args, out: (args[0].numel(), args[1]),
     _aten.mm: _matrices(0),
     _aten.bmm: _matrices(0),
     _aten.addmm: _matrices(1),

@@ -180,6 +180,7 @@ def _product(trace: Trace, node: Node, left: Node, right: Node) -> Dims:
     name = _name(trace, right, node)
     if len(b) == 1:
         trace.join(a[-1], b[0], where)
+        trace.multiply(name, shape(left), a, tensor=tensor)
         return a[:-1]
     if len(a) == 1:
         trace.join(a[0], b[-2], where)
