@@ -16,7 +16,7 @@ run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
 
 preview: $(VENV)/.installed
-	$(BIN)/python -m orchestrator +experiment=resnet50 job=preview study.name=preview study.n_trials=12
+	$(BIN)/python -m orchestrator +experiment=resnet50 job=preview study.name=preview study.n_trials=7 search.allocations=0
 
 # A file stays with one worker: many train a network once for all their tests.
 test: $(VENV)/.installed-dev
