@@ -97,7 +97,7 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*PREVIEW, "study.name=seen", "study.n_trials=8", "model.width=8"]
+    words = [*PREVIEW, "study.name=seen", "search.allocations=6", "model.width=8"]
     assert main(words) == 0, capsys.readouterr().err
     folder = Path("runs/seen")
     trials = read_csv(folder / "trials.csv", TrialRow)
