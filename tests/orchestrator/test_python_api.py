@@ -46,7 +46,7 @@ def test_search_can_be_called_in_whatever_order_things_are_imported(
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(
         AttributeError,
-        match="no attribute 'serach'; it has export, inspect, load_exported, load_int8",
+        match="no attribute 'serach'; it has check, export, inspect, load_exported",
     ):
         orchestrator.serach  # noqa: B018
 

@@ -31,7 +31,7 @@ from orchestrator.search.studies.queue import done, enqueue_chain, reclaim_inter
 from orchestrator.search.studies.results import candidates, front, rows
 from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
 from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
-from orchestrator.settings import Settings, load
+from orchestrator.settings import RECIPES, Settings, load
 from tests.structures import small_resnet
 
 SPACE = Allocation(offset=0.3)
@@ -59,10 +59,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
     recipe = {"_target_": "builtins.dict"}
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
     config: dict[str, Any] = {
-        **{
-            name: recipe
-            for name in ("model", "data", "task", "space", "sampler", "stopping", "tracking", "job")
-        },
+        **dict.fromkeys(RECIPES, recipe),
         "method": {"name": "l2", "criterion": recipe},
         "objectives": {},
         "phases": {

@@ -301,12 +301,13 @@ class FinalLab:
         """
         goals = self.facts.goals
         lab = self.lab
+        batches = self.test_batches()
         with lab.timed("evaluation"), attached(model, lab.activation(level)):
-            logged = run_test_steps(lab.task(model), self.test_batches(), lab.device)
+            logged = run_test_steps(lab.task(model), batches, lab.device)
         metrics = under_names_of(self.facts.dense_metrics, logged)
         if set(goals.signs) <= set(metrics):
             return metrics
-        return lab.measure(model, self.test_batches(), level)
+        return lab.measure(model, batches, level)
 
 
 def optimization(settings: OptimizerSettings, lr_factor: float = 1.0) -> Optimization:
