@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -46,7 +47,7 @@ def said(command: str, folder: Path) -> str:
 
 def test_what_the_user_has_does_not_know_of_this_project(tmp_path: Path) -> None:
     commands = written((ROOT / "docs/own-model.md").read_text(), tmp_path)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for name in ("mine.py", "train.py", "conf/experiment/mine.yaml"):
         text = (tmp_path / name).read_text()
         assert "orchestrator" not in text
@@ -57,7 +58,8 @@ def test_what_the_user_has_does_not_know_of_this_project(tmp_path: Path) -> None
 @pytest.mark.family
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_works_in_an_empty_folder(tmp_path: Path) -> None:
-    train, check, inspect, search, use = written((ROOT / "docs/own-model.md").read_text(), tmp_path)
+    page = (ROOT / "docs/own-model.md").read_text()
+    train, check, inspect, search, use, export = written(page, tmp_path)
     said(train, tmp_path)
     shown = said(check, tmp_path)
     assert "the quality is val_cost, smaller is better" in shown
@@ -74,3 +76,6 @@ def test_every_command_of_the_page_works_in_an_empty_folder(tmp_path: Path) -> N
     share = re.search(r"LitTwoTower: (\d+)% of the parameters", shown)
     assert share is not None
     assert int(share[1]) < 100
+    said(export, tmp_path)
+    exports = json.loads((tmp_path / "runs/mine/best/exports.json").read_text())
+    assert [entry["reason"] for entry in exports] == ["", "", ""]
