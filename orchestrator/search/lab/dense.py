@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.phases.fit import DivergedError, OnRound, evaluate, fit
+from lightning_modules.phases.fit import OnRound, evaluate, fit
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
@@ -196,23 +196,17 @@ class DenseTraining:
                 self._keep_early(model)
             return self.on_epoch(epoch, metrics)
 
-        try:
-            fit(
-                task,
-                batches,
-                optimization(train),
-                rounds=train.epochs,
-                round_steps=len(batches),
-                device=self.device,
-                val=self.data.val_dataloader(),
-                on_round=on_round,
-                memory_format=self.memory_format,
-            )
-        except DivergedError as error:
-            raise ConfigError(
-                f"the dense model could not be trained: {error}; take a smaller "
-                "phases.train.optimizer.lr, or phases=deep (AdamW)"
-            ) from error
+        fit(
+            task,
+            batches,
+            optimization(train),
+            rounds=train.epochs,
+            round_steps=len(batches),
+            device=self.device,
+            val=self.data.val_dataloader(),
+            on_round=on_round,
+            memory_format=self.memory_format,
+        )
 
     def _made_up(self, model: nn.Module) -> dict[str, float]:
         train = self.settings.phases.train
