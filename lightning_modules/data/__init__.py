@@ -4,5 +4,6 @@ from lightning_modules.data.arrays import digits, fashion_mnist
 from lightning_modules.data.contract import Data
 from lightning_modules.data.folder import ImageFolder
 from lightning_modules.data.in_memory import Batches, InMemory
+from lightning_modules.data.tables import table
 
-__all__ = ["Batches", "Data", "ImageFolder", "InMemory", "digits", "fashion_mnist"]
+__all__ = ["Batches", "Data", "ImageFolder", "InMemory", "digits", "fashion_mnist", "table"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_modules.errors import ConfigError
 
 Split = tuple[Tensor, Tensor]
-"""Inputs (n, ...) as float32 and targets (n,) as int64."""
+"""Inputs (n, ...) as float32; targets (n,) as int64 where they are classes, else as float32."""
 EVALUATION_FACTOR = 4
 """Evaluation needs no memory for gradients, so that its batches are this many times larger."""
 LEAST_DEVIATION = 1e-6
@@ -55,9 +55,10 @@ class Batches:
 class InMemory(LightningDataModule):
     """Data that `read` returns as (training, test) splits.
 
-    A stratified `val_fraction` of the training data, chosen by `seed`, is the validation data.
-    Inputs are standardised with the mean and deviation of the remaining training data, taken over
-    every dimension but 1.
+    A `val_fraction` of the training data, chosen by `seed` and stratified by class, is the
+    validation data. Inputs are standardised with the mean and deviation of the remaining training
+    data, taken over every dimension but 1. So are targets that are numbers, whose deviation is then
+    `target_deviation`.
     Errors: ConfigError for a `val_fraction` outside of (0, 1) or a `batch_size` below 1.
     """
 
@@ -79,6 +80,7 @@ class InMemory(LightningDataModule):
         self.val_fraction = val_fraction
         self.seed = seed
         self.splits: dict[str, Split] = {}
+        self._target_deviation = 1.0
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -88,21 +90,27 @@ class InMemory(LightningDataModule):
             torch.arange(len(targets)).numpy(),
             test_size=self.val_fraction,
             random_state=self.seed,
-            stratify=targets,
+            stratify=None if targets.is_floating_point() else targets,
         )
-        train_inputs = inputs[train]
-        over = [dim for dim in range(inputs.dim()) if dim != 1]
-        mean = train_inputs.mean(over, keepdim=True)
-        deviation = train_inputs.std(over, keepdim=True).clamp_min(LEAST_DEVIATION)
-
-        def standardised(split: Split) -> Split:
-            return (split[0] - mean) / deviation, split[1]
-
         self.splits = {
-            "train": standardised((train_inputs, targets[train])),
-            "val": standardised((inputs[val], targets[val])),
-            "test": standardised(test),
+            "train": (inputs[train], targets[train]),
+            "val": (inputs[val], targets[val]),
+            "test": test,
         }
+        self._standardise_inputs()
+        if targets.is_floating_point():
+            self._standardise_targets()
+
+    def _standardise_inputs(self) -> None:
+        mean, deviation = _moments(self.splits["train"][0])
+        for name, (inputs, targets) in self.splits.items():
+            self.splits[name] = ((inputs - mean) / deviation, targets)
+
+    def _standardise_targets(self) -> None:
+        mean, deviation = _moments(self.splits["train"][1])
+        self._target_deviation = float(deviation)
+        for name, (inputs, targets) in self.splits.items():
+            self.splits[name] = (inputs, (targets - mean) / deviation)
 
     def sample_index(self, batch: list[Tensor]) -> Tensor:
         """Samples are not augmented: each always looks the same."""
@@ -110,8 +118,18 @@ class InMemory(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
+        """Errors: AttributeError for targets that are numbers, so that the data has none."""
         self.setup()
-        return int(self.splits["train"][1].max()) + 1
+        targets = self.splits["train"][1]
+        if targets.is_floating_point():
+            raise AttributeError("the targets are numbers, not classes")
+        return int(targets.max()) + 1
+
+    @property
+    def target_deviation(self) -> float:
+        """One standardised unit of the targets in their own unit; 1 for classes."""
+        self.setup()
+        return self._target_deviation
 
     def train_batches(self, seed: int) -> Batches:
         self.setup()
@@ -132,3 +150,10 @@ class InMemory(LightningDataModule):
     def _evaluation_batches(self, name: str) -> Batches:
         self.setup()
         return Batches(self.splits[name], EVALUATION_FACTOR * self.batch_size)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over every dimension but 1, which they keep."""
+    over = [dim for dim in range(values.dim()) if dim != 1]
+    mean = values.mean(over, keepdim=True)
+    return mean, values.std(over, keepdim=True).clamp_min(LEAST_DEVIATION)

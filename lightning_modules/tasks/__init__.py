@@ -7,16 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
+    from lightning_modules.tasks.regression import Regression as Regression
+    from lightning_modules.tasks.tabular import Tabular as Tabular
     from lightning_modules.tasks.whole import Whole as Whole
     from lightning_modules.tasks.whole import lightning as lightning
 
 _HOME = {
     "Classification": "lightning_modules.tasks.classification",
+    "DigitAndParity": "lightning_modules.tasks.multitask",
+    "Regression": "lightning_modules.tasks.regression",
+    "Tabular": "lightning_modules.tasks.tabular",
     "Whole": "lightning_modules.tasks.whole",
     "lightning": "lightning_modules.tasks.whole",
 }
 """Where each name is defined."""
-__all__ = ["Classification", "Whole", "lightning"]
+__all__ = [
+    "Classification",
+    "DigitAndParity",
+    "Regression",
+    "Tabular",
+    "Whole",
+    "lightning",
+]
 
 
 def __getattr__(name: str) -> Any:

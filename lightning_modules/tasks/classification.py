@@ -66,7 +66,7 @@ class Classification(LightningModule):
             shape = f"(batch, {sizes})"
         raise ConfigError(
             f"the model's output must be (batch, {self.num_classes}) for this data; it is {shape}; "
-            "see num_classes"
+            "see the model's num_classes or outputs"
         )
 
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:

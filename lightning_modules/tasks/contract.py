@@ -234,5 +234,6 @@ def _run_network(task: LightningModule, inputs: Inputs) -> Any:
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
         raise ConfigError(
-            f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}"
+            f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}; "
+            "see the model's arguments, such as model.features or model.in_channels"
         ) from error

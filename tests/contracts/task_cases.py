@@ -1,5 +1,5 @@
-"""Four small problems as their users would write them: what a batch, an output and a metric are
-differs in each.
+"""The project's own tasks, and one as its user would write it: what a batch, an output and a metric
+are differs in each.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanMetric
-from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 SAMPLES, BATCH = {"train": 160, "val": 64, "test": 64}, 32
 
@@ -58,45 +58,6 @@ class MadeData(LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         return Loader(self._batches("test"))
-
-
-class PointData(MadeData):
-    """Points in eight dimensions: (inputs, one number each), as a tuple."""
-
-    def samples(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = torch.randn(len(index), 8, generator=generator)
-        return x, 40.0 + 10.0 * x[:, 0] - 5.0 * x[:, 1] * x[:, 2]
-
-
-class RegressionNet(nn.Module):
-    """One number per sample, shape (N,)."""
-
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
-        self.head = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 40.0 + 10.0 * self.head(self.layers(x)).squeeze(-1)
-
-
-class Regression(LightningModule):
-    """Mean absolute error, to be small, in the target's own units; it logs no loss."""
-
-    directions: ClassVar[dict[str, str]] = {"mae": "minimize"}
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.mae = model, MeanAbsoluteError()
-
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        return F.huber_loss(self.model(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        self.mae.update(self.model(batch[0]), batch[1])
-        self.log("mae", self.mae, on_epoch=True)
 
 
 class TokenData(MadeData):
@@ -154,99 +115,44 @@ class TokenTask(LightningModule):
         self.log("loss", self.mean_loss, on_epoch=True)
 
 
-class TwoHeadData(MadeData):
-    """Points, with a class and whether it is even."""
-
-    def samples(self, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x = torch.randn(len(index), 1, 8, 8, generator=generator)
-        kind = (x.mean((1, 2, 3)) > 0).long() + 2 * (x[:, 0, :4].mean((1, 2)) > 0).long()
-        return {"image": x, "kind": kind, "even": (kind % 2 == 0).float()}
-
-
-class TwoHeadNet(nn.Module):
-    """A shared backbone and a dict of two outputs."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1),
-            nn.BatchNorm2d(2 * width),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.kind, self.even = nn.Linear(2 * width, 4), nn.Linear(2 * width, 1)
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        x = self.backbone(image)
-        return {"kind": self.kind(x), "even": self.even(x).squeeze(1)}
-
-
-class TwoHeadTask(LightningModule):
-    """The sum of two losses, a metric for each head."""
-
-    directions: ClassVar[dict[str, str]] = {"kind": "maximize", "even": "maximize"}
-    scale: ClassVar[dict[str, float]] = {"kind": 1.0, "even": 1.0}
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.kind, self.even = (
-            model,
-            MulticlassAccuracy(4, average="micro"),
-            BinaryAccuracy(),
-        )
-
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        outputs = self.model(batch["image"])
-        even = F.binary_cross_entropy_with_logits(outputs["even"], batch["even"])
-        return F.cross_entropy(outputs["kind"], batch["kind"]) + even
-
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        outputs = self.model(batch["image"])
-        self.kind.update(outputs["kind"], batch["kind"])
-        self.even.update(outputs["even"], batch["even"])
-        self.log("kind", self.kind, on_epoch=True)
-        self.log("even", self.even, on_epoch=True)
-
-
 HERE = "tests.contracts.task_cases"
-CASES: dict[str, tuple[str, str, str, str]] = {
-    "regression": ("RegressionNet", "PointData", "Regression", "mae"),
-    "tokens": ("TokenNet", "TokenData", "TokenTask", "accuracy"),
-    "two_heads": ("TwoHeadNet", "TwoHeadData", "TwoHeadTask", "kind"),
-}
-"""Name -> network, data, task, quality; classification is the project's own."""
+OURS = ("classification", "tabular", "regression", "multitask")
+"""The project's own tasks; each but the first has an experiment of its name."""
+CASES = (*OURS[1:], "tokens")
+NAMES = (*OURS, "tokens")
 
 
 def overrides(name: str) -> list[str]:
     """What a command line says to prune this case."""
     if name == "classification":
         return ["model.width=8"]
-    network, data, task, quality = CASES[name]
-    targets = {"model": network, "data": data, "task": task}
+    if name in OURS:
+        return [f"+experiment={name}", f"model.width={8 if name == 'multitask' else 24}"]
+    targets = {"model": "TokenNet", "data": "TokenData", "task": "TokenTask"}
     words = [f"{group}={{_target_:{HERE}.{target}}}" for group, target in targets.items()]
-    return [*words, f"objectives.quality={quality}"]
+    return [*words, "objectives.quality=accuracy"]
 
 
 def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     """(network, data, task around it) of a case."""
-    if name == "classification":
-        from lightning_modules.data import digits
-        from lightning_modules.models import SmallResNet
-        from lightning_modules.tasks import Classification
+    if name == "tokens":
+        network: nn.Module = TokenNet()
+        return network, TokenData(), TokenTask(network)
+    from lightning_modules import data, models, tasks
 
-        network: nn.Module = SmallResNet(10, width=8)
-        return network, digits(), Classification(network, 10)
-    names = CASES[name]
-    network = globals()[names[0]]()
-    return network, globals()[names[1]](), globals()[names[2]](network)
+    if name == "classification":
+        network = models.SmallResNet(10, width=8)
+        return network, data.digits(), tasks.Classification(network, 10)
+    if name == "multitask":
+        network = models.MultiHead({"digit": 10, "parity": 2}, width=8)
+        return network, data.digits(), tasks.DigitAndParity(network)
+    if name == "tabular":
+        network = models.MLP(30, 2, width=24)
+        return network, data.table("breast_cancer"), tasks.Tabular(network, 2)
+    network = models.MLP(10, 1, width=24)
+    numbers = data.table("diabetes", classes=False)
+    return network, numbers, tasks.Regression(network, numbers)
 
 
 def batches(data: Any) -> Iterator[Any]:
     return iter(data.val_dataloader())
-
-
-NAMES = ["classification", *CASES]

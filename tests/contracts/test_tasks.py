@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning_modules.phases.distillation import Distillation, dense_outputs, d
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs, run
 from lightning_modules.recipe import Recipe
-from lightning_modules.tasks import Classification
+from lightning_modules.tasks import Classification, Regression, Tabular
 from lightning_modules.tasks.contract import (
     build_task,
     check_outputs,
@@ -23,7 +24,8 @@ from lightning_modules.tasks.contract import (
     step_loss,
 )
 from lightning_modules.tasks.metrics import directions_of, scale_of
-from tests.contracts.task_cases import CASES, HERE, NAMES, batches, parts_of
+from lightning_modules.tasks.outside import outside_trainer
+from tests.contracts.task_cases import CASES, NAMES, batches, parts_of
 
 CPU = torch.device("cpu")
 
@@ -123,8 +125,51 @@ def test_kept_outputs_are_those_of_the_dense_model_sample_by_sample(name: str) -
 
 def test_a_unit_of_a_metric_is_what_the_task_says_or_the_dense_value() -> None:
     assert scale_of(Recipe("lightning_modules.tasks.Classification"), "accuracy", 0.9) == 1.0
-    assert scale_of(Recipe(f"{HERE}.Regression"), "mae", 4.5) == 4.5
-    assert scale_of(Recipe(f"{HERE}.Regression"), "mae", 0.0) == 1.0
+    assert scale_of(Recipe("lightning_modules.tasks.Regression"), "mae", 4.5) == 4.5
+    assert scale_of(Recipe("lightning_modules.tasks.Regression"), "mae", 0.0) == 1.0
+
+
+def test_the_error_of_a_regression_is_in_the_unit_of_its_target() -> None:
+    network = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    task = Regression(network, SimpleNamespace(target_deviation=10.0))
+    batch = (torch.zeros(2, 1), torch.tensor([3.0, -1.0]))
+    with outside_trainer(task) as logged:
+        task.validation_step(batch, 0)
+    assert logged["mae"].compute().item() == pytest.approx(20.0)
+    assert logged["rmse"].compute().item() == pytest.approx(10.0 * 5.0**0.5)
+    assert step_loss(task, batch).item() == pytest.approx((2.5 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 30.0])
+def test_the_area_under_the_roc_curve_is_that_of_the_pairs_in_order(scale: float) -> None:
+    """Three of the four pairs of a positive and a negative sample are in order.
+
+    Logits between 0 and 1 are no probabilities, and confident ones are no ties.
+    """
+    task = Tabular(torch.nn.Identity(), 2)
+    logits = scale * torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]])
+    task.metrics.update(logits[:2], torch.tensor([0, 0]))
+    task.metrics.update(logits[2:], torch.tensor([1, 1]))
+    expected = 0.75 if scale > 0 else 0.25
+    assert task.metrics.compute()["roc_auc"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "message"),
+    [
+        ("regression", torch.zeros(4, 2), r"\(batch,\) or \(batch, 1\).*it is \(batch, 2\)"),
+        ("regression", {}, r"it is a dict"),
+        ("multitask", torch.zeros(4, 10), r"'parity': \(2,\)\}; they are a Tensor"),
+        ("multitask", {"digit": torch.zeros(4, 9)}, r"they are \{'digit': \(9,\)\}"),
+        ("tabular", torch.zeros(4, 3), r"must be \(batch, 2\).*see the model's .* outputs"),
+    ],
+)
+def test_outputs_of_another_form_are_refused(name: str, outputs: object, message: str) -> None:
+    _, _, task = parts_of(name)
+    with pytest.raises(ConfigError, match=message):
+        task.check(outputs, None)
 
 
 class Silent(torch.nn.Module):
@@ -140,12 +185,14 @@ def test_a_task_that_names_no_metric_is_refused_with_an_example() -> None:
 
 def test_a_network_that_does_not_fit_its_data_is_told_with_the_shapes(tmp_path: Path) -> None:
     network, _, task = parts_of("regression")
-    with pytest.raises(ConfigError, match=r"the model must take the data's inputs \(4, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"take the data's inputs \(4, 3\).*such as model.features"
+    ):
         check_outputs(task, (torch.zeros(4, 3), torch.zeros(4)))
     with pytest.raises(
         ConfigError, match=r"Regression.validation_step must take the model's outputs"
     ):
-        check_outputs(task, (torch.zeros(4, 8), torch.zeros(5)))
+        check_outputs(task, (torch.zeros(4, 10), torch.zeros(5)))
     assert network is task.model
 
 

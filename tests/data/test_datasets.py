@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_diabetes
 
-from lightning_modules.data import ImageFolder, digits, fashion_mnist
+from lightning_modules.data import ImageFolder, digits, fashion_mnist, table
 from lightning_modules.errors import ConfigError, DataError
 
 
@@ -129,3 +130,88 @@ def test_missing_folders_and_classes_are_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "fox").mkdir()
     with pytest.raises(DataError, match=r"the same classes; only one has \['fox'\]"):
         ImageFolder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "columns", "classes"), [("breast_cancer", 30, 2), ("wine", 13, 3)]
+)
+def test_embedded_tables_with_classes(source: str, columns: int, classes: int) -> None:
+    data = table(source)
+    data.setup()
+    inputs, targets = data.splits["train"]
+    assert inputs.shape[1] == columns
+    assert data.num_classes == classes
+    assert targets.dtype == torch.int64
+    assert data.target_deviation == 1.0
+
+
+def test_only_training_rows_standardise_inputs_and_numbers_to_predict() -> None:
+    data = table("diabetes", classes=False)
+    data.setup()
+    for values in data.splits["train"]:
+        assert values.mean(0).abs().max() < 1e-5
+        assert torch.allclose(values.std(0), torch.ones(values.shape[1:]))
+    assert data.splits["val"][1].mean().abs() > 1e-4
+    assert not hasattr(data, "num_classes")
+    whole = load_diabetes().target
+    targets = torch.cat([targets for _, targets in data.splits.values()]).double()
+    assert len(targets) == 442
+    own_unit = torch.from_numpy(whole).sort().values
+    restored = (data.target_deviation * targets).sort().values
+    assert torch.allclose(restored - restored[0], own_unit - own_unit[0], atol=1e-3)
+
+
+def csv_file(folder: Path, header: str, rows: list[str]) -> str:
+    path = folder / "mine.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return str(path)
+
+
+ROWS = [f"{i},{i % 2}.5,{'yes' if i % 3 else 'no'}" for i in range(40)]
+
+
+def test_a_csv_file_with_classes_by_name_or_with_a_number(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "age, half ,label", ROWS)
+    named = table(path, "label")
+    named.setup()
+    assert named.num_classes == 2
+    assert {name: len(inputs) for name, (inputs, _) in named.splits.items()} == {
+        "train": 21,
+        "val": 7,
+        "test": 12,
+    }
+    share = sum(float(targets.sum()) for _, targets in named.splits.values()) / 40
+    assert share == pytest.approx(26 / 40)
+    numbers = csv_file(tmp_path, "age,half", [row.rpartition(",")[0] for row in ROWS])
+    predicted = table(numbers, "age", classes=False)
+    predicted.setup()
+    assert predicted.splits["train"][0].shape == (21, 1)
+    assert predicted.target_deviation == pytest.approx(11.7, abs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "target", "message"),
+    [
+        ("a,b,c", ROWS, "d", r"data.target must be a column of .*; got 'd'; it has a, b, c"),
+        ("a,b,c", ROWS, None, r"data.target must be a column of .*; got 'None'"),
+        ("a,b,c", ROWS, "a", r"line 2 has 'yes|no' in column 'c': write numbers for names"),
+        ("a,b,c", ["1,,yes"], "c", r"line 2 has '' in column 'b'"),
+        ("a,b,c", ["1,nan,yes"], "c", r"must be a finite number; line 2 has 'nan'"),
+        ("a,b,c", ["1,2,yes", "1,2"], "c", r"the 3 columns of its header.*; line 3 has 2"),
+        ("a,a,c", ROWS, "c", r"must have different names; got a, a, c"),
+        ("c", ["yes"], "c", r"columns beside the target"),
+        ("a,b,c", ROWS[:12], "c", r"class no of the target has 4; .*data.classes=false"),
+        ("a,b,c", [f"{i},1,x" for i in range(30)], "c", r"two classes; every row has x"),
+        ("a,b,c", [], "c", r"at least 10 rows; the table has 0"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(
+    tmp_path: Path, header: str, rows: list[str], target: str | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        table(csv_file(tmp_path, header, rows), target).setup()
+
+
+def test_a_missing_file_is_refused_with_the_embedded_tables() -> None:
+    with pytest.raises(DataError, match=r"or one of breast_cancer, diabetes, wine; nowhere.csv is"):
+        table("nowhere.csv", "a").setup()

@@ -65,7 +65,7 @@ def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == {"two_heads": "dict"}.get(name, "Tensor")
+    assert done.stdout.strip() == {"multitask": "dict"}.get(name, "Tensor")
 
 
 def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(

@@ -59,6 +59,14 @@ CASES = {
         r"output must be \(batch, 10\) for this data; it is \(batch, 7\)",
     ),
     "channels": (["data=digits_rgb"], r"the model must take the data's inputs \(\d+, 3, 32, 32\)"),
+    "table": (
+        ["data=table", "data.source=/nowhere.csv"],
+        r"data.source must be the path of a CSV file, or one of breast_cancer, .*/nowhere.csv is",
+    ),
+    "columns": (
+        ["data=table", "model=mlp", "model.features=30", "model.outputs=3", "data.source=wine"],
+        r"the model must take the data's inputs \(\d+, 13\).*such as model.features",
+    ),
     "bound": (
         ["objectives.bounds={flops_ratio: {most: 0.0001}}"],
         r"objectives.bounds.flops_ratio.most must be at least 0.0\d+, what the smallest plan has",
