@@ -236,7 +236,8 @@ def commands() -> list[list[str]]:
     import shlex
 
     found = []
-    for line in (conf_folder().parent / "README.md").read_text().splitlines():
+    text = (conf_folder().parent / "README.md").read_text().replace("\\\n", " ")
+    for line in text.splitlines():
         if (
             line.startswith("python -m orchestrator")
             and "job=" not in line
