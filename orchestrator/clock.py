@@ -9,7 +9,9 @@ from contextlib import contextmanager
 COMPUTE_PHASES = (
     "dense training",
     "profile",
+    "scores",
     "compensation",
+    "allocation",
     "recalibration",
     "finetune",
     "evaluation",
