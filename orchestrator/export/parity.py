@@ -71,7 +71,7 @@ class Comparison:
             exported = self._compared(form, path)
         except UserError as error:
             exported = Exported(form.name, form.file, reason=str(error))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # exporters and engines raise whatever they come upon
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             exported = Exported(form.name, form.file, reason=reason)
         if exported.reason:
@@ -83,10 +83,10 @@ class Comparison:
         loaded = form.load(path)
         seconds = time.perf_counter() - begin
         network = Restored(loaded, run(self.model, self.samples[0]))
-        expected = _outputs(self.model, self.samples)
-        outputs = _outputs(network, self.samples)
+        expected = _network_outputs(self.model, self.samples)
+        outputs = _network_outputs(network, self.samples)
         largest = _largest(expected)
-        difference = _difference(expected, outputs)
+        difference = _largest_difference(expected, outputs)
         reason = ""
         if form.exact and not difference <= CLOSE * max(largest, 1.0):
             reason = f"its outputs differ from the model's by {difference:.3g} of {largest:.3g}"
@@ -104,7 +104,7 @@ class Comparison:
         )
 
 
-def _outputs(network: nn.Module, samples: Iterable[Inputs]) -> list[list[Tensor]]:
+def _network_outputs(network: nn.Module, samples: Iterable[Inputs]) -> list[list[Tensor]]:
     """The outputs' tensors, batch by batch."""
     return [tensors_of(run(network, batch)) for batch in samples]
 
@@ -117,7 +117,9 @@ def _largest(outputs: Iterable[Sequence[Tensor]]) -> float:
     return largest
 
 
-def _difference(expected: Iterable[Sequence[Tensor]], outputs: Iterable[Sequence[Tensor]]) -> float:
+def _largest_difference(
+    expected: Iterable[Sequence[Tensor]], outputs: Iterable[Sequence[Tensor]]
+) -> float:
     """The largest absolute one; not a number where there is one that is none."""
     differences = [0.0]
     for ones, others in zip(expected, outputs, strict=True):

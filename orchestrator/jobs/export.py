@@ -68,11 +68,11 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     """
     _check_formats(formats)
     front = finished_front(settings)
-    _require_same(settings)
+    _require_same_study(settings)
     row = settings.select.build(front=front)
     with Progress() as progress:
         progress.phase("export", f"trial {row.trial} as {', '.join(formats)}")
-        chosen = _Export(settings, front, row).write(formats, progress)
+        chosen = _Exporter(settings, front, row).write(formats, progress)
     _show(settings, front, chosen)
     return chosen
 
@@ -89,17 +89,24 @@ def _check_formats(formats: Sequence[str]) -> None:
 def finished_front(settings: Settings) -> Front:
     """The confirmed models of the study. Errors: ConfigError for a study that is not finished."""
     folder = settings.study.folder
-    if not (folder / FRONT).is_file() or not (folder / BASELINES).is_file():
+    for name in (FRONT, BASELINES, CONFIG):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"job=export takes a model of a finished study; {folder} has no {name}: give "
+                "study.name=..., or search first with the same command without job=export"
+            )
+    rows = read_csv(folder / FRONT, ConfirmedRow)
+    dense = read_csv(folder / BASELINES, ConfirmedRow)
+    if not rows or not dense:
         raise ConfigError(
-            f"job=export takes a model of a finished study; {folder} has no {FRONT}: give "
-            "study.name=..., or search first with the same command without job=export"
+            f"job=export takes a model of the front; that of {folder} is empty: no model was "
+            "confirmed within objectives.bounds"
         )
-    dense, *_ = read_csv(folder / BASELINES, ConfirmedRow)
     goals = goals_of(settings)
-    return Front(read_csv(folder / FRONT, ConfirmedRow), dense, goals.quality, goals.sign)
+    return Front(rows, dense[0], goals.quality, goals.sign)
 
 
-def _require_same(settings: Settings) -> None:
+def _require_same_study(settings: Settings) -> None:
     """Errors: ConfigError where the study had another network, data or task."""
     path = settings.study.folder / CONFIG
     stored = yaml.safe_load(path.read_text())
@@ -116,7 +123,7 @@ def _require_same(settings: Settings) -> None:
 
 
 @dataclass(frozen=True)
-class _Export:
+class _Exporter:
     """One model of a study on its way out."""
 
     settings: Settings
@@ -192,7 +199,7 @@ def _rule(settings: Settings) -> str:
     """The rule in words: select=smallest, max_drop=0.005."""
     name = settings.select.target.rpartition(".")[2]
     given = {key: value for key, value in settings.select.arguments.items() if value is not None}
-    return ", ".join([f"select={name}", *(f"{key}={value:g}" for key, value in given.items())])
+    return ", ".join([f"select={name}", *(f"{key}={value}" for key, value in given.items())])
 
 
 def _show(settings: Settings, front: Front, chosen: Chosen) -> None:

@@ -43,6 +43,7 @@ def max_quality(front: Front, **limits: float | None) -> ConfirmedRow:
     within = list(front.rows)
     for name, most in limits.items():
         if most is not None:
+            _require_number(name, most)
             within = _within(within, name.removeprefix("max_"), most)
     return max(within, key=front.sure)
 
@@ -52,6 +53,7 @@ def smallest(front: Front, max_drop: float) -> ConfirmedRow:
 
     Errors: ConfigError where there is none.
     """
+    _require_number("max_drop", max_drop)
     near = [row for row in front.rows if front.drop(row) <= max_drop + ROUNDING]
     if not near:
         best = min(front.rows, key=front.drop)
@@ -82,12 +84,18 @@ def knee(front: Front) -> ConfirmedRow:
     return rows[max(range(len(rows)), key=above)]
 
 
+def _require_number(name: str, value: object) -> None:
+    """Errors: ConfigError for a limit that is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"select.{name} must be a number; got '{value}'")
+
+
 def _within(rows: Sequence[ConfirmedRow], column: str, most: float) -> list[ConfirmedRow]:
     """Rows with at most so much in a column of costs."""
     known = [name for cost in COSTS for name in (cost, ratio_name(cost))]
     if column not in known:
         raise ConfigError(f"select.max_{column} must limit a cost; they are {', '.join(known)}")
-    values = [(_value(row, column), row) for row in rows]
+    values = [(_column_of(row, column), row) for row in rows]
     within = [row for value, row in values if value is not None and value <= most]
     if within:
         return within
@@ -101,7 +109,7 @@ def _within(rows: Sequence[ConfirmedRow], column: str, most: float) -> list[Conf
     )
 
 
-def _value(row: ConfirmedRow, column: str) -> float | None:
+def _column_of(row: ConfirmedRow, column: str) -> float | None:
     if column in COSTS:
         return row.costs.get(column)
     return row.ratios.get(column.removesuffix("_ratio"))

@@ -117,6 +117,18 @@ def test_an_exact_file_that_computes_something_else_is_left_out(tmp_path: Path) 
     assert not (tmp_path / wrong.file).exists()
 
 
+def test_whatever_an_exporter_raises_is_a_reason_and_nothing_more(tmp_path: Path) -> None:
+    def write(network: nn.Module, inputs: object, path: Path) -> nn.Module:
+        path.write_text("half a file")
+        raise KeyError("an operator")
+
+    broken = Format("broken", "model.broken", lambda: None, write, lambda path: nn.ReLU(), True, "")
+    batches = [Inputs((torch.randn(4, 3),))]
+    comparison = Comparison(nn.Linear(3, 2), batches, batches, lambda network: {})
+    assert comparison.export(broken, tmp_path).reason == "KeyError: 'an operator'"
+    assert not (tmp_path / broken.file).exists()
+
+
 def test_an_exported_file_is_known_by_its_digest(form: Format, tmp_path: Path) -> None:
     (tmp_path / form.file).write_bytes(b"a file")
     save_plan(tmp_path, {"trial": 0}, torch.nn.Linear(1, 1))

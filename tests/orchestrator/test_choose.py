@@ -35,6 +35,13 @@ def test_a_limit_that_no_model_keeps_names_the_nearest() -> None:
         max_quality(FRONT, max_size_mb=3.0)
 
 
+def test_a_limit_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"select.max_flops_ratio must be a number; got 'half'"):
+        max_quality(FRONT, max_flops_ratio="half")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"select.max_drop must be a number; got 'little'"):
+        smallest(FRONT, max_drop="little")  # type: ignore[arg-type]
+
+
 def test_the_smallest_is_about_as_good_as_the_dense_model() -> None:
     assert smallest(FRONT, max_drop=0.02).trial == 2
     assert smallest(FRONT, max_drop=0.01).trial == 1

@@ -13,6 +13,7 @@ import torch
 
 import orchestrator
 from orchestrator.__main__ import main
+from orchestrator.results.rows import ConfirmedRow, write_csv
 
 WORDS = [
     "+experiment=digits_small",
@@ -51,6 +52,20 @@ def test_a_study_that_is_not_there_is_refused(
     assert "takes a model of a finished study" in capsys.readouterr().err
     assert main([*EXPORT, "job.formats=[pt3]"]) == 2
     assert "got 'pt3'; nearest: pt2" in capsys.readouterr().err
+
+
+def test_an_empty_front_is_told_and_not_chosen_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/small")
+    write_csv(folder / "front.csv", [], ConfirmedRow)
+    write_csv(folder / "baselines.csv", [ConfirmedRow("dense", None, 0.9, 0.0, 2)], ConfirmedRow)
+    assert main(EXPORT) == 2
+    assert "has no config.yaml" in capsys.readouterr().err
+    (folder / "config.yaml").write_text("{}")
+    assert main(EXPORT) == 2
+    assert "is empty: no model was confirmed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
