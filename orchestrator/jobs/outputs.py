@@ -105,7 +105,7 @@ class Outputs:
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
         if "free" in summary:
-            lines.append(("free to go", _free(summary["free"])))
+            lines.append(("free to go", _free_in_words(summary["free"])))
         if summary.get("baselines_left_out"):
             lines.append(("left out", _left_out(summary)))
         for name, reason in summary.get("failed", {}).items():
@@ -141,7 +141,7 @@ class Outputs:
         ]
 
 
-def _free(free: Mapping[str, float]) -> str:
+def _free_in_words(free: Mapping[str, float]) -> str:
     """The groups of whose units the others can stand in for most."""
     most = sorted(free, key=lambda name: -free[name])[:3]
     named = ", ".join([f"{percent(free[name])} of {name}" for name in most])

@@ -35,7 +35,7 @@ class Counted:
     weight: Tensor
 
 
-class Multiplications(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every convolution and matrix product, as torch's `FlopCounterMode` counts them,
     and those of a matrix with a vector, which it leaves out.
 
@@ -77,9 +77,9 @@ class Multiplications(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def multiplications(model: nn.Module) -> Iterator[Multiplications]:
+def multiplications(model: nn.Module) -> Iterator[ProductCounter]:
     """Inside the `with` block the products of the model's forward passes are recorded."""
-    counter = Multiplications(model)
+    counter = ProductCounter(model)
     handles: list[RemovableHandle] = []
     with ExitStack() as stack:
         for path, module in model.named_modules():
