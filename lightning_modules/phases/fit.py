@@ -6,7 +6,6 @@ The dense model, finetuning and confirmation all train through `fit`.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,15 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.phases.own_optimizer import own_optimizer
+from lightning_modules.phases.trainer_options import (
+    NO_OPTIONS,
+    Options,
+    accumulated,
+    in_evaluation,
+    in_steps,
+    placed,
+)
+from lightning_modules.quiet import quiet
 from lightning_modules.recipe import Recipe, locate
 from lightning_modules.tasks.whole import in_train_mode, is_users, trained_of
 
@@ -156,32 +164,32 @@ def fit(
     callbacks: Sequence[Callback] = (),
     accumulate: int = 1,
     memory_format: str = "contiguous",
+    options: Options = NO_OPTIONS,
 ) -> int:
     """Train for `rounds` rounds of `round_steps` optimizer steps each; return the rounds done.
 
     With both `val` and `on_round` the task is validated after each round, and `on_round` decides
     whether training goes on. The caller seeds torch's RNG. sparse.py has `callbacks` that train
     under masks. `accumulate` is the number of parts in which each batch goes through the model; the
-    gradients of all make one step. `memory_format` names the one of `FORMATS` in which the weights
-    lie during training; afterwards they are contiguous.
+    gradients of all make one step. During training the weights lie in this one of `FORMATS`.
+    `options` are the Trainer's.
     Errors: DivergedError if the loss is not finite at the end of a round.
     """
     watch = _Rounds(round_steps, on_round)
     val = None if on_round is None else val
-    interval = None if val is None else round_steps * accumulate
-    # Lightning keeps the mode it finds, and batch norms in eval mode do not keep training stable
-    in_train_mode(task)
-    with _quiet(), _optimized(task, optimization, rounds * round_steps):
+    together = accumulate * accumulated(options)
+    in_train_mode(task)  # Lightning keeps the mode it finds
+    with quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
             **_length(optimization, batches, rounds * round_steps),
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
-            accumulate_grad_batches=accumulate,
-            **_validation(interval),
+            **_validation(None if val is None else round_steps * together),
             **_plain(task, device),
+            **{**options, "accumulate_grad_batches": together},
         )
         with _in_format(task, memory_format):
-            trainer.fit(task, in_parts(batches, accumulate), val)
+            trainer.fit(task, in_parts(in_steps(batches, options), accumulate), val)
     return rounds if val is None else watch.rounds
 
 
@@ -196,22 +204,28 @@ def _length(optimization: Optimization, batches: Any, steps: int) -> dict[str, A
 
 
 def evaluate(
-    task: LightningModule, batches: Iterable[Any], device: torch.device
+    task: LightningModule,
+    batches: Iterable[Any],
+    device: torch.device,
+    options: Options = NO_OPTIONS,
 ) -> dict[str, float]:
     """The task's metrics over all batches, by name."""
-    with _quiet():
-        trainer = Trainer(**_plain(task, device))
+    with quiet():
+        trainer = Trainer(**_plain(task, device), **in_evaluation(options))
         return dict(trainer.validate(task, batches, verbose=False)[0])
 
 
 def run_test_steps(
-    task: LightningModule, batches: Iterable[Any], device: torch.device
+    task: LightningModule,
+    batches: Iterable[Any],
+    device: torch.device,
+    options: Options = NO_OPTIONS,
 ) -> dict[str, float]:
     """What the task's `test_step` logs over all batches; empty where it has none."""
     if not is_overridden("test_step", task):
         return {}
-    with _quiet():
-        trainer = Trainer(**_plain(task, device))
+    with quiet():
+        trainer = Trainer(**_plain(task, device), **in_evaluation(options))
         return dict(trainer.test(task, batches, verbose=False)[0])
 
 
@@ -293,10 +307,8 @@ def _plain(task: LightningModule, device: torch.device) -> dict[str, Any]:
 
     A user's own module may log pictures with `self.logger`, which goes nowhere here.
     """
-    accelerator = "gpu" if device.type == "cuda" else device.type
     return {
-        "accelerator": accelerator,
-        "devices": 1 if device.index is None else [device.index],
+        **placed(device),
         "logger": DummyLogger() if is_users(task) else False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
@@ -304,22 +316,3 @@ def _plain(task: LightningModule, device: torch.device) -> dict[str, Any]:
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # tensors made in inference mode cannot be trained afterwards
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Lightning's advice on loader workers and log intervals.
-
-    That advice does not apply to batches in memory.
-    """
-    log = logging.getLogger("pytorch_lightning")
-    level_before = log.level
-    log.setLevel(logging.ERROR)
-    remarks = r".*(does not have many workers|isinstance\(treespec).*"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
-        warnings.filterwarnings("ignore", message=remarks)
-        try:
-            yield
-        finally:
-            log.setLevel(level_before)

@@ -15,9 +15,10 @@ from lightning_modules.pruning.inputs import Inputs
 def latency_ms(model: nn.Module, example: Inputs, repeats: int = 20, warmup: int = 5) -> float:
     """Median milliseconds of a forward pass, over `repeats` passes after `warmup` untimed ones.
 
-    The batch and dtype are those of the example; the threads are torch's.
+    The batch, dtype and device are those of the example; the threads are torch's. The model goes to
+    that device: Lightning leaves what it has trained on the CPU.
     """
-    model.eval()
+    model.to(example.device).eval()
     devices = _cuda_devices(example)
     seconds = []
     for turn in range(warmup + repeats):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
+
+from lightning_modules.quiet import quiet
 
 
 @contextmanager
@@ -43,18 +44,13 @@ def outside_trainer(task: LightningModule) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _idle_trainer() -> Trainer:
-    log = logging.getLogger("pytorch_lightning")
-    level_before = log.level
-    log.setLevel(logging.ERROR)
-    try:
+    with quiet():
         return Trainer(
             accelerator="cpu",
             logger=DummyLogger(),
             enable_checkpointing=False,
             enable_progress_bar=False,
         )
-    finally:
-        log.setLevel(level_before)
 
 
 def step_arguments(step: Callable[..., Any], batch: Any) -> tuple[Any, ...]:

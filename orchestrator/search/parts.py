@@ -6,6 +6,7 @@ The checks take no data, so mistakes are reported before any is read.
 from __future__ import annotations
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.trainer_options import check_options
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.lab.lab import CONFIRMING_RATE, optimization
 from orchestrator.search.lab.prepare import device_of
@@ -32,7 +33,7 @@ def check_parts(settings: Settings) -> Goals:
     optimization(phases.finetune).check()
     optimization(phases.finetune, CONFIRMING_RATE).check()
     read_plans(settings)
-    device_of(settings)
+    check_options(settings.trainer.options(), device_of(settings))
     return goals
 
 

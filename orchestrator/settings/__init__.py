@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     field_serializer,
@@ -42,6 +43,7 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "StudySettings",
+    "TrainerSettings",
     "load",
 ]
 
@@ -183,6 +185,24 @@ class MadeUpSettings(Part):
     seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class TrainerSettings(Part):
+    """Options of Lightning's Trainer; those without a field here go to it as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate_grad_batches: Positive = 1
+
+    def options(self) -> dict[str, Any]:
+        """By their names in Lightning."""
+        return self.model_dump()
+
+    @property
+    def standard(self) -> bool:
+        """Whether all options are as they are by default."""
+        return self.options() == TrainerSettings().options()
+
+
 class Settings(Part):
     model: AnyRecipe
     data: AnyRecipe
@@ -203,6 +223,7 @@ class Settings(Part):
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    trainer: TrainerSettings = TrainerSettings()
     made_up: MadeUpSettings | None = None
 
     @model_validator(mode="after")
@@ -333,6 +354,9 @@ class Settings(Part):
         whole = self.plain()
         for name in _NEUTRAL:
             whole.pop(name)
+        if self.trainer.standard:
+            # studies from before there were options go on
+            whole.pop("trainer")
         whole["phases"].pop("confirm")
         whole["method"]["depth"] = self.depth
         return whole
@@ -350,6 +374,8 @@ class Settings(Part):
             recipe["scheduler"] = train.scheduler
         if train.rewind_epoch is not None:
             recipe["rewind_epoch"] = train.rewind_epoch
+        if not self.trainer.standard:
+            recipe["trainer"] = self.trainer.options()
         if self.made_up is not None:
             recipe["made_up"] = self.made_up.model_dump()
         checkpoint = None if train.checkpoint is None else str(train.checkpoint)

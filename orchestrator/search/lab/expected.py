@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from lightning_modules.data.contract import sample_index
 from lightning_modules.phases.distillation import Distillation, distilled, teacher
 from lightning_modules.phases.fit import DivergedError, evaluate, fit
+from lightning_modules.phases.trainer_options import steps_per_epoch
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
@@ -73,7 +75,8 @@ def expected_seconds(
     """
     dense = prices(settings, model, data, device)
     pruned = _pruned(settings, model, data, structure, device, dense)
-    work = _Work(settings, dense, pruned, len(data.train_batches(0)))
+    steps = steps_per_epoch(data.train_batches(0), settings.trainer.options())
+    work = _Work(settings, dense, pruned, steps)
     trained = (dense_folder(settings) / RECORD).exists()
     begin = {
         "start-up": begun,
@@ -95,7 +98,7 @@ def expected_seconds(
 class _Work:
     """The work of the job, at the `dense` model's prices and at those of the mean `pruned` one.
 
-    `epoch` is the number of training batches in an epoch.
+    `epoch` is the number of optimizer steps in an epoch.
     """
 
     settings: Settings
@@ -194,6 +197,8 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
     One step warms up.
     """
+    options = settings.trainer.options()
+    timed = partial(fit, rounds=1, device=device, options=options)
 
     def new_task() -> Any:
         return build_task(settings.task, copy_of(model), data)
@@ -206,13 +211,13 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
         begin = time.perf_counter()
         # the time of steps that diverge is that of others
         with suppress(DivergedError), distilled(task, _teaching(settings, task, data)):
-            fit(task, data.train_batches(0), finetune, rounds=1, round_steps=steps, device=device)
+            timed(task, data.train_batches(0), finetune, round_steps=steps)
         return time.perf_counter() - begin
 
     def evaluated(batches: _Some) -> float:
         task = new_task()
         begin = time.perf_counter()
-        evaluate(task, batches, device)
+        evaluate(task, batches, device, options)
         return time.perf_counter() - begin
 
     one = min(fitted(1), fitted(1))

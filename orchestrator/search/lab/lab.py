@@ -27,6 +27,7 @@ from lightning_modules.phases.fit import (
 )
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
+from lightning_modules.phases.trainer_options import Options, steps_per_epoch
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.clone import copy_of
@@ -95,8 +96,8 @@ class Lab:
     It cannot test. `task` makes of a network what Lightning trains. `fresh` gives the architecture
     with weights drawn from a seed. `activations` is how the method prunes activations, None where
     it does not. `check` is called at every batch. `mixing` exists where there is `distillation` of
-    class outputs. `timed` charges time to a phase by name. `dense_scores` are kept by weights,
-    method and seed.
+    class outputs. `trainer` are the Trainer's options. `timed` charges time to a phase by name.
+    `dense_scores` are kept by weights, method and seed.
     """
 
     facts: Facts
@@ -112,6 +113,7 @@ class Lab:
     distillation: Distillation | None = None
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
+    trainer: Options = field(default_factory=dict)
     check: Check = never
     dense_scores: dict[tuple[str, str, int], Scores] = field(default_factory=dict, repr=False)
     _compensators: dict[tuple[str, int], Compensator] = field(default_factory=dict, repr=False)
@@ -200,6 +202,7 @@ class Lab:
                 callbacks=[*training.callbacks, Watched(self.check)],
                 accumulate=training.accumulate,
                 memory_format=self.memory_format,
+                options=self.trainer,
             )
 
     def _untrained(self, model: nn.Module, training: Training, on_round: OnRound | None) -> int:
@@ -252,9 +255,13 @@ class Lab:
         train = self.phases.train
         if finetune.lr == "finetune":
             return optimization(finetune, lr_factor)
-        whole = train.epochs * len(self.data.train_batches(0))
+        whole = train.epochs * self.steps_per_epoch()
         rewound = min(1.0, steps / max(1, whole))
         return replace(optimization(train, lr_factor), rewound=rewound)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the training data."""
+        return steps_per_epoch(self.data.train_batches(0), self.trainer)
 
     def exported(
         self, model: nn.Module, form: Format, path: Path, level: float | None = None
@@ -276,7 +283,7 @@ class Lab:
     def measure(self, model: nn.Module, batches: Any, level: float | None) -> dict[str, float]:
         """The task's metrics on these batches, with activations pruned at `level`."""
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            return evaluate(self.task(model), batches, self.device)
+            return evaluate(self.task(model), batches, self.device, self.trainer)
 
 
 @dataclass(frozen=True)
@@ -303,7 +310,7 @@ class FinalLab:
         lab = self.lab
         batches = self.test_batches()
         with lab.timed("evaluation"), attached(model, lab.activation(level)):
-            logged = run_test_steps(lab.task(model), batches, lab.device)
+            logged = run_test_steps(lab.task(model), batches, lab.device, lab.trainer)
         metrics = under_names_of(self.facts.dense_metrics, logged)
         if set(goals.signs) <= set(metrics):
             return metrics

@@ -214,7 +214,7 @@ def pacing_of(
     chain = settings.search.chain
     if budget is None:
         return None
-    per_epoch = len(lab.data.train_batches(0))
+    per_epoch = lab.steps_per_epoch()
     steps = StepsDone(study, lab.phases.finetune.round_steps)
     if budget.measure == "epochs":
         speed = STEPWISE
@@ -285,7 +285,7 @@ def mixed_copies(lab: Lab, study: Study, pacing: Pacing | None) -> int | None:
         return None
     if MIXED not in study.user_attrs:
         target_steps = pacing.target_steps
-        per_epoch = len(lab.data.train_batches(0))
+        per_epoch = lab.steps_per_epoch()
         epochs = sum(target_steps) / (max(1, len(target_steps)) * per_epoch)
         affordable = min(MOST_MIXED, mixing.affordable(MIXING * pacing.budget.amount))
         study.set_user_attr(MIXED, affordable if epochs >= MIXED_EPOCHS else 0)
