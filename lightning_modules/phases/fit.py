@@ -20,17 +20,11 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer, lr_scheduler
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.phases.compiled import compiled
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.phases.own_optimizer import own_optimizer
-from lightning_modules.phases.trainer_options import (
-    NO_OPTIONS,
-    Options,
-    accumulated,
-    in_evaluation,
-    in_steps,
-    placed,
-)
+from lightning_modules.phases.trainer_options import PLAIN, TrainerOptions, placed
 from lightning_modules.quiet import quiet
 from lightning_modules.recipe import Recipe, locate
 from lightning_modules.tasks.whole import in_train_mode, is_users, trained_of
@@ -164,7 +158,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     accumulate: int = 1,
     memory_format: str = "contiguous",
-    options: Options = NO_OPTIONS,
+    options: TrainerOptions = PLAIN,
 ) -> int:
     """Train for `rounds` rounds of `round_steps` optimizer steps each; return the rounds done.
 
@@ -177,7 +171,8 @@ def fit(
     """
     watch = _Rounds(round_steps, on_round)
     val = None if on_round is None else val
-    together = accumulate * accumulated(options)
+    training = options.in_training(accumulate)
+    together = training["accumulate_grad_batches"]
     in_train_mode(task)  # Lightning keeps the mode it finds
     with quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
@@ -186,10 +181,10 @@ def fit(
             callbacks=[*callbacks, watch],
             **_validation(None if val is None else round_steps * together),
             **_plain(task, device),
-            **{**options, "accumulate_grad_batches": together},
+            **training,
         )
-        with _in_format(task, memory_format):
-            trainer.fit(task, in_parts(in_steps(batches, options), accumulate), val)
+        with _in_format(task, memory_format), compiled(task, options.compile):
+            trainer.fit(task, in_parts(options.in_steps(batches), accumulate), val)
     return rounds if val is None else watch.rounds
 
 
@@ -207,11 +202,11 @@ def evaluate(
     task: LightningModule,
     batches: Iterable[Any],
     device: torch.device,
-    options: Options = NO_OPTIONS,
+    options: TrainerOptions = PLAIN,
 ) -> dict[str, float]:
     """The task's metrics over all batches, by name."""
     with quiet():
-        trainer = Trainer(**_plain(task, device), **in_evaluation(options))
+        trainer = Trainer(**_plain(task, device), **options.in_evaluation())
         return dict(trainer.validate(task, batches, verbose=False)[0])
 
 
@@ -219,13 +214,13 @@ def run_test_steps(
     task: LightningModule,
     batches: Iterable[Any],
     device: torch.device,
-    options: Options = NO_OPTIONS,
+    options: TrainerOptions = PLAIN,
 ) -> dict[str, float]:
     """What the task's `test_step` logs over all batches; empty where it has none."""
     if not is_overridden("test_step", task):
         return {}
     with quiet():
-        trainer = Trainer(**_plain(task, device), **in_evaluation(options))
+        trainer = Trainer(**_plain(task, device), **options.in_evaluation())
         return dict(trainer.test(task, batches, verbose=False)[0])
 
 

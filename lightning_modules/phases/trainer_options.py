@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +15,6 @@ from pytorch_lightning import Trainer
 from lightning_modules.errors import ConfigError
 from lightning_modules.quiet import quiet
 from lightning_modules.recipe import nearest
-
-Options = Mapping[str, Any]
-"""Options of the Trainer by their names."""
-NO_OPTIONS: Options = MappingProxyType({})
 
 OWNED = {
     "accelerator": "device says where to run",
@@ -55,7 +50,54 @@ OWNED = {
 """Options that the search sets itself, and what does it in their place."""
 
 
-def check_options(options: Options, device: torch.device) -> None:
+@dataclass(frozen=True)
+class TrainerOptions:
+    """`given` are options of Lightning's Trainer, by name; with `compile` torch compiles networks.
+
+    A compiled network is one while it is trained.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    compile: bool = False
+
+    @property
+    def accumulated(self) -> int:
+        """Batches of the data that make one optimizer step."""
+        return int(self.given.get("accumulate_grad_batches", 1))
+
+    def in_training(self, parts: int) -> dict[str, Any]:
+        """For a Trainer that gets each batch in so many parts."""
+        return {**self.given, "accumulate_grad_batches": parts * self.accumulated}
+
+    def in_evaluation(self) -> dict[str, Any]:
+        """The options without that which only trains."""
+        given = dict(self.given)
+        given.pop("accumulate_grad_batches", None)
+        return given
+
+    def in_steps(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """The batches that make whole optimizer steps."""
+        together = self.accumulated
+        return batches if together == 1 else Complete(batches, together)
+
+    def steps_per_epoch(self, batches: Any) -> int:
+        """Optimizer steps in one pass over the batches.
+
+        Errors: ConfigError where a pass has fewer batches than make a step.
+        """
+        together = self.accumulated
+        if len(batches) < together:
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches={together} makes a step of more batches than an "
+                f"epoch has ({len(batches)}): take at most that many"
+            )
+        return len(batches) // together
+
+
+PLAIN = TrainerOptions()
+
+
+def check_options(options: Mapping[str, Any], device: torch.device) -> None:
     """Errors: ConfigError for an option that the search sets, is unknown, or does not fit."""
     known = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
     for name, value in options.items():
@@ -86,30 +128,6 @@ def placed(device: torch.device) -> dict[str, Any]:
     }
 
 
-def accumulated(options: Options) -> int:
-    """Batches of the data that make one optimizer step."""
-    return int(options.get("accumulate_grad_batches", 1))
-
-
-def in_evaluation(options: Options) -> dict[str, Any]:
-    """The options without that which only trains."""
-    return {name: value for name, value in options.items() if name != "accumulate_grad_batches"}
-
-
-def steps_per_epoch(batches: Any, options: Options) -> int:
-    """Optimizer steps in one pass over the batches.
-
-    Errors: ConfigError where a pass has fewer batches than make a step.
-    """
-    together = accumulated(options)
-    if len(batches) < together:
-        raise ConfigError(
-            f"trainer.accumulate_grad_batches={together} makes a step of more batches than an "
-            f"epoch has ({len(batches)}): take at most that many"
-        )
-    return len(batches) // together
-
-
 @dataclass(frozen=True)
 class Complete:
     """The batches of a pass, without those at its end that do not make a whole step.
@@ -125,9 +143,3 @@ class Complete:
 
     def __iter__(self) -> Iterator[Any]:
         return islice(self.batches, len(self))
-
-
-def in_steps(batches: Iterable[Any], options: Options) -> Iterable[Any]:
-    """The batches that make whole optimizer steps."""
-    together = accumulated(options)
-    return batches if together == 1 else Complete(batches, together)

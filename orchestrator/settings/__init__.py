@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,9 @@ from orchestrator.settings.phases import (
     OptimizerSettings,
     PhaseSettings,
 )
+
+if TYPE_CHECKING:
+    from lightning_modules.phases.trainer_options import TrainerOptions
 
 __all__ = [
     "ActivationSettings",
@@ -168,6 +171,7 @@ _NEUTRAL = (
     "device",
     "threads",
     "memory_format",
+    "compile",
 )
 """What no trial's result depends on."""
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "select", "job")
@@ -224,6 +228,7 @@ class Settings(Part):
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     trainer: TrainerSettings = TrainerSettings()
+    compile: bool = False
     made_up: MadeUpSettings | None = None
 
     @model_validator(mode="after")
@@ -290,6 +295,13 @@ class Settings(Part):
                 f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes "
                 "none"
             )
+
+    def trainer_options(self) -> TrainerOptions:
+        """How Lightning trains."""
+        # imported here, since Lightning takes seconds to import
+        from lightning_modules.phases.trainer_options import TrainerOptions
+
+        return TrainerOptions(self.trainer.options(), self.compile)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data, with every default written out."""

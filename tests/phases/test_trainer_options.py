@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.fit import Optimization, evaluate, fit
 from lightning_modules.phases.latency import latency_ms
-from lightning_modules.phases.trainer_options import check_options, steps_per_epoch
+from lightning_modules.phases.trainer_options import TrainerOptions, check_options
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe
 
@@ -70,7 +70,7 @@ def test_any_other_option_of_lightning_is_taken() -> None:
 def test_two_batches_accumulated_make_the_step_of_one_of_twice_the_size() -> None:
     whole, halves = Line(), Line()
     fit(whole, batches(4, 8), SGD, rounds=2, round_steps=2, device=CPU)
-    options = {"accumulate_grad_batches": 2}
+    options = TrainerOptions({"accumulate_grad_batches": 2})
     fit(halves, batches(8, 4), SGD, rounds=2, round_steps=2, device=CPU, options=options)
     assert torch.allclose(whole.model.weight, halves.model.weight, atol=1e-6)
 
@@ -94,20 +94,20 @@ def test_a_round_has_its_steps_where_an_epoch_ends_between_them() -> None:
         device=CPU,
         val=batches(1, 4),
         on_round=on_round,
-        options={"accumulate_grad_batches": 3},
+        options=TrainerOptions({"accumulate_grad_batches": 3}),
     )
     assert rounds == [1, 2, 3]
-    assert steps_per_epoch(batches(7, 4), {"accumulate_grad_batches": 3}) == 2
+    assert TrainerOptions({"accumulate_grad_batches": 3}).steps_per_epoch(batches(7, 4)) == 2
 
 
 def test_more_batches_than_an_epoch_has_make_no_step() -> None:
     with pytest.raises(ConfigError, match=r"accumulate_grad_batches=9 .* than an epoch has \(7\)"):
-        steps_per_epoch(batches(7, 4), {"accumulate_grad_batches": 9})
+        TrainerOptions({"accumulate_grad_batches": 9}).steps_per_epoch(batches(7, 4))
 
 
 def test_half_precision_is_of_the_passes_and_not_of_the_weights() -> None:
     task = Line()
-    options = {"precision": "bf16-mixed"}
+    options = TrainerOptions({"precision": "bf16-mixed"})
     fit(task, batches(2, 4), SGD, rounds=1, round_steps=2, device=CPU, options=options)
     evaluate(task, batches(1, 4), CPU, options)
     assert task.seen == {torch.bfloat16}

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lightning_modules.data.contract import check_data
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.phases.fit import OnRound, evaluate, fit
-from lightning_modules.phases.trainer_options import steps_per_epoch
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
@@ -186,12 +185,12 @@ class DenseTraining:
                 self._fit(model, task, batches)
         with self.timed("evaluation"):
             task = build_task(settings.task, model, data)
-            return evaluate(task, data.val_dataloader(), self.device, settings.trainer.options())
+            return evaluate(task, data.val_dataloader(), self.device, settings.trainer_options())
 
     def _fit(self, model: nn.Module, task: LightningModule, batches: Any) -> None:
         """Train for all epochs, and keep the weights of an early one where that is asked for."""
         train = self.settings.phases.train
-        options = self.settings.trainer.options()
+        options = self.settings.trainer_options()
 
         def on_round(epoch: int, metrics: dict[str, float]) -> bool:
             if epoch == train.rewind_epoch:
@@ -203,7 +202,7 @@ class DenseTraining:
             batches,
             optimization(train),
             rounds=train.epochs,
-            round_steps=steps_per_epoch(batches, options),
+            round_steps=options.steps_per_epoch(batches),
             device=self.device,
             val=self.data.val_dataloader(),
             on_round=on_round,

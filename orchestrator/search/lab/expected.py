@@ -21,7 +21,6 @@ from torch import nn
 from lightning_modules.data.contract import sample_index
 from lightning_modules.phases.distillation import Distillation, distilled, teacher
 from lightning_modules.phases.fit import DivergedError, evaluate, fit
-from lightning_modules.phases.trainer_options import steps_per_epoch
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
@@ -75,7 +74,7 @@ def expected_seconds(
     """
     dense = prices(settings, model, data, device)
     pruned = _pruned(settings, model, data, structure, device, dense)
-    steps = steps_per_epoch(data.train_batches(0), settings.trainer.options())
+    steps = settings.trainer_options().steps_per_epoch(data.train_batches(0))
     work = _Work(settings, dense, pruned, steps)
     trained = (dense_folder(settings) / RECORD).exists()
     begin = {
@@ -197,7 +196,7 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
     One step warms up.
     """
-    options = settings.trainer.options()
+    options = settings.trainer_options()
     timed = partial(fit, rounds=1, device=device, options=options)
 
     def new_task() -> Any:

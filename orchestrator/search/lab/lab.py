@@ -27,7 +27,7 @@ from lightning_modules.phases.fit import (
 )
 from lightning_modules.phases.mixing import Mixing
 from lightning_modules.phases.recalibration import recalibrate
-from lightning_modules.phases.trainer_options import Options, steps_per_epoch
+from lightning_modules.phases.trainer_options import PLAIN, TrainerOptions
 from lightning_modules.phases.watched import Check, Watched, never, watched
 from lightning_modules.pruning.activations import ActivationPruning, activation_densities, attached
 from lightning_modules.pruning.clone import copy_of
@@ -113,7 +113,7 @@ class Lab:
     distillation: Distillation | None = None
     mixing: Mixing | None = None
     memory_format: str = "contiguous"
-    trainer: Options = field(default_factory=dict)
+    trainer: TrainerOptions = PLAIN
     check: Check = never
     dense_scores: dict[tuple[str, str, int], Scores] = field(default_factory=dict, repr=False)
     _compensators: dict[tuple[str, int], Compensator] = field(default_factory=dict, repr=False)
@@ -261,7 +261,7 @@ class Lab:
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training data."""
-        return steps_per_epoch(self.data.train_batches(0), self.trainer)
+        return self.trainer.steps_per_epoch(self.data.train_batches(0))
 
     def exported(
         self, model: nn.Module, form: Format, path: Path, level: float | None = None
