@@ -19,7 +19,6 @@ _SAME_SEARCH = (
     "device",
     "threads",
     "memory_format",
-    "compile",
     "job",
     "select",
     "tracking",

@@ -20,7 +20,6 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer, lr_scheduler
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.compiled import compiled
 from lightning_modules.phases.formats import FORMATS
 from lightning_modules.phases.memory import in_parts
 from lightning_modules.phases.own_optimizer import own_optimizer
@@ -183,7 +182,7 @@ def fit(
             **_plain(task, device),
             **training,
         )
-        with _in_format(task, memory_format), compiled(task, options.compile):
+        with _in_format(task, memory_format):
             trainer.fit(task, in_parts(options.in_steps(batches), accumulate), val)
     return rounds if val is None else watch.rounds
 

@@ -52,13 +52,9 @@ OWNED = {
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`given` are options of Lightning's Trainer, by name; with `compile` torch compiles networks.
-
-    A compiled network is one while it is trained.
-    """
+    """`given` are options of Lightning's Trainer, by name."""
 
     given: Mapping[str, Any] = field(default_factory=dict)
-    compile: bool = False
 
     @property
     def accumulated(self) -> int:

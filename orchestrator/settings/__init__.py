@@ -171,7 +171,6 @@ _NEUTRAL = (
     "device",
     "threads",
     "memory_format",
-    "compile",
 )
 """What no trial's result depends on."""
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "select", "job")
@@ -228,7 +227,6 @@ class Settings(Part):
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     trainer: TrainerSettings = TrainerSettings()
-    compile: bool = False
     made_up: MadeUpSettings | None = None
 
     @model_validator(mode="after")
@@ -301,7 +299,7 @@ class Settings(Part):
         # imported here, since Lightning takes seconds to import
         from lightning_modules.phases.trainer_options import TrainerOptions
 
-        return TrainerOptions(self.trainer.options(), self.compile)
+        return TrainerOptions(self.trainer.options())
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data, with every default written out."""

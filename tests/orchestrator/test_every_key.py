@@ -141,7 +141,6 @@ ELSEWHERE = {
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",
     "workers": "tests/orchestrator/test_workers_job.py",
-    "compile": "tests/phases/test_compiled.py",
     "trainer.precision": "tests/phases/test_trainer_options.py",
     "trainer.accumulate_grad_batches": "tests/phases/test_trainer_options.py",
     "method.prune_frozen": "tests/pruning/test_left_whole.py",

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lightning_modules.data.contract import sample_index
 from lightning_modules.errors import ConfigError
-from lightning_modules.phases.compiled import compile_fault
 from lightning_modules.phases.distillation import (
     AttentionTransfer,
     Distillation,
@@ -23,13 +22,12 @@ from lightning_modules.phases.distillation import (
     teacher,
 )
 from lightning_modules.phases.mixing import Mixing
-from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.left_whole import left_whole, tensors_to_keep
 from lightning_modules.pruning.structure import Structure, prefixed
-from lightning_modules.tasks.contract import build_task, divergence_of, to_device
+from lightning_modules.tasks.contract import build_task, divergence_of
 from lightning_modules.tasks.metrics import scale_of
 from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.costs import COSTS
@@ -100,7 +98,6 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
         memory_format, reason = choose_memory_format(settings, structure, model, data, device)
     if reason:
         progress.phase("memory format", reason)
-    settings = _compilable(settings, model, data, device, progress)
     latency = _checked(settings, structure, model, example.to(device), progress)
     prices = Prices(structure, Cost(structure), example.to(device), latency)
     check_bounds(settings, prices, model)
@@ -115,22 +112,6 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
     facts = _facts(settings, model, prices, metrics)
     lab = _lab(settings, facts, data, device, progress)
     return FinalLab(replace(lab, memory_format=memory_format), data.test_dataloader)
-
-
-def _compilable(
-    settings: Settings, model: nn.Module, data: Any, device: torch.device, progress: Progress
-) -> Settings:
-    """The settings, without `compile` where a step with the compiled model fails."""
-    if not settings.compile:
-        return settings
-    task = build_task(settings.task, copy_of(model), data).to(device)
-    batch = to_device(task, next(iter(data.train_batches(0))), device)
-    with progress.timed("profile"):
-        fault = compile_fault(task, batch)
-    if not fault:
-        return settings
-    progress.phase("compile", f"networks run as they are, since this one does not compile: {fault}")
-    return settings.model_copy(update={"compile": False})
 
 
 def _checked(
