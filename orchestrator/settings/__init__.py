@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_serializer,
@@ -29,9 +28,7 @@ from orchestrator.settings.phases import (
     OptimizerSettings,
     PhaseSettings,
 )
-
-if TYPE_CHECKING:
-    from lightning_modules.phases.trainer_options import TrainerOptions
+from orchestrator.settings.trainer import TrainerSettings
 
 __all__ = [
     "ActivationSettings",
@@ -188,24 +185,6 @@ class MadeUpSettings(Part):
     seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
-class TrainerSettings(Part):
-    """Options of Lightning's Trainer; those without a field here go to it as they are."""
-
-    model_config = ConfigDict(extra="allow")
-
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    accumulate_grad_batches: Positive = 1
-
-    def options(self) -> dict[str, Any]:
-        """By their names in Lightning."""
-        return self.model_dump()
-
-    @property
-    def standard(self) -> bool:
-        """Whether all options are as they are by default."""
-        return self.options() == TrainerSettings().options()
-
-
 class Settings(Part):
     model: AnyRecipe
     data: AnyRecipe
@@ -293,13 +272,6 @@ class Settings(Part):
                 f"phases.sparsify trains units towards zero; method '{self.method.name}' prunes "
                 "none"
             )
-
-    def trainer_options(self) -> TrainerOptions:
-        """How Lightning trains."""
-        # imported here, since Lightning takes seconds to import
-        from lightning_modules.phases.trainer_options import TrainerOptions
-
-        return TrainerOptions(self.trainer.options())
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data, with every default written out."""
