@@ -185,12 +185,14 @@ class DenseTraining:
                 self._fit(model, task, batches)
         with self.timed("evaluation"):
             task = build_task(settings.task, model, data)
-            return evaluate(task, data.val_dataloader(), self.device, settings.trainer_options())
+            return evaluate(
+                task, data.val_dataloader(), self.device, settings.trainer.for_training()
+            )
 
     def _fit(self, model: nn.Module, task: LightningModule, batches: Any) -> None:
         """Train for all epochs, and keep the weights of an early one where that is asked for."""
         train = self.settings.phases.train
-        options = self.settings.trainer_options()
+        options = self.settings.trainer.for_training()
 
         def on_round(epoch: int, metrics: dict[str, float]) -> bool:
             if epoch == train.rewind_epoch:

@@ -74,7 +74,7 @@ def expected_seconds(
     """
     dense = prices(settings, model, data, device)
     pruned = _pruned(settings, model, data, structure, device, dense)
-    steps = settings.trainer_options().steps_per_epoch(data.train_batches(0))
+    steps = settings.trainer.for_training().steps_per_epoch(data.train_batches(0))
     work = _Work(settings, dense, pruned, steps)
     trained = (dense_folder(settings) / RECORD).exists()
     begin = {
@@ -196,7 +196,7 @@ def prices(settings: Settings, model: nn.Module, data: Any, device: torch.device
 
     One step warms up.
     """
-    options = settings.trainer_options()
+    options = settings.trainer.for_training()
     timed = partial(fit, rounds=1, device=device, options=options)
 
     def new_task() -> Any:

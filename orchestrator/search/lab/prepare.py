@@ -161,7 +161,7 @@ def _lab(
         "fresh": partial(fresh_model, settings),
         "activations": settings.method.activation,
         "seed": settings.seed,
-        "trainer": settings.trainer_options(),
+        "trainer": settings.trainer.for_training(),
         "on_out_of_memory": settings.study.on_out_of_memory,
     }
     if settings.made_up is not None:
