@@ -170,17 +170,16 @@ def fit(
     """
     watch = _Rounds(round_steps, on_round)
     val = None if on_round is None else val
-    training = options.in_training(accumulate)
-    together = training["accumulate_grad_batches"]
+    interval = None if val is None else round_steps * accumulate * options.accumulated
     in_train_mode(task)  # Lightning keeps the mode it finds
     with quiet(), _optimized(task, optimization, rounds * round_steps):
         trainer = Trainer(
             **_length(optimization, batches, rounds * round_steps),
             gradient_clip_val=optimization.clip_norm,
             callbacks=[*callbacks, watch],
-            **_validation(None if val is None else round_steps * together),
+            **_validation(interval),
             **_plain(task, device),
-            **training,
+            **options.in_training(accumulate),
         )
         with _in_format(task, memory_format):
             trainer.fit(task, in_parts(options.in_steps(batches), accumulate), val)
