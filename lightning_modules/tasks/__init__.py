@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
     from lightning_modules.tasks.regression import Regression as Regression
+    from lightning_modules.tasks.segmentation import Segmentation as Segmentation
     from lightning_modules.tasks.tabular import Tabular as Tabular
     from lightning_modules.tasks.whole import Whole as Whole
     from lightning_modules.tasks.whole import lightning as lightning
@@ -17,6 +18,7 @@ _HOME = {
     "Classification": "lightning_modules.tasks.classification",
     "DigitAndParity": "lightning_modules.tasks.multitask",
     "Regression": "lightning_modules.tasks.regression",
+    "Segmentation": "lightning_modules.tasks.segmentation",
     "Tabular": "lightning_modules.tasks.tabular",
     "Whole": "lightning_modules.tasks.whole",
     "lightning": "lightning_modules.tasks.whole",
@@ -26,6 +28,7 @@ __all__ = [
     "Classification",
     "DigitAndParity",
     "Regression",
+    "Segmentation",
     "Tabular",
     "Whole",
     "lightning",
