@@ -90,7 +90,7 @@ def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
 
 
 def with_maps(model: nn.Module, before: int, num_classes: int) -> nn.Module:
-    """The same model, with new layers for convolutions that gave a map for each of `before` classes.
+    """The same model, whose convolutions with a map for each of `before` classes are new ones.
 
     A model that has `num_classes` already is not changed.
     """

@@ -5,6 +5,8 @@ Source: Ronneberger et al. 2015, figure 1; with padding and batch norm.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +20,13 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 1, width: int = 8, depth: int = 3
+        self, num_classes: int, in_channels: int = 1, width: int = 16, depth: int = 2
     ) -> None:
         super().__init__()
         self.multiple = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
         self.stem = _two_convolutions(in_channels, width)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList([_two_convolutions(above, below) for above, below in pairs])
         pairs.reverse()
         self.up = nn.ModuleList(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.detection import Detection as Detection
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
     from lightning_modules.tasks.regression import Regression as Regression
     from lightning_modules.tasks.segmentation import Segmentation as Segmentation
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Classification": "lightning_modules.tasks.classification",
+    "Detection": "lightning_modules.tasks.detection",
     "DigitAndParity": "lightning_modules.tasks.multitask",
     "Regression": "lightning_modules.tasks.regression",
     "Segmentation": "lightning_modules.tasks.segmentation",
@@ -26,6 +28,7 @@ _HOME = {
 """Where each name is defined."""
 __all__ = [
     "Classification",
+    "Detection",
     "DigitAndParity",
     "Regression",
     "Segmentation",

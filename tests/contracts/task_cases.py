@@ -122,6 +122,7 @@ SMALLER = {
     "regression": ["model.width=24"],
     "multitask": ["model.width=8"],
     "segmentation": ["model.width=4", "model.depth=2", "data.size=16", "data.images=96"],
+    "detection": ["model.width=4", "data.size=32", "data.images=96"],
 }
 """What makes a case of the project's own small."""
 OURS = tuple(SMALLER)
@@ -161,6 +162,9 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
         network = models.UNet(11, width=4, depth=2)
         masks = data.canvases(size=16, images=96)
         return network, masks, tasks.Segmentation(network, 11, "both")
+    if name == "detection":
+        network = models.Detector(11, width=4)
+        return network, data.canvases(True, size=32, images=96), tasks.Detection(network, 11)
     network = models.MLP(10, 1, width=24)
     numbers = data.table("diabetes", classes=False)
     return network, numbers, tasks.Regression(network, numbers)

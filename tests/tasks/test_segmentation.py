@@ -112,7 +112,7 @@ def test_a_loss_that_does_not_exist_is_told() -> None:
 
 def test_images_of_other_sides_are_told_what_a_u_net_takes() -> None:
     with pytest.raises(ConfigError, match=r"multiples of 2\^depth = 8; got 12 x 16"):
-        check_outputs(Segmentation(UNet(3, width=2), 3), (torch.zeros(1, 1, 12, 16), MASK))
+        check_outputs(Segmentation(UNet(3, width=2, depth=3), 3), (torch.zeros(1, 1, 12, 16), MASK))
 
 
 def test_a_network_of_torchvision_by_name_has_the_asked_classes_and_no_download() -> None:
