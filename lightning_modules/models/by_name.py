@@ -1,4 +1,4 @@
-"""Classifiers of torchvision and timm, and torchvision's segmentation, by their own names."""
+"""Models by their own names: torchvision's and timm's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.models.one_stage import RawMaps, one_stage
 from lightning_modules.recipe import nearest
 
 HIDDEN_INIT = ("googlenet", "inception_v3")
@@ -19,7 +20,9 @@ it.
 def torchvision(
     name: str, num_classes: int, weights: str | None = None, progress: bool = False, **options: Any
 ) -> nn.Module:
-    """`torchvision.models.<name>`, a classifier or a segmentation network.
+    """`torchvision.models.<name>`: a classifier, a segmentation network or a one-stage detector.
+
+    Of a detector it is the backbone and the head (`RawMaps`); num_classes counts the background.
 
     `weights` is the name in the model's weights enum, such as IMAGENET1K_V2; they are downloaded
     once. If the weights are for another number of classes, a new layer takes the place of the last
@@ -29,18 +32,21 @@ def torchvision(
     """
     from torchvision import models
 
-    known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    families = (models, models.segmentation, models.detection)
+    known = [entry for family in families for entry in models.list_models(module=family)]
     if name not in known:
         raise ConfigError(
-            "model.name must be a classifier or a segmentation network of torchvision; got "
-            f"'{name}'{nearest(name, known)}"
+            "model.name must be a classifier, a segmentation network or a detector of torchvision; "
+            f"got '{name}'{nearest(name, known)}"
         )
+    choices = {entry.name: entry for entry in models.get_model_weights(name)}
+    if weights is not None and weights not in choices:
+        raise ConfigError(
+            f"model.weights for {name} must be null or one of {list(choices)}; got '{weights}'"
+        )
+    if name in models.list_models(module=models.detection):
+        return RawMaps(one_stage(name, num_classes, weights, progress=progress, **options))
     if weights is not None:
-        choices = {entry.name: entry for entry in models.get_model_weights(name)}
-        if weights not in choices:
-            raise ConfigError(
-                f"model.weights for {name} must be null or one of {list(choices)}; got '{weights}'"
-            )
         model = models.get_model(name, weights=weights, progress=progress, **options)
         if name in models.list_models(module=models.segmentation):
             return with_maps(model, len(choices[weights].meta["categories"]), num_classes)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from lightning_modules.tasks.regression import Regression as Regression
     from lightning_modules.tasks.segmentation import Segmentation as Segmentation
     from lightning_modules.tasks.tabular import Tabular as Tabular
+    from lightning_modules.tasks.torchvision_detection import (
+        TorchvisionDetection as TorchvisionDetection,
+    )
     from lightning_modules.tasks.whole import Whole as Whole
     from lightning_modules.tasks.whole import lightning as lightning
 
@@ -22,6 +25,7 @@ _HOME = {
     "Regression": "lightning_modules.tasks.regression",
     "Segmentation": "lightning_modules.tasks.segmentation",
     "Tabular": "lightning_modules.tasks.tabular",
+    "TorchvisionDetection": "lightning_modules.tasks.torchvision_detection",
     "Whole": "lightning_modules.tasks.whole",
     "lightning": "lightning_modules.tasks.whole",
 }
@@ -33,6 +37,7 @@ __all__ = [
     "Regression",
     "Segmentation",
     "Tabular",
+    "TorchvisionDetection",
     "Whole",
     "lightning",
 ]
