@@ -24,7 +24,7 @@ class Detector(nn.Module):
     Errors: ValueError for other sides of an image.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 16) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 24) -> None:
         super().__init__()
         self.stem = _convolution(in_channels, width, 2)
         self.quarter = nn.Sequential(
