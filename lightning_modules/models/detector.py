@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRIOR = 0.01
@@ -34,7 +33,7 @@ class Detector(nn.Module):
             _convolution(2 * width, 4 * width, 2), _convolution(4 * width, 4 * width)
         )
         self.side = nn.Conv2d(2 * width, 2 * width, 1)
-        self.below = nn.Conv2d(4 * width, 2 * width, 1)
+        self.below = nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2)
         self.neck = _convolution(2 * width, 2 * width)
         self.tower = _convolution(2 * width, 2 * width)
         self.classes = nn.Conv2d(2 * width, num_classes - 1, 3, 1, 1)
@@ -48,8 +47,7 @@ class Detector(nn.Module):
                 f"sides of images must be multiples of 8; got {x.shape[2]} x {x.shape[3]}"
             )
         quarter = self.quarter(self.stem(x))
-        eighth = self.below(self.eighth(quarter))
-        joined = self.side(quarter) + F.interpolate(eighth, scale_factor=2.0)
+        joined = self.side(quarter) + self.below(self.eighth(quarter))
         features = self.tower(self.neck(joined))
         return {"classes": self.classes(features), "boxes": self.boxes(features)}
 
