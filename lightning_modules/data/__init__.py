@@ -1,9 +1,19 @@
 """Data modules: each a LightningDataModule with the loaders of contract.py."""
 
 from lightning_modules.data.arrays import digits, fashion_mnist
+from lightning_modules.data.canvases import canvases
 from lightning_modules.data.contract import Data
 from lightning_modules.data.folder import ImageFolder
 from lightning_modules.data.in_memory import Batches, InMemory
 from lightning_modules.data.tables import table
 
-__all__ = ["Batches", "Data", "ImageFolder", "InMemory", "digits", "fashion_mnist", "table"]
+__all__ = [
+    "Batches",
+    "Data",
+    "ImageFolder",
+    "InMemory",
+    "canvases",
+    "digits",
+    "fashion_mnist",
+    "table",
+]

@@ -1,18 +1,22 @@
 """Models by name: torchvision's, timm's, and small networks of our own for trying things."""
 
 from lightning_modules.models.by_name import timm, torchvision
+from lightning_modules.models.detector import Detector
 from lightning_modules.models.heads import MLP, MultiHead
 from lightning_modules.models.sequences import RowLSTM, SmallViT
 from lightning_modules.models.small import SmallResNet
+from lightning_modules.models.unet import UNet
 from lightning_modules.models.vgg import SmallVGG
 
 __all__ = [
     "MLP",
+    "Detector",
     "MultiHead",
     "RowLSTM",
     "SmallResNet",
     "SmallVGG",
     "SmallViT",
+    "UNet",
     "timm",
     "torchvision",
 ]

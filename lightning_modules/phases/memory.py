@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,9 @@ class Parts:
     """Every batch in `parts` pieces of consecutive samples, in the same order.
 
     A batch is any tree of tensors. Tensors whose first dimension is that of the first tensor have
-    the batch in front: they are cut, indices included. Everything else goes with each part.
+    the batch in front: they are cut, indices included. If the batch has a list with a dict for each
+    sample, as detection has, then this list is cut, and with it every list of its length.
+    Everything else goes with each part.
     Errors: ConfigError for a batch with fewer samples than parts.
     """
 
@@ -62,8 +64,14 @@ class Parts:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            leaves, tree = pytree.tree_flatten(batch)
-            size = _batch_size(leaves)
+            listed = _listed_samples(batch)
+
+            def is_list_of_samples(node: Any, batch: Any = batch, listed: int = listed) -> bool:
+                inside = node is not batch and isinstance(node, list | tuple)
+                return inside and listed > 0 and len(node) == listed
+
+            leaves, tree = pytree.tree_flatten(batch, is_leaf=is_list_of_samples)
+            size = listed or _batch_size(leaves)
             if size < self.parts:
                 raise ConfigError(
                     f"a batch of {size} cannot be cut into {self.parts} parts to save memory; "
@@ -77,7 +85,22 @@ class Parts:
         """The pieces of a leaf, or the leaf itself for each part."""
         if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size:
             return leaf.tensor_split(self.parts)
+        if isinstance(leaf, list | tuple):
+            places = torch.arange(size).tensor_split(self.parts)
+            return tuple(leaf[int(place[0]) : int(place[-1]) + 1] for place in places)
         return (leaf,) * self.parts
+
+
+def _listed_samples(batch: Any) -> int:
+    """The length of a list with a dict for each sample; 0 for a batch without one."""
+    entries = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(entries, Tensor) or not isinstance(entries, Iterable):
+        return 0
+    for entry in entries:
+        several = isinstance(entry, list | tuple) and len(entry) > 0
+        if several and all(isinstance(sample, Mapping) for sample in entry):
+            return len(entry)
+    return 0
 
 
 def _batch_size(leaves: Iterable[Any]) -> int:

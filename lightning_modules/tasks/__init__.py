@@ -7,26 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.detection import Detection as Detection
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
     from lightning_modules.tasks.regression import Regression as Regression
+    from lightning_modules.tasks.segmentation import Segmentation as Segmentation
     from lightning_modules.tasks.tabular import Tabular as Tabular
+    from lightning_modules.tasks.torchvision_detection import (
+        TorchvisionDetection as TorchvisionDetection,
+    )
     from lightning_modules.tasks.whole import Whole as Whole
     from lightning_modules.tasks.whole import lightning as lightning
 
 _HOME = {
     "Classification": "lightning_modules.tasks.classification",
+    "Detection": "lightning_modules.tasks.detection",
     "DigitAndParity": "lightning_modules.tasks.multitask",
     "Regression": "lightning_modules.tasks.regression",
+    "Segmentation": "lightning_modules.tasks.segmentation",
     "Tabular": "lightning_modules.tasks.tabular",
+    "TorchvisionDetection": "lightning_modules.tasks.torchvision_detection",
     "Whole": "lightning_modules.tasks.whole",
     "lightning": "lightning_modules.tasks.whole",
 }
 """Where each name is defined."""
 __all__ = [
     "Classification",
+    "Detection",
     "DigitAndParity",
     "Regression",
+    "Segmentation",
     "Tabular",
+    "TorchvisionDetection",
     "Whole",
     "lightning",
 ]

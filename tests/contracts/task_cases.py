@@ -116,7 +116,16 @@ class TokenTask(LightningModule):
 
 
 HERE = "tests.contracts.task_cases"
-OURS = ("classification", "tabular", "regression", "multitask")
+SMALLER = {
+    "classification": ["model.width=8"],
+    "tabular": ["model.width=24"],
+    "regression": ["model.width=24"],
+    "multitask": ["model.width=8"],
+    "segmentation": ["model.width=4", "model.depth=2", "data.size=16", "data.images=96"],
+    "detection": ["model.width=4", "data.size=32", "data.images=96"],
+}
+"""What makes a case of the project's own small."""
+OURS = tuple(SMALLER)
 """The project's own tasks; each but the first has an experiment of its name."""
 CASES = (*OURS[1:], "tokens")
 NAMES = (*OURS, "tokens")
@@ -125,9 +134,9 @@ NAMES = (*OURS, "tokens")
 def overrides(name: str) -> list[str]:
     """What a command line says to prune this case."""
     if name == "classification":
-        return ["model.width=8"]
+        return SMALLER[name]
     if name in OURS:
-        return [f"+experiment={name}", f"model.width={8 if name == 'multitask' else 24}"]
+        return [f"+experiment={name}", *SMALLER[name]]
     targets = {"model": "TokenNet", "data": "TokenData", "task": "TokenTask"}
     words = [f"{group}={{_target_:{HERE}.{target}}}" for group, target in targets.items()]
     return [*words, "objectives.quality=accuracy"]
@@ -149,6 +158,13 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)
+    if name == "segmentation":
+        network = models.UNet(11, width=4, depth=2)
+        masks = data.canvases(size=16, images=96)
+        return network, masks, tasks.Segmentation(network, 11, "both")
+    if name == "detection":
+        network = models.Detector(11, width=4)
+        return network, data.canvases(True, size=32, images=96), tasks.Detection(network, 11)
     network = models.MLP(10, 1, width=24)
     numbers = data.table("diabetes", classes=False)
     return network, numbers, tasks.Regression(network, numbers)

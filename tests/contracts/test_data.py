@@ -53,8 +53,12 @@ def test_a_batch_in_parts_is_the_batch(name: str) -> None:
     assert [inputs_of(task, part).batch for part in parts] == [
         inputs_of(task, batch).batch // 2
     ] * 2
-    joined = [torch.cat(pair) for pair in zip(*(tensors(part) for part in parts), strict=True)]
-    assert all(torch.equal(a, b) for a, b in zip(joined, tensors(batch), strict=True))
+    for place, entry in enumerate(batch.values() if isinstance(batch, dict) else batch):
+        pieces = [list(part.values() if isinstance(part, dict) else part)[place] for part in parts]
+        if isinstance(entry, Tensor):
+            assert torch.equal(torch.cat(pieces), entry)
+        else:
+            assert [*pieces[0], *pieces[1]] == entry
     assert {type(part) for part in parts} == {type(batch)}
 
 

@@ -69,6 +69,19 @@ def test_a_batch_that_is_no_batch_any_more_is_refused() -> None:
     assert in_parts([batch], 1) == [batch]
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_lists_of_samples_are_cut_where_each_sample_has_a_dict(stacked: bool) -> None:
+    """Images of three channels and three boxes are not taken for a batch of three."""
+    images = tuple(torch.full((3, 4, 4), float(number)) for number in range(3))
+    objects = tuple({"boxes": torch.full((3, 4), float(number))} for number in range(3))
+    batch = (torch.stack(images) if stacked else images, objects)
+    first, second = Parts([batch], 2)
+    assert [len(first[0]), len(first[1]), len(second[0]), len(second[1])] == [2, 2, 1, 1]
+    assert first[1] == objects[:2]
+    assert torch.equal(second[0][0], images[2])
+    assert second[1][0]["boxes"].shape == (3, 4)
+
+
 class Plain(nn.Module):
     """Without norms, which see the halves they are given."""
 
