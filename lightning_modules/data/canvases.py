@@ -54,7 +54,7 @@ class Canvas(NamedTuple):
     labels: Tensor
 
 
-class Objects:
+class ObjectLists:
     """The boxes and labels of each image; one index of several images gives a list of dicts."""
 
     def __init__(self, targets: Sequence[dict[str, Tensor]]) -> None:
@@ -68,7 +68,7 @@ class Objects:
 
 
 class Canvases(InMemory):
-    """Batches `[images, targets, index]`; targets are masks (N, size, size), or `Objects`."""
+    """Batches `[images, targets, index]`; targets are masks (N, size, size), or `ObjectLists`."""
 
     num_classes = CLASSES
 
@@ -126,8 +126,8 @@ def _masks(painted: Sequence[Canvas]) -> Tensor:
     return torch.stack([canvas.mask for canvas in painted])
 
 
-def _objects(painted: Sequence[Canvas]) -> Objects:
-    return Objects([{"boxes": canvas.boxes, "labels": canvas.labels} for canvas in painted])
+def _objects(painted: Sequence[Canvas]) -> ObjectLists:
+    return ObjectLists([{"boxes": canvas.boxes, "labels": canvas.labels} for canvas in painted])
 
 
 class Painter:

@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 
 from lightning_modules.errors import ConfigError
 
-SPREAD = 7919
+SEED_STRIDE = 7919
 """A prime: seeds of the passes of one loader are that far apart."""
 _TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -67,9 +67,9 @@ class SeededBatches:
     def __iter__(self) -> Iterator[Any]:
         number = 0 if self.same else self.passes
         self.passes += 1
-        state = _RandomState(self.seed + SPREAD * number)
+        state = _RandomState(self.seed + SEED_STRIDE * number)
         with state.in_place():
-            _seed_generators(self.loader, self.seed + SPREAD * number)
+            _seed_generators(self.loader, self.seed + SEED_STRIDE * number)
             _tell_epoch(self.loader, number)
             batches = iter(self.loader)
         while True:

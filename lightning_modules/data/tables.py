@@ -106,11 +106,11 @@ def _csv_table(path: Path, target: str | None, classes: bool) -> tuple[np.ndarra
     return np.array(columns), np.array(values)
 
 
-Row = tuple[int, list[str]]
+CsvRow = tuple[int, list[str]]
 """The line of a row in its file, and its cells."""
 
 
-def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
+def _csv_rows(path: Path) -> tuple[list[str], list[CsvRow]]:
     """(header, rows). Errors: DataError for a missing file, or rows of another length."""
     if not path.is_file():
         raise DataError(
@@ -132,7 +132,7 @@ def _csv_rows(path: Path) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def _number(path: Path, header: Sequence[str], row: Row, column: int) -> float:
+def _number(path: Path, header: Sequence[str], row: CsvRow, column: int) -> float:
     """Errors: DataError for a cell that is no finite number."""
     line, cells = row
     try:

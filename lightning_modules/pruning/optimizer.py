@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.errors import PlanError
-from lightning_modules.pruning.removal import select, selections
+from lightning_modules.pruning.removal import cut_tensor, selections
 from lightning_modules.pruning.structure import Keep, Structure
 
 State = Mapping[str, Mapping[str, Any]]
@@ -88,7 +88,7 @@ def _cut(name: str, key: str, value: Any, parameter: Tensor, cuts: list[tuple[in
     if not isinstance(value, Tensor):
         return value
     if value.shape == parameter.shape:
-        return select(value, cuts)
+        return cut_tensor(value, cuts)
     return value.clone()
 
 

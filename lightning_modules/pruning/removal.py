@@ -58,7 +58,7 @@ def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tens
 @torch.no_grad()
 def _slices(named: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, Tensor]:
     cuts = _selections(named, structure, keep)
-    return {name: select(named[name], of_tensor) for name, of_tensor in cuts.items()}
+    return {name: cut_tensor(named[name], of_tensor) for name, of_tensor in cuts.items()}
 
 
 def selections(model: nn.Module, structure: Structure, keep: Keep) -> Cuts:
@@ -131,7 +131,7 @@ def _kept_positions(row: npt.NDArray[np.int32], keep: Keep) -> Tensor | None:
     return torch.from_numpy(kept) if len(kept) < len(row) else None
 
 
-def select(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+def cut_tensor(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     """The kept positions in a new tensor with default strides.
 
     `contiguous()` would keep the channels-last strides of a weight with one input channel, and
@@ -199,7 +199,7 @@ def _replacement(old: Tensor, names: Sequence[str], tensors: Mapping[str, Tensor
             new = tensors[name]
             break
     if new is None:
-        new = select(old.detach(), [])
+        new = cut_tensor(old.detach(), [])
     elif new.dim() != old.dim():
         raise PlanError(
             f"{names[0]} must have {old.dim()} dimensions, not {new.dim()}; "

@@ -23,7 +23,7 @@ from lightning_modules.tasks.detection import (
     images_of,
 )
 
-MAPS = ("cls_logits", "bbox_regression")
+RAW_MAPS = ("cls_logits", "bbox_regression")
 """Outputs that every head gives."""
 
 
@@ -39,9 +39,9 @@ class TorchvisionDetection(BoxMetrics):
 
     def check(self, outputs: Any, batch: Any) -> None:
         """Errors: ConfigError for other outputs, or targets of another form."""
-        if not isinstance(outputs, Mapping) or not set(MAPS) <= set(outputs):
+        if not isinstance(outputs, Mapping) or not set(RAW_MAPS) <= set(outputs):
             raise ConfigError(
-                f"the model's outputs must be a dict with {' and '.join(MAPS)}; take "
+                f"the model's outputs must be a dict with {' and '.join(RAW_MAPS)}; take "
                 "model=torchvision with the name of a detector, or task=detection"
             )
         check_objects(batch, self.num_classes)

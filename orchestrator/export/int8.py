@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs
-from orchestrator.export.onnx import OnnxModel, export_onnx, quiet, require_packages
+from orchestrator.export.onnx import OnnxModel, export_onnx, require_packages
 from orchestrator.files import write_atomic
 
 
@@ -26,7 +26,7 @@ def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> OnnxMod
     """
     require_packages()
     inputs = list(batches)
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet_exporter(), tempfile.TemporaryDirectory() as folder:
         write_atomic(path, _int8_file(model, inputs, Path(folder)).read_bytes())
     return OnnxModel(path)
 

@@ -78,7 +78,7 @@ def write_onnx(model: nn.Module, batches: Iterable[Inputs], path: Path) -> OnnxM
     """
     require_packages()
     (example,) = islice(batches, 1)
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet_exporter(), tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
         export_onnx(model, example, exported)
         write_atomic(path, exported.read_bytes())
@@ -129,7 +129,7 @@ def _output_names(count: int) -> list[str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silences the advice of exporters, which is for those who call them by hand."""
     disabled_before = logging.root.manager.disable
     with warnings.catch_warnings():

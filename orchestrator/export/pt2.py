@@ -14,7 +14,7 @@ from torch import nn
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.flat import Flat, tensors_of
-from orchestrator.export.onnx import example_with_free_batch, first, quiet
+from orchestrator.export.onnx import example_with_free_batch, first
 from orchestrator.files import write_atomic
 
 
@@ -28,7 +28,7 @@ class Program(nn.Module):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         try:
-            with quiet():
+            with quiet_exporter():
                 self._program = torch.export.load(path).module()
         except Exception as error:  # torch raises what reading a zip file raises
             raise DataError(f"{path} must be a program of torch.export: {first(error)}") from error
@@ -57,7 +57,7 @@ def write_pt2(model: nn.Module, batches: Iterable[Inputs], path: Path) -> Progra
     device = next(model.parameters()).device
     tensors, shapes = example_with_free_batch(example.to(device))
     flat = Flat(model.eval(), example).eval()
-    with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    with quiet_exporter(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         try:
             program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(tuple(shapes),))
         except Exception as error:  # the exporter raises what the model's code raises

@@ -10,7 +10,7 @@ from lightning_modules.errors import ConfigError
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.results.rows import ConfirmedRow
 
-ROUNDING = 1e-9
+SLACK = 1e-9
 """By so much a difference of two decimal numbers may be off."""
 
 
@@ -54,7 +54,7 @@ def smallest(front: Front, max_drop: float) -> ConfirmedRow:
     Errors: ConfigError where there is none.
     """
     _require_number("max_drop", max_drop)
-    near = [row for row in front.rows if front.drop(row) <= max_drop + ROUNDING]
+    near = [row for row in front.rows if front.drop(row) <= max_drop + SLACK]
     if not near:
         best = min(front.rows, key=front.drop)
         raise ConfigError(

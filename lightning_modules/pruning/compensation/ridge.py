@@ -51,7 +51,7 @@ class Evidence:
         """The squared distance of the wanted outputs from their means."""
         return float((self.wanted - self.wanted.mean(0)).double().square().sum())
 
-    def of(self, layer: Layer, held_out: bool) -> Regression:
+    def of(self, layer: Layer, held_out: bool) -> LeastSquares:
         """The regression on the positions that are held out, or on the others."""
         chosen = self.held_out if held_out else ~self.held_out
         x = self.x[chosen]
@@ -94,7 +94,7 @@ class Layer:
         return float(changed.norm()) > MOST_GROWTH * self.largest
 
 
-class Regression(Protocol):
+class LeastSquares(Protocol):
     """A residual, shape (positions, outputs), to be explained by inputs, (positions, inputs).
 
     `squares` is the sum of the residual's squares.
@@ -211,7 +211,7 @@ def fitted(evidence: Evidence, layer: Layer) -> Fit | None:
     return Fit(change, shift, ridge, whole.squares, whole.error(solution))
 
 
-def _best_ridge(layer: Layer, train: Regression, held_out: Regression) -> float | None:
+def _best_ridge(layer: Layer, train: LeastSquares, held_out: LeastSquares) -> float | None:
     """The ridge with the smallest error on the positions held out.
 
     None if that is no smaller than without a change. Weaker ones are tried as long as they are

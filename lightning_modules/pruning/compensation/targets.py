@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.pruning.criteria.taps import Row
+from lightning_modules.pruning.criteria.taps import UnitRow
 from lightning_modules.pruning.multiplications import (
     Multiplication,
     Multiplications,
@@ -39,8 +39,8 @@ class Target:
     before. `largest` is the norm of the weight.
     """
 
-    row: Row
-    out_row: Row | None
+    row: UnitRow
+    out_row: UnitRow | None
     start: int
     sizes: tuple[int, ...]
     positions: Tensor
@@ -80,7 +80,7 @@ class Target:
         return inputs.flatten(1)
 
 
-def kept_positions(row: Row | None, keep: Keep) -> Tensor | None:
+def kept_positions(row: UnitRow | None, keep: Keep) -> Tensor | None:
     """The positions of an axis that stay; None if all do."""
     if row is None:
         return None

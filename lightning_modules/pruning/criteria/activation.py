@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.members import per_group
-from lightning_modules.pruning.criteria.taps import Row, observe
+from lightning_modules.pruning.criteria.taps import UnitRow, observe
 from lightning_modules.pruning.structure import Axis, Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -71,7 +71,7 @@ def averages(
     sums: dict[Axis, Scores] = {}
     counts: dict[Axis, Scores] = {}
 
-    def add(axis: Axis, row: Row, x: Tensor) -> None:
+    def add(axis: Axis, row: UnitRow, x: Tensor) -> None:
         total, count = statistic(x)
         prunable = row >= 0
         units = row[prunable]

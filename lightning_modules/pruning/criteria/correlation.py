@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.members import combined, occurrences
 from lightning_modules.pruning.criteria.redundancy import irreplaceable
-from lightning_modules.pruning.criteria.taps import Row, observe
+from lightning_modules.pruning.criteria.taps import UnitRow, observe
 from lightning_modules.pruning.structure import Axis, Group, Structure
 from lightning_modules.pruning.thresholds import Scores
 
@@ -35,7 +35,7 @@ class Correlation:
     def __call__(self, model: nn.Module, structure: Structure, calibration: Calibration) -> Scores:
         moments: dict[int, dict[Axis, _Moments]] = {}
 
-        def add(axis: Axis, row: Row, x: Tensor) -> None:
+        def add(axis: Axis, row: UnitRow, x: Tensor) -> None:
             for group in structure.groups:
                 units, places = occurrences(row, group)
                 if not len(units):

@@ -20,7 +20,7 @@ from lightning_modules.pruning.criteria.contract import Calibration
 from lightning_modules.pruning.criteria.gradients import require_batches
 from lightning_modules.pruning.criteria.members import living, occurrences, unit_sums
 from lightning_modules.pruning.criteria.scoring import scoring
-from lightning_modules.pruning.criteria.taps import Row
+from lightning_modules.pruning.criteria.taps import UnitRow
 from lightning_modules.pruning.multiplications import (
     Multiplication,
     Multiplications,
@@ -76,7 +76,7 @@ def _squares(model: nn.Module) -> Mapping[str, Tensor]:
 class _Moments:
     """Sums over positions of one weight's inputs and outputs; `matrix` is the weight."""
 
-    def __init__(self, row: Row, matrix: Tensor) -> None:
+    def __init__(self, row: UnitRow, matrix: Tensor) -> None:
         self.row = row
         self.kernel = math.prod(matrix.shape[:-2])
         self.matrix = matrix.flatten(0, -2).double().clone()

@@ -18,9 +18,9 @@ from lightning_modules.pruning.criteria.gradients import require_batches
 from lightning_modules.pruning.criteria.scoring import scoring
 from lightning_modules.pruning.structure import Axis, Group, Structure
 
-Row = npt.NDArray[np.int32]
+UnitRow = npt.NDArray[np.int32]
 """The unit id per position of an axis, -1 = none."""
-Sink = Callable[[Axis, Row, Tensor], None]
+Sink = Callable[[Axis, UnitRow, Tensor], None]
 """Called with the axis of a weight, its row, and activations (samples, positions, ...extent)."""
 
 _aten = torch.ops.aten
@@ -56,7 +56,7 @@ def _is_seen(group: Group, axes: set[Axis]) -> bool:
     return any((member.tensor, member.dim) in axes for member in group.members)
 
 
-def _rows(structure: Structure, groups: Iterable[Group], role: str) -> dict[Axis, Row]:
+def _rows(structure: Structure, groups: Iterable[Group], role: str) -> dict[Axis, UnitRow]:
     """Rows of the axes that have that role in one of the groups; units of other groups are -1."""
     wanted = np.zeros(structure.n_units, dtype=np.bool_)
     axes: dict[Axis, None] = {}
@@ -80,7 +80,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, model: nn.Module, rows: Mapping[Axis, Row], consumed: bool, sink: Sink
+        self, model: nn.Module, rows: Mapping[Axis, UnitRow], consumed: bool, sink: Sink
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[Axis] = set()

@@ -12,7 +12,7 @@ from torch.fx import Node
 from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_pointwise import broadcast
-from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
+from lightning_modules.pruning.discovery.trace import OpRule, Trace, bind, shape
 from lightning_modules.pruning.discovery.weights import producer
 from lightning_modules.pruning.spellings import takes_width_of_input
 from lightning_modules.pruning.structure import Kind
@@ -324,7 +324,7 @@ def embedding(trace: Trace, node: Node) -> Dims:
     return [*trace.dims(a["indices"]), width]
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, OpRule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     "linear": linear,

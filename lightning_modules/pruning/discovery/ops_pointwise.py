@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_modules.pruning.discovery.labels import Dims, Label
-from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, op_name, shape
+from lightning_modules.pruning.discovery.trace import OpRule, Trace, bind, op_name, shape
 
 
 def broadcast(trace: Trace, values: Sequence[tuple[Dims, list[int]]], where: str) -> Dims:
@@ -267,7 +267,7 @@ _FILL = (
     "eye linspace"
 )
 _POINTWISE = "copy_ fill_ masked_fill masked_fill_ where div div_ mul add"
-RULES: dict[str, Rule] = {
+RULES: dict[str, OpRule] = {
     **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_FILL.split(), fill),
     **dict.fromkeys(_POOL.split(), pool),

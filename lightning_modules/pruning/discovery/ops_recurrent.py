@@ -14,7 +14,7 @@ import numpy as np
 from torch.fx import Node
 
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
-from lightning_modules.pruning.discovery.trace import LAYOUTS, Rule, Trace, bind, op_name, shape
+from lightning_modules.pruning.discovery.trace import LAYOUTS, OpRule, Trace, bind, op_name, shape
 
 GATES_BY_OP = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Rows of a weight per hidden unit, by the name of the op."""
@@ -157,7 +157,7 @@ def _freeze_all(trace: Trace, node: Node, path: str, reason: str) -> list[Dims]:
     return [[reason] * part.dim() for part in parts]
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, OpRule] = {
     **dict.fromkeys(GATES_BY_OP, layers),
     **dict.fromkeys((f"{name}_cell" for name in GATES_BY_OP), cell),
 }

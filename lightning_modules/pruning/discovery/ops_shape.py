@@ -11,7 +11,7 @@ from torch.fx import Node
 from lightning_modules.pruning.attention import head_count
 from lightning_modules.pruning.discovery.labels import Dims, Ids, Label
 from lightning_modules.pruning.discovery.ops_view import view
-from lightning_modules.pruning.discovery.trace import Rule, Trace, bind, shape
+from lightning_modules.pruning.discovery.trace import OpRule, Trace, bind, shape
 
 
 def permute(trace: Trace, node: Node) -> Dims:
@@ -292,7 +292,7 @@ _VIEW = (
     "unsqueeze_ view_as reshape_as"
 )
 _PERMUTE = "permute transpose t numpy_T transpose_ t_ swapaxes swapdims"
-RULES: dict[str, Rule] = {
+RULES: dict[str, OpRule] = {
     **dict.fromkeys(_VIEW.split(), view),
     **dict.fromkeys(_PERMUTE.split(), permute),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), split),

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.discovery.labels import Label
-from lightning_modules.pruning.discovery.trace import Step, Trace, op_name, shape
+from lightning_modules.pruning.discovery.trace import Trace, TraceStep, op_name, shape
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Keep, Structure
 
@@ -101,12 +101,12 @@ def _weigh(
             tensor.mul_(torch.from_numpy(weights).to(tensor.device, tensor.dtype).reshape(sizes))
 
 
-def steps(trace: Trace, graph: Graph) -> list[Step]:
+def steps(trace: Trace, graph: Graph) -> list[TraceStep]:
     """The ops of a graph that has been walked."""
     found = []
     for node in _ops(graph):
         sizes = tuple(shape(node))
-        found.append(Step(op_name(node), trace.where(node), sizes, trace.dims(node)))
+        found.append(TraceStep(op_name(node), trace.where(node), sizes, trace.dims(node)))
     return found
 
 

@@ -35,7 +35,7 @@ class RawProduct:
 
 
 @dataclass(frozen=True)
-class Step:
+class TraceStep:
     """One op of the dense model's graph: the sizes and labels of what it returns."""
 
     op: str
@@ -70,7 +70,7 @@ class Trace:
     producers: dict[Axis, Kind] = field(default_factory=dict)
     weights: dict[str, None] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TraceStep] = field(default_factory=list)
     notes: dict[Skipped, None] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     transient: frozenset[str] = frozenset()
@@ -235,7 +235,7 @@ _LAYOUTS = (
 )
 LAYOUTS = frozenset(_LAYOUTS.split())
 """Ops that hold the elements of their input and no others."""
-Rule = Callable[[Trace, Node], Dims | list[Dims] | None]
+OpRule = Callable[[Trace, Node], Dims | list[Dims] | None]
 """Labels what one op returns: the dimensions of one tensor, or of several.
 
 It returns None if it has no rule for this use of the op.

@@ -21,12 +21,12 @@ from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.discovery import ops_compute, ops_pointwise, ops_recurrent, ops_shape
 from lightning_modules.pruning.discovery.labels import Dims
 from lightning_modules.pruning.discovery.proof import steps
-from lightning_modules.pruning.discovery.trace import Rule, Trace, op_name, shape
+from lightning_modules.pruning.discovery.trace import OpRule, Trace, op_name, shape
 from lightning_modules.pruning.discovery.weights import inherit, kernels
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import AttentionUnit, Skipped
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, OpRule] = {
     **ops_pointwise.RULES,
     **ops_compute.RULES,
     **ops_recurrent.RULES,
@@ -190,7 +190,7 @@ def _get_item(trace: Trace, node: Node) -> None:
             trace.origins[node] = trace.origins[source]
 
 
-def _by_tag(node: Node) -> Rule | None:
+def _by_tag(node: Node) -> OpRule | None:
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         return ops_pointwise.pointwise
     return None

@@ -24,7 +24,7 @@ COMPILED = "_orig_mod."
 """What `torch.compile` puts into names, at any depth."""
 SHOWN = 3
 """Names that a message lists; of the others it says how many there are."""
-REMEDY = "take the checkpoint of this model (phases.train.checkpoint)"
+FITTING = "take the checkpoint of this model (phases.train.checkpoint)"
 
 
 def fill_from(path: Path, model: nn.Module) -> None:
@@ -39,7 +39,7 @@ def fill_from(path: Path, model: nn.Module) -> None:
         raise DataError(f"phases.train.checkpoint must be a file; {path} does not exist")
     state: Mapping[str, Tensor] = {}
     if path.suffix == ".safetensors":
-        shapes = shapes_in(path, REMEDY)
+        shapes = shapes_in(path, FITTING)
     else:
         state = _opened(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -134,7 +134,7 @@ def _check_fit(
         faults.append(f"size mismatch for {_some(other, '; ')}")
     if faults:
         raise DataError(
-            f"the weights of {path} do not fit the model: {'; '.join(faults)}; {REMEDY}"
+            f"the weights of {path} do not fit the model: {'; '.join(faults)}; {FITTING}"
         )
 
 

@@ -22,7 +22,7 @@ from orchestrator.search.directions import task_directions
 from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.settings import MadeUpSettings, Settings
 
-BEST = 0.95
+BEST_QUALITY = 0.95
 """Quality of an endlessly trained dense model; a metric to be small is its distance from 1."""
 NARROW = 0.25
 """Share of the quality that a model without parameters would lose.
@@ -132,7 +132,7 @@ def metrics_of(
     """
     narrow = NARROW * (1.0 - np.sqrt(min(1.0, ratio)))
     short = narrow + UNTRAINED * 0.5**rounds
-    good = float(np.clip(BEST - short + noise, 0.0, 1.0))
+    good = float(np.clip(BEST_QUALITY - short + noise, 0.0, 1.0))
     metrics = {}
     for name, direction in directions.items():
         metrics[name] = good if direction == "maximize" else 1.0 - good

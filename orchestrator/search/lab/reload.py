@@ -13,7 +13,7 @@ from lightning_modules.pruning.removal import rebuild
 from orchestrator.search.plans.lineage import tensors
 from orchestrator.settings import Settings
 
-TOLERANCE = 1e-4
+SAME_OUTPUT = 1e-4
 """Largest difference between outputs, relative to the largest output."""
 
 
@@ -62,6 +62,6 @@ def apart(left: nn.Module, right: nn.Module, inputs: Inputs) -> str | None:
             continue
         largest = other.abs().max().item()
         difference = (one - other).abs().max().item()
-        if difference > TOLERANCE * largest:
+        if difference > SAME_OUTPUT * largest:
             return f"outputs differ by {difference:.2g}, where the largest is {largest:.2g}"
     return None
