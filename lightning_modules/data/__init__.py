@@ -4,6 +4,20 @@ from lightning_modules.data.arrays import digits, fashion_mnist
 from lightning_modules.data.contract import Data
 from lightning_modules.data.folder import ImageFolder
 from lightning_modules.data.in_memory import Batches, InMemory
+from lightning_modules.data.named import Named, NamedBatches
 from lightning_modules.data.tables import table
+from lightning_modules.data.texts import labelled_texts, running_text
 
-__all__ = ["Batches", "Data", "ImageFolder", "InMemory", "digits", "fashion_mnist", "table"]
+__all__ = [
+    "Batches",
+    "Data",
+    "ImageFolder",
+    "InMemory",
+    "Named",
+    "NamedBatches",
+    "digits",
+    "fashion_mnist",
+    "labelled_texts",
+    "running_text",
+    "table",
+]

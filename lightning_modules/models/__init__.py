@@ -2,6 +2,7 @@
 
 from lightning_modules.models.by_name import timm, torchvision
 from lightning_modules.models.heads import MLP, MultiHead
+from lightning_modules.models.hugging_face import hugging_face
 from lightning_modules.models.sequences import RowLSTM, SmallViT
 from lightning_modules.models.small import SmallResNet
 from lightning_modules.models.vgg import SmallVGG
@@ -13,6 +14,7 @@ __all__ = [
     "SmallResNet",
     "SmallVGG",
     "SmallViT",
+    "hugging_face",
     "timm",
     "torchvision",
 ]

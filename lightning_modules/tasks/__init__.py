@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.language_modeling import LanguageModeling as LanguageModeling
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
     from lightning_modules.tasks.regression import Regression as Regression
+    from lightning_modules.tasks.sequences import (
+        SequenceClassification as SequenceClassification,
+    )
     from lightning_modules.tasks.tabular import Tabular as Tabular
     from lightning_modules.tasks.whole import Whole as Whole
     from lightning_modules.tasks.whole import lightning as lightning
@@ -16,7 +20,9 @@ if TYPE_CHECKING:
 _HOME = {
     "Classification": "lightning_modules.tasks.classification",
     "DigitAndParity": "lightning_modules.tasks.multitask",
+    "LanguageModeling": "lightning_modules.tasks.language_modeling",
     "Regression": "lightning_modules.tasks.regression",
+    "SequenceClassification": "lightning_modules.tasks.sequences",
     "Tabular": "lightning_modules.tasks.tabular",
     "Whole": "lightning_modules.tasks.whole",
     "lightning": "lightning_modules.tasks.whole",
@@ -25,7 +31,9 @@ _HOME = {
 __all__ = [
     "Classification",
     "DigitAndParity",
+    "LanguageModeling",
     "Regression",
+    "SequenceClassification",
     "Tabular",
     "Whole",
     "lightning",

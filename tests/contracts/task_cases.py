@@ -116,8 +116,22 @@ class TokenTask(LightningModule):
 
 
 HERE = "tests.contracts.task_cases"
-OURS = ("classification", "tabular", "regression", "multitask")
+OURS = ("classification", "tabular", "regression", "multitask", "language_model")
 """The project's own tasks; each but the first has an experiment of its name."""
+SMALLER = {
+    "tabular": ["model.width=24"],
+    "regression": ["model.width=24"],
+    "multitask": ["model.width=8"],
+    "language_model": [
+        "model.n_embd=16",
+        "model.n_head=2",
+        "model.n_layer=1",
+        "model.n_positions=16",
+        "data.characters=20000",
+        "data.length=16",
+    ],
+}
+"""What makes an experiment one of seconds."""
 CASES = (*OURS[1:], "tokens")
 NAMES = (*OURS, "tokens")
 
@@ -126,8 +140,8 @@ def overrides(name: str) -> list[str]:
     """What a command line says to prune this case."""
     if name == "classification":
         return ["model.width=8"]
-    if name in OURS:
-        return [f"+experiment={name}", f"model.width={8 if name == 'multitask' else 24}"]
+    if name in SMALLER:
+        return [f"+experiment={name}", *SMALLER[name]]
     targets = {"model": "TokenNet", "data": "TokenData", "task": "TokenTask"}
     words = [f"{group}={{_target_:{HERE}.{target}}}" for group, target in targets.items()]
     return [*words, "objectives.quality=accuracy"]
@@ -146,6 +160,15 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     if name == "multitask":
         network = models.MultiHead({"digit": 10, "parity": 2}, width=8)
         return network, data.digits(), tasks.DigitAndParity(network)
+    if name == "language_model":
+        sizes = {"n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 256}
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        network = models.hugging_face("language_model", "gpt2", **sizes, **dropouts)
+        return (
+            network,
+            data.running_text(characters=20000, length=16),
+            tasks.LanguageModeling(network),
+        )
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)

@@ -30,6 +30,7 @@ SMALL = [
     "tracking=none",
     "threads=1",
 ]
+OUTPUTS = {"multitask": "dict", "language_model": "CausalLMOutputWithCrossAttentions"}
 LOAD = """
 import sys
 import orchestrator
@@ -65,7 +66,7 @@ def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == {"multitask": "dict"}.get(name, "Tensor")
+    assert done.stdout.strip() == OUTPUTS.get(name, "Tensor")
 
 
 def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(
