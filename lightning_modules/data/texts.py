@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from lightning_modules.data.documents import PACKAGES, documents
 from lightning_modules.data.named import LABELS, Named, Samples
 from lightning_modules.data.tables import csv_rows
-from lightning_modules.data.tokens import padded, tokenizer, words
+from lightning_modules.data.tokens import padded, tokenizer
 from lightning_modules.errors import ConfigError, DataError
 
 DOCSTRINGS = "docstrings"
@@ -27,10 +28,12 @@ LEAST = 10
 """Fewest texts of a class, and fewest blocks of each part of a running text."""
 NOT_A_TARGET = -100
 """The label of a position that does not count."""
-GIVE_AWAY = ("numpy", "scipy", "sklearn", "scikit", "torch")
-"""Words that contain one of these are left out of docstrings: they name the package."""
-ALIASES = frozenset({"np", "sp"})
-"""So are these words, under which packages are imported."""
+GIVE_AWAY = re.compile(r"\w*(?:numpy|scipy|sklearn|scikit|torch)\w*|\b(?:np|sp)\b", re.IGNORECASE)
+"""What is left out of docstrings: words that contain a package's name, and the names under which
+packages are imported.
+"""
+READ = 800
+"""Characters of a docstring that are read; the rest is mostly examples."""
 
 
 def labelled_texts(
@@ -115,7 +118,7 @@ def _labelled(source: str, columns: Sequence[str]) -> tuple[list[str], np.ndarra
     """Texts, and the place of the class of each."""
     if source == DOCSTRINGS:
         pairs = documents()
-        texts = [_without_names(text) for text, _ in pairs]
+        texts = [GIVE_AWAY.sub(" ", text[:READ]) for text, _ in pairs]
         return texts, np.array([PACKAGES.index(package) for _, package in pairs])
     texts, classes = _from_csv(Path(source), columns)
     known, labels, counts = np.unique(classes, return_inverse=True, return_counts=True)
@@ -126,16 +129,6 @@ def _labelled(source: str, columns: Sequence[str]) -> tuple[list[str], np.ndarra
             f"{sizes or 'none'}"
         )
     return texts, labels
-
-
-def _without_names(text: str) -> str:
-    """The words of a docstring that do not give its package away."""
-    kept = []
-    for word in words(text):
-        names_it = word in ALIASES or any(name in word for name in GIVE_AWAY)
-        if not names_it:
-            kept.append(word)
-    return " ".join(kept)
 
 
 def _from_csv(path: Path, columns: Sequence[str]) -> tuple[list[str], list[str]]:

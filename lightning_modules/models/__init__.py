@@ -5,6 +5,8 @@ from lightning_modules.models.heads import MLP, MultiHead
 from lightning_modules.models.hugging_face import hugging_face
 from lightning_modules.models.sequences import RowLSTM, SmallViT
 from lightning_modules.models.small import SmallResNet
+from lightning_modules.models.speech import SpeechNet
+from lightning_modules.models.texts import TextEncoder
 from lightning_modules.models.vgg import SmallVGG
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "SmallResNet",
     "SmallVGG",
     "SmallViT",
+    "SpeechNet",
+    "TextEncoder",
     "hugging_face",
     "timm",
     "torchvision",

@@ -4,7 +4,12 @@ are differs in each.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -115,13 +120,41 @@ class TokenTask(LightningModule):
         self.log("loss", self.mean_loss, on_epoch=True)
 
 
+@functools.cache
+def speech_folder() -> str:
+    """Three speakers of four features each, in files of the .ts format; gone with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("TRAIN", 96), ("TEST", 48)):
+        lines = ["@problemName Made", "@data"]
+        for place in range(count):
+            speaker, steps = place % 3, 5 + place % 8
+            tone = torch.sin((1 + speaker) * torch.arange(steps) / 2.0)
+            values = tone + 0.3 * torch.randn(4, steps, generator=generator)
+            columns = [",".join(f"{value:.4f}" for value in row) for row in values.tolist()]
+            lines.append(":".join([*columns, f"speaker {speaker}"]))
+        Path(folder, f"Made_{part}.ts").write_text("\n".join(lines))
+    return folder
+
+
 HERE = "tests.contracts.task_cases"
-OURS = ("classification", "tabular", "regression", "multitask", "language_model")
+OURS = (
+    "classification",
+    "tabular",
+    "regression",
+    "multitask",
+    "language_model",
+    "text",
+    "speech_gru",
+)
 """The project's own tasks; each but the first has an experiment of its name."""
 SMALLER = {
     "tabular": ["model.width=24"],
     "regression": ["model.width=24"],
     "multitask": ["model.width=8"],
+    "text": ["model.width=16", "model.layers=1"],
+    "speech_gru": ["model.width=8", "model.features=4", "model.num_classes=3", "data.name=Made"],
     "language_model": [
         "model.n_embd=16",
         "model.n_head=2",
@@ -140,6 +173,8 @@ def overrides(name: str) -> list[str]:
     """What a command line says to prune this case."""
     if name == "classification":
         return ["model.width=8"]
+    if name == "speech_gru":
+        return [f"+experiment={name}", *SMALLER[name], f"data.folder={speech_folder()}"]
     if name in SMALLER:
         return [f"+experiment={name}", *SMALLER[name]]
     targets = {"model": "TokenNet", "data": "TokenData", "task": "TokenTask"}
@@ -169,6 +204,13 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
             data.running_text(characters=20000, length=16),
             tasks.LanguageModeling(network),
         )
+    if name == "speech_gru":
+        network = models.SpeechNet(3, "gru", features=4, width=8)
+        speech = data.series("Made", speech_folder())
+        return network, speech, tasks.SequenceClassification(network, 3)
+    if name == "text":
+        network = models.TextEncoder(4, width=16, layers=1, dropout=0.0)
+        return network, data.labelled_texts(), tasks.SequenceClassification(network, 4)
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)
