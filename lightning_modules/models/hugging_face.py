@@ -34,6 +34,7 @@ def hugging_face(
     """
     try:
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
     except ImportError as error:
         raise ConfigError(
             "a Hugging Face model needs transformers; install it with pip install "
@@ -51,8 +52,8 @@ def hugging_face(
         if name is not None:
             return auto.from_config(_fresh_config(transformers, name, config))
         return _from_folder(transformers, auto, Path(str(folder)), config)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        line = (str(error).strip().splitlines() or ["no message"])[0]
+    except (StrictDataclassError, ValueError, TypeError, OSError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"transformers cannot build model.name={name} model.folder={folder} with {config}: "
             f"{line}"

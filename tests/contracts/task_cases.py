@@ -153,7 +153,7 @@ SMALLER = {
     "tabular": ["model.width=24"],
     "regression": ["model.width=24"],
     "multitask": ["model.width=8"],
-    "text": ["model.width=16", "model.layers=1"],
+    "text": ["model.width=16", "model.layers=1", "data.length=16", "data.batch_size=128"],
     "speech_gru": ["model.width=8", "model.features=4", "model.num_classes=3", "data.name=Made"],
     "language_model": [
         "model.n_embd=16",
