@@ -17,6 +17,7 @@ WIDE = {
     "lightning_modules/data/arrays.py fashion_mnist",
     "lightning_modules/data/folder.py __init__",
     "lightning_modules/models/sequences.py __init__",
+    "lightning_modules/models/texts.py __init__",
     "lightning_modules/phases/fit.py fit",
     "lightning_modules/pruning/attention.py forward",
     "lightning_modules/pruning/criteria/linear_flow.py _attention",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def _check_rows(count: int, owner: str) -> None:
 
 def _csv_table(path: Path, target: str | None, classes: bool) -> tuple[np.ndarray, np.ndarray]:
     """(columns, target) of a CSV file; a target that is a class stays text."""
-    header, rows = _csv_rows(path)
+    header, rows = csv_rows(path, EMBEDDED)
     if target not in header:
         raise DataError(
             f"data.target must be a column of {path}; got '{target}'; it has {', '.join(header)}"
@@ -110,11 +110,14 @@ CsvRow = tuple[int, list[str]]
 """The line of a row in its file, and its cells."""
 
 
-def _csv_rows(path: Path) -> tuple[list[str], list[CsvRow]]:
-    """(header, rows). Errors: DataError for a missing file, or rows of another length."""
+def csv_rows(path: Path, embedded: Iterable[str]) -> tuple[list[str], list[CsvRow]]:
+    """(header, rows). Errors: DataError for a missing file, or rows of another length.
+
+    `embedded` are the other sources, for the message.
+    """
     if not path.is_file():
         raise DataError(
-            f"data.source must be the path of a CSV file, or one of {', '.join(EMBEDDED)}; "
+            f"data.source must be the path of a CSV file, or one of {', '.join(embedded)}; "
             f"{path} is no file"
         )
     with path.open(encoding="utf-8-sig", newline="") as file:

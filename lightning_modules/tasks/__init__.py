@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
     from lightning_modules.tasks.detection import Detection as Detection
+    from lightning_modules.tasks.language_modeling import LanguageModeling as LanguageModeling
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
     from lightning_modules.tasks.regression import Regression as Regression
     from lightning_modules.tasks.segmentation import Segmentation as Segmentation
+    from lightning_modules.tasks.sequences import (
+        SequenceClassification as SequenceClassification,
+    )
     from lightning_modules.tasks.tabular import Tabular as Tabular
     from lightning_modules.tasks.torchvision_detection import (
         TorchvisionDetection as TorchvisionDetection,
@@ -22,8 +26,10 @@ _HOME = {
     "Classification": "lightning_modules.tasks.classification",
     "Detection": "lightning_modules.tasks.detection",
     "DigitAndParity": "lightning_modules.tasks.multitask",
+    "LanguageModeling": "lightning_modules.tasks.language_modeling",
     "Regression": "lightning_modules.tasks.regression",
     "Segmentation": "lightning_modules.tasks.segmentation",
+    "SequenceClassification": "lightning_modules.tasks.sequences",
     "Tabular": "lightning_modules.tasks.tabular",
     "TorchvisionDetection": "lightning_modules.tasks.torchvision_detection",
     "Whole": "lightning_modules.tasks.whole",
@@ -34,8 +40,10 @@ __all__ = [
     "Classification",
     "Detection",
     "DigitAndParity",
+    "LanguageModeling",
     "Regression",
     "Segmentation",
+    "SequenceClassification",
     "Tabular",
     "TorchvisionDetection",
     "Whole",

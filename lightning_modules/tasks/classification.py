@@ -72,13 +72,21 @@ class Classification(LightningModule):
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         return softened_kl(logits_of(outputs), logits_of(dense), temperature)
 
+    def logits(self, batch: Any) -> Any:
+        """Those of the network on the inputs of a batch, shape (N, num_classes)."""
+        return logits_of(self.model(batch[0]))
+
+    def targets(self, batch: Any) -> Tensor:
+        """Shape (N,)."""
+        return batch[1]
+
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        logits = logits_of(self.model(batch[0]))
-        return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
+        logits = self.logits(batch)
+        return F.cross_entropy(logits, self.targets(batch), label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        logits = logits_of(self.model(batch[0]))
-        targets = batch[1]
+        logits = self.logits(batch)
+        targets = self.targets(batch)
         self.mean_loss.update(F.cross_entropy(logits, targets), len(targets))
         self.metrics.update(logits, targets)
 

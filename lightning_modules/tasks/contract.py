@@ -235,5 +235,5 @@ def _run_network(task: LightningModule, inputs: Inputs) -> Any:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors())
         raise ConfigError(
             f"the model must take the data's inputs {shapes}; {type(error).__name__}: {error}; "
-            "see the model's arguments, such as model.features or model.in_channels"
+            "see the model's arguments, such as model.features, in_channels or vocab_size"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.pruning.inputs import Inputs
-from orchestrator.export.onnx import OnnxModel, export_onnx, require_packages
+from orchestrator.export.onnx import OnnxModel, export_onnx, quiet_exporter, require_packages
 from orchestrator.files import write_atomic
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.flat import Flat, tensors_of
-from orchestrator.export.onnx import example_with_free_batch, first
+from orchestrator.export.onnx import example_with_free_batch, first, quiet_exporter
 from orchestrator.files import write_atomic
 
 

@@ -4,7 +4,12 @@ are differs in each.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +120,24 @@ class TokenTask(LightningModule):
         self.log("loss", self.mean_loss, on_epoch=True)
 
 
+@functools.cache
+def speech_folder() -> str:
+    """Three speakers of four features each, in files of the .ts format; gone with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("TRAIN", 96), ("TEST", 48)):
+        lines = ["@problemName Made", "@data"]
+        for place in range(count):
+            speaker, steps = place % 3, 5 + place % 8
+            tone = torch.sin((1 + speaker) * torch.arange(steps) / 2.0)
+            values = tone + 0.3 * torch.randn(4, steps, generator=generator)
+            columns = [",".join(f"{value:.4f}" for value in row) for row in values.tolist()]
+            lines.append(":".join([*columns, f"speaker {speaker}"]))
+        Path(folder, f"Made_{part}.ts").write_text("\n".join(lines))
+    return folder
+
+
 HERE = "tests.contracts.task_cases"
 SMALLER = {
     "classification": ["model.width=8"],
@@ -123,8 +146,18 @@ SMALLER = {
     "multitask": ["model.width=8"],
     "segmentation": ["model.width=4", "model.depth=2", "data.size=16", "data.images=96"],
     "detection": ["model.width=4", "data.size=32", "data.images=96"],
+    "text": ["model.width=16", "model.layers=1", "data.length=16", "data.batch_size=128"],
+    "speech_gru": ["model.width=8", "model.features=4", "model.num_classes=3", "data.name=Made"],
+    "language_model": [
+        "model.n_embd=16",
+        "model.n_head=2",
+        "model.n_layer=1",
+        "model.n_positions=16",
+        "data.characters=20000",
+        "data.length=16",
+    ],
 }
-"""What makes a case of the project's own small."""
+"""What makes an experiment one of seconds."""
 OURS = tuple(SMALLER)
 """The project's own tasks; each but the first has an experiment of its name."""
 CASES = (*OURS[1:], "tokens")
@@ -135,7 +168,9 @@ def overrides(name: str) -> list[str]:
     """What a command line says to prune this case."""
     if name == "classification":
         return SMALLER[name]
-    if name in OURS:
+    if name == "speech_gru":
+        return [f"+experiment={name}", *SMALLER[name], f"data.folder={speech_folder()}"]
+    if name in SMALLER:
         return [f"+experiment={name}", *SMALLER[name]]
     targets = {"model": "TokenNet", "data": "TokenData", "task": "TokenTask"}
     words = [f"{group}={{_target_:{HERE}.{target}}}" for group, target in targets.items()]
@@ -155,6 +190,22 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     if name == "multitask":
         network = models.MultiHead({"digit": 10, "parity": 2}, width=8)
         return network, data.digits(), tasks.DigitAndParity(network)
+    if name == "language_model":
+        sizes = {"n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 256}
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        network = models.hugging_face("language_model", "gpt2", **sizes, **dropouts)
+        return (
+            network,
+            data.running_text(characters=20000, length=16),
+            tasks.LanguageModeling(network),
+        )
+    if name == "speech_gru":
+        network = models.SpeechNet(3, "gru", features=4, width=8)
+        speech = data.series("Made", speech_folder())
+        return network, speech, tasks.SequenceClassification(network, 3)
+    if name == "text":
+        network = models.TextEncoder(4, width=16, layers=1, dropout=0.0)
+        return network, data.labelled_texts(), tasks.SequenceClassification(network, 4)
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)

@@ -38,7 +38,7 @@ def test_samples_with_an_index_always_look_the_same(name: str) -> None:
         return
     seen: dict[int, Tensor] = {}
     for batch in [*data.ordered_batches(), *data.train_batches(1)]:
-        (inputs,) = inputs_of(task, batch).tensors()
+        inputs = inputs_of(task, batch).tensors()[0]
         for place, sample in zip(sample_index(data, batch).tolist(), inputs, strict=True):  # type: ignore[union-attr]
             assert torch.equal(seen.setdefault(place, sample), sample)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from torch.fx import Node
 
 from lightning_modules.pruning.attention import head_count
@@ -270,6 +271,8 @@ def attention(trace: Trace, node: Node) -> Dims:
     tokens = trace.join(k[-2], v[-2], where)
     trace.freeze(tokens, f"attended over at {where}")
     batches = (q[:-2], k[:-2], v[:-2])
+    if isinstance(owner, nn.MultiheadAttention):
+        a["attn_mask"] = None  # the module lays its masks over the heads that are left
     batch = _attention_batch(trace, a, batches, where)
     keys = shape(a["key"])[-2]
     path = trace.layer(node)
