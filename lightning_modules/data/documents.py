@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("numpy", "scipy", "sklearn", "torch")
+DOCUMENTED = ("numpy", "scipy", "sklearn", "torch")
 """Packages that this project needs; the place of each is its class."""
 DOCUMENTS = 1000
 """Most docstrings of a package."""
@@ -34,7 +34,7 @@ def documents() -> tuple[tuple[str, str], ...]:
     versions of the packages give the same documents.
     """
     labelled = []
-    for package in PACKAGES:
+    for package in DOCUMENTED:
         labelled += [(text, package) for text in _docstrings(package)]
     return tuple(labelled)
 

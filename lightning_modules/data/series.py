@@ -11,14 +11,13 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from lightning_modules.data.in_memory import LEAST_DEVIATION
 from lightning_modules.data.named import LABELS, Named, Samples
 from lightning_modules.errors import ConfigError, DataError
 
-VAL_FRACTION = 0.25
+HELD_OUT = 0.25
 """Share of the training sequences that is validation data."""
-LEAST_DEVIATION = 1e-6
-"""Features are divided by at least this deviation."""
-LEAST = 4
+LEAST_SEQUENCES = 4
 """Fewest training sequences of a class."""
 
 Series = tuple[list[Tensor], list[str]]
@@ -44,7 +43,7 @@ def series(
         known = {label: place for place, label in enumerate(sorted(set(classes)))}
         _check_classes(name, classes, test[1])
         train, val = train_test_split(
-            np.arange(len(classes)), test_size=VAL_FRACTION, random_state=seed, stratify=classes
+            np.arange(len(classes)), test_size=HELD_OUT, random_state=seed, stratify=classes
         )
         parts = {
             "train": ([sequences[i] for i in train], [classes[i] for i in train]),
@@ -121,10 +120,10 @@ def _check_classes(name: str, train: list[str], test: list[str]) -> None:
     unknown = sorted(set(test) - set(train))
     if unknown:
         raise DataError(f"the test data of {name} has classes without training data: {unknown}")
-    rare = [label for label in sorted(set(train)) if train.count(label) < LEAST]
+    rare = [label for label in sorted(set(train)) if train.count(label) < LEAST_SEQUENCES]
     if rare or len(set(train)) < 2:
         raise DataError(
-            f"{name} must have at least two classes of {LEAST} training sequences; too rare: "
+            f"{name} must have at least two classes of {LEAST_SEQUENCES} training sequences; too rare: "
             f"{rare or sorted(set(train))}"
         )
 

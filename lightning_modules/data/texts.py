@@ -12,7 +12,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from lightning_modules.data.documents import PACKAGES, documents
+from lightning_modules.data.documents import DOCUMENTED, documents
 from lightning_modules.data.named import LABELS, Named, Samples
 from lightning_modules.data.tables import csv_rows
 from lightning_modules.data.tokens import padded, tokenizer
@@ -20,11 +20,11 @@ from lightning_modules.errors import ConfigError, DataError
 
 DOCSTRINGS = "docstrings"
 """The source that is embedded."""
-TEST_FRACTION = 0.25
+TEST_SHARE = 0.25
 """Share of all texts that is test data."""
-VAL_FRACTION = 0.2
+VALIDATION_SHARE = 0.2
 """Share of the other texts that is validation data."""
-LEAST = 10
+LEAST_TEXTS = 10
 """Fewest texts of a class, and fewest blocks of each part of a running text."""
 NOT_A_TARGET = -100
 """The label of a position that does not count."""
@@ -49,7 +49,7 @@ def labelled_texts(
     `columns` are the file's columns of texts and of classes, of any spelling. A sample is the first
     `length` tokens (`tokens.py`). `seed` makes the split.
     Samples: `input_ids`, `attention_mask` (n, length); `labels` (n,). The classes of docstrings
-    are `documents.PACKAGES`, those of a file in sorted order.
+    are `documents.DOCUMENTED`, those of a file in sorted order.
     Errors: DataError for a file that is missing or not such a table.
     """
     _check_length(length)
@@ -58,10 +58,10 @@ def labelled_texts(
         texts, labels = _labelled(source, columns)
         everything = np.arange(len(texts))
         rest, test = train_test_split(
-            everything, test_size=TEST_FRACTION, random_state=seed, stratify=labels
+            everything, test_size=TEST_SHARE, random_state=seed, stratify=labels
         )
         train, val = train_test_split(
-            rest, test_size=VAL_FRACTION, random_state=seed, stratify=labels[rest]
+            rest, test_size=VALIDATION_SHARE, random_state=seed, stratify=labels[rest]
         )
         chosen = tokenizer(tokens, [texts[place] for place in train])
         splits = {}
@@ -94,8 +94,8 @@ def running_text(
 
     def read() -> dict[str, Samples]:
         text = _running(source, seed)[:characters]
-        end = round(len(text) * (1.0 - TEST_FRACTION))
-        middle = round(end * (1.0 - VAL_FRACTION))
+        end = round(len(text) * (1.0 - TEST_SHARE))
+        middle = round(end * (1.0 - VALIDATION_SHARE))
         parts = {"train": text[:middle], "val": text[middle:end], "test": text[end:]}
         chosen = tokenizer(tokens, [parts["train"]])
         splits = {}
@@ -119,13 +119,13 @@ def _labelled(source: str, columns: Sequence[str]) -> tuple[list[str], np.ndarra
     if source == DOCSTRINGS:
         pairs = documents()
         texts = [GIVE_AWAY.sub(" ", text[:READ]) for text, _ in pairs]
-        return texts, np.array([PACKAGES.index(package) for _, package in pairs])
+        return texts, np.array([DOCUMENTED.index(package) for _, package in pairs])
     texts, classes = _from_csv(Path(source), columns)
     known, labels, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    if len(known) < 2 or counts.min() < LEAST:
+    if len(known) < 2 or counts.min() < LEAST_TEXTS:
         sizes = ", ".join(f"{name}: {count}" for name, count in zip(known, counts, strict=True))
         raise DataError(
-            f"data.source must have at least two classes of {LEAST} texts; {source} has "
+            f"data.source must have at least two classes of {LEAST_TEXTS} texts; {source} has "
             f"{sizes or 'none'}"
         )
     return texts, labels
@@ -161,9 +161,9 @@ def _running(source: str, seed: int) -> str:
 
 
 def _check_blocks(part: str, count: int, length: int) -> None:
-    if count < LEAST:
+    if count < LEAST_TEXTS:
         raise DataError(
-            f"each part of a running text must have at least {LEAST} blocks of {length} tokens; "
+            f"each part of a running text must have at least {LEAST_TEXTS} blocks of {length} tokens; "
             f"its {part} data has {count}: a longer text, or a smaller data.length"
         )
 

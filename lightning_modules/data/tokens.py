@@ -42,7 +42,7 @@ def tokenizer(tokens: str | int, texts: Iterable[str]) -> Tokenizer:
     if isinstance(tokens, int):
         if tokens <= UNKNOWN + 1:
             raise ConfigError(f"data.tokens must be a number of words above 2; got {tokens}")
-        counts = Counter(word for text in texts for word in words(text))
+        counts = Counter(word for text in texts for word in words_of(text))
         frequent = [word for word, _ in counts.most_common(tokens - UNKNOWN - 1)]
         ids = {word: place for place, word in enumerate(frequent, UNKNOWN + 1)}
         return Tokenizer(partial(_word_ids, ids))
@@ -54,13 +54,13 @@ def tokenizer(tokens: str | int, texts: Iterable[str]) -> Tokenizer:
     return _hugging_face(tokens)
 
 
-def words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """The words of a text in small letters."""
     return WORD.findall(text.lower())
 
 
 def _word_ids(ids: dict[str, int], text: str) -> list[int]:
-    return [ids.get(word, UNKNOWN) for word in words(text)]
+    return [ids.get(word, UNKNOWN) for word in words_of(text)]
 
 
 def _hugging_face(folder: str) -> Tokenizer:

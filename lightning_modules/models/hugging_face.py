@@ -10,12 +10,12 @@ from torch import nn
 from lightning_modules.errors import ConfigError
 from lightning_modules.recipe import nearest
 
-HEADS = {
+AUTO_CLASSES = {
     "language_model": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification",
 }
 """What a network is for, and the class that builds it."""
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
 """Files of a folder that are weights."""
 SPECIAL = ("bos_token_id", "eos_token_id")
 """Tokens of a kind's own vocabulary, which the network itself does not use."""
@@ -40,14 +40,14 @@ def hugging_face(
             "a Hugging Face model needs transformers; install it with pip install "
             "'pruning-orchestrator[hf]'"
         ) from error
-    if head not in HEADS:
-        raise ConfigError(f"model.head must be one of {list(HEADS)}; got '{head}'")
+    if head not in AUTO_CLASSES:
+        raise ConfigError(f"model.head must be one of {list(AUTO_CLASSES)}; got '{head}'")
     if (name is None) == (folder is None):
         raise ConfigError(
             "a Hugging Face model needs either model.name, as gpt2, or model.folder; got "
             f"name={name} folder={folder}"
         )
-    auto = getattr(transformers, HEADS[head])
+    auto = getattr(transformers, AUTO_CLASSES[head])
     try:
         if name is not None:
             return auto.from_config(_fresh_config(transformers, name, config))
@@ -83,7 +83,7 @@ def _from_folder(transformers: Any, auto: Any, folder: Path, values: dict[str, A
     _check_values(str(folder), config, values)
     for key, value in {"use_cache": False, **values}.items():
         setattr(config, key, value)
-    if not any(list(folder.glob(pattern)) for pattern in WEIGHTS):
+    if not any(list(folder.glob(pattern)) for pattern in WEIGHT_FILES):
         return auto.from_config(config)
     return auto.from_pretrained(folder, config=config, local_files_only=True, dtype="float32")
 

@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.tasks.divergence import softened_kl
 from lightning_modules.tasks.metrics import Direction
 
-CLASSES = {"digit": 10, "parity": 2}
+HEAD_CLASSES = {"digit": 10, "parity": 2}
 """The outputs of the network, and their classes."""
 
 
@@ -43,7 +43,7 @@ class DigitAndParity(LightningModule):
         self.accuracies = nn.ModuleDict(
             {
                 name: MulticlassAccuracy(classes, average="micro")
-                for name, classes in CLASSES.items()
+                for name, classes in HEAD_CLASSES.items()
             }
         )
 
@@ -52,7 +52,7 @@ class DigitAndParity(LightningModule):
         shapes: Any = f"a {type(outputs).__name__}"
         if isinstance(outputs, Mapping):
             shapes = {name: tuple(logits.shape[1:]) for name, logits in outputs.items()}
-        wanted = {name: (classes,) for name, classes in CLASSES.items()}
+        wanted = {name: (classes,) for name, classes in HEAD_CLASSES.items()}
         if shapes != wanted:
             raise ConfigError(
                 f"the model's outputs must be a dict of these shapes, beside the batch: {wanted}; "
@@ -61,13 +61,13 @@ class DigitAndParity(LightningModule):
 
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         """The sum over the heads."""
-        apart = [softened_kl(outputs[name], dense[name], temperature) for name in CLASSES]
+        apart = [softened_kl(outputs[name], dense[name], temperature) for name in HEAD_CLASSES]
         return torch.stack(apart).sum()
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         outputs = self.model(batch[0])
         targets = targets_of(batch)
-        losses = [F.cross_entropy(outputs[name], targets[name]) for name in CLASSES]
+        losses = [F.cross_entropy(outputs[name], targets[name]) for name in HEAD_CLASSES]
         return torch.stack(losses).sum()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:

@@ -129,7 +129,7 @@ def conv_transpose(trace: Trace, node: Node) -> Dims:
     return [*batch, out, *[""] * rank]
 
 
-def linear(trace: Trace, node: Node) -> Dims:
+def linear_layer(trace: Trace, node: Node) -> Dims:
     """Linear layers; a weight of one dimension gives a single output without an axis."""
     a = bind(node)
     where = trace.where(node)
@@ -330,7 +330,7 @@ def embedding(trace: Trace, node: Node) -> Dims:
 RULES: dict[str, OpRule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
-    "linear": linear,
+    "linear": linear_layer,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv"), matmul),
     **dict.fromkeys(("dot", "vdot"), dot),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
