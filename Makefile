@@ -1,5 +1,6 @@
 # make run: the main job; make preview: a front without training; make test: the fast tests;
-# make lint: style and types; make slow: all slow tests;
+# make experiments: every experiment in full, and one table;
+# make experiments: every experiment in full, and a table; make lint: style and types; make slow: all slow tests;
 # make families: of the slow tests one of each family, and all faults.
 # Each installs into .venv first, anew only when pyproject.toml has changed.
 PYTHON ?= python3
@@ -10,13 +11,16 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 BESIDE := -n auto --maxprocesses 4
 
-.PHONY: run preview test slow families faults lint clean
+.PHONY: run preview experiments test slow families faults lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
 
 preview: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50 job=preview study.name=preview study.n_trials=7 search.allocations=0
+
+experiments: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/experiments.py
 
 # A file stays with one worker: many train a network once for all their tests.
 test: $(VENV)/.installed-dev

@@ -123,8 +123,8 @@ def _check_classes(name: str, train: list[str], test: list[str]) -> None:
     rare = [label for label in sorted(set(train)) if train.count(label) < LEAST_SEQUENCES]
     if rare or len(set(train)) < 2:
         raise DataError(
-            f"{name} must have at least two classes of {LEAST_SEQUENCES} training sequences; too rare: "
-            f"{rare or sorted(set(train))}"
+            f"{name} must have at least two classes of {LEAST_SEQUENCES} training sequences; too "
+            f"rare: {rare or sorted(set(train))}"
         )
 
 

@@ -163,8 +163,8 @@ def _running(source: str, seed: int) -> str:
 def _check_blocks(part: str, count: int, length: int) -> None:
     if count < LEAST_TEXTS:
         raise DataError(
-            f"each part of a running text must have at least {LEAST_TEXTS} blocks of {length} tokens; "
-            f"its {part} data has {count}: a longer text, or a smaller data.length"
+            f"each part of a running text must have at least {LEAST_TEXTS} blocks of {length} "
+            f"tokens; its {part} data has {count}: a longer text, or a smaller data.length"
         )
 
 
