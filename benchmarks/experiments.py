@@ -1,4 +1,4 @@
-"""Every experiment in full, and one table: `python benchmarks/experiments.py`, or `make experiments`.
+"""Every experiment in full, in one table: `python benchmarks/experiments.py`, `make experiments`.
 
 Each runs in a process of its own, with one thread. The table has the quality of the dense model, of
 the best model under 50 % and under 25 % of the FLOPs, on test data with the standard deviation over
