@@ -49,6 +49,7 @@ def again(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "copy" / "runs" / "digits_small"
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_is_set_aside_and_its_trial_made_anew(
     again: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_damaged_plan_is_set_aside_and_its_trial_made_anew(
     assert main([*STUDY, "study.n_trials=4"]) == 0  # complete: nothing is done
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_of_another_study_is_left_out(
     again: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_journal_has_no_passwords(tmp_path: Path) -> None:
     assert "hunter2" not in journal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["summary.json", "front.csv", "trials.csv", "baselines.csv"])
 def test_damaged_tables_are_written_anew(
     name: str, again: Path, capsys: pytest.CaptureFixture[str]
@@ -125,6 +128,7 @@ def test_damaged_tables_are_written_anew(
     assert "is damaged" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_deleted_model_is_exported_anew(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = sorted((again / "models").iterdir())
     shutil.rmtree(models[0])
@@ -145,6 +149,7 @@ def test_a_damaged_journal_is_named(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_journal_cut_in_its_last_line_goes_on(
     again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_epochs_are_spent_alike_twice_and_after_a_kill_and_a_larger_budget_goes_
     assert {name: more[name] for name in whole} == whole
 
 
+@pytest.mark.slow
 def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
     bound = ["objectives.bounds={flops_ratio: {most: 0.0015}}", "space=per_group", "space.high=0.3"]
     tight = ["objectives.bounds={flops_ratio: {most: 0.2}}", "space=per_group", "space.high=0.3"]

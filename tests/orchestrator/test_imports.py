@@ -80,6 +80,7 @@ MISTAKES = [
 """Words, what is said of them, and what has not been imported by then; the first imports least."""
 
 
+@pytest.mark.slow
 def test_a_mistake_in_ones_own_class_is_told_before_anything_large_is_imported(
     tmp_path: Path,
 ) -> None:

@@ -41,6 +41,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_over_methods_says_in_mlflow_and_in_the_front_which_one_won() -> None:
     from mlflow import MlflowClient
 

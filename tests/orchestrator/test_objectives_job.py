@@ -137,6 +137,7 @@ SMALL_SPACE = [
 ]
 
 
+@pytest.mark.slow
 def test_brute_force_ends_early_and_a_re_run_knows_that_it_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -153,6 +154,7 @@ def test_brute_force_ends_early_and_a_re_run_knows_that_it_is_complete(
     assert "this study is complete; every combination was tried" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sampler_from_a_local_folder_runs_end_to_end(tmp_path: Path) -> None:
     package = tmp_path / "registry" / "samplers" / "mine"
     package.mkdir(parents=True)

@@ -25,6 +25,7 @@ assert orchestrator.search(3) == ("searched", 3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     [
@@ -51,6 +52,7 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
         orchestrator.serach  # noqa: B018
 
 
+@pytest.mark.slow
 def test_waiting_threads_give_way_unless_the_user_says_otherwise() -> None:
     code = (
         "import os; from orchestrator.__main__ import main; main(['--version']); main(['--help'])"

@@ -36,6 +36,7 @@ def recorded() -> list[str]:
     return sorted(run.data.tags["trial_number"] for run in runs if "trial_number" in run.data.tags)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_study_cleanly_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def replayed(home: Path, tmp_path: Path, *overrides: str) -> list[str]:
     return [step.name for step in found.steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["l2", "hybrid"])
 def test_a_chain_of_three_is_replayed_bit_for_bit(home: Path, tmp_path: Path, method: str) -> None:
     names = replayed(home, tmp_path, f"method={method}", "space.steps=[2,2]")

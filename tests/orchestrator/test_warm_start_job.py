@@ -129,6 +129,7 @@ def test_plans_are_trials_parents_and_on_the_front_and_the_chain_is_not_run_agai
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [["method=l1"], ["space=per_group"], ["space.offset=0.2"], ["objectives=quality_flops_params"]],
@@ -155,6 +156,7 @@ def test_methods_spaces_and_objectives_may_differ(other: list[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_plans_outside_a_bound_are_parents_and_no_more() -> None:
     first = completed("first")
     bound = sorted(row.ratios["flops"] for row in first)[1] + 0.001
@@ -183,6 +185,7 @@ def test_plans_outside_a_bound_are_parents_and_no_more() -> None:
     assert parents & set(states)
 
 
+@pytest.mark.slow
 def test_rungs_that_are_shorter_or_elsewhere_are_run() -> None:
     longer = ["search.chain.targets=4", "study.n_trials=4", "stopping=never"]
     assert main([*SECOND, *longer]) == 0
@@ -226,6 +229,7 @@ def test_a_kill_at_any_moment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert weights("second") == whole
 
 
+@pytest.mark.slow
 def test_a_budget_does_not_count_what_was_taken_over() -> None:
     assert (
         main([*SECOND, "study.budget=4epochs", "search.chain.most_epochs=1", "stopping=never"]) == 0

@@ -142,6 +142,7 @@ def never() -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_work_stops_the_run_with_its_message(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_worker_that_cannot_work_stops_the_run_with_its_message(
     assert not team.busy()
 
 
+@pytest.mark.slow
 def test_workers_that_all_die_end_the_run(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +217,7 @@ def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
     assert team._trial == {}
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_early_is_replaced_where_the_search_is_led(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def _step(model: nn.Module, this: Case) -> None:
     assert any(not torch.equal(before[key], p) for key, p in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in ALL if n not in ("branching", "recurrent")])
 def test_the_smaller_model_exports_again(name: str) -> None:
     this = case(name)

@@ -122,7 +122,7 @@ def test_costs_before_training_are_those_after_it(home: Path, tmp_path: Path) ->
             "size_mb: {most: 0.0001}",
             r"objectives.bounds.size_mb.most must be at least 0.000\d+, what the smallest",
         ),
-        ("latency_ms: {most: 1e-6}", r"objectives.bounds.latency_ms.most must be at least 0"),
+        ("latency_ms: {most: 1e-6}", r"objectives.bounds.latency_ms.most must be at least [0-9]"),
         (
             "params: {least: 1e9}",
             r"objectives.bounds.params.least must be at most .* what the dense model has",

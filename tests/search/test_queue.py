@@ -220,6 +220,7 @@ def run(study: optuna.Study, n_trials: int) -> None:
         run_trials(trials, n_trials, lambda trial: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STORAGES)
 def test_helpers_and_the_searching_process_share_a_study(tmp_path: Path, kind: str) -> None:
     study, over, told = opened(tmp_path, kind), threading.Event(), list[int]()
