@@ -150,7 +150,7 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
     [
         pytest.param(["method=l2"], marks=pytest.mark.family),
         ["method=weight_l1"],
-        pytest.param(["method=hybrid"], marks=pytest.mark.family),
+        ["method=hybrid"],
         ["method=nm_2_4", "space=patterns"],
         ["method=soft_filter"],
     ],

@@ -52,7 +52,6 @@ def test_two_workers_do_what_one_process_does(home: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.family
 def test_there_is_nothing_to_help_with_in_a_study_that_is_over(
     home: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,7 +61,6 @@ def test_there_is_nothing_to_help_with_in_a_study_that_is_over(
 
 
 @pytest.mark.slow
-@pytest.mark.family
 def test_help_with_another_search_is_refused_with_the_difference(
     home: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
