@@ -138,6 +138,23 @@ def speech_folder() -> str:
     return folder
 
 
+@functools.cache
+def text_file() -> str:
+    """240 texts of four classes, each with words of its own; gone with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(0)
+    lines = ["text,label"]
+    for place in range(240):
+        kind = place % 4
+        drawn = torch.randint(12, (10,), generator=generator).tolist()
+        words = [f"word{8 * kind + number}" for number in drawn]
+        lines.append(f"{' '.join(words)},kind {kind}")
+    path = Path(folder, "texts.csv")
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
 HERE = "tests.contracts.task_cases"
 SMALLER = {
     "classification": ["model.width=8"],
@@ -205,7 +222,8 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
         return network, speech, tasks.SequenceClassification(network, 3)
     if name == "text":
         network = models.TextEncoder(4, width=16, layers=1, dropout=0.0)
-        return network, data.labelled_texts(), tasks.SequenceClassification(network, 4)
+        texts = data.labelled_texts(text_file())
+        return network, texts, tasks.SequenceClassification(network, 4)
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)
