@@ -15,6 +15,7 @@ from orchestrator.jobs.ends import end_of
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
+from orchestrator.jobs.view import write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import Confirmation, confirm_front, run_baselines
@@ -80,6 +81,7 @@ class _Job:
         settings = self.settings
         facts = self.final.facts
         study = self.parts.study
+        write_known(settings.study.folder, facts)
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
+from orchestrator.report.limits import quality_limits, upright
 from orchestrator.results.quantities import axis_words, cost_words
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
@@ -29,8 +29,6 @@ _BASELINES = (
     ("#E69F00", "v"),
     ("#56B4E9", "P"),
 )
-_BELOW_SPAN = 0.35
-"""Room below the confirmed models for trials and baselines, as a share of their span of quality."""
 _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Ratios of the cost that the axis may name."""
 
@@ -50,15 +48,15 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    upright = _upright(rows, sign)
-    floor, top = _quality_limits(upright)
-    _draw_trials(axes, upright.trials, floor)
-    _draw_baselines(axes, upright.baselines, floor)
-    _draw_front(axes, upright.front)
-    if upright.dense is not None:
-        _draw_dense(axes, upright.dense)
+    drawn = upright(rows, sign)
+    floor, top = quality_limits(drawn)
+    _draw_trials(axes, drawn.trials, floor)
+    _draw_baselines(axes, drawn.baselines, floor)
+    _draw_front(axes, drawn.front)
+    if drawn.dense is not None:
+        _draw_dense(axes, drawn.dense)
     axes.set_ylim(floor, top)
-    _dress(axes, upright, quality, title)
+    _dress(axes, drawn, quality, title)
     if sign < 0.0:
         axes.yaxis.set_major_formatter(lambda value, _: f"{sign * value + 0.0:g}")
         axes.set_ylabel(f"{quality} (less is better)")
@@ -66,54 +64,6 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_atomic(path, picture.getvalue())
-
-
-def _upright(rows: Rows, sign: float) -> Rows:
-    """Rows with qualities of which more is better.
-
-    Trials that have no place in the picture are left out.
-    """
-    trials = []
-    for row in rows.trials:
-        if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio:
-            trials.append(replace(row, quality=sign * row.quality))
-
-    def turned(row: ConfirmedRow) -> ConfirmedRow:
-        return replace(row, test_mean=sign * row.test_mean)
-
-    front = [turned(row) for row in rows.front]
-    baselines = [turned(row) for row in rows.baselines]
-    dense = None if rows.dense is None else turned(rows.dense)
-    return Rows(trials, front, baselines, dense)
-
-
-def _quality_limits(rows: Rows) -> tuple[float, float]:
-    """Limits of the axis, which follow the confirmed models.
-
-    One trial at chance level must not flatten the rest.
-    """
-    confirmed = list(rows.front)
-    if rows.dense is not None:
-        confirmed.append(rows.dense)
-    others = [row.test_mean for row in rows.baselines]
-    for row in rows.trials:
-        if row.quality is not None:
-            others.append(row.quality)
-    low = []
-    high = []
-    for model in confirmed:
-        low.append(model.test_mean - model.test_std)
-        high.append(model.test_mean + model.test_std)
-    if not confirmed:
-        low = others or [0.0]
-        high = others or [1.0]
-    lowest = min(low)
-    highest = max(high)
-    span = max(highest - lowest, 0.02 * abs(highest), 1e-6)
-    bottom = max(min([*low, *others]), lowest - _BELOW_SPAN * span)
-    near = [value for value in others if value < highest + _BELOW_SPAN * span]
-    top = max([highest, *near])
-    return bottom - 0.07 * span, top + 0.10 * span
 
 
 def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
