@@ -12,6 +12,7 @@ from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.jobs.ends import end_of
+from orchestrator.jobs.environment import environment
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
@@ -102,6 +103,7 @@ class _Job:
             **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
+            "environment": environment(settings),
             **_shares(self.progress, self.parts.tracker, self.begin),
         }
         outputs = Outputs(

@@ -10,10 +10,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from orchestrator.costs import COSTS
 from orchestrator.files import write_atomic
 from orchestrator.report.sections import SECTIONS
 from orchestrator.report.sections.parts import Chart, Line, Section, Table
 from orchestrator.report.view import StudyView
+from orchestrator.results.quantities import axis_words
 
 _HERE = Path(__file__).parent
 _LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
@@ -36,7 +38,13 @@ def page(view: StudyView) -> str:
         for part in section.parts:
             if isinstance(part, Chart):
                 charts[part.name] = part.spec
-    data = {"study": view.name, "sign": view.sign, "quality": view.quality, "charts": charts}
+    data = {
+        "study": view.name,
+        "sign": view.sign,
+        "quality": view.quality,
+        "costs": {cost: axis_words(cost) for cost in COSTS},
+        "charts": charts,
+    }
     return Template(_asset("page.html")).substitute(
         title=escape(view.name),
         style=_asset("page.css"),

@@ -8,7 +8,7 @@
     renderer: "svg",
     actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
     downloadFileName: data.study,
-    config: { view: { stroke: null }, font: "system-ui, sans-serif" },
+    config: { background: null, view: { stroke: null }, font: "system-ui, sans-serif" },
   };
   const views = [];
   let picked = null;
@@ -38,13 +38,14 @@
   }
 
   function sayChoice(line, models, cost, budget) {
-    const most = Math.round(budget * 1000) / 1000;
+    const most = budget / 100; // the slider is in percent
     const model = taken(models, cost, most);
-    const within = `within ${(100 * most).toFixed(1)} % of the dense ${cost}`;
+    const within = `within ${budget} % of the dense model's ${data.costs[cost]}`;
     if (model === null) {
       line.textContent = `No model of the front is ${within}.`;
       return;
     }
+    pick(model.trial);
     const command = document.createElement("code");
     command.textContent =
       `job=export study.name=${data.study} select=max_quality select.max_${cost}_ratio=${most}`;
@@ -75,6 +76,7 @@
   const drawn = Object.entries(data.charts).map(async ([name, spec]) => {
     const { view } = await vegaEmbed(`#chart-${name}`, spec, options);
     views.push(view);
+    view.signal("picked", picked).runAsync();
     view.addEventListener("mouseover", (event, item) => {
       const trial = trialOf(item);
       if (trial !== null) pick(trial);

@@ -22,8 +22,10 @@ from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, cost_words, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
-_STEP = 0.005
-"""Step of the budget's slider, as a share of the dense cost."""
+_STEP = 0.5
+"""Step of the budget's slider, in percent of the dense cost."""
+_DENSE_COLOUR = "#777777"
+"""Seen on light and on dark; the page draws it in the colour of its text."""
 _FRONT = "front"
 _DENSE = "dense model"
 _FINISHED = "trials, completed (validation)"
@@ -39,12 +41,26 @@ def front(view: StudyView) -> Section:
         "their seeds, trials faintly on validation data; thin lines lead from a trial to those "
         "that began from its weights. Point at a model, and it lights up everywhere."
     )
-    parts: list[Chart | Table | Line] = [Chart("front", _spec(view))]
+    parts: list[Chart | Table | Line] = [*_headline(view), Chart("front", _spec(view))]
     if view.rows.front:
         parts += [Line("", name="choice"), _table(view)]
     else:
         parts.append(Line("No model is confirmed yet: these are the trials so far."))
     return Section("The front", explanation, parts)
+
+
+def _headline(view: StudyView) -> list[Line]:
+    """How many trials and models there are, and the smallest that is about as good as dense."""
+    rows = view.rows
+    words = f"{len(rows.trials)} trials, {len(rows.front)} confirmed models."
+    smallest = view.summary.get("smallest", {})
+    if not smallest:
+        return [Line(words)]
+    near = f"within {smallest['tolerance']:.3g} of the dense model's {view.quality}"
+    if smallest["trial"] is None:
+        return [Line(f"{words} No model is {near}.")]
+    share = f"{percent(smallest['ratio'])} of the {axis_words(rows.axis)}"
+    return [Line(f"{words} The smallest {near} is trial {smallest['trial']}: {share}.")]
 
 
 def _better(view: StudyView) -> str:
@@ -165,11 +181,11 @@ def _params(view: StudyView) -> list[dict[str, Any]]:
     costs = offered_costs(view.rows)
     labels = [axis_words(cost) for cost in costs]
     ratios = [row.ratios[cost] for row in view.rows.front for cost in costs if cost in row.ratios]
-    least = math.floor(min([*ratios, 1.0]) / _STEP) * _STEP
-    most = math.ceil(max([*ratios, 1.0]) / _STEP) * _STEP
+    least = math.floor(100 * min([*ratios, 1.0]))
+    most = math.ceil(100 * max([*ratios, 1.0]))
     select = {"input": "select", "options": costs, "labels": labels, "name": "Cost "}
     scale = {"input": "select", "options": ["log", "linear"], "name": "Scale "}
-    budget = {"input": "range", "min": least, "max": most, "step": _STEP, "name": "Budget "}
+    budget = {"input": "range", "min": least, "max": most, "step": _STEP, "name": "Budget, % "}
     return [
         picked_param(),
         {"name": "cost", "value": costs[0], "bind": select},
@@ -224,7 +240,7 @@ def _opacity(usual: float) -> dict[str, Any]:
     return {
         "condition": [
             {"test": "picked !== null && datum.trial === picked", "value": 1.0},
-            {"test": "datum.ratio > budget && datum.what !== 'dense'", "value": 0.15 * usual},
+            {"test": "100 * datum.ratio > budget && datum.what !== 'dense'", "value": 0.15 * usual},
         ],
         "value": usual,
     }
@@ -245,7 +261,7 @@ def _links() -> dict[str, Any]:
 
 def _looks(data: Iterable[Record]) -> dict[str, Any]:
     """The encodings of the series' colours and shapes, which share one legend."""
-    known = {_FRONT: (FRONT_COLOUR, "circle"), _DENSE: ("#555555", "stroke")}
+    known = {_FRONT: (FRONT_COLOUR, "circle"), _DENSE: (_DENSE_COLOUR, "stroke")}
     named = list(dict.fromkeys([record["series"] for record in data if "series" in record]))
     ladders = [name for name in named if name.endswith("baseline")]
     for index, name in enumerate(ladders):
@@ -297,7 +313,7 @@ def _dense_rule() -> Record:
     return {
         "name": "dense-rule",
         "transform": _only("dense"),
-        "mark": {"type": "rule", "color": "#555555", "strokeWidth": 1, "strokeDash": [8, 4]},
+        "mark": {"type": "rule", "color": _DENSE_COLOUR, "strokeWidth": 1, "strokeDash": [8, 4]},
         "encoding": {"x": None},
     }
 
