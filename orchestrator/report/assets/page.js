@@ -58,31 +58,36 @@
     );
   }
 
+  const line = document.getElementById("choice");
+  const models = data.charts.front.data.values.filter((record) => record.what === "front");
+
   function followBudget(view) {
-    const line = document.getElementById("choice");
-    if (line === null) return;
-    const values = data.charts.front.data.values;
-    const models = values.filter((record) => record.what === "front");
     const say = () => sayChoice(line, models, view.signal("cost"), view.signal("budget"));
     view.addSignalListener("cost", say);
     view.addSignalListener("budget", say);
-    say();
+  }
+
+  function param(name) {
+    return data.charts.front.params.find((param) => param.name === name).value;
   }
 
   for (const row of document.querySelectorAll("tr[data-trial]"))
     for (const kind of ["mouseenter", "focus", "click"])
       row.addEventListener(kind, () => pick(Number(row.dataset.trial)));
 
+  if (line !== null) sayChoice(line, models, param("cost"), param("budget"));
+
   const drawn = Object.entries(data.charts).map(async ([name, spec]) => {
+    // each chart begins with the model that the budget takes
+    spec.params.find((param) => param.name === "picked").value = picked;
     const { view } = await vegaEmbed(`#chart-${name}`, spec, options);
     views.push(view);
-    view.signal("picked", picked).runAsync();
     view.addEventListener("mouseover", (event, item) => {
       const trial = trialOf(item);
       if (trial !== null) pick(trial);
     });
     view.addEventListener("click", (event, item) => pick(trialOf(item)));
-    if (name === "front") followBudget(view);
+    if (name === "front" && line !== null) followBudget(view);
   });
   Promise.all(drawn).then(() => document.body.setAttribute("data-drawn", "yes"));
 })();

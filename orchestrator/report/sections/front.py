@@ -26,6 +26,9 @@ _STEP = 0.5
 """Step of the budget's slider, in percent of the dense cost."""
 _DENSE_COLOUR = "#777777"
 """Seen on light and on dark; the page draws it in the colour of its text."""
+_TRIAL = "trial"
+_CONFIRMED = ("baseline", "front", "dense")
+"""Values of `what` in the chart's records, drawn in this order."""
 _FRONT = "front"
 _DENSE = "dense model"
 _FINISHED = "trials, completed (validation)"
@@ -105,7 +108,7 @@ def _whole(view: StudyView) -> dict[str, float]:
 def _trial(row: TrialRow) -> Record:
     parent = "the dense model" if row.parent is None else f"trial {row.parent}"
     return {
-        "what": "trial",
+        "what": _TRIAL,
         "series": _FINISHED if row.state == "completed" else _STOPPED,
         "trial": row.number,
         "model": " ".join(["trial", str(row.number), row.method]).rstrip(),
@@ -163,16 +166,11 @@ def _spec(view: StudyView) -> dict[str, Any]:
         "encoding": _axes(view),
         "layer": [
             _links(),
-            _points("trial", looks, size=36),
-            _line("baseline", looks, {"strokeWidth": 1.2, "strokeDash": [4, 3]}),
-            _spread("baseline", looks),
-            _points("baseline", looks, size=60),
+            _points("trials", [_TRIAL], looks, size=36),
+            _lines(looks),
             _dense_rule(),
-            _spread("dense", looks),
-            _points("dense", looks, size=160),
-            _line("front", looks, {"strokeWidth": 2.2}),
-            _spread("front", looks),
-            _points("front", looks, size=90),
+            _spreads(looks),
+            _points("models", _CONFIRMED, looks, size=80),
         ],
     }
 
@@ -231,8 +229,8 @@ def _axes(view: StudyView) -> dict[str, Any]:
     }
 
 
-def _only(what: str) -> list[dict[str, Any]]:
-    return [{"filter": f"datum.what === '{what}'"}]
+def _only(*kinds: str) -> list[dict[str, Any]]:
+    return [{"filter": {"field": "what", "oneOf": kinds}}]
 
 
 def _opacity(usual: float) -> dict[str, Any]:
@@ -250,7 +248,7 @@ def _links() -> dict[str, Any]:
     return {
         "name": "links",
         "transform": [*_only("link"), {"filter": "datum.before > 0"}],
-        "mark": {"type": "rule", "color": TRIAL_COLOUR, "strokeWidth": 0.7},
+        "mark": {"type": "rule", "color": TRIAL_COLOUR, "strokeWidth": 0.7, "aria": False},
         "encoding": {
             "x2": {"field": "x2"},
             "y2": {"field": "parent_quality"},
@@ -284,22 +282,27 @@ def _looks(data: Iterable[Record]) -> dict[str, Any]:
     return {"color": encoding(0), "shape": encoding(1)}
 
 
-def _line(what: str, looks: Record, stroke: Record) -> Record:
-    opacity = {"condition": {"test": "datum.what !== 'front'", "value": 0.7}, "value": 0.9}
+def _lines(looks: Record) -> Record:
+    """The front's line, and the baselines' dashed."""
+    front = "datum.what === 'front'"
     return {
-        "name": f"{what}-line",
-        "transform": _only(what),
-        "mark": {"type": "line", **stroke},
-        "encoding": {"color": looks["color"], "opacity": opacity},
+        "name": "lines",
+        "transform": _only("baseline", "front"),
+        "mark": {"type": "line", "opacity": 0.85, "aria": False},
+        "encoding": {
+            "color": looks["color"],
+            "strokeWidth": {"condition": {"test": front, "value": 2.2}, "value": 1.2},
+            "strokeDash": {"condition": {"test": front, "value": [1, 0]}, "value": [4, 3]},
+        },
     }
 
 
-def _spread(what: str, looks: Record) -> Record:
+def _spreads(looks: Record) -> Record:
     """Bars of one standard deviation on each side."""
     return {
-        "name": f"{what}-spread",
-        "transform": _only(what),
-        "mark": {"type": "rule", "strokeWidth": 1.4},
+        "name": "spreads",
+        "transform": _only(*_CONFIRMED),
+        "mark": {"type": "rule", "strokeWidth": 1.4, "aria": False},
         "encoding": {
             "y": {"field": "low"},
             "y2": {"field": "high"},
@@ -318,13 +321,13 @@ def _dense_rule() -> Record:
     }
 
 
-def _points(what: str, looks: Record, *, size: int) -> Record:
-    trial = what == "trial"
+def _points(name: str, kinds: Sequence[str], looks: Record, *, size: int) -> Record:
+    trial = _TRIAL in kinds
     picked = {"test": "picked !== null && datum.trial === picked", "value": 3 * size}
     return {
-        "name": what,
-        "transform": _only(what),
-        "mark": {"type": "point", "filled": not trial, "strokeWidth": 1.2},
+        "name": name,
+        "transform": _only(*kinds),
+        "mark": {"type": "point", "filled": not trial, "strokeWidth": 1.2, "aria": not trial},
         "encoding": {
             **looks,
             "size": {"condition": picked, "value": size},

@@ -134,13 +134,13 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
         "layer": [
             {
                 "name": "cells",
-                "mark": {"type": "rect", "stroke": "#D55E00"},
+                "mark": {"type": "rect", "stroke": "#D55E00", "aria": False},
                 "encoding": {"color": _colour(), "strokeWidth": line},
             },
             {
                 "name": "gone",
                 "transform": [{"filter": "datum.kind === 'block' && datum.kept === 0"}],
-                "mark": {"type": "text", "text": "×", "fontSize": 13, "fontWeight": "bold"},
+                "mark": {"type": "text", "text": "\u00d7", "fontSize": 13, "fontWeight": "bold"},
                 "encoding": {"color": {"value": "#FFFFFF"}},
             },
         ],
