@@ -20,6 +20,7 @@ from orchestrator.settings import Settings
 from orchestrator.stored import read_cache
 
 if TYPE_CHECKING:
+    from lightning_modules.pruning.structure import Group, Structure
     from orchestrator.search.lab.facts import Facts
 
 GROUPS = "groups.json"
@@ -56,8 +57,20 @@ def _groups(facts: Facts) -> list[GroupFacts]:
         counts = facts.structure.sizes
         counts[index] = 0
         share = 1.0 - facts.cost.macs(counts) / facts.dense_macs
-        groups.append(GroupFacts(group.name, group.kind, group.size, share))
+        block = _block_of(group, facts.structure)
+        groups.append(GroupFacts(group.name, group.kind, group.size, share, block))
     return groups
+
+
+def _block_of(group: Group, structure: Structure) -> str:
+    """The block with all members of a group, which is gone where the block is; "" for none."""
+    if not group.members:
+        return ""
+    for block in structure.groups:
+        inside = [member.tensor.startswith(f"{block.name}.") for member in group.members]
+        if block.kind == "block" and all(inside):
+            return block.name
+    return ""
 
 
 def read_known(folder: Path) -> Known | None:
@@ -106,7 +119,9 @@ def _kept(
         kept = {}
         for group in network.groups:
             # a group that the plan does not name stays whole
-            kept[group.name] = units.get(group.name, group.units) / group.units
+            left = units.get(group.name, group.units)
+            gone = group.block and units.get(group.block, 1) == 0
+            kept[group.name] = 0.0 if gone else left / group.units
         return {**kept, **document["density"]}
 
     found = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from orchestrator.costs import COSTS
+from orchestrator.costs import COSTS, ratio_name
 from orchestrator.files import write_atomic
 from orchestrator.report.sections import SECTIONS
 from orchestrator.report.sections.parts import Chart, Line, Section, Table
@@ -18,6 +18,8 @@ from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words
 
 _HERE = Path(__file__).parent
+OPTIONS_OF_SELECT = ("flops", "params")
+"""Costs whose ratio conf/select/max_quality.yaml names; a limit on another one takes a plus."""
 _LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 
 
@@ -42,7 +44,7 @@ def page(view: StudyView) -> str:
         "study": view.name,
         "sign": view.sign,
         "quality": view.quality,
-        "costs": {cost: axis_words(cost) for cost in COSTS},
+        "costs": {cost: _cost(cost) for cost in COSTS},
         "charts": charts,
     }
     return Template(_asset("page.html")).substitute(
@@ -53,6 +55,12 @@ def page(view: StudyView) -> str:
         libraries="\n".join([f"<script>{_library(name)}</script>" for name in _LIBRARIES]),
         script=_asset("page.js"),
     )
+
+
+def _cost(cost: str) -> dict[str, str]:
+    """How a cost is called, and the option that limits its ratio."""
+    plus = "" if cost in OPTIONS_OF_SELECT else "+"
+    return {"words": axis_words(cost), "limit": f"{plus}select.max_{ratio_name(cost)}"}
 
 
 @cache

@@ -13,13 +13,15 @@ from orchestrator.results.rows import Rows, RungRow
 class GroupFacts:
     """One group of the network; `macs_share` is the share of the dense MACs that go with it.
 
-    A layer between two groups counts for both.
+    A layer between two groups counts for both. `block` is the group of the residual block that it
+    goes with, empty where it is in none.
     """
 
     name: str
     kind: str
     units: int
     macs_share: float
+    block: str = ""
 
 
 @dataclass(frozen=True)

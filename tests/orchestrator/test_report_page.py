@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
+import orchestrator
 from orchestrator.__main__ import main
+from orchestrator.files import write_atomic
+from orchestrator.jobs.view import Known, view_of
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
-from orchestrator.report.sections.parts import Chart
+from orchestrator.report.sections.front import front
+from orchestrator.report.sections.honest import honest
+from orchestrator.report.sections.parts import Chart, Table
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
 
@@ -133,6 +140,49 @@ def test_every_chart_says_what_it_shows_and_follows_the_model_that_is_picked() -
                 assert {"name": "picked", "value": None} in part.spec["params"]
 
 
+def test_the_command_names_options_that_select_has() -> None:
+    settings = yaml.safe_load(Path("conf/select/max_quality.yaml").read_text())
+    for cost, said in data_of(page(view()))["costs"].items():
+        known = f"max_{cost}_ratio" in settings
+        assert said["limit"] == f"{'' if known else '+'}select.max_{cost}_ratio"
+
+
+def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> None:
+    rows = Rows(
+        (),
+        [confirmed("front", 1, 0.5), confirmed("front", 2, 0.1)],
+        [replace(confirmed("uniform", 1, 0.4), test_mean=0.68, test_std=0.03)],
+    )
+    (table, *_) = honest(replace(view(), rows=rows)).parts
+    assert isinstance(table, Table)
+    # the front: 0.7 with a spread of 0.01
+    pooled = math.sqrt((0.01**2 + 0.03**2) / 2)
+    assert table.rows[0][3] == "trial 1, 50.0 %"
+    assert table.rows[0][5:] == ["+0.0200", f"{0.02 / pooled:+.1f}", "neither"]
+
+
+def test_less_is_better_turns_the_axis() -> None:
+    (chart,) = [p for p in front(replace(view(), sign=-1.0)).parts if isinstance(p, Chart)]
+    scale = chart.spec["encoding"]["y"]["scale"]
+    low, high = scale["domain"]
+    assert scale["reverse"]
+    assert low < high
+
+
+def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
+    facts = [
+        GroupFacts("block.conv", "channel", 8, 0.5, block="block"),
+        GroupFacts("block", "block", 1, 0.5),
+        GroupFacts("stem", "channel", 4, 0.5),
+    ]
+    known = Known("accuracy", 1.0, ("flops",), Network(facts))
+    plan = {"plan": {"kept": {"block.conv": 6, "block": 0}}, "density": {"fc.weight": 0.25}}
+    write_atomic(tmp_path / "models" / "1" / "plan.json", json.dumps(plan))
+    shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
+    gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
+    assert shown.kept == {1: gone}
+
+
 def test_the_job_refuses_a_folder_without_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,3 +200,5 @@ def test_the_job_shows_a_study_that_is_not_confirmed_yet(
     assert main(["+experiment=digits_small", "job=report", "study.name=small"]) == 0
     content = Path("runs/small/report.html").read_text()
     assert "No model is confirmed yet" in content
+    settings = orchestrator.load_settings({"study": {"name": "small"}})
+    assert orchestrator.report(settings).read_text() == content

@@ -40,7 +40,7 @@
   function sayChoice(line, models, cost, budget) {
     const most = budget / 100; // the slider is in percent
     const model = taken(models, cost, most);
-    const within = `within ${budget} % of the dense model's ${data.costs[cost]}`;
+    const within = `within ${budget} % of the dense model's ${data.costs[cost].words}`;
     if (model === null) {
       line.textContent = `No model of the front is ${within}.`;
       return;
@@ -48,7 +48,7 @@
     pick(model.trial);
     const command = document.createElement("code");
     command.textContent =
-      `job=export study.name=${data.study} select=max_quality select.max_${cost}_ratio=${most}`;
+      `job=export study.name=${data.study} select=max_quality ${data.costs[cost].limit}=${most}`;
     const left = (100 * model.ratios[cost]).toFixed(1);
     line.replaceChildren(
       `The best model ${within} is trial ${model.trial}: ${data.quality} ` +

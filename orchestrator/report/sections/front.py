@@ -211,13 +211,14 @@ def _axes(view: StudyView) -> dict[str, Any]:
     low, high = quality_limits(upright(view.rows, view.sign))
     if view.sign < 0:
         low, high = -high, -low
+    step = "scale === 'log' && span(domain('x')) > 2 ? 1 : 0.01"
     label = "format(scale === 'log' ? pow(2, datum.value) : datum.value, '.3~p')"
     return {
         "x": {
             "field": "x",
             "type": "quantitative",
             "scale": {"zero": False, "nice": False, "padding": 14},
-            "axis": {"labelExpr": label, "tickCount": 6, "tickMinStep": 0.01},
+            "axis": {"labelExpr": label, "tickCount": 6, "tickMinStep": {"expr": step}},
             "title": "cost that is left, share of the dense model's",
         },
         "y": {

@@ -42,7 +42,7 @@ def pruned(view: StudyView) -> Section:
         return Section("What was pruned", explanation, [Line(missing)])
     records = _records(view, rows)
     parts: list[Chart | Table | Line] = [Chart("kept", _map(view, rows, records))]
-    counted = [record for record in records if record["units"]]
+    counted = [record for record in records if record["units"] and record["kind"] != "block"]
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
     parts.append(_groups_table(view, rows))
