@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -74,9 +75,17 @@ def _library(name: str) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that cannot end the script element around it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    """JSON that cannot end the script element around it; numbers that are none are null."""
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _section(section: Section) -> str:

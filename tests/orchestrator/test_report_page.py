@@ -123,6 +123,14 @@ def test_what_is_not_there_yet_is_left_out(rows: Rows) -> None:
     assert Read(content).counts["section"] == len(SECTIONS)
 
 
+def test_a_quality_that_is_no_number_is_null() -> None:
+    rows = replace(
+        view().rows, baselines=[replace(confirmed("uniform", 1, 0.4), test_std=math.nan)]
+    )
+    values = data_of(page(replace(view(), rows=rows)))["charts"]["front"]["data"]["values"]
+    assert [record["spread"] for record in values if record["what"] == "baseline"] == [None]
+
+
 def test_names_are_text_and_never_markup() -> None:
     wicked = replace(view(group=SCRIPT), name=SCRIPT, quality=SCRIPT)
     content = page(wicked)

@@ -59,7 +59,9 @@
   }
 
   const line = document.getElementById("choice");
-  const models = data.charts.front.data.values.filter((record) => record.what === "front");
+  const models = data.charts.front.data.values.filter(
+    (record) => record.what === "front" && record.quality !== null,
+  );
 
   function followBudget(view) {
     const say = () => sayChoice(line, models, view.signal("cost"), view.signal("budget"));
