@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.files import write_atomic
 from orchestrator.report.sections import SECTIONS
-from orchestrator.report.sections.parts import Chart, Line, Section, Table
+from orchestrator.report.sections.parts import Chart, Part, Section, Table
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words
 
@@ -96,7 +96,7 @@ def _section(section: Section) -> str:
     )
 
 
-def _part(part: Chart | Table | Line) -> str:
+def _part(part: Part) -> str:
     if isinstance(part, Chart):
         return f'<div class="chart" id="chart-{escape(part.name)}"></div>'
     if isinstance(part, Table):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
+from orchestrator.report.colours import BASELINES, FRONT, TRIAL
 from orchestrator.report.limits import quality_limits, upright
 from orchestrator.results.quantities import axis_words, cost_words
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
@@ -17,18 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours of Okabe & Ito, which colour-blind readers tell apart, too. Marker shapes say the same
-# once more for grey prints.
-_FRONT = "#0072B2"
 _DENSE = "#000000"
-_TRIAL = "#7F7F7F"
-_BASELINES = (
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-)
+_MARKERS = ("s", "^", "D", "v", "P")
 _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Ratios of the cost that the axis may name."""
 
@@ -79,9 +70,9 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
             finished.append(row)
         else:
             stopped.append(row)
-    _scatter_trials(axes, finished, _TRIAL, "trials, completed (validation)")
+    _scatter_trials(axes, finished, TRIAL, "trials, completed (validation)")
     _scatter_trials(axes, stopped, "none", "trials, stopped early (validation)")
-    _draw_below(axes, below, _TRIAL)
+    _draw_below(axes, below, TRIAL)
 
 
 def _scatter_trials(axes: Axes, rows: Sequence[TrialRow], face: str, label: str) -> None:
@@ -92,7 +83,7 @@ def _scatter_trials(axes: Axes, rows: Sequence[TrialRow], face: str, label: str)
         [row.quality or 0.0 for row in rows],
         s=20,
         facecolors=face,
-        edgecolors=_TRIAL,
+        edgecolors=TRIAL,
         linewidths=0.9,
         alpha=0.55,
         label=label,
@@ -105,7 +96,8 @@ def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float)
     for row in baselines:
         ladders.setdefault(row.origin, []).append(row)
     for index, (name, ladder) in enumerate(ladders.items()):
-        colour, marker = _BASELINES[index % len(_BASELINES)]
+        colour = BASELINES[index % len(BASELINES)]
+        marker = _MARKERS[index % len(_MARKERS)]
         rows = sorted(ladder, key=lambda row: row.cost_ratio)
         _draw_means(
             axes,
@@ -161,7 +153,7 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     _draw_means(
         axes,
         rows,
-        color=_FRONT,
+        color=FRONT,
         marker="o",
         markersize=7.5,
         markeredgewidth=0.8,
@@ -187,7 +179,7 @@ def _name_methods(axes: Axes, rows: Sequence[ConfirmedRow]) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_FRONT,
+            color=FRONT,
         )
 
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.costs import COSTS
+from orchestrator.report import colours
 from orchestrator.report.limits import quality_limits, upright
 from orchestrator.report.sections.parts import (
-    BASELINE_LOOKS,
-    FRONT_COLOUR,
-    TRIAL_COLOUR,
     Chart,
     Line,
+    Part,
     Section,
     Table,
     picked_param,
@@ -26,6 +25,7 @@ _STEP = 0.5
 """Step of the budget's slider, in percent of the dense cost."""
 _DENSE_COLOUR = "#777777"
 """Seen on light and on dark; the page draws it in the colour of its text."""
+_SHAPES = ("square", "triangle-up", "diamond", "triangle-down", "cross")
 _TRIAL = "trial"
 _CONFIRMED = ("baseline", "front", "dense")
 """Values of `what` in the chart's records, drawn in this order."""
@@ -44,7 +44,7 @@ def front(view: StudyView) -> Section:
         "their seeds, trials faintly on validation data; thin lines lead from a trial to those "
         "that began from its weights. Point at a model, and it lights up everywhere."
     )
-    parts: list[Chart | Table | Line] = [*_headline(view), Chart("front", _spec(view))]
+    parts: list[Part] = [*_headline(view), Chart("front", _spec(view))]
     if view.rows.front:
         parts += [Line("", name="choice"), _table(view)]
     else:
@@ -249,7 +249,7 @@ def _links() -> dict[str, Any]:
     return {
         "name": "links",
         "transform": [*_only("link"), {"filter": "datum.before > 0"}],
-        "mark": {"type": "rule", "color": TRIAL_COLOUR, "strokeWidth": 0.7, "aria": False},
+        "mark": {"type": "rule", "color": colours.TRIAL, "strokeWidth": 0.7, "aria": False},
         "encoding": {
             "x2": {"field": "x2"},
             "y2": {"field": "parent_quality"},
@@ -260,12 +260,15 @@ def _links() -> dict[str, Any]:
 
 def _looks(data: Iterable[Record]) -> dict[str, Any]:
     """The encodings of the series' colours and shapes, which share one legend."""
-    known = {_FRONT: (FRONT_COLOUR, "circle"), _DENSE: (_DENSE_COLOUR, "stroke")}
+    known = {_FRONT: (colours.FRONT, "circle"), _DENSE: (_DENSE_COLOUR, "stroke")}
     named = list(dict.fromkeys([record["series"] for record in data if "series" in record]))
     ladders = [name for name in named if name.endswith("baseline")]
     for index, name in enumerate(ladders):
-        known[name] = BASELINE_LOOKS[index % len(BASELINE_LOOKS)]
-    known[_FINISHED] = (TRIAL_COLOUR, "circle")
+        known[name] = (
+            colours.BASELINES[index % len(colours.BASELINES)],
+            _SHAPES[index % len(_SHAPES)],
+        )
+    known[_FINISHED] = (colours.TRIAL, "circle")
     known[_STOPPED] = ("#B0B0B0", "triangle-down")
     domain = [name for name in known if name in named]
     legend = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from orchestrator.report.sections.parts import Chart, Line, Section, Table
+from orchestrator.report.sections.parts import Line, Part, Section, Table
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import duration, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow
@@ -20,7 +20,7 @@ def honest(view: StudyView) -> Section:
     )
     makers = (_baselines, _rungs, _states, _failures, _times, _environment)
     tables = [make(view) for make in makers]
-    parts: list[Chart | Table | Line] = [table for table in tables if table is not None]
+    parts: list[Part] = [table for table in tables if table is not None]
     parts.append(
         Line(
             "All settings stand in config.yaml beside this page. The same command given again "

@@ -6,18 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Colours of Okabe & Ito, which colour-blind readers tell apart, too. Marker shapes say the same
-# once more for grey prints.
-FRONT_COLOUR = "#0072B2"
-TRIAL_COLOUR = "#7F7F7F"
-BASELINE_LOOKS = (
-    ("#D55E00", "square"),
-    ("#009E73", "triangle-up"),
-    ("#CC79A7", "diamond"),
-    ("#E69F00", "triangle-down"),
-    ("#56B4E9", "cross"),
-)
-
 
 @dataclass(frozen=True)
 class Chart:
@@ -53,13 +41,16 @@ class Line:
     name: str = ""
 
 
+Part = Chart | Table | Line
+
+
 @dataclass(frozen=True)
 class Section:
     """One section: its `title`, a sentence that says how to read it, and what it shows."""
 
     title: str
     explanation: str
-    parts: Sequence[Chart | Table | Line]
+    parts: Sequence[Part]
 
 
 def picked_param() -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.sections.parts import Chart, Line, Section, Table, picked_param
+from orchestrator.report import colours
+from orchestrator.report.sections.parts import Chart, Line, Part, Section, Table, picked_param
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import percent
 
@@ -41,7 +42,7 @@ def pruned(view: StudyView) -> Section:
         missing = "Nothing is known of the groups yet: the front's models are not confirmed."
         return Section("What was pruned", explanation, [Line(missing)])
     records = _records(view, rows)
-    parts: list[Chart | Table | Line] = [Chart("kept", _map(view, rows, records))]
+    parts: list[Part] = [Chart("kept", _map(view, rows, records))]
     counted = [record for record in records if record["units"] and record["kind"] != "block"]
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
@@ -134,7 +135,7 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
         "layer": [
             {
                 "name": "cells",
-                "mark": {"type": "rect", "stroke": "#D55E00", "aria": False},
+                "mark": {"type": "rect", "stroke": colours.BASELINES[0], "aria": False},
                 "encoding": {"color": _colour(), "strokeWidth": line},
             },
             {
@@ -178,13 +179,13 @@ def _outline(view: StudyView, records: list[Record]) -> Record:
             {
                 "name": "whole",
                 "transform": [{"filter": f"datum.trial === {_models(view)[0]}"}],
-                "mark": {"type": "bar", "filled": False, "stroke": "#7F7F7F", "strokeWidth": 1},
+                "mark": {"type": "bar", "filled": False, "stroke": colours.TRIAL, "strokeWidth": 1},
                 "encoding": {"x": {"field": "units", **units}},
             },
             {
                 "name": "left",
                 "transform": [{"filter": _PICKED}],
-                "mark": {"type": "bar", "color": "#0072B2"},
+                "mark": {"type": "bar", "color": colours.FRONT},
                 "encoding": {"x": {"field": "left", **units}},
             },
         ],
