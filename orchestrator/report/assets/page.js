@@ -60,7 +60,7 @@
 
   const line = document.getElementById("choice");
   const models = data.charts.front.data.values.filter(
-    (record) => record.what === "front" && record.quality !== null,
+    (record) => record.what === "front" && record.quality !== null && record.spread !== null,
   );
 
   function followBudget(view) {

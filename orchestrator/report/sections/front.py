@@ -24,7 +24,7 @@ from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 _STEP = 0.5
 """Step of the budget's slider, in percent of the dense cost."""
 _DENSE_COLOUR = "#777777"
-"""Seen on light and on dark; the page draws it in the colour of its text."""
+"""Seen on light and on dark; the page draws the rule in the colour of its text."""
 _SHAPES = ("square", "triangle-up", "diamond", "triangle-down", "cross")
 _TRIAL = "trial"
 _CONFIRMED = ("baseline", "front", "dense")
