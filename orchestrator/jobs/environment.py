@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from orchestrator.settings import Settings
 
@@ -14,7 +15,11 @@ def environment(settings: Settings) -> dict[str, str]:
     """What a person needs to know to repeat a study: names and versions, without secrets."""
     import torch
 
-    found = {name: version(name) for name in _PACKAGES}
+    found = {}
+    for name in _PACKAGES:
+        # a checkout runs without being installed, too
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     found["python"] = platform.python_version()
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["device"] = settings.device

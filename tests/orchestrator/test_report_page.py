@@ -15,6 +15,7 @@ import yaml
 import orchestrator
 from orchestrator.__main__ import main
 from orchestrator.files import write_atomic
+from orchestrator.jobs.environment import environment
 from orchestrator.jobs.view import Known, view_of
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
@@ -189,6 +190,15 @@ def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
     shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
     gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
     assert shown.kept == {1: gone}
+
+
+def test_a_checkout_that_is_not_installed_has_an_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.jobs.environment._PACKAGES", ("not-installed", "torch"))
+    names = environment(orchestrator.load_settings({}))
+    assert "not-installed" not in names
+    assert {"torch", "python", "device", "seed"} <= set(names)
 
 
 def test_the_job_refuses_a_folder_without_results(
