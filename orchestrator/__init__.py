@@ -13,6 +13,7 @@ __all__ = [
     "load_pruned",
     "load_settings",
     "replay",
+    "report",
     "search",
 ]
 
@@ -26,6 +27,8 @@ _WHERE = {
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.compose", "load_settings"),
     "replay": ("orchestrator.jobs.replay", "replay"),
+    # the package itself, which can be called
+    "report": ("orchestrator.report", ""),
     # the package itself, which can be called
     "search": ("orchestrator.search", ""),
 }

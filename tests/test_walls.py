@@ -151,6 +151,7 @@ ORDER = ("settings", "results", "export", "search", "report", "tracking", "worke
 DOWNHILL = {
     "orchestrator/search/__init__.py": "the package can be called as the job",
     "orchestrator/export/__init__.py": "the package can be called as the job",
+    "orchestrator/report/__init__.py": "the package can be called as the job",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_modules.recipe import Recipe, locate
@@ -60,6 +61,16 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     from orchestrator.jobs.export import export
 
     return export(settings, formats)
+
+
+def report(settings: Settings) -> Path:
+    """Write the report page of a study anew, also while it runs; returns its path.
+
+    Errors: UserError for a study that has no trial.
+    """
+    from orchestrator.jobs.report import report
+
+    return report(settings)
 
 
 def check(settings: Settings) -> Checked:

@@ -13,7 +13,9 @@ import yaml
 from lightning_modules.errors import DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
+from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
+from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import front_table, show, summary_table
 from orchestrator.results.quantities import axis_words, duration, percent
@@ -37,6 +39,7 @@ RUNGS_FILE = "rungs.csv"
 FRONT = "front.csv"
 BASELINES = "baselines.csv"
 PICTURE = "pareto.png"
+PAGE = "report.html"
 SUMMARY = "summary.json"
 
 
@@ -64,15 +67,15 @@ class Outputs:
         return [RungRow(**row) for row in self.summary.get("rungs", ())]
 
     def files(self) -> list[Path]:
-        """The tables, the picture and the summary."""
-        names = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, PICTURE, SUMMARY)
-        return [self.folder / name for name in names]
+        """The tables, the pictures and the summary."""
+        names = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, PAGE, PICTURE, SUMMARY)
+        paths = [self.folder / name for name in names]
+        # a study that an earlier version finished has no page
+        return [path for path in paths if path.is_file()]
 
     def write(self, settings: Settings) -> None:
         """Write all files; the summary comes last: where it exists, the others are whole."""
-        # showing a finished study does not need it
-        from orchestrator.search.goals import goals_of
-
+        known = read_known(self.folder) or known_from(settings)
         plain = yaml.safe_dump(redact_tree(settings.plain()), sort_keys=False)
         write_atomic(self.folder / CONFIG, plain)
         write_csv(self.folder / TRIALS, self.trials, TrialRow)
@@ -84,8 +87,10 @@ class Outputs:
             self.rows,
             quality=self.objectives.quality,
             title=settings.study.name,
-            sign=goals_of(settings).sign,
+            sign=known.sign,
         )
+        view = view_of(self.folder, known, self.rows, self.rungs(), self.summary)
+        write_page(self.folder / PAGE, view)
         write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
 
     def show(self, headline: str) -> None:
@@ -134,9 +139,10 @@ class Outputs:
     def _place_lines(self) -> list[tuple[str, str]]:
         tables = ", ".join([str(self.folder / name) for name in (FRONT, BASELINES, TRIALS)])
         models = f"{self.folder / 'models'}/<trial>"
+        pictures = [self.folder / name for name in (PICTURE, PAGE)]
         return [
             ("tables", tables),
-            ("picture", str(self.folder / PICTURE)),
+            ("pictures", ", ".join([str(path) for path in pictures if path.is_file()])),
             ("models", f"{models}; orchestrator.load_pruned(path) gives the nn.Module"),
         ]
 

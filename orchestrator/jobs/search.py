@@ -12,9 +12,11 @@ from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import UserError
 from orchestrator.clock import orchestration_share
 from orchestrator.jobs.ends import end_of
+from orchestrator.jobs.environment import environment
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
+from orchestrator.jobs.view import write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.final import Confirmation, confirm_front, run_baselines
@@ -80,6 +82,7 @@ class _Job:
         settings = self.settings
         facts = self.final.facts
         study = self.parts.study
+        write_known(settings.study.folder, facts)
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
@@ -100,6 +103,7 @@ class _Job:
             **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
+            "environment": environment(settings),
             **_shares(self.progress, self.parts.tracker, self.begin),
         }
         outputs = Outputs(

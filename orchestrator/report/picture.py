@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
+from orchestrator.report.colours import BASELINES, FRONT, TRIAL
+from orchestrator.report.limits import quality_limits, upright
 from orchestrator.results.quantities import axis_words, cost_words
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
@@ -17,20 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours of Okabe & Ito, which colour-blind readers tell apart, too. Marker shapes say the same
-# once more for grey prints.
-_FRONT = "#0072B2"
 _DENSE = "#000000"
-_TRIAL = "#7F7F7F"
-_BASELINES = (
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-)
-_BELOW_SPAN = 0.35
-"""Room below the confirmed models for trials and baselines, as a share of their span of quality."""
+_MARKERS = ("s", "^", "D", "v", "P")
 _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Ratios of the cost that the axis may name."""
 
@@ -50,15 +39,15 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
     figure = NewFigure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    upright = _upright(rows, sign)
-    floor, top = _quality_limits(upright)
-    _draw_trials(axes, upright.trials, floor)
-    _draw_baselines(axes, upright.baselines, floor)
-    _draw_front(axes, upright.front)
-    if upright.dense is not None:
-        _draw_dense(axes, upright.dense)
+    drawn = upright(rows, sign)
+    floor, top = quality_limits(drawn)
+    _draw_trials(axes, drawn.trials, floor)
+    _draw_baselines(axes, drawn.baselines, floor)
+    _draw_front(axes, drawn.front)
+    if drawn.dense is not None:
+        _draw_dense(axes, drawn.dense)
     axes.set_ylim(floor, top)
-    _dress(axes, upright, quality, title)
+    _dress(axes, drawn, quality, title)
     if sign < 0.0:
         axes.yaxis.set_major_formatter(lambda value, _: f"{sign * value + 0.0:g}")
         axes.set_ylabel(f"{quality} (less is better)")
@@ -66,54 +55,6 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_atomic(path, picture.getvalue())
-
-
-def _upright(rows: Rows, sign: float) -> Rows:
-    """Rows with qualities of which more is better.
-
-    Trials that have no place in the picture are left out.
-    """
-    trials = []
-    for row in rows.trials:
-        if row.quality is not None and math.isfinite(row.quality) and row.cost_ratio:
-            trials.append(replace(row, quality=sign * row.quality))
-
-    def turned(row: ConfirmedRow) -> ConfirmedRow:
-        return replace(row, test_mean=sign * row.test_mean)
-
-    front = [turned(row) for row in rows.front]
-    baselines = [turned(row) for row in rows.baselines]
-    dense = None if rows.dense is None else turned(rows.dense)
-    return Rows(trials, front, baselines, dense)
-
-
-def _quality_limits(rows: Rows) -> tuple[float, float]:
-    """Limits of the axis, which follow the confirmed models.
-
-    One trial at chance level must not flatten the rest.
-    """
-    confirmed = list(rows.front)
-    if rows.dense is not None:
-        confirmed.append(rows.dense)
-    others = [row.test_mean for row in rows.baselines]
-    for row in rows.trials:
-        if row.quality is not None:
-            others.append(row.quality)
-    low = []
-    high = []
-    for model in confirmed:
-        low.append(model.test_mean - model.test_std)
-        high.append(model.test_mean + model.test_std)
-    if not confirmed:
-        low = others or [0.0]
-        high = others or [1.0]
-    lowest = min(low)
-    highest = max(high)
-    span = max(highest - lowest, 0.02 * abs(highest), 1e-6)
-    bottom = max(min([*low, *others]), lowest - _BELOW_SPAN * span)
-    near = [value for value in others if value < highest + _BELOW_SPAN * span]
-    top = max([highest, *near])
-    return bottom - 0.07 * span, top + 0.10 * span
 
 
 def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
@@ -129,9 +70,9 @@ def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:
             finished.append(row)
         else:
             stopped.append(row)
-    _scatter_trials(axes, finished, _TRIAL, "trials, completed (validation)")
+    _scatter_trials(axes, finished, TRIAL, "trials, completed (validation)")
     _scatter_trials(axes, stopped, "none", "trials, stopped early (validation)")
-    _draw_below(axes, below, _TRIAL)
+    _draw_below(axes, below, TRIAL)
 
 
 def _scatter_trials(axes: Axes, rows: Sequence[TrialRow], face: str, label: str) -> None:
@@ -142,7 +83,7 @@ def _scatter_trials(axes: Axes, rows: Sequence[TrialRow], face: str, label: str)
         [row.quality or 0.0 for row in rows],
         s=20,
         facecolors=face,
-        edgecolors=_TRIAL,
+        edgecolors=TRIAL,
         linewidths=0.9,
         alpha=0.55,
         label=label,
@@ -155,7 +96,8 @@ def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float)
     for row in baselines:
         ladders.setdefault(row.origin, []).append(row)
     for index, (name, ladder) in enumerate(ladders.items()):
-        colour, marker = _BASELINES[index % len(_BASELINES)]
+        colour = BASELINES[index % len(BASELINES)]
+        marker = _MARKERS[index % len(_MARKERS)]
         rows = sorted(ladder, key=lambda row: row.cost_ratio)
         _draw_means(
             axes,
@@ -211,7 +153,7 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     _draw_means(
         axes,
         rows,
-        color=_FRONT,
+        color=FRONT,
         marker="o",
         markersize=7.5,
         markeredgewidth=0.8,
@@ -237,7 +179,7 @@ def _name_methods(axes: Axes, rows: Sequence[ConfirmedRow]) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_FRONT,
+            color=FRONT,
         )
 
 

@@ -83,6 +83,29 @@ def test_the_files_of_the_contract(run: Path) -> None:
     assert config["phases"]["finetune"]["distillation"]["temperature"] == 3.0
 
 
+def test_the_page_is_made_anew_from_the_files_and_from_the_study_that_runs(
+    home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    run = tmp_path / "copy" / "runs" / "digits_small"
+    at_the_end = (run / "report.html").read_text()
+    groups = json.loads((run / "groups.json").read_text())["groups"]
+    for row in read_csv(run / "front.csv", ConfirmedRow):
+        plan = read_plan(run / "models" / str(row.trial))["plan"]
+        for group in groups:
+            kept = plan["kept"].get(group["name"], group["units"]) / group["units"]
+            cell = f'"trial":{row.trial},"group":"{group["name"]}","kind":"{group["kind"]}"'
+            assert f'{cell},"kept":{float(f"{kept:.4g}")}' in at_the_end
+    with inside(tmp_path / "copy"):
+        assert main([*SMALL, "job=report"]) == 0
+        assert (run / "report.html").read_text() == at_the_end
+        for name in ("trials.csv", "front.csv", "baselines.csv", "rungs.csv", "summary.json"):
+            (run / name).unlink()
+        assert main(["study.name=digits_small", "job=report"]) == 0
+    content = (run / "report.html").read_text()
+    assert "6 trials, 0 confirmed models" in content
+
+
 def test_the_smallest_model_that_is_about_as_good_as_the_dense_one_is_named(run: Path) -> None:
     smallest = json.loads((run / "summary.json").read_text())["smallest"]
     dense = read_csv(run / "baselines.csv", ConfirmedRow)[0]
@@ -190,7 +213,7 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_columns(home: Path, 
         assert {"plan.json", "groups.json"} <= names
         assert client.get_metric_history(child.info.run_id, "finetune/loss")
     names = {found.path for found in client.list_artifacts(parent.info.run_id)}
-    assert {"pareto.png", "front.csv", "baselines.csv"} <= names
+    assert {"pareto.png", "report.html", "front.csv", "baselines.csv"} <= names
 
 
 def test_more_trials_continue_and_other_settings_are_refused(

@@ -1,0 +1,65 @@
+"""The report page of a study, made anew from its files; also while the study runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_modules.errors import ConfigError
+from orchestrator.jobs.outputs import BASELINES, FRONT, PAGE, RUNGS_FILE, SUMMARY, TRIALS
+from orchestrator.jobs.view import Known, known_from, read_known, view_of
+from orchestrator.report.page import write_page
+from orchestrator.results.rows import (
+    AnyRow,
+    ConfirmedRow,
+    Rows,
+    RungRow,
+    TrialRow,
+    read_csv,
+)
+from orchestrator.settings import Settings
+from orchestrator.stored import read_cache
+
+
+def report(settings: Settings) -> Path:
+    """Write `runs/<study>/report.html` and say where it is; returns its path.
+
+    What is not there yet is left out. Errors: ConfigError where the study has no trial.
+    """
+    folder = settings.study.folder
+    known = read_known(folder) or known_from(settings)
+    trials = _trials(settings, known)
+    if not trials:
+        raise ConfigError(
+            f"job=report shows a study that has a trial; {folder} has none: give study.name=..., "
+            "or search first with the same command without job=report"
+        )
+    confirmed = _read(folder / BASELINES, ConfirmedRow)
+    rows = Rows(
+        trials,
+        _read(folder / FRONT, ConfirmedRow),
+        confirmed[1:],
+        confirmed[0] if confirmed else None,
+    )
+    summary = read_cache(folder / SUMMARY, dict) or {}
+    rungs = _read(folder / RUNGS_FILE, RungRow)
+    path = folder / PAGE
+    write_page(path, view_of(folder, known, rows, rungs, summary))
+    print(f"the page: {path}")
+    return path
+
+
+def _trials(settings: Settings, known: Known) -> list[TrialRow]:
+    """The trials of a finished study by its table, those of one that runs by its storage."""
+    table = settings.study.folder / TRIALS
+    if table.is_file():
+        return read_csv(table, TrialRow)
+    # optuna takes a second to import
+    from orchestrator.search.goals import Goals
+    from orchestrator.search.studies.recorded import rows_so_far
+
+    goals = Goals(known.quality, {known.quality: known.sign}, known.costs)
+    return rows_so_far(settings, goals)
+
+
+def _read(path: Path, row_type: type[AnyRow]) -> list[AnyRow]:
+    return read_csv(path, row_type) if path.is_file() else []

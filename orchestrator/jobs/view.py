@@ -1,0 +1,132 @@
+"""The view of a study that its page shows, put together from the files in its folder.
+
+What the page has to know of the network is kept in groups.json, so that it is made anew without
+the network, and while the study runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.files import write_atomic
+from orchestrator.report.view import GroupFacts, Network, StudyView
+from orchestrator.results.rows import ConfirmedRow, Rows, RungRow
+from orchestrator.search.plans.names import PLAN
+from orchestrator.settings import Settings
+from orchestrator.stored import read_cache
+
+if TYPE_CHECKING:
+    from lightning_modules.pruning.structure import Group, Structure
+    from orchestrator.search.lab.facts import Facts
+
+GROUPS = "groups.json"
+
+
+@dataclass(frozen=True)
+class Known:
+    """The content of groups.json: the quality with its sign, the costs, and the network."""
+
+    quality: str
+    sign: float
+    costs: tuple[str, ...]
+    network: Network
+
+
+def write_known(folder: Path, facts: Facts) -> None:
+    """Writes groups.json at the beginning of a search. Errors: StorageError."""
+    goals = facts.goals
+    skipped = {layer.name: layer.reason for layer in facts.structure.skipped}
+    content = {
+        "quality": goals.quality,
+        "sign": goals.sign,
+        "costs": list(goals.costs),
+        "groups": [asdict(group) for group in _groups(facts)],
+        "skipped": {**skipped, **facts.structure.whole},
+    }
+    write_atomic(folder / GROUPS, json.dumps(content, indent=1))
+
+
+def _groups(facts: Facts) -> list[GroupFacts]:
+    """The groups in network order, each with the share of the MACs that go with it."""
+    groups = []
+    for index, group in enumerate(facts.structure.groups):
+        counts = facts.structure.sizes
+        counts[index] = 0
+        share = 1.0 - facts.cost.macs(counts) / facts.dense_macs
+        block = _block_of(group, facts.structure)
+        groups.append(GroupFacts(group.name, group.kind, group.size, share, block))
+    return groups
+
+
+def _block_of(group: Group, structure: Structure) -> str:
+    """The block with all members of a group, which is gone where the block is; "" for none."""
+    if not group.members:
+        return ""
+    for block in structure.groups:
+        inside = [member.tensor.startswith(f"{block.name}.") for member in group.members]
+        if block.kind == "block" and all(inside):
+            return block.name
+    return ""
+
+
+def read_known(folder: Path) -> Known | None:
+    """What groups.json says; None where there is none, as in a study of an earlier version."""
+    return read_cache(folder / GROUPS, _parsed)
+
+
+def _parsed(data: Mapping[str, Any]) -> Known:
+    groups = [GroupFacts(**group) for group in data["groups"]]
+    network = Network(groups, dict(data["skipped"]))
+    return Known(data["quality"], float(data["sign"]), tuple(data["costs"]), network)
+
+
+def known_from(settings: Settings) -> Known:
+    """The same without the network, as far as the settings say it."""
+    # showing a finished study does not need it
+    from orchestrator.search.goals import goals_of
+
+    goals = goals_of(settings)
+    return Known(goals.quality, goals.sign, goals.costs, Network())
+
+
+def view_of(
+    folder: Path, known: Known, rows: Rows, rungs: Sequence[RungRow], summary: Mapping[str, Any]
+) -> StudyView:
+    """The study in a folder; the plans of the front's models say what was pruned."""
+    return StudyView(
+        name=folder.name,
+        quality=known.quality,
+        sign=known.sign,
+        rows=rows,
+        network=known.network,
+        kept=_kept(folder, rows.front, known.network),
+        rungs=rungs,
+        summary=summary,
+    )
+
+
+def _kept(
+    folder: Path, front: Sequence[ConfirmedRow], network: Network
+) -> dict[int, dict[str, float]]:
+    """By the trial of each model of the front: the share kept of groups and of weight tensors."""
+
+    def shares(document: Mapping[str, Any]) -> dict[str, float]:
+        units = document["plan"]["kept"]
+        kept = {}
+        for group in network.groups:
+            # a group that the plan does not name stays whole
+            left = units.get(group.name, group.units)
+            gone = group.block and units.get(group.block, 1) == 0
+            kept[group.name] = 0.0 if gone else left / group.units
+        return {**kept, **document["density"]}
+
+    found = {}
+    for row in front:
+        kept = read_cache(folder / "models" / str(row.trial) / PLAN, shares)
+        if kept is not None and row.trial is not None:
+            found[row.trial] = kept
+    return found

@@ -1,0 +1,13 @@
+"""The sections of the page, in their order: one function in a file of its own, one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.report.sections.front import front
+from orchestrator.report.sections.honest import honest
+from orchestrator.report.sections.parts import Section
+from orchestrator.report.sections.pruned import pruned
+from orchestrator.report.view import StudyView
+
+SECTIONS: tuple[Callable[[StudyView], Section], ...] = (front, pruned, honest)

@@ -1,0 +1,58 @@
+"""What a section of the page is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A Vega-Lite spec as a plain dict; `name` is its own on the page, in letters and hyphens.
+
+    Its data has the number of a trial under `trial`, and its marks look at the param `picked`, so
+    that a model that is pointed at lights up in every chart.
+    """
+
+    name: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text. `trials` are the trials of the rows, where rows are of models.
+
+    A `folded` one opens when its caption is clicked.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    trials: Sequence[int | None] = ()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text; the script of the page may write another one into the element `name`."""
+
+    text: str
+    name: str = ""
+
+
+Part = Chart | Table | Line
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its `title`, a sentence that says how to read it, and what it shows."""
+
+    title: str
+    explanation: str
+    parts: Sequence[Part]
+
+
+def picked_param() -> dict[str, Any]:
+    """The param that every chart has: the trial of the model that is pointed at."""
+    return {"name": "picked", "value": None}

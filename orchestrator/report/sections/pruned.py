@@ -1,0 +1,217 @@
+"""What was pruned: each group of the network in each model of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.report import colours
+from orchestrator.report.sections.parts import Chart, Line, Part, Section, Table, picked_param
+from orchestrator.report.view import StudyView
+from orchestrator.results.quantities import percent
+
+_LABEL = 24
+"""Most characters of a name beside a chart; the end of a name tells layers apart."""
+_STEP = 15
+"""Pixels of a row."""
+_PICKED = "picked !== null && datum.trial === picked"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the map: a group, or a tensor of which single weights are pruned."""
+
+    name: str
+    kind: str
+    units: int | None
+    macs_share: float | None
+
+
+def pruned(view: StudyView) -> Section:
+    """A map of groups and models, the model that is picked group by group, and both as a table."""
+    explanation = (
+        "Each row is a group of coupled layers in the order of the network, each column a model of "
+        "the front from large to small; the colour says how much of the group is kept. A cross "
+        "marks a whole block that is gone. Below it: the units that the model that you point at "
+        "keeps of each group, within the outline of the dense network."
+    )
+    rows = _rows(view)
+    if not rows or not view.kept:
+        missing = "Nothing is known of the groups yet: the front's models are not confirmed."
+        return Section("What was pruned", explanation, [Line(missing)])
+    records = _records(view, rows)
+    parts: list[Part] = [Chart("kept", _map(view, rows, records))]
+    counted = [record for record in records if record["units"] and record["kind"] != "block"]
+    if counted:
+        parts.append(Chart("units", _outline(view, counted)))
+    parts.append(_groups_table(view, rows))
+    if view.network.skipped:
+        parts.append(_skipped_table(view))
+    return Section("What was pruned", explanation, parts)
+
+
+def _rows(view: StudyView) -> list[_Row]:
+    """Groups in network order, then the tensors of which some model keeps a part."""
+    rows = []
+    for group in view.network.groups:
+        rows.append(_Row(group.name, group.kind, group.units, group.macs_share))
+    named = {row.name for row in rows}
+    tensors = dict.fromkeys([name for kept in view.kept.values() for name in kept])
+    rows += [_Row(name, "weights", None, None) for name in tensors if name not in named]
+    return rows
+
+
+def _models(view: StudyView) -> list[int]:
+    """The trials of the front whose plans are known, from large to small."""
+    front = sorted(view.rows.front, key=lambda row: -row.cost)
+    return [row.trial for row in front if row.trial is not None and row.trial in view.kept]
+
+
+def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
+    records = []
+    for trial in _models(view):
+        for row in rows:
+            kept = view.kept[trial].get(row.name, 1.0)
+            record: Record = {
+                "trial": trial,
+                "group": row.name,
+                "kind": row.kind,
+                "kept": float(f"{kept:.4g}"),
+                "share": row.macs_share,
+                "units": row.units,
+                "left": None if row.units is None else round(kept * row.units),
+            }
+            records.append(record)
+    return records
+
+
+def _group_axis(rows: Sequence[str]) -> Record:
+    short = f"'…' + slice(datum.label, -{_LABEL - 1})"
+    label = f"length(datum.label) > {_LABEL} ? {short} : datum.label"
+    return {
+        "field": "group",
+        "type": "nominal",
+        "sort": list(rows),
+        "axis": {"labelExpr": label, "title": None, "labelLimit": 200},
+    }
+
+
+def _tooltip() -> list[dict[str, str]]:
+    return [
+        {"field": "group"},
+        {"field": "kind"},
+        {"field": "trial"},
+        {"field": "kept", "format": ".1%"},
+        {"field": "left", "title": "units left"},
+        {"field": "units", "title": "units of the dense network"},
+        {"field": "share", "format": ".1%", "title": "share of the MACs"},
+    ]
+
+
+def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record:
+    models = _models(view)
+    line = {"condition": {"test": _PICKED, "value": 2}, "value": 0}
+    return {
+        "description": (
+            f"Map of {len(rows)} groups and {len(models)} models of the study {view.name}; the "
+            "colour is the share of the group that is kept. The table below says it in numbers."
+        ),
+        "width": "container",
+        "height": _STEP * len(rows),
+        "data": {"values": records},
+        "params": [picked_param()],
+        "encoding": {
+            "x": {
+                "field": "trial",
+                "type": "ordinal",
+                "sort": models,
+                "axis": {"labelAngle": 0, "orient": "top", "title": "trial, from large to small"},
+            },
+            "y": _group_axis([row.name for row in rows]),
+            "tooltip": _tooltip(),
+        },
+        "layer": [
+            {
+                "name": "cells",
+                "mark": {"type": "rect", "stroke": colours.BASELINES[0], "aria": False},
+                "encoding": {"color": _colour(), "strokeWidth": line},
+            },
+            {
+                "name": "gone",
+                "transform": [{"filter": "datum.kind === 'block' && datum.kept === 0"}],
+                "mark": {"type": "text", "text": "\u00d7", "fontSize": 13, "fontWeight": "bold"},
+                "encoding": {"color": {"value": "#FFFFFF"}},
+            },
+        ],
+    }
+
+
+def _colour() -> Record:
+    return {
+        "field": "kept",
+        "type": "quantitative",
+        "scale": {"scheme": "cividis", "domain": [0, 1]},
+        "legend": {"orient": "bottom", "title": "kept", "format": ".0%", "gradientLength": 160},
+    }
+
+
+def _outline(view: StudyView, records: list[Record]) -> Record:
+    names = list(dict.fromkeys([record["group"] for record in records]))
+    units = {
+        "type": "quantitative",
+        "title": "units",
+        "stack": None,
+        "scale": {"domain": [0, max([record["units"] for record in records])]},
+    }
+    return {
+        "description": (
+            f"Bars: the units of each group that one model of the study {view.name} keeps, within "
+            "the outline of the dense network."
+        ),
+        "width": "container",
+        "height": _STEP * len(names),
+        "data": {"values": records},
+        "params": [picked_param()],
+        "encoding": {"y": _group_axis(names), "tooltip": _tooltip()},
+        "layer": [
+            {
+                "name": "whole",
+                "transform": [{"filter": f"datum.trial === {_models(view)[0]}"}],
+                "mark": {"type": "bar", "filled": False, "stroke": colours.TRIAL, "strokeWidth": 1},
+                "encoding": {"x": {"field": "units", **units}},
+            },
+            {
+                "name": "left",
+                "transform": [{"filter": _PICKED}],
+                "mark": {"type": "bar", "color": colours.FRONT},
+                "encoding": {"x": {"field": "left", **units}},
+            },
+        ],
+    }
+
+
+def _groups_table(view: StudyView, rows: Sequence[_Row]) -> Table:
+    models = _models(view)
+    free = view.summary.get("free", {})
+    header = ["group", "kind", "units", "share of MACs"]
+    if free:
+        header.append("free to go")
+    header += [f"trial {trial}" for trial in models]
+    cells = []
+    for row in rows:
+        units = "" if row.units is None else str(row.units)
+        share = "" if row.macs_share is None else percent(row.macs_share)
+        line = [row.name, row.kind, units, share]
+        if free:
+            line.append(percent(free[row.name]) if row.name in free else "")
+        line += [percent(view.kept[trial].get(row.name, 1.0)) for trial in models]
+        cells.append(line)
+    caption = f"The {len(rows)} groups, and what each model keeps of them"
+    return Table(caption, header, cells, folded=True)
+
+
+def _skipped_table(view: StudyView) -> Table:
+    skipped = [[name, reason] for name, reason in view.network.skipped.items()]
+    return Table("What stays whole, and why", ["layer", "reason"], skipped, folded=True)

@@ -1,0 +1,54 @@
+"""What the report page is made of, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.results.rows import Rows, RungRow
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """One group of the network; `macs_share` is the share of the dense MACs that go with it.
+
+    A layer between two groups counts for both. `block` is the group of the residual block that it
+    goes with, empty where it is in none.
+    """
+
+    name: str
+    kind: str
+    units: int
+    macs_share: float
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of the dense network: its groups in network order, and what stays whole.
+
+    `skipped` has the reason by the name of a layer or group.
+    """
+
+    groups: Sequence[GroupFacts] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study as its page shows it.
+
+    `sign` is 1 where a large quality is good, else -1. `kept` has, by the trial of a model of the
+    front, the share that is kept: of a group's units, or of a tensor's weights. `summary` is
+    summary.json, empty while the study runs.
+    """
+
+    name: str
+    quality: str
+    sign: float
+    rows: Rows
+    network: Network = Network()
+    kept: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    rungs: Sequence[RungRow] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,222 @@
+"""The report page says what a study holds, asks nothing of anybody, and runs no name as code."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+import orchestrator
+from orchestrator.__main__ import main
+from orchestrator.files import write_atomic
+from orchestrator.jobs.environment import environment
+from orchestrator.jobs.view import Known, view_of
+from orchestrator.report.page import page
+from orchestrator.report.sections import SECTIONS
+from orchestrator.report.sections.front import front
+from orchestrator.report.sections.honest import honest
+from orchestrator.report.sections.parts import Chart, Table
+from orchestrator.report.view import GroupFacts, Network, StudyView
+from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
+
+SCRIPT = "</script><img src=x onerror=alert(1)>"
+MOST_BYTES = 1_500_000
+VOID = {"meta", "link", "br", "img", "input"}
+
+
+def trial(number: int, parent: int | None = None, state: str = "completed") -> TrialRow:
+    ratio = 0.9 * 0.97**number
+    costs = {"flops": 1e6 * ratio, "params": 1e4 * ratio}
+    ratios = {"flops": ratio, "params": ratio**2}
+    quality = None if state == "failed" else 0.5 + 0.4 * ratio
+    return TrialRow(
+        number, state, 2, parent, quality, 1.0, 0.1, "search", "", "l2", "flops", costs, ratios
+    )
+
+
+def confirmed(origin: str, place: int | None, ratio: float) -> ConfirmedRow:
+    costs = {"flops": 1e6 * ratio, "params": 1e4 * ratio}
+    ratios = {"flops": ratio, "params": ratio**2}
+    mean = 0.5 + 0.4 * ratio - (0.02 if origin == "uniform" else 0.0)
+    return ConfirmedRow(origin, place, mean, 0.01, 2, "", "l2", "flops", costs, ratios)
+
+
+def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv") -> StudyView:
+    """A made-up study; `group` begins the names of its groups."""
+    rows = [trial(n, n - 1 if n else None) for n in range(trials)]
+    rows.append(trial(trials, state="failed"))
+    front = [confirmed("front", n, rows[n].ratios["flops"]) for n in range(models)]
+    baselines = [confirmed("uniform", row.trial, row.cost_ratio) for row in front]
+    facts = [GroupFacts(f"{group}{n}", "channel", 16, 1 / groups) for n in range(groups)]
+    kept = {n: {fact.name: (n + 1) / 16 for fact in facts} for n in range(models)}
+    return StudyView(
+        name="small",
+        quality="accuracy",
+        sign=1.0,
+        rows=Rows(rows, front, baselines, confirmed("dense", None, 1.0)),
+        network=Network(facts, {"fc": "its outputs are the classes"}),
+        kept=kept,
+        rungs=[RungRow(1, trials, 0.9, 0.5, None, None)],
+        summary={"phases": {"finetune": 12.0}, "seconds": 20.0, "failed": {"trial-3": "no disk"}},
+    )
+
+
+class Read(HTMLParser):
+    """What is open, which addresses are asked for, and the headings."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def data_of(content: str) -> dict:
+    found = re.search(r'id="data">(.*?)</script>', content, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_page_is_whole_and_has_one_part_for_each_section() -> None:
+    content = page(view())
+    read = Read(content)
+    assert read.open == []
+    assert read.counts["section"] == read.counts["h2"] == len(SECTIONS)
+    assert content.startswith("<!DOCTYPE html>")
+
+
+def test_the_page_asks_for_no_address() -> None:
+    content = page(view())
+    assert Read(content).addresses == []
+    assert "default-src 'none'" in content
+    assert "sourceMappingURL" not in content
+    assert "url(" not in content.split("<script", 1)[0]
+
+
+def test_the_page_without_data_is_small() -> None:
+    empty = page(StudyView("empty", "accuracy", 1.0, Rows()))
+    assert len(empty.encode()) < MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [Rows(), Rows(trials=view().rows.trials), replace(view().rows, baselines=(), dense=None)],
+)
+def test_what_is_not_there_yet_is_left_out(rows: Rows) -> None:
+    content = page(replace(view(), rows=rows, kept={}, rungs=(), summary={}))
+    assert Read(content).counts["section"] == len(SECTIONS)
+
+
+def test_a_quality_that_is_no_number_is_null() -> None:
+    rows = replace(
+        view().rows, baselines=[replace(confirmed("uniform", 1, 0.4), test_std=math.nan)]
+    )
+    values = data_of(page(replace(view(), rows=rows)))["charts"]["front"]["data"]["values"]
+    assert [record["spread"] for record in values if record["what"] == "baseline"] == [None]
+
+
+def test_names_are_text_and_never_markup() -> None:
+    wicked = replace(view(group=SCRIPT), name=SCRIPT, quality=SCRIPT)
+    content = page(wicked)
+    assert SCRIPT not in content
+    assert "img" not in Read(content).counts
+    assert Read(content).counts["script"] == Read(page(view())).counts["script"]
+    assert data_of(content)["study"] == SCRIPT
+
+
+def test_every_chart_says_what_it_shows_and_follows_the_model_that_is_picked() -> None:
+    for section in SECTIONS:
+        for part in section(view()).parts:
+            if isinstance(part, Chart):
+                assert part.spec["description"]
+                assert {"name": "picked", "value": None} in part.spec["params"]
+
+
+def test_the_command_names_options_that_select_has() -> None:
+    settings = yaml.safe_load(Path("conf/select/max_quality.yaml").read_text())
+    for cost, said in data_of(page(view()))["costs"].items():
+        known = f"max_{cost}_ratio" in settings
+        assert said["limit"] == f"{'' if known else '+'}select.max_{cost}_ratio"
+
+
+def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> None:
+    rows = Rows(
+        (),
+        [confirmed("front", 1, 0.5), confirmed("front", 2, 0.1)],
+        [replace(confirmed("uniform", 1, 0.4), test_mean=0.68, test_std=0.03)],
+    )
+    (table, *_) = honest(replace(view(), rows=rows)).parts
+    assert isinstance(table, Table)
+    # the front: 0.7 with a spread of 0.01
+    pooled = math.sqrt((0.01**2 + 0.03**2) / 2)
+    assert table.rows[0][3] == "trial 1, 50.0 %"
+    assert table.rows[0][5:] == ["+0.0200", f"{0.02 / pooled:+.1f}", "neither"]
+
+
+def test_less_is_better_turns_the_axis() -> None:
+    (chart,) = [p for p in front(replace(view(), sign=-1.0)).parts if isinstance(p, Chart)]
+    scale = chart.spec["encoding"]["y"]["scale"]
+    low, high = scale["domain"]
+    assert scale["reverse"]
+    assert low < high
+
+
+def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
+    facts = [
+        GroupFacts("block.conv", "channel", 8, 0.5, block="block"),
+        GroupFacts("block", "block", 1, 0.5),
+        GroupFacts("stem", "channel", 4, 0.5),
+    ]
+    known = Known("accuracy", 1.0, ("flops",), Network(facts))
+    plan = {"plan": {"kept": {"block.conv": 6, "block": 0}}, "density": {"fc.weight": 0.25}}
+    write_atomic(tmp_path / "models" / "1" / "plan.json", json.dumps(plan))
+    shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
+    gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
+    assert shown.kept == {1: gone}
+
+
+def test_a_checkout_that_is_not_installed_has_an_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.jobs.environment._PACKAGES", ("not-installed", "torch"))
+    names = environment(orchestrator.load_settings({}))
+    assert "not-installed" not in names
+    assert {"torch", "python", "device", "seed"} <= set(names)
+
+
+def test_the_job_refuses_a_folder_without_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["+experiment=digits_small", "job=report", "study.name=small"]
+    assert main(words) == 2
+    assert "shows a study that has a trial" in capsys.readouterr().err
+
+
+def test_the_job_shows_a_study_that_is_not_confirmed_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv("runs/small/trials.csv", view().rows.trials, TrialRow)
+    assert main(["+experiment=digits_small", "job=report", "study.name=small"]) == 0
+    content = Path("runs/small/report.html").read_text()
+    assert "No model is confirmed yet" in content
+    settings = orchestrator.load_settings({"study": {"name": "small"}})
+    assert orchestrator.report(settings).read_text() == content
