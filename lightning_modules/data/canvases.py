@@ -26,7 +26,7 @@ CLASSES = 11
 """Background and ten digits."""
 VAL_SHARE = 0.4
 """Canvases of the validation data, as a share of the training data's."""
-TEST_SHARE = 0.6
+TEST_PART = 0.6
 """Canvases of the test data, as a share of the training data's."""
 MOST_DIGITS = 4
 """Most digits on a canvas; the least is 1."""
@@ -114,7 +114,7 @@ def _splits(
         rest, test_size=DIGITS_VAL, random_state=seed, stratify=bunch.target[rest]
     )
     splits = []
-    for number, (digits, share) in enumerate([(train, 1.0), (val, VAL_SHARE), (test, TEST_SHARE)]):
+    for number, (digits, share) in enumerate([(train, 1.0), (val, VAL_SHARE), (test, TEST_PART)]):
         painter = Painter(bunch.images[digits], bunch.target[digits], size, seed + number)
         painted = [painter.canvas() for _ in range(round(share * images))]
         inputs = torch.stack([canvas.image for canvas in painted]).repeat(1, channels, 1, 1)

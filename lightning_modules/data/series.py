@@ -15,7 +15,7 @@ from lightning_modules.data.in_memory import LEAST_DEVIATION
 from lightning_modules.data.named import LABELS, Named, Samples
 from lightning_modules.errors import ConfigError, DataError
 
-HELD_OUT = 0.25
+VALIDATION_PART = 0.25
 """Share of the training sequences that is validation data."""
 LEAST_SEQUENCES = 4
 """Fewest training sequences of a class."""
@@ -43,7 +43,7 @@ def series(
         known = {label: place for place, label in enumerate(sorted(set(classes)))}
         _check_classes(name, classes, test[1])
         train, val = train_test_split(
-            np.arange(len(classes)), test_size=HELD_OUT, random_state=seed, stratify=classes
+            np.arange(len(classes)), test_size=VALIDATION_PART, random_state=seed, stratify=classes
         )
         parts = {
             "train": ([sequences[i] for i in train], [classes[i] for i in train]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FRONT = "#0072B2"
+FRONT_COLOUR = "#0072B2"
 TRIAL = "#7F7F7F"
-BASELINES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASELINE_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """One for each baseline in turn; marker shapes say the same once more for grey prints."""

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.files import write_atomic
 from orchestrator.report.sections import SECTIONS
-from orchestrator.report.sections.parts import Chart, Part, Section, Table
+from orchestrator.report.sections.parts import Chart, PageTable, Section, SectionPart
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words
 
@@ -96,16 +96,16 @@ def _section(section: Section) -> str:
     )
 
 
-def _part(part: Part) -> str:
+def _part(part: SectionPart) -> str:
     if isinstance(part, Chart):
         return f'<div class="chart" id="chart-{escape(part.name)}"></div>'
-    if isinstance(part, Table):
+    if isinstance(part, PageTable):
         return _table(part)
     name = f' id="{escape(part.name)}" aria-live="polite"' if part.name else ""
     return f"<p{name}>{escape(part.text)}</p>"
 
 
-def _table(table: Table) -> str:
+def _table(table: PageTable) -> str:
     head = "".join([f'<th scope="col">{escape(name)}</th>' for name in table.header])
     body = []
     for index, cells in enumerate(table.rows):

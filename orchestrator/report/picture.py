@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
-from orchestrator.report.colours import BASELINES, FRONT, TRIAL
+from orchestrator.report.colours import BASELINE_COLOURS, FRONT_COLOUR, TRIAL
 from orchestrator.report.limits import quality_limits, upright
 from orchestrator.results.quantities import axis_words, cost_words
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
@@ -96,7 +96,7 @@ def _draw_baselines(axes: Axes, baselines: Sequence[ConfirmedRow], floor: float)
     for row in baselines:
         ladders.setdefault(row.origin, []).append(row)
     for index, (name, ladder) in enumerate(ladders.items()):
-        colour = BASELINES[index % len(BASELINES)]
+        colour = BASELINE_COLOURS[index % len(BASELINE_COLOURS)]
         marker = _MARKERS[index % len(_MARKERS)]
         rows = sorted(ladder, key=lambda row: row.cost_ratio)
         _draw_means(
@@ -153,7 +153,7 @@ def _draw_front(axes: Axes, front: Sequence[ConfirmedRow]) -> None:
     _draw_means(
         axes,
         rows,
-        color=FRONT,
+        color=FRONT_COLOUR,
         marker="o",
         markersize=7.5,
         markeredgewidth=0.8,
@@ -179,7 +179,7 @@ def _name_methods(axes: Axes, rows: Sequence[ConfirmedRow]) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=FRONT,
+            color=FRONT_COLOUR,
         )
 
 

@@ -19,9 +19,9 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.view import Known, view_of
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
-from orchestrator.report.sections.front import front
-from orchestrator.report.sections.honest import honest
-from orchestrator.report.sections.parts import Chart, Table
+from orchestrator.report.sections.front import front_section
+from orchestrator.report.sections.honest import honest_section
+from orchestrator.report.sections.parts import Chart, PageTable
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
 
@@ -162,8 +162,8 @@ def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> No
         [confirmed("front", 1, 0.5), confirmed("front", 2, 0.1)],
         [replace(confirmed("uniform", 1, 0.4), test_mean=0.68, test_std=0.03)],
     )
-    (table, *_) = honest(replace(view(), rows=rows)).parts
-    assert isinstance(table, Table)
+    (table, *_) = honest_section(replace(view(), rows=rows)).parts
+    assert isinstance(table, PageTable)
     # the front: 0.7 with a spread of 0.01
     pooled = math.sqrt((0.01**2 + 0.03**2) / 2)
     assert table.rows[0][3] == "trial 1, 50.0 %"
@@ -171,7 +171,7 @@ def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> No
 
 
 def test_less_is_better_turns_the_axis() -> None:
-    (chart,) = [p for p in front(replace(view(), sign=-1.0)).parts if isinstance(p, Chart)]
+    (chart,) = [p for p in front_section(replace(view(), sign=-1.0)).parts if isinstance(p, Chart)]
     scale = chart.spec["encoding"]["y"]["scale"]
     low, high = scale["domain"]
     assert scale["reverse"]

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.report.sections.front import front
-from orchestrator.report.sections.honest import honest
+from orchestrator.report.sections.front import front_section
+from orchestrator.report.sections.honest import honest_section
 from orchestrator.report.sections.parts import Section
-from orchestrator.report.sections.pruned import pruned
+from orchestrator.report.sections.pruned import pruned_section
 from orchestrator.report.view import StudyView
 
-SECTIONS: tuple[Callable[[StudyView], Section], ...] = (front, pruned, honest)
+SECTIONS: tuple[Callable[[StudyView], Section], ...] = (
+    front_section,
+    pruned_section,
+    honest_section,
+)
+    front_section,
+    pruned_section,
+    honest_section,
+)

@@ -12,9 +12,10 @@ from orchestrator.report.limits import quality_limits, upright
 from orchestrator.report.sections.parts import (
     Chart,
     Line,
-    Part,
+    PageTable,
+    Record,
     Section,
-    Table,
+    SectionPart,
     picked_param,
 )
 from orchestrator.report.view import StudyView
@@ -33,10 +34,9 @@ _FRONT = "front"
 _DENSE = "dense model"
 _FINISHED = "trials, completed (validation)"
 _STOPPED = "trials, ended early (validation)"
-Record = dict[str, Any]
 
 
-def front(view: StudyView) -> Section:
+def front_section(view: StudyView) -> Section:
     """The front over all trials, with the choice of a budget, and as a table."""
     explanation = (
         f"Each point is a model: how good it is ({view.quality}, {_better(view)}) against what is "
@@ -44,7 +44,7 @@ def front(view: StudyView) -> Section:
         "their seeds, trials faintly on validation data; thin lines lead from a trial to those "
         "that began from its weights. Point at a model, and it lights up everywhere."
     )
-    parts: list[Part] = [*_headline(view), Chart("front", _spec(view))]
+    parts: list[SectionPart] = [*_headline(view), Chart("front", _spec(view))]
     if view.rows.front:
         parts += [Line("", name="choice"), _table(view)]
     else:
@@ -260,12 +260,12 @@ def _links() -> dict[str, Any]:
 
 def _looks(data: Iterable[Record]) -> dict[str, Any]:
     """The encodings of the series' colours and shapes, which share one legend."""
-    known = {_FRONT: (colours.FRONT, "circle"), _DENSE: (_DENSE_COLOUR, "stroke")}
+    known = {_FRONT: (colours.FRONT_COLOUR, "circle"), _DENSE: (_DENSE_COLOUR, "stroke")}
     named = list(dict.fromkeys([record["series"] for record in data if "series" in record]))
     ladders = [name for name in named if name.endswith("baseline")]
     for index, name in enumerate(ladders):
         known[name] = (
-            colours.BASELINES[index % len(colours.BASELINES)],
+            colours.BASELINE_COLOURS[index % len(colours.BASELINE_COLOURS)],
             _SHAPES[index % len(_SHAPES)],
         )
     known[_FINISHED] = (colours.TRIAL, "circle")
@@ -354,7 +354,7 @@ def _tooltip(trial: bool) -> list[dict[str, str]]:
     return [*shown, spread, {"field": "seeds"}]
 
 
-def _table(view: StudyView) -> Table:
+def _table(view: StudyView) -> PageTable:
     """The confirmed models from large to small, behind the dense one."""
     rows = view.rows
     costs = _telling_costs(rows)
@@ -370,7 +370,7 @@ def _table(view: StudyView) -> Table:
         cells.append(line)
     header = ["model", "method", view.quality, "against dense", *map(axis_words, costs)]
     caption = "The confirmed models on test data, mean ± standard deviation"
-    return Table(caption, header, cells, trials=[row.trial for row in models])
+    return PageTable(caption, header, cells, trials=[row.trial for row in models])
 
 
 def _telling_costs(rows: Rows) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from orchestrator.report.sections.parts import Line, Part, Section, Table
+from orchestrator.report.sections.parts import Line, PageTable, Section, SectionPart
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import duration, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow
 
 
-def honest(view: StudyView) -> Section:
+def honest_section(view: StudyView) -> Section:
     """Tables of what speaks for the front and against it."""
     explanation = (
         "A front is worth something where it is ahead of plain methods at the same cost by more "
@@ -20,7 +20,7 @@ def honest(view: StudyView) -> Section:
     )
     makers = (_baselines, _rungs, _states, _failures, _times, _environment)
     tables = [make(view) for make in makers]
-    parts: list[Part] = [table for table in tables if table is not None]
+    parts: list[SectionPart] = [table for table in tables if table is not None]
     parts.append(
         Line(
             "All settings stand in config.yaml beside this page. The same command given again "
@@ -30,7 +30,7 @@ def honest(view: StudyView) -> Section:
     return Section("Is it honest", explanation, parts)
 
 
-def _baselines(view: StudyView) -> Table | None:
+def _baselines(view: StudyView) -> PageTable | None:
     """Each model of a baseline against the front's model of the nearest cost."""
     front = [row for row in view.rows.front if row.cost_ratio > 0.0]
     rivals = [row for row in view.rows.baselines if row.cost_ratio > 0.0]
@@ -53,7 +53,7 @@ def _baselines(view: StudyView) -> Table | None:
         "The baselines, each against the front's model of nearest cost; a difference above zero is "
         "for the front, and counted in pooled spreads"
     )
-    return Table(caption, header, cells)
+    return PageTable(caption, header, cells)
 
 
 def _nearest(front: Sequence[ConfirmedRow], rival: ConfirmedRow) -> ConfirmedRow:
@@ -88,7 +88,7 @@ def _compared(view: StudyView, rival: ConfirmedRow, row: ConfirmedRow) -> list[s
     ]
 
 
-def _rungs(view: StudyView) -> Table | None:
+def _rungs(view: StudyView) -> PageTable | None:
     if not view.rungs:
         return None
     cells = []
@@ -98,20 +98,20 @@ def _rungs(view: StudyView) -> Table | None:
         cells.append([str(row.rung), str(row.trials), *shown])
     header = ["rung", "trials", "loss", "at equal FLOPs", view.quality, "at equal FLOPs"]
     caption = "Rank correlation of the results at a rung with the quality in the end; 1: same order"
-    return Table(caption, header, cells)
+    return PageTable(caption, header, cells)
 
 
-def _states(view: StudyView) -> Table | None:
+def _states(view: StudyView) -> PageTable | None:
     if not view.rows.trials:
         return None
     counts: dict[str, int] = {}
     for row in view.rows.trials:
         counts[row.state] = counts.get(row.state, 0) + 1
     cells = [[state, str(count)] for state, count in counts.items()]
-    return Table("The trials by how they ended", ["state", "trials"], cells)
+    return PageTable("The trials by how they ended", ["state", "trials"], cells)
 
 
-def _failures(view: StudyView) -> Table | None:
+def _failures(view: StudyView) -> PageTable | None:
     """Why trials did not complete, the most common reason first; then failed confirmations."""
     trials: dict[tuple[str, str], list[str]] = {}
     for row in view.rows.trials:
@@ -125,10 +125,10 @@ def _failures(view: StudyView) -> Table | None:
     if not cells:
         return None
     header = ["state", "how often", "reason", "trials"]
-    return Table("What did not complete, and why", header, cells, folded=len(cells) > 10)
+    return PageTable("What did not complete, and why", header, cells, folded=len(cells) > 10)
 
 
-def _times(view: StudyView) -> Table | None:
+def _times(view: StudyView) -> PageTable | None:
     phases = view.summary.get("phases", {})
     total = view.summary.get("seconds", 0.0)
     if not phases or not total:
@@ -138,12 +138,12 @@ def _times(view: StudyView) -> Table | None:
         cells.append([name, duration(seconds), percent(seconds / total)])
     cells.append(["all", duration(total), percent(1.0)])
     caption = "Where the time of the last run went; workers may add up to more than all"
-    return Table(caption, ["phase", "time", "share"], cells)
+    return PageTable(caption, ["phase", "time", "share"], cells)
 
 
-def _environment(view: StudyView) -> Table | None:
+def _environment(view: StudyView) -> PageTable | None:
     environment = view.summary.get("environment", {})
     if not environment:
         return None
     cells = [[name, str(value)] for name, value in environment.items()]
-    return Table("The environment of the last run", ["what", "version"], cells)
+    return PageTable("The environment of the last run", ["what", "version"], cells)

@@ -20,7 +20,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Cells are text. `trials` are the trials of the rows, where rows are of models.
 
     A `folded` one opens when its caption is clicked.
@@ -41,7 +41,9 @@ class Line:
     name: str = ""
 
 
-Part = Chart | Table | Line
+Record = dict[str, Any]
+"""A row of data of a chart, or a part of its specification."""
+SectionPart = Chart | PageTable | Line
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Section:
 
     title: str
     explanation: str
-    parts: Sequence[Part]
+    parts: Sequence[SectionPart]
 
 
 def picked_param() -> dict[str, Any]:

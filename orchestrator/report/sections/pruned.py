@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.report import colours
-from orchestrator.report.sections.parts import Chart, Line, Part, Section, Table, picked_param
+from orchestrator.report.sections.parts import (
+    Chart,
+    Line,
+    PageTable,
+    Record,
+    Section,
+    SectionPart,
+    picked_param,
+)
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import percent
 
@@ -16,7 +23,6 @@ _LABEL = 24
 _STEP = 15
 """Pixels of a row."""
 _PICKED = "picked !== null && datum.trial === picked"
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class _Row:
     macs_share: float | None
 
 
-def pruned(view: StudyView) -> Section:
+def pruned_section(view: StudyView) -> Section:
     """A map of groups and models, the model that is picked group by group, and both as a table."""
     explanation = (
         "Each row is a group of coupled layers in the order of the network, each column a model of "
@@ -39,10 +45,10 @@ def pruned(view: StudyView) -> Section:
     )
     rows = _rows(view)
     if not rows or not view.kept:
-        missing = "Nothing is known of the groups yet: the front's models are not confirmed."
+        missing = "No model is confirmed yet, or an earlier version made the study."
         return Section("What was pruned", explanation, [Line(missing)])
     records = _records(view, rows)
-    parts: list[Part] = [Chart("kept", _map(view, rows, records))]
+    parts: list[SectionPart] = [Chart("kept", _map(view, rows, records))]
     counted = [record for record in records if record["units"] and record["kind"] != "block"]
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
@@ -135,7 +141,7 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
         "layer": [
             {
                 "name": "cells",
-                "mark": {"type": "rect", "stroke": colours.BASELINES[0], "aria": False},
+                "mark": {"type": "rect", "stroke": colours.BASELINE_COLOURS[0], "aria": False},
                 "encoding": {"color": _colour(), "strokeWidth": line},
             },
             {
@@ -185,14 +191,14 @@ def _outline(view: StudyView, records: list[Record]) -> Record:
             {
                 "name": "left",
                 "transform": [{"filter": _PICKED}],
-                "mark": {"type": "bar", "color": colours.FRONT},
+                "mark": {"type": "bar", "color": colours.FRONT_COLOUR},
                 "encoding": {"x": {"field": "left", **units}},
             },
         ],
     }
 
 
-def _groups_table(view: StudyView, rows: Sequence[_Row]) -> Table:
+def _groups_table(view: StudyView, rows: Sequence[_Row]) -> PageTable:
     models = _models(view)
     free = view.summary.get("free", {})
     header = ["group", "kind", "units", "share of MACs"]
@@ -209,9 +215,9 @@ def _groups_table(view: StudyView, rows: Sequence[_Row]) -> Table:
         line += [percent(view.kept[trial].get(row.name, 1.0)) for trial in models]
         cells.append(line)
     caption = f"The {len(rows)} groups, and what each model keeps of them"
-    return Table(caption, header, cells, folded=True)
+    return PageTable(caption, header, cells, folded=True)
 
 
-def _skipped_table(view: StudyView) -> Table:
+def _skipped_table(view: StudyView) -> PageTable:
     skipped = [[name, reason] for name, reason in view.network.skipped.items()]
-    return Table("What stays whole, and why", ["layer", "reason"], skipped, folded=True)
+    return PageTable("What stays whole, and why", ["layer", "reason"], skipped, folded=True)
