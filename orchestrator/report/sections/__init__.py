@@ -15,7 +15,3 @@ SECTIONS: tuple[Callable[[StudyView], Section], ...] = (
     pruned_section,
     honest_section,
 )
-    front_section,
-    pruned_section,
-    honest_section,
-)
