@@ -33,8 +33,13 @@ class TorchvisionDetection(BoxMetrics):
     Images are taken as the data gives them: they are neither resized nor normalised again.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, detector: str) -> None:
+    def __init__(self, model: nn.Module, num_classes: int, detector: str | None) -> None:
         super().__init__(model, num_classes)
+        if detector is None:
+            raise ConfigError(
+                "task.detector must be the name of a detector of torchvision, as model.name says "
+                "it; the model has none: take model=torchvision model.name=..., or task=detection"
+            )
         self.surroundings = surroundings_of(detector, num_classes)
 
     def check(self, outputs: Any, batch: Any) -> None:

@@ -57,3 +57,8 @@ def test_a_detector_that_has_no_such_outputs_is_told() -> None:
 def test_weights_of_other_classes_are_refused_before_a_download() -> None:
     with pytest.raises(ConfigError, match=r"COCO_V1 of ssd.* are for 91 classes; .* is 4"):
         torchvision(SSD, 4, "COCO_V1")
+
+
+def test_a_model_without_a_name_says_no_detector() -> None:
+    with pytest.raises(ConfigError, match=r"task\.detector must be the name .* model\.name="):
+        TorchvisionDetection(torch.nn.Identity(), 4, None)
