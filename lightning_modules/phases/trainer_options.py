@@ -18,6 +18,8 @@ from lightning_modules.recipe import nearest
 
 OWNED = {
     "accelerator": "device says where to run",
+    "devices": "device says where to run; with workers=N each GPU has trials of its own",
+    "strategy": "one trial runs on one device; workers=N runs several trials at once",
     "num_nodes": "workers of one study may run on many machines: job=work",
     "logger": "tracking says where to record",
     "callbacks": "give your LightningModule `configure_callbacks`",

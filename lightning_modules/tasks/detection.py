@@ -52,12 +52,12 @@ class BoxMetrics(LightningModule):
         self.num_classes = num_classes
         self.precision = mean_average_precision()
 
-    def found(self, outputs: Any, images: Tensor) -> list[Objects]:
+    def boxes_in(self, outputs: Any, images: Tensor) -> list[Objects]:
         raise NotImplementedError  # each task has its own outputs
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         images = images_of(batch)
-        self.precision.update(self.found(self.model(images), images), list(batch[1]))
+        self.precision.update(self.boxes_in(self.model(images), images), list(batch[1]))
 
     def on_validation_epoch_end(self) -> None:
         precisions = self.precision.compute()
@@ -113,7 +113,7 @@ class Detection(BoxMetrics):
         overlap = generalized_box_iou_loss(decoded[seen], boxes[seen], reduction="sum") / count
         return focal + overlap
 
-    def found(self, outputs: Any, images: Tensor) -> list[Objects]:
+    def boxes_in(self, outputs: Any, images: Tensor) -> list[Objects]:
         scores = outputs["classes"].flatten(2).mT.sigmoid()
         boxes = boxes_of(outputs["boxes"], images)
         return [best(score, box) for score, box in zip(scores, boxes, strict=True)]

@@ -56,7 +56,7 @@ class TorchvisionDetection(BoxMetrics):
         losses = self.surroundings.losses(self.model(images), images, list(batch[1]))
         return torch.stack(list(losses.values())).sum()
 
-    def found(self, outputs: Any, images: Tensor) -> list[Objects]:
+    def boxes_in(self, outputs: Any, images: Tensor) -> list[Objects]:
         detections = self.surroundings.detections(outputs, images)
         return [{key: value[:MOST_BOXES] for key, value in one.items()} for one in detections]
 

@@ -251,6 +251,7 @@ def test_a_budget_does_not_count_what_was_taken_over() -> None:
         ),
         (["phases.finetune.round_steps=7"], "phases.finetune.round_steps was 6, now 7"),
         (["phases.train.epochs=4"], "phases.train.epochs was 3, now 4"),
+        (["trainer.precision=bf16-mixed"], "trainer was None, now {'precision': 'bf16-mixed'"),
         (["model=vgg_small", "~model.width"], "model"),
     ],
 )

@@ -53,6 +53,8 @@ def batches(count: int, size: int) -> DataLoader[Any]:
     [
         ({"max_epochs": 3}, r"trainer\.max_epochs is set by the search: phases\.train\.epochs"),
         ({"logger": True}, r"trainer\.logger is set by the search: tracking"),
+        ({"devices": 2}, r"trainer\.devices is set by the search: .* workers=N"),
+        ({"strategy": "ddp_spawn"}, r"trainer\.strategy is set by the search: .* workers=N"),
         ({"bench": True}, r"trainer\.bench=True is no option .* nearest: benchmark"),
         ({"precision": "16-mixed"}, r"16-mixed needs a GPU; .* take bf16-mixed"),
         ({"profiler": "fast"}, r"Lightning's Trainer refuses trainer\.profiler=fast"),
@@ -64,7 +66,20 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: s
 
 
 def test_any_other_option_of_lightning_is_taken() -> None:
-    check_options({"precision": "bf16-mixed", "benchmark": True, "detect_anomaly": True}, CPU)
+    given = {"precision": "bf16-mixed", "benchmark": True, "gradient_clip_algorithm": "value"}
+    check_options(given, CPU)
+    task = Line()
+    fit(
+        task,
+        batches(1, 4),
+        SGD,
+        rounds=1,
+        round_steps=1,
+        device=CPU,
+        options=TrainerOptions(given),
+    )
+    assert task.trainer.precision == "bf16-mixed"
+    assert task.trainer.gradient_clip_algorithm == "value"
 
 
 def test_two_batches_accumulated_make_the_step_of_one_of_twice_the_size() -> None:

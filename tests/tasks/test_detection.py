@@ -51,7 +51,7 @@ def right(sure: float = 9.0) -> dict[str, Tensor]:
 
 
 def test_objects_that_are_assigned_are_found_again() -> None:
-    (found,) = Detection(Says(right()), CLASSES).found(right(), IMAGES)
+    (found,) = Detection(Says(right()), CLASSES).boxes_in(right(), IMAGES)
     order = found["labels"].argsort(descending=True)
     assert found["labels"][order].tolist() == [3, 1]
     torch.testing.assert_close(found["boxes"][order], OBJECTS["boxes"])

@@ -28,7 +28,7 @@ def test_losses_and_boxes_are_those_of_the_whole_detector() -> None:
     detector.eval()
     with torch.no_grad():
         expected = detector(list(pixels))
-        found = task.found(task.model(images), images)
+        found = task.boxes_in(task.model(images), images)
         for one, other in zip(found, expected, strict=True):
             assert len(one["boxes"]) == 100
             for name, values in one.items():

@@ -162,7 +162,13 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
             "activation": whole["method"]["activation"],
             **_left_whole(settings),
         },
+        **_trainer(settings),
     }
+
+
+def _trainer(settings: Settings) -> dict[str, Any]:
+    """Nothing where Lightning's options are the usual ones: older plans do not name them."""
+    return {} if settings.trainer.standard else {"trainer": settings.trainer.options()}
 
 
 def _left_whole(settings: Settings) -> dict[str, Any]:
