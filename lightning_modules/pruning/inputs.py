@@ -66,11 +66,11 @@ class Inputs:
             return self
         return self.map(lambda tensor: tensor[:1].clone())
 
-    def twice(self) -> Inputs:
-        """A batch of one twice; other batches, and inputs without one, as they are."""
+    def repeated(self, times: int) -> Inputs:
+        """A batch of one so many times; other batches, and inputs without one, as they are."""
         if self.batch != 1:
             return self
-        return self.map(lambda tensor: torch.cat([tensor, tensor]))
+        return self.map(lambda tensor: torch.cat([tensor] * times))
 
     def to_json(self) -> dict[str, Any]:
         """Shapes and types of the tensors, in place of their values.

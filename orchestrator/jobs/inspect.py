@@ -22,6 +22,7 @@ from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
 from orchestrator.search.lab.dense import build_model, example_of
 from orchestrator.search.lab.expected import expected_seconds
+from orchestrator.search.lab.latencies import bench_of
 from orchestrator.search.lab.prepare import (
     check_prunable,
     device_of,
@@ -81,8 +82,9 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     check_prunable(settings, structure)
     check_reloads(settings, model, example)
     example = example.to(device_of(settings))
-    latency = find_latency_model(settings, structure, model, example, Progress(), keep=False)
-    check_bounds(settings, Prices(structure, cost, example, latency), model)
+    bench = bench_of(settings, model, example, Progress(), keep=False)
+    latency = find_latency_model(settings, structure, model, bench, Progress(), keep=False)
+    check_bounds(settings, Prices(structure, cost, example, bench, latency), model)
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)

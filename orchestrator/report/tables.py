@@ -135,6 +135,7 @@ def _columns(axis: str, further: Sequence[str]) -> dict[str, Callable[[Confirmed
         columns["params"] = lambda row: percent(row.ratios["params"])
     if axis != "latency_ms":
         columns["ms"] = _latency_cell
+    columns["faster"] = _faster_cell
     for name in further:
         if name not in COSTS:
             columns[name] = _metric_cell(name)
@@ -161,6 +162,12 @@ def _latency_cell(row: ConfirmedRow) -> str:
     if "latency_ms" not in row.costs:
         return ""
     return f"{row.costs['latency_ms']:.2f}"
+
+
+def _faster_cell(row: ConfirmedRow) -> str:
+    """How many times as fast as the dense model, measured beside it."""
+    ratio = row.ratios.get("latency_ms")
+    return f"{1.0 / ratio:.1f}x" if ratio else ""
 
 
 def export_table(exports: Sequence[Exported], quality: str) -> Table:

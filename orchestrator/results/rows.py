@@ -72,7 +72,8 @@ class ConfirmedRow(OnAxis):
     `seeds` finetunings. `origin` says who made it: `front`, the `dense` model, or a baseline by its
     name. `trial` is the front's trial, or the one that a baseline is matched to; None for the dense
     model. `sparsity` is the share of the dense model's parameters that are gone or zero, `metrics`
-    are means on test data of the further ones of the study.
+    are means on test data of the further ones of the study. `latency_iqr_ms` is the distance of the
+    quartiles of its latency.
     """
 
     origin: str
@@ -87,6 +88,7 @@ class ConfirmedRow(OnAxis):
     ratios: dict[str, float] = field(default_factory=dict)
     sparsity: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    latency_iqr_ms: float | None = None
 
 
 @dataclass(frozen=True)

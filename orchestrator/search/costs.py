@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.pruning.weights import effective_macs
 from lightning_modules.tasks.whole import pruned_part
+from orchestrator.latency.bench import Bench
 from orchestrator.search.lab.latency_model import LatencyModel
 
 MEGA = 1e6
@@ -25,12 +25,13 @@ MEGA = 1e6
 class Prices:
     """What costs follow from: the structure, its closed forms and one input.
 
-    `latency` is the latency model, where there is one.
+    `bench` measures latencies; `latency` is the latency model, where there is one.
     """
 
     structure: Structure
     closed_form: Cost
     example: Inputs
+    bench: Bench
     latency: LatencyModel | None = None
 
 
@@ -88,7 +89,7 @@ def _size_mb(prices: Prices, costed: Costed) -> float | None:
 
 
 def _latency_ms(prices: Prices, costed: Costed) -> float | None:
-    return None if costed.shaped is None else latency_ms(costed.shaped, prices.example)
+    return None if costed.shaped is None else prices.bench(costed.shaped).median
 
 
 def _estimated_latency_ms(prices: Prices, costed: Costed) -> float | None:

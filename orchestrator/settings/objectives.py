@@ -12,6 +12,8 @@ from orchestrator.costs import COSTS, ratio_name
 from orchestrator.settings.parts import Part
 
 Direction = Literal["maximize", "minimize"]
+Engine = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
+"""The engines of `orchestrator/latency/engines.py`."""
 MOST_OBJECTIVES = 4
 """Largest number of objectives of a study."""
 
@@ -79,7 +81,8 @@ class ObjectiveSettings(Part):
     of a user's own module is better, or which way each metric is. `bounds` are of costs and
     metrics, or of a cost against the dense model's: `flops_ratio`. `references` is the point from
     which the hypervolume counts: for a cost its ratio to the dense model's (1), for the quality and
-    further metrics a value (as the task says, or worse than the dense model's).
+    further metrics a value (as the task says, or worse than the dense model's). Latencies are of
+    the `engine`, on a batch of `batch_size`, with `engine_threads` (None: torch's number).
     """
 
     quality: str = "accuracy"
@@ -88,6 +91,9 @@ class ObjectiveSettings(Part):
     costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
     references: Mapping[str, float] = {}
+    engine: Engine = "pytorch"
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    engine_threads: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("bounds", "references", mode="before")
     @classmethod

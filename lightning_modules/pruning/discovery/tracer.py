@@ -81,7 +81,7 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
         trace.static.clear()
         twin.train()
         # batch norm refuses to train on one value per channel, hence two samples
-        _walk(trace, export(twin, inputs.twice()))
+        _walk(trace, export(twin, inputs.repeated(2)))
         trace.products[:] = eval_products
         trace.trained = True
         twin.eval()

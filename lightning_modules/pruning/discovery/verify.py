@@ -271,7 +271,7 @@ class _Trial:
             if self._trained:
                 torch.manual_seed(0)
                 twin = copy_of(model).train()
-                outputs += _tensors(self._inputs.twice().call(twin))
+                outputs += _tensors(self._inputs.repeated(2).call(twin))
         return _Outcome(outputs, counter.macs)
 
     def _difference(self, run: _Outcome, reference: _Outcome, values: bool) -> str | None:

@@ -20,9 +20,10 @@ from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.weights import zeros_of
 from lightning_modules.recipe import digest
+from orchestrator.costs import COSTS
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
-from orchestrator.search.costs import Costed, costs_of
+from orchestrator.search.costs import MEASURED_COSTS, Costed, costs_of
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab, Lab, Training
 from orchestrator.search.trials.failures import in_smaller_parts
@@ -59,13 +60,15 @@ class Confirmed:
     """Metrics per seed, in the order of `phases.confirm.seeds`.
 
     `best` is the index of the best validation quality. `costs` are those of that seed's model,
-    `accumulate` is the number of parts in which its batches were taken.
+    `latency_iqr_ms` is the distance of the quartiles of its latency, `accumulate` the number of
+    parts in which its batches were taken.
     """
 
     validation: tuple[dict[str, float], ...]
     test: tuple[dict[str, float], ...]
     best: int
     costs: dict[str, float]
+    latency_iqr_ms: float
     accumulate: int = 1
 
     def mean(self, metric: str) -> float:
@@ -110,7 +113,7 @@ def confirm(
         tuple(validation),
         tuple([result.test for result in results]),
         best,
-        _costs(lab, candidate, chosen.model, chosen.measured, artifact),
+        *_costs(lab, candidate, chosen.model, chosen.measured, artifact),
         chosen.parts,
     )
     key = _key(lab.phases, candidate.source, candidate.round_steps)
@@ -148,13 +151,20 @@ def _one_seed(final: FinalLab, candidate: Candidate, folder: Path, seed: int) ->
 
 def _costs(
     lab: Lab, candidate: Candidate, model: nn.Module, measured: Any, artifact: Path | None
-) -> dict[str, float]:
-    """Costs of a confirmed model; `measured` is what runs: the model, or the quantised one."""
+) -> tuple[dict[str, float], float]:
+    """Costs of a confirmed model, and the distance of the quartiles of its latency in ms.
+
+    `measured` is what runs: the model, or the quantised one.
+    """
+    prices = lab.facts.prices
     kept = lab.facts.structure.counts(candidate.keep)
     density = lab.density(model, candidate.sparse, candidate.level)
     costed = Costed(kept, density, shaped=measured, trained=model, artifact=artifact)
     with lab.timed("evaluation"), attached(measured, lab.activation(candidate.level)):
-        return costs_of(lab.facts.prices, costed)
+        costs = costs_of(prices, costed, [name for name in COSTS if name not in MEASURED_COSTS])
+        latency = prices.bench(measured)
+    costs["latency_ms"] = latency.median
+    return costs, latency.upper - latency.lower
 
 
 def _finetuned_in_memory(lab: Lab, candidate: Candidate, seed: int) -> tuple[nn.Module, int]:

@@ -61,6 +61,11 @@ class Facts:
     def dense_quality(self) -> float:
         return self.dense_metrics[self.goals.quality]
 
+    @property
+    def all_dense_costs(self) -> dict[str, float]:
+        """The dense model's costs with its latency, which is measured when it is first asked for."""
+        return {**self.dense_costs, "latency_ms": self.prices.bench.dense_ms}
+
     @cached_property
     def dense_digest(self) -> str:
         """The sha256 of the dense weights: the key of everything measured on them and kept."""

@@ -7,7 +7,6 @@ not negative, so that a plan that keeps less of everything is never estimated sl
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +14,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import nnls
 from torch import nn
 
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.pruning.cost import Features
-from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Structure, some_of
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
+from orchestrator.latency.bench import Bench
 from orchestrator.stored import read_cache
 
 PLANS = 48
 """Number of plans that are measured."""
 HELD_OUT = 12
 """Number of those plans that give the error of the model."""
-PASSES = 2
-"""Rounds of measurement, of which the lower counts.
-
-Other work on the machine only ever makes a model slower.
-"""
 
 
 @dataclass(frozen=True)
@@ -109,31 +101,29 @@ def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
 def latency_model(
     model: nn.Module,
     structure: Structure,
-    example: Inputs,
+    bench: Bench,
     folder: Path | None,
     name: object,
     tick: Callable[[int, int], None],
 ) -> LatencyModel:
     """The latency model, measured and fitted once, then read back from `folder` (None: not kept).
 
-    `name` is plain data that says which model it is; `tick` is called with (measurements done, of
-    how many).
+    `name` is plain data that says which model it is, and where it is measured. `tick` is called
+    with (measurements done, of how many).
     """
     features = Features(structure)
     sizes = [[group.name, group.size] for group in structure.groups]
-    key = digest([name, sizes, example.to_json(), here(example.device), PLANS, PASSES])
+    key = digest([name, sizes, PLANS])
     path = None if folder is None else folder / f"latency-{key}.json"
     if path is not None:
         stored = read_cache(path, lambda data: _parsed(data, features, structure))
         if stored is not None:
             return stored
     counts = random_counts(structure, PLANS, 0)
-    measured = np.full(PLANS, np.inf)
-    for turn in range(PASSES * PLANS):
-        index = turn % PLANS
-        smaller = pruned(model, structure, counts[index]).to(example.device)
-        measured[index] = min(measured[index], latency_ms(smaller, example))
-        tick(turn + 1, PASSES * PLANS)
+    measured = np.zeros(PLANS)
+    for index in range(PLANS):
+        measured[index] = bench(pruned(model, structure, counts[index])).median
+        tick(index + 1, PLANS)
     fitted = fit_latency(features, counts, measured)
     if path is not None:
         error = {"mean": fitted.mean_error, "worst": fitted.worst_error, "plans": HELD_OUT}
@@ -157,30 +147,3 @@ def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel
             f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}"
         )
     return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
-
-
-def dense_latency(model: nn.Module, example: Inputs, folder: Path, name: object) -> float:
-    """The dense model's measured latency, in milliseconds.
-
-    It is kept: ratios against it stay the same when a study goes on.
-    """
-    key = digest([name, example.to_json(), here(example.device)])
-    path = folder / f"latency-dense-{key}.json"
-    stored = read_cache(path, lambda data: _positive(data["latency_ms"]))
-    if stored is not None:
-        return stored
-    measured = latency_ms(model, example)
-    write_atomic(path, json.dumps({"latency_ms": measured}))
-    return measured
-
-
-def _positive(value: Any) -> float:
-    if not 0.0 < float(value) < float("inf"):
-        raise ValueError(f"milliseconds must be above 0; got {value!r}")
-    return float(value)
-
-
-def here(device: torch.device) -> list[object]:
-    """What a latency depends on beside the model: the machine, the device, its threads."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return [platform.node(), platform.machine(), kind, torch.get_num_threads()]

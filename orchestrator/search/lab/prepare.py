@@ -31,6 +31,7 @@ from lightning_modules.tasks.contract import build_task, divergence_of
 from lightning_modules.tasks.metrics import scale_of
 from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.costs import COSTS
+from orchestrator.latency.bench import Bench
 from orchestrator.progress import Progress
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import MEASURED_COSTS, Costed, Prices, costs_of
@@ -47,7 +48,8 @@ from orchestrator.search.lab.dense import (
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
 from orchestrator.search.lab.lab import FinalLab, Lab, SearchData
-from orchestrator.search.lab.latency_model import LatencyModel, dense_latency, latency_model
+from orchestrator.search.lab.latencies import architecture, bench_of, under
+from orchestrator.search.lab.latency_model import LatencyModel, latency_model
 from orchestrator.search.lab.made_up import MadeUpLab, conditions_of
 from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.plans.given import check_plans
@@ -98,8 +100,10 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
         memory_format, reason = choose_memory_format(settings, structure, model, data, device)
     if reason:
         progress.phase("memory format", reason)
-    latency = _checked(settings, structure, model, example.to(device), progress)
-    prices = Prices(structure, Cost(structure), example.to(device), latency)
+    example = example.to(device)
+    bench = bench_of(settings, model, example, progress)
+    latency = _checked(settings, structure, model, bench, example, progress)
+    prices = Prices(structure, Cost(structure), example, bench, latency)
     check_bounds(settings, prices, model)
     check_plans(settings, structure, model)
     progress.phase(
@@ -115,13 +119,18 @@ def prepare(settings: Settings, data: Any, progress: Progress) -> FinalLab:
 
 
 def _checked(
-    settings: Settings, structure: Structure, model: nn.Module, example: Inputs, progress: Progress
+    settings: Settings,
+    structure: Structure,
+    model: nn.Module,
+    bench: Bench,
+    example: Inputs,
+    progress: Progress,
 ) -> LatencyModel | None:
     """The latency model, after the checks that cost nothing."""
     check_prunable(settings, structure)
     check_reloads(settings, model, example)
     sampler(settings.sampler, settings.seed, outline(settings, structure, model))
-    return find_latency_model(settings, structure, model, example, progress)
+    return find_latency_model(settings, structure, model, bench, progress)
 
 
 def _tell_epoch(
@@ -215,7 +224,7 @@ def find_latency_model(
     settings: Settings,
     structure: Structure,
     model: nn.Module,
-    example: Inputs,
+    bench: Bench,
     progress: Progress,
     keep: bool = True,
 ) -> LatencyModel | None:
@@ -230,9 +239,9 @@ def find_latency_model(
         fitted = latency_model(
             model,
             structure,
-            example,
+            bench,
             settings.study.baselines if keep else None,
-            _architecture(settings),
+            [architecture(settings), under(bench.conditions)],
             lambda done, of: progress.tick(f"{done} of {of} measurements"),
         )
     progress.phase(
@@ -251,14 +260,8 @@ def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[st
     names = [name for name in COSTS if name not in MEASURED_COSTS]
     costs = costs_of(prices, costed, names)
     if settings.objectives.uses("latency_ms"):
-        folder = settings.study.baselines
-        costs["latency_ms"] = dense_latency(model, prices.example, folder, _architecture(settings))
+        costs["latency_ms"] = prices.bench.dense_ms
     return costs
-
-
-def _architecture(settings: Settings) -> dict[str, Any]:
-    """What a latency depends on: the architecture, not the weights."""
-    return settings.model.without("weights", "pretrained").to_json()
 
 
 def find_structure(settings: Settings, model: nn.Module, example: Inputs) -> Structure:

@@ -1,0 +1,85 @@
+"""Passes of several models in turn, timed, so that a busy machine favours none of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Run = Callable[[], object]
+"""A forward pass; it returns when its outputs are there."""
+
+SECONDS = 1.0
+"""Time that the turns of one measurement may take together, warm-up left out."""
+MOST_TURNS = 100
+LEAST_TURNS = 9
+"""Fewer turns than these say nothing of a spread."""
+WARM_UP = 3
+"""Untimed turns at first: allocators and kernels settle."""
+MILLI = 1000.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float64]) -> Spread:
+        lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75))
+        return cls(float(median), float(lower), float(upper))
+
+    @property
+    def relative(self) -> float:
+        """The distance of the quartiles as a share of the median."""
+        return (self.upper - self.lower) / self.median
+
+    def times(self, factor: float) -> Spread:
+        return Spread(factor * self.median, factor * self.lower, factor * self.upper)
+
+
+def timed_in_turn(runs: Sequence[Run], seconds: float = SECONDS) -> npt.NDArray[np.float64]:
+    """Milliseconds of a pass, shape (n_turns, n_runs).
+
+    A turn passes through every run, each second turn in reverse. Before each timed pass goes an
+    untimed one of the same run, which fills the caches as a model does that runs alone. There are
+    as many turns as take `seconds` altogether, within LEAST_TURNS and MOST_TURNS.
+    """
+    for _ in range(WARM_UP):
+        begin = time.perf_counter()
+        _turn(runs)
+        duration = time.perf_counter() - begin
+    turns = int(np.clip(seconds / max(duration, 1e-9), LEAST_TURNS, MOST_TURNS))
+    rows = []
+    for turn in range(turns):
+        backwards = turn % 2 == 1
+        ordered = list(runs)[::-1] if backwards else list(runs)
+        row = _turn(ordered)
+        rows.append(row[::-1] if backwards else row)
+    return MILLI * np.array(rows)
+
+
+def _turn(runs: Sequence[Run]) -> list[float]:
+    """Seconds of one timed pass of each run."""
+    seconds = []
+    for run in runs:
+        run()
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratios_to_first(milliseconds: npt.NDArray[np.float64]) -> list[Spread]:
+    """Each later run against the first one of the same turn; `milliseconds` as of `timed_in_turn`.
+
+    What slows the machine down for a while slows both of a pair.
+    """
+    first = milliseconds[:, 0]
+    return [Spread.of(column / first) for column in milliseconds.T[1:]]
