@@ -32,12 +32,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_modules.data.contract import set_up
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.phases.memory import out_of_memory, release_memory
 from lightning_modules.phases.trainer_options import TrainerOptions
 from lightning_modules.pruning.clone import copy_of
 from orchestrator.compose import load_settings
 from orchestrator.files import write_atomic
+from orchestrator.latency.bench import alone
 from orchestrator.progress import Progress
 from orchestrator.search.lab.lab import Lab, Training
 from orchestrator.search.lab.prepare import prepare
@@ -224,7 +224,7 @@ def latency(folder: Path) -> Iterator[str]:
     yield "| model | wall-clock, ms | CUDA events, ms |"
     yield "|---|---|---|"
     for name, model in {"dense": lab.facts.model, "a copy": copy_of(lab.facts.model)}.items():
-        wall = latency_ms(model, example)
+        wall = alone(lab.facts.prices.bench.conditions, model)[0].median
         yield f"| {name} | {wall:.3f} | {by_events(model, example):.3f} |"
 
 

@@ -377,14 +377,16 @@ def _plain_recipes(settings: OptimizerSettings) -> dict[str, Any]:
 
 
 def load(config: Mapping[str, Any]) -> Settings:
-    """Settings of a composed config.
+    """Settings of a composed config, widths in multiples that suit the engine of a latency.
 
     Errors: ConfigError with every wrong key, its value and the nearest names.
     """
     try:
-        return Settings.model_validate(dict(config))
+        settings = Settings.model_validate(dict(config))
     except ValidationError as error:
         raise ConfigError("\n".join(_messages(error.errors()))) from error
+    method = settings.method.with_rounding(settings.objectives.rounding)
+    return settings.model_copy(update={"method": method})
 
 
 def _messages(problems: Iterable[Any]) -> list[str]:

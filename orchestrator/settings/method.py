@@ -41,7 +41,8 @@ class MethodSettings(Part):
     weights are set to zero but trained on, and may come back until the last pruning step.
     Layers that fit a pattern of `keep` stay whole, and those whose weights are frozen do unless
     `prune_frozen`. `compensate` folds what removed units carried into the layers that consumed
-    them. `depth` adds whole residual blocks; None: where the settings as a whole say so.
+    them. `round_to` keeps widths in multiples; None: as the engine of the latency likes them, see
+    `with_rounding`. `depth` adds whole residual blocks; None: where the settings as a whole say so.
     """
 
     name: str
@@ -53,7 +54,7 @@ class MethodSettings(Part):
     scope: Literal["local", "global", "isomorphic", "per_mac"] = "local"
     normalize: bool = True
     calibration_batches: Positive = 4
-    round_to: Positive = 1
+    round_to: Positive | None = None
     attention: Literal["head", "head_dim"] = "head"
     depth: bool | None = None
     soft: bool = False
@@ -135,7 +136,7 @@ class MethodSettings(Part):
                 f"a pattern keeps N of M with N < M; got {self.shape}",
             ),
             (
-                not units and self.round_to > 1,
+                not units and self.rounding > 1,
                 "`round_to` rounds units; single weights have no width",
             ),
             (
@@ -199,6 +200,18 @@ class MethodSettings(Part):
     def removes_units(self) -> bool:
         """Whether units are removed; else single weights are set to zero."""
         return self.granularity == "unit"
+
+    @property
+    def rounding(self) -> int:
+        """Widths are multiples of this."""
+        return self.round_to or 1
+
+    def with_rounding(self, multiple: int) -> MethodSettings:
+        """With widths in these multiples where units are removed and nothing else is said."""
+        among = tuple([method.with_rounding(multiple) for method in self.among])
+        if self.round_to is not None or not self.removes_units:
+            return self.model_copy(update={"among": among})
+        return self.model_copy(update={"among": among, "round_to": multiple})
 
     def scoring(self) -> Recipe:
         """The criterion of a method that is not a choice."""

@@ -14,6 +14,8 @@ from orchestrator.settings.parts import Part
 Direction = Literal["maximize", "minimize"]
 Engine = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
 """The engines of `orchestrator/latency/engines.py`."""
+CHANNEL_BLOCK = 8
+"""Channels that ONNX Runtime's convolutions take at a time (with AVX2; 16 with AVX-512)."""
 MOST_OBJECTIVES = 4
 """Largest number of objectives of a study."""
 
@@ -120,6 +122,17 @@ class ObjectiveSettings(Part):
     def layout(self) -> str:
         """The cost along which the front is laid out and candidates are spread."""
         return self.costs[0]
+
+    @property
+    def rounding(self) -> int:
+        """The multiples of widths that suit the engine, where its latency is optimised or bounded.
+
+        ONNX Runtime computes convolutions in blocks of 8 channels, and widths between take its slow
+        kernels: MobileNetV2 at 54 % of its FLOPs is slower than the dense model with odd widths,
+        and 1.6 times as fast with multiples of 8.
+        """
+        counts = self.uses("latency_ms") or self.uses("estimated_latency_ms")
+        return CHANNEL_BLOCK if counts and self.engine.startswith("onnxruntime") else 1
 
     def uses(self, cost: str) -> bool:
         """Whether a cost is optimised or bounded."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from lightning_modules.data import digits
 from lightning_modules.models import SmallResNet
 from lightning_modules.phases.distillation import Distillation, dense_outputs, teacher
 from lightning_modules.phases.fit import DivergedError, Optimization, evaluate, fit
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.phases.recalibration import recalibrate
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe
@@ -143,12 +140,3 @@ def test_distillation_mixes_loss_and_divergence() -> None:
     torch.testing.assert_close(mixed, expected)
     same = Distillation(lambda *_: logits, softened_kl, weight=1.0)(loss, logits, None, Inputs())
     assert abs(float(same)) < 1e-6
-
-
-def test_latency_is_a_median_in_milliseconds() -> None:
-    class Slow(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.005)
-            return x
-
-    assert 5.0 <= latency_ms(Slow(), Inputs((torch.zeros(1),)), repeats=3, warmup=1) < 50.0

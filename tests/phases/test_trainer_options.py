@@ -10,9 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.phases.fit import Optimization, evaluate, fit
-from lightning_modules.phases.latency import latency_ms
 from lightning_modules.phases.trainer_options import TrainerOptions, check_options
-from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -127,11 +125,3 @@ def test_half_precision_is_of_the_passes_and_not_of_the_weights() -> None:
     evaluate(task, batches(1, 4), CPU, options)
     assert task.seen == {torch.bfloat16}
     assert task.model.weight.dtype == torch.float32
-
-
-def test_latency_is_measured_where_the_example_lies() -> None:
-    """Lightning leaves a model on the CPU; its inputs may be elsewhere."""
-    model = nn.Linear(3, 1)
-    example = Inputs((torch.zeros(1, 3, device="meta"),))
-    assert latency_ms(model, example, repeats=1, warmup=0) > 0.0
-    assert model.weight.device.type == "meta"

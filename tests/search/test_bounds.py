@@ -13,6 +13,7 @@ import pytest
 
 from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Plan
+from orchestrator.latency.timing import Spread
 from orchestrator.search.bounds import check_bounds, costs_before
 from orchestrator.search.costs import Costed, costs_of
 from orchestrator.search.lab.latency_model import pruned
@@ -84,12 +85,12 @@ def test_a_bounded_latency_is_measured_once_before_training(home: Path, tmp_path
     case = Prepared(home, "objectives.bounds={latency_ms: {most: 1000}}")
     calls: list[float] = []
 
-    def clock(*_: Any) -> float:
+    def clock(*_: Any) -> Spread:
         calls.append(float(len(calls) + 1))
-        return calls[-1]
+        return Spread(calls[-1], calls[-1], calls[-1])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.search.costs.latency_ms", clock)
+        patch.setattr("orchestrator.latency.bench.Bench.__call__", clock)
         found = evaluated(case, 0.3, tmp_path)
     assert found.state == "completed"
     assert (

@@ -13,8 +13,9 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost, Features
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
+from orchestrator.latency.bench import Bench, Conditions
+from orchestrator.latency.engines import ENGINES
 from orchestrator.search.lab.latency_model import (
-    dense_latency,
     fit_latency,
     latency_model,
     pruned,
@@ -24,6 +25,7 @@ from tests.structures import small_resnet
 
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
 MODEL = SmallResNet(10, blocks=2).eval()
+BENCH = Bench(Conditions(ENGINES["pytorch"], EXAMPLE), MODEL, lambda: 1.0)
 
 
 def shallow() -> Structure:
@@ -86,21 +88,14 @@ def test_what_is_measured_has_the_shapes_of_the_plan() -> None:
 def test_it_is_fitted_once_and_tells_its_error(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     found = latency_model(
-        MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((done, of))
+        MODEL, shallow(), BENCH, tmp_path, "small", lambda done, of: seen.append((done, of))
     )
-    assert seen[-1] == (96, 96)
+    assert seen[-1] == (48, 48)
     assert 0.0 < found.mean_error <= found.worst_error
     (path,) = tmp_path.glob("latency-*.json")
     assert json.loads(path.read_text())["held_out_error"]["mean"] == found.mean_error
     again = latency_model(
-        MODEL, shallow(), EXAMPLE, tmp_path, "small", lambda done, of: seen.append((0, 0))
+        MODEL, shallow(), BENCH, tmp_path, "small", lambda done, of: seen.append((0, 0))
     )
-    assert seen[-1] == (96, 96)
+    assert seen[-1] == (48, 48)
     assert again(shallow().sizes) == found(shallow().sizes)
-
-
-def test_the_dense_latency_is_measured_once_per_model_and_shape(tmp_path: Path) -> None:
-    first = dense_latency(MODEL, EXAMPLE, tmp_path, "small")
-    assert dense_latency(MODEL, EXAMPLE, tmp_path, "small") == first
-    dense_latency(MODEL, Inputs((torch.zeros(2, 1, 8, 8),)), tmp_path, "small")
-    assert len(list(tmp_path.iterdir())) == 2

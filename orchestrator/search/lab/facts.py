@@ -63,7 +63,7 @@ class Facts:
 
     @property
     def all_dense_costs(self) -> dict[str, float]:
-        """The dense model's costs with its latency, which is measured when it is first asked for."""
+        """The dense model's costs with its latency, measured when it is first asked for."""
         return {**self.dense_costs, "latency_ms": self.prices.bench.dense_ms}
 
     @cached_property

@@ -63,7 +63,7 @@ def context_of(
         scores=scores,
         sensitivity=sensitivity,
         pools=None if method.scope == "local" else pools_of(structure, method, model),
-        round_to=method.round_to,
+        round_to=method.rounding,
         method=method.name,
         then=then,
         weight=None if method.removes_units else weight_of(method),

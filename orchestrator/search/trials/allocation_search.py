@@ -132,7 +132,7 @@ class _Sizes:
         return self._possible(scaled(sizes, macs_of, macs(self.asked), share))
 
     def _possible(self, kept: Counts) -> Counts:
-        up = rounded(self._pruner.structure, kept, self._pruner.method.round_to)
+        up = rounded(self._pruner.structure, kept, self._pruner.method.rounding)
         return np.where(self._is_block, self.asked, np.minimum(up, self._alive))
 
 

@@ -1,0 +1,139 @@
+"""Latency: models in turn, beside the dense one, in each engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.errors import ConfigError
+from lightning_modules.models import SmallResNet
+from lightning_modules.pruning.inputs import Inputs
+from orchestrator.compose import load_settings
+from orchestrator.export.onnx import write_onnx
+from orchestrator.latency.bench import Bench, Conditions, alone
+from orchestrator.latency.engines import ENGINES
+from orchestrator.latency.timing import LEAST_TURNS, MOST_TURNS, ratios_to_first, timed_in_turn
+from orchestrator.search.lab.latencies import conditions_of
+from orchestrator.settings.objectives import ObjectiveSettings
+
+EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
+
+
+class Slow(nn.Module):
+    """A pass takes `ms`, times `factor()`."""
+
+    def __init__(self, ms: float, factor: Callable[[], float] = lambda: 1.0) -> None:
+        super().__init__()
+        self.ms = ms
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.ms * self.factor() / 1000.0)
+        return x
+
+
+def test_a_machine_that_slows_down_slows_both_of_a_pair() -> None:
+    machine = {"factor": 1.0}
+    bench = Bench(
+        Conditions(ENGINES["pytorch"], EXAMPLE), Slow(4.0, lambda: machine["factor"]), lambda: 10.0
+    )
+    half = Slow(2.0, lambda: machine["factor"])
+    idle = bench(half).median
+    machine["factor"] = 3.0
+    busy = bench(half).median
+    assert idle == pytest.approx(5.0, rel=0.2)
+    assert busy == pytest.approx(5.0, rel=0.2)
+
+
+def test_every_model_is_passed_as_often_before_and_after_each_other() -> None:
+    order: list[str] = []
+    runs = [lambda: order.append("a"), lambda: order.append("b")]
+    rows = timed_in_turn(runs, seconds=0.0)
+    assert rows.shape == (LEAST_TURNS, 2)
+    timed = order[-4 * LEAST_TURNS :]
+    assert timed[:8] == ["a", "a", "b", "b", "b", "b", "a", "a"]
+
+
+def test_quick_models_are_passed_a_hundred_times_and_no_more() -> None:
+    assert len(timed_in_turn([lambda: None, lambda: None])) == MOST_TURNS
+
+
+def test_ratios_are_of_the_same_turn() -> None:
+    milliseconds = np.array([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    (ratio,) = ratios_to_first(milliseconds)
+    assert (ratio.lower, ratio.median, ratio.upper) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnxruntime"])
+def test_an_engine_measures_and_leaves_the_model_as_it_was(name: str) -> None:
+    model = SmallResNet(10, width=4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    spread, unsteadiness = alone(conditions_of(ObjectiveSettings(engine=name), EXAMPLE), model)
+    assert 0.0 < spread.lower <= spread.median <= spread.upper
+    assert unsteadiness >= 0.0
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime_int8", "compile"])
+def test_slow_engines_measure_too(name: str) -> None:
+    ENGINES[name].require()
+    spread, _ = alone(Conditions(ENGINES[name], EXAMPLE), SmallResNet(10, width=4))
+    assert spread.median > 0.0
+
+
+def test_an_exported_model_runs_as_the_file_that_it_is(tmp_path) -> None:
+    exported = write_onnx(SmallResNet(10, width=4), [EXAMPLE], tmp_path / "model.onnx")
+    for name in ("pytorch", "onnxruntime"):
+        assert alone(Conditions(ENGINES[name], EXAMPLE), exported)[0].median > 0.0
+
+
+def test_a_batch_is_repeated_samples() -> None:
+    conditions = conditions_of(ObjectiveSettings(batch_size=8, engine_threads=1), EXAMPLE)
+    assert conditions.example.args[0].shape == (8, 1, 8, 8)
+    assert conditions.threads == 1
+
+
+def test_a_batch_that_cannot_be_made_is_refused() -> None:
+    apart = Inputs((torch.zeros(1, 3), torch.zeros(7)))
+    with pytest.raises(ConfigError, match=r"objectives.batch_size=8 needs.*take batch_size=1"):
+        conditions_of(ObjectiveSettings(batch_size=8), apart)
+
+
+def test_settings_name_every_engine() -> None:
+    for name in ENGINES:
+        assert ObjectiveSettings(engine=name).engine == name
+
+
+def test_widths_are_multiples_of_eight_where_onnx_runtime_is_the_goal() -> None:
+    plain = load_settings({"experiment": "digits_small"})
+    other = load_settings({"experiment": "digits_small", "objectives": {"engine": "onnxruntime"}})
+    goal = load_settings(
+        {
+            "experiment": "digits_small",
+            "objectives": {"engine": "onnxruntime", "costs": ["latency_ms"]},
+        }
+    )
+    told = load_settings(
+        {
+            "experiment": "digits_small",
+            "objectives": {"engine": "onnxruntime", "costs": ["latency_ms"]},
+            "method": {"round_to": 2},
+        }
+    )
+    multiples = [settings.method.rounding for settings in (plain, other, goal, told)]
+    assert multiples == [1, 1, 8, 2]
+
+
+def test_latency_is_measured_where_the_example_lies() -> None:
+    """Lightning leaves a model on the CPU; its inputs may be elsewhere."""
+    model = nn.Linear(3, 1)
+    example = Inputs((torch.zeros(1, 3, device="meta"),))
+    Conditions(ENGINES["pytorch"], example).prepare(model)()
+    assert model.weight.device.type == "meta"
