@@ -107,10 +107,12 @@ class Card:
             "## Files",
             "",
             f"Outputs are compared with PyTorch on validation data; {quality} is measured there in "
-            "the format's own engine.",
+            "the format's own engine. Latencies are medians of passes in turn with the dense one, "
+            "in floating point in the same engine, on the machine that exported.",
             "",
-            f"| file | MB | seconds to load | largest difference | equal predictions | {quality} |",
-            "|---|---|---|---|---|---|",
+            f"| file | MB | seconds to load | largest difference | equal predictions | {quality} "
+            "| ms | dense ms | faster |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for export in self.exports:
             lines.append(self._file(export))
@@ -119,7 +121,7 @@ class Card:
 
     def _file(self, export: Exported) -> str:
         if export.reason:
-            return f"| {export.file} | not there: {export.reason} | | | | |"
+            return f"| {export.file} | not there: {export.reason} | | | | | | | |"
         equal = "" if export.equal_predictions is None else percent(export.equal_predictions)
         quality = export.metrics.get(self.front.quality)
         cells = [
@@ -129,8 +131,19 @@ class Card:
             f"{export.largest_difference:.2g}",
             equal,
             "" if quality is None else f"{quality:.4f}",
+            *self._latency(export),
         ]
         return f"| {' | '.join(cells)} |"
+
+    def _latency(self, export: Exported) -> list[str]:
+        """Cells: the file's milliseconds with their quartiles, the dense model's, their ratio."""
+        if export.latency_ms is None or export.faster is None:
+            return ["", "", ""]
+        return [
+            f"{export.latency_ms:.3g} (quartiles {export.latency_iqr_ms:.2g} apart)",
+            f"{export.dense_latency_ms:.3g}",
+            f"{export.faster:.1f}x",
+        ]
 
     def _loading(self) -> str:
         lines = ["## Loading", "", "```python", PYTHON, ""]

@@ -25,8 +25,9 @@ class Format:
     exports a model to a path and gives the exported one as a module, which takes the inputs of the
     network and gives the tensors of its outputs: one, or a tuple of several. The batches of inputs
     are training data to calibrate with. `load` gives the module of a file. `exact` says that the
-    file computes what the model does, but for the order of sums. `usage` are the lines of Python
-    that load and call it; `{file}` and `{inputs}` stand in for its path and its inputs' names.
+    file computes what the model does, but for the order of sums. `engine` names the engine in which
+    the dense model is timed beside it. `usage` are the lines of Python that load and call it;
+    `{file}` and `{inputs}` stand in for its path and its inputs' names.
     Errors: ConfigError for a model that does not export, DataError for a file that does not load.
     """
 
@@ -36,6 +37,7 @@ class Format:
     write: Callable[[nn.Module, Iterable[Inputs], Path], nn.Module]
     load: Callable[[Path], nn.Module]
     exact: bool
+    engine: str
     usage: str
 
 
@@ -51,10 +53,29 @@ EXPORT_FORMATS = {
             write_pt2,
             Program,
             exact=True,
+            engine="pytorch",
             usage='outputs = torch.export.load("{file}").module()(*tensors)',
         ),
-        Format("onnx", "model.onnx", require_packages, write_onnx, OnnxModel, True, _RUNTIME),
-        Format("int8", "model.int8.onnx", require_packages, quantise, OnnxModel, False, _RUNTIME),
+        Format(
+            "onnx",
+            "model.onnx",
+            require_packages,
+            write_onnx,
+            OnnxModel,
+            exact=True,
+            engine="onnxruntime",
+            usage=_RUNTIME,
+        ),
+        Format(
+            "int8",
+            "model.int8.onnx",
+            require_packages,
+            quantise,
+            OnnxModel,
+            exact=False,
+            engine="onnxruntime",
+            usage=_RUNTIME,
+        ),
     )
 }
 """By name; files differ."""

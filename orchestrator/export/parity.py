@@ -29,8 +29,9 @@ class Exported:
 
     `largest_difference` is that of all outputs, `largest_output` what it compares with.
     `equal_predictions` is the share of samples with the same class, None where outputs are no
-    scores of classes. `metrics` are the task's, measured in the format's engine. A `reason` says
-    why there is no usable file.
+    scores of classes. `metrics` are the task's, measured in the format's engine. `latency_ms` is
+    that of the file, `latency_iqr_ms` the distance of its quartiles, `dense_latency_ms` that of the
+    dense model in floating point beside it. A `reason` says why there is no usable file.
     """
 
     format: str
@@ -43,6 +44,16 @@ class Exported:
     equal_predictions: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    latency_ms: float | None = None
+    latency_iqr_ms: float | None = None
+    dense_latency_ms: float | None = None
+
+    @property
+    def faster(self) -> float | None:
+        """How many times as fast as the dense model; None where that was not measured."""
+        if not self.latency_ms or not self.dense_latency_ms:
+            return None
+        return self.dense_latency_ms / self.latency_ms
 
 
 @dataclass(frozen=True)

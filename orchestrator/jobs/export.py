@@ -27,6 +27,7 @@ from orchestrator.export.flat import input_names
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.export.parity import Comparison, Exported
 from orchestrator.files import write_atomic
+from orchestrator.jobs.deployed import shortfall, with_latencies
 from orchestrator.jobs.outputs import BASELINES, CONFIG, FRONT
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
@@ -36,6 +37,7 @@ from orchestrator.results.choose import Front
 from orchestrator.results.quantities import mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow, read_csv
 from orchestrator.search.goals import goals_of
+from orchestrator.search.lab.dense import unchecked_model
 from orchestrator.search.plans.finished import WEIGHTS, read_plan, save_document
 from orchestrator.search.plans.lineage import differences
 from orchestrator.seeds import Stream, seed_of
@@ -154,10 +156,14 @@ class _Exporter:
             model = Whole(model, document.get("network"))
         comparison = self._comparison(model)
         shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
-        exports = []
+        exports: list[Exported] = []
         for name in formats:
             progress.tick(f"{name}: exported, loaded and compared")
             exports.append(comparison.export(EXPORT_FORMATS[name], folder))
+        progress.tick("latency, beside the dense model")
+        dense = pruned_part(unchecked_model(self.settings))
+        example = comparison.samples[0].first()
+        exports = with_latencies(exports, folder, dense, example, self.settings.objectives)
         save_document(folder, document)
         card = Card(
             study=self.settings.study.name,
@@ -213,5 +219,10 @@ def _show(settings: Settings, front: Front, chosen: Chosen) -> None:
     ]
     for cost, ratio in row.ratios.items():
         lines.append((cost, f"{percent(ratio)} of the dense model's"))
+    rounding = settings.method.choices()[0].rounding
+    for exported in chosen.exports:
+        words = shortfall(exported, row.ratios["flops"], rounding)
+        if words:
+            lines.append(("latency", words))
     lines.append(("files", f"{chosen.folder}; how to load them: {chosen.folder / CARD}"))
     show(summary_table("the chosen model", lines))

@@ -175,11 +175,12 @@ def export_table(exports: Sequence[Exported], quality: str) -> Table:
     from rich.table import Table
 
     table = Table(title="Exported files, compared on validation data", title_justify="left")
-    for header in ("file", "MB", "largest difference", "equal predictions", quality):
+    headers = ("file", "MB", "largest difference", "equal predictions", quality, "ms", "faster")
+    for header in headers:
         table.add_column(header, justify="left" if header == "file" else "right")
     for export in exports:
         if export.reason:
-            table.add_row(export.file, "", f"left out: {export.reason}", "", "")
+            table.add_row(export.file, "", f"left out: {export.reason}")
             continue
         equal = "" if export.equal_predictions is None else percent(export.equal_predictions)
         value = export.metrics.get(quality)
@@ -189,5 +190,7 @@ def export_table(exports: Sequence[Exported], quality: str) -> Table:
             f"{export.largest_difference:.2g}",
             equal,
             "" if value is None else f"{value:.4f}",
+            "" if export.latency_ms is None else f"{export.latency_ms:.3g}",
+            "" if export.faster is None else f"{export.faster:.1f}x",
         )
     return table

@@ -110,7 +110,9 @@ def test_an_exact_file_that_computes_something_else_is_left_out(tmp_path: Path) 
     def load(path: Path) -> nn.Module:
         return nn.Linear(3, 2)
 
-    wrong = Format("wrong", "model.wrong", lambda: None, write, load, exact=True, usage="")
+    wrong = Format(
+        "wrong", "model.wrong", lambda: None, write, load, exact=True, engine="pytorch", usage=""
+    )
     batches = [Inputs((torch.randn(4, 3),))]
     exported = Comparison(model, batches, batches, lambda network: {}).export(wrong, tmp_path)
     assert "its outputs differ from the model's" in exported.reason
@@ -122,7 +124,9 @@ def test_whatever_an_exporter_raises_is_a_reason_and_nothing_more(tmp_path: Path
         path.write_text("half a file")
         raise KeyError("an operator")
 
-    broken = Format("broken", "model.broken", lambda: None, write, lambda path: nn.ReLU(), True, "")
+    broken = Format(
+        "broken", "model.broken", lambda: None, write, lambda path: nn.ReLU(), True, "pytorch", ""
+    )
     batches = [Inputs((torch.randn(4, 3),))]
     comparison = Comparison(nn.Linear(3, 2), batches, batches, lambda network: {})
     assert comparison.export(broken, tmp_path).reason == "KeyError: 'an operator'"
