@@ -6,6 +6,7 @@ from typing import Any
 
 __all__ = [
     "check",
+    "compare",
     "export",
     "inspect",
     "load_exported",
@@ -19,6 +20,7 @@ __all__ = [
 
 _WHERE = {
     "check": ("orchestrator.jobs.checked", "check"),
+    "compare": ("orchestrator.jobs.compare", "compare"),
     # the package itself, which can be called
     "export": ("orchestrator.export", ""),
     "inspect": ("orchestrator.jobs.checked", "inspect"),

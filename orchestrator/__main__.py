@@ -49,6 +49,8 @@ from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree
 from orchestrator.stopped import Stopped, stoppable
 
+SEARCH = "orchestrator.jobs.checked.search"
+"""The job whose studies are compared at the end of a multirun."""
 SPINS = "300"
 """Turns that a thread of OpenMP waits busily.
 
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
             codes = Codes(Path(scratch))
             door = hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)
             door(_job(codes))()
+            _compare_sweep(codes)
             return codes.worst()
     except Stopped as stopped:
         return _say_how_to_go_on(words, stopped.signum)
@@ -102,7 +105,7 @@ def _share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def run_job(config: DictConfig) -> None:
+def run_job(config: DictConfig, codes: Codes) -> None:
     """Hands the job one validated value; everything below knows no Hydra.
 
     Errors: UserError.
@@ -114,11 +117,13 @@ def run_job(config: DictConfig) -> None:
     plain = settled(config, [*asked.hydra, *asked.task], name=name)
     settings = schema.load(plain)
     settings.job.build(settings)
+    if settings.job.target == SEARCH:
+        codes.add_study(settings.study.folder)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Exit codes of all runs, as files.
+    """Exit codes of all runs, and the folders of the studies that ended, as files.
 
     A launcher may begin runs in processes that share nothing else with this one. Of runs on other
     machines the scheduler knows how they ended.
@@ -127,12 +132,21 @@ class Codes:
     folder: Path
 
     def add(self, code: int) -> None:
+        self._add("code", str(code))
+
+    def add_study(self, folder: Path) -> None:
+        self._add("study", str(folder.resolve()))
+
+    def _add(self, kind: str, text: str) -> None:
         if self.folder.is_dir():
-            write_atomic(self.folder / uuid.uuid4().hex, str(code))
+            write_atomic(self.folder / f"{kind}-{uuid.uuid4().hex}", text)
+
+    def studies(self) -> list[Path]:
+        return sorted([Path(path.read_text()) for path in self.folder.glob("study-*")])
 
     def worst(self) -> int:
         """A bug says more about the whole than a mistake in one of several runs."""
-        codes = [int(path.read_text()) for path in self.folder.iterdir()]
+        codes = [int(path.read_text()) for path in self.folder.glob("code-*")]
         if 1 in codes:
             return 1
         return max(codes, default=0)
@@ -150,7 +164,7 @@ def _job(codes: Codes) -> Callable[[DictConfig], None]:
             _announce_run()
             _hide_secrets_of_multirun()
         try:
-            run_job(config)
+            run_job(config, codes)
         except UserError as error:
             _say(str(error))
             codes.add(2)
@@ -159,6 +173,20 @@ def _job(codes: Codes) -> Callable[[DictConfig], None]:
             codes.add(1)
 
     return job
+
+
+def _compare_sweep(codes: Codes) -> None:
+    """The studies of a multirun side by side, where two or more have ended."""
+    folders = codes.studies()
+    if len(folders) < 2:
+        return
+    from orchestrator.jobs.compare import compare
+
+    try:
+        compare(folders)
+    except UserError as error:
+        # the studies have ended: what cannot be compared is told, and is no failure
+        _say(f"the studies are not compared: {error}")
 
 
 def _announce_run() -> None:
@@ -236,7 +264,10 @@ def _override_message(
     choices = []
     for other in others:
         key = other.key_or_group
-        if key == "hydra.searchpath" or loader.get_group_options(key):
+        if other.is_sweep_override() and loader.get_group_options(key):
+            # a multirun: its first run says as much as the others
+            choices.append(f"{key}={next(other.sweep_string_iterator())}")
+        elif key == "hydra.searchpath" or loader.get_group_options(key):
             choices.append(str(other.input_line))
     tree = OmegaConf.to_container(hydra.compose(CONFIG_NAME, choices), resolve=False)
     keys = _dotted(tree) if isinstance(tree, Mapping) else []

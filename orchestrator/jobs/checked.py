@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.jobs.check import Checked
     from orchestrator.jobs.export import Chosen
     from orchestrator.jobs.inspect import Inspection
+    from orchestrator.report.comparison import Compared
 
 _OURS = ("lightning_modules.", "orchestrator.", "torch.", "optuna.")
 
@@ -71,6 +72,17 @@ def report(settings: Settings) -> Path:
     from orchestrator.jobs.report import report
 
     return report(settings)
+
+
+def compare(settings: Settings, studies: Sequence[str]) -> Compared:
+    """Show studies below `study.out` side by side, on a page and in a table.
+
+    `studies` are names or patterns of names; none means all that are finished.
+    Errors: ConfigError for fewer than two, and for one that is not finished.
+    """
+    from orchestrator.jobs.compare import compare, studies_in
+
+    return compare(studies_in(settings.study.out, studies))
 
 
 def check(settings: Settings) -> Checked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_modules.errors import DataError
+from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
@@ -18,6 +18,7 @@ from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, duration, percent
 from orchestrator.results.rows import (
     ConfirmedRow,
@@ -157,6 +158,24 @@ def _free_in_words(free: Mapping[str, float]) -> str:
 def _left_out(summary: Mapping[str, Any]) -> str:
     names = ", ".join(summary["baselines_left_out"])
     return f"baselines {names}: they would not have ended within study.budget={summary['budget']}"
+
+
+def stored_view(folder: Path) -> StudyView:
+    """A finished study as its page shows it, from its files.
+
+    Errors: ConfigError for a folder without one, DataError for files that cannot be read.
+    """
+    known = read_known(folder)
+    summary = read_cache(folder / SUMMARY, dict)
+    if known is None or summary is None:
+        raise ConfigError(
+            f"a finished study has {GROUPS} and {SUMMARY} in its folder; {folder} has not: give "
+            "the name or folder of one that has ended"
+        )
+    dense, *baselines = read_csv(folder / BASELINES, ConfirmedRow)
+    front = read_csv(folder / FRONT, ConfirmedRow)
+    rows = Rows(read_csv(folder / TRIALS, TrialRow), front, baselines, dense)
+    return view_of(folder, known, rows, read_csv(folder / RUNGS_FILE, RungRow), summary)
 
 
 def finished_before(settings: Settings) -> Outputs | None:

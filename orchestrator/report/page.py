@@ -36,20 +36,25 @@ def page(view: StudyView) -> str:
     names of groups and metrics are a user's.
     """
     sections = [section(view) for section in SECTIONS]
+    return html(view.name, sections, view.quality, view.sign)
+
+
+def html(title: str, sections: Sequence[Section], quality: str, sign: float) -> str:
+    """These sections as one page; see `page`."""
     charts: dict[str, Any] = {}
     for section in sections:
         for part in section.parts:
             if isinstance(part, Chart):
                 charts[part.name] = part.spec
     data = {
-        "study": view.name,
-        "sign": view.sign,
-        "quality": view.quality,
+        "study": title,
+        "sign": sign,
+        "quality": quality,
         "costs": {cost: _cost(cost) for cost in COSTS},
         "charts": charts,
     }
     return Template(_asset("page.html")).substitute(
-        title=escape(view.name),
+        title=escape(title),
         style=_asset("page.css"),
         sections="\n".join([_section(section) for section in sections]),
         data=_json(data),

@@ -78,6 +78,18 @@ def _compared(row: ConfirmedRow, rows: Rows, names: Sequence[str]) -> list[str]:
     return cells
 
 
+def plain_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of text, the first column to the left and numbers to the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
     """Two columns, (name, value), in the order given."""
     from rich.table import Table

@@ -81,7 +81,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def load(config: dict[str, Any]) -> Any:
         seen.append(config)
-        return SimpleNamespace(job=SimpleNamespace(build=build), config=config)
+        return SimpleNamespace(job=SimpleNamespace(build=build, target=""), config=config)
 
     monkeypatch.setattr(schema, "load", load)
     return seen
@@ -150,6 +150,10 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
         (["+experiment"], "an override is key=value; '+experiment' cannot be read"),
         (["+model=resnet18"], "model"),
         (["--resolve"], "--resolve"),
+        (
+            ["-m", "model=resnet18,resnet50", "study.n_trails=3"],
+            "the configuration has no 'study.n_trails'; nearest: study.n_trials",
+        ),
         (["-m", "+experiment=resnet5,resnet50"], "experiment has no 'resnet5'; nearest: resnet50"),
         (["+experiment=hollow"], "study.out must have a value; give it as study.out=..."),
         (["+experiment=crooked"], "study.name: "),
@@ -268,7 +272,7 @@ def build(settings):
     finally:
         print('cleaned up', flush=True)
 
-schema.load = lambda config: SimpleNamespace(job=SimpleNamespace(build=build))
+schema.load = lambda config: SimpleNamespace(job=SimpleNamespace(build=build, target=""))
 sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
 """
     with subprocess.Popen(
@@ -330,7 +334,7 @@ def test_every_choice_of_the_real_tree_composes_into_valid_settings(
 
     def load(config: dict[str, Any]) -> Any:
         loaded.append(real(config))
-        return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None))
+        return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None, target=""))
 
     monkeypatch.setattr(schema, "load", load)
     asked: list[str] = []

@@ -35,7 +35,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, 
 
     def load(config: dict[str, Any]) -> Any:
         seen.append(config)
-        return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None))
+        return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None, target=""))
 
     monkeypatch.setattr(schema, "load", load)
     monkeypatch.chdir(tmp_path)

@@ -39,8 +39,8 @@ _STOPPED = "trials, ended early (validation)"
 def front_section(view: StudyView) -> Section:
     """The front over all trials, with the choice of a budget, and as a table."""
     explanation = (
-        f"Each point is a model: how good it is ({view.quality}, {_better(view)}) against what is "
-        "left of a cost. Confirmed models stand on test data with one standard deviation over "
+        f"Each point is a model: how good it is ({view.quality}, {better(view.sign)}) against what "
+        "is left of a cost. Confirmed models stand on test data with one standard deviation over "
         "their seeds, trials faintly on validation data; thin lines lead from a trial to those "
         "that began from its weights. Point at a model, and it lights up everywhere."
     )
@@ -66,8 +66,9 @@ def _headline(view: StudyView) -> list[Line]:
     return [Line(f"{words} The smallest {near} is trial {smallest['trial']}: {share}.")]
 
 
-def _better(view: StudyView) -> str:
-    return "more is better" if view.sign > 0 else "less is better"
+def better(sign: float) -> str:
+    """Which way a quality of this sign is better, in words."""
+    return "more is better" if sign > 0 else "less is better"
 
 
 def offered_costs(rows: Rows) -> list[str]:
@@ -162,8 +163,10 @@ def _spec(view: StudyView) -> dict[str, Any]:
         "height": 380,
         "data": {"values": data},
         "params": _params(view),
-        "transform": _transforms(),
-        "encoding": _axes(view),
+        "transform": positions(),
+        "encoding": quality_axis(
+            view.quality, view.sign, quality_limits(upright(view.rows, view.sign))
+        ),
         "layer": [
             _links(),
             _points("trials", [_TRIAL], looks, size=36),
@@ -192,7 +195,7 @@ def _params(view: StudyView) -> list[dict[str, Any]]:
     ]
 
 
-def _transforms() -> list[dict[str, Any]]:
+def positions() -> list[dict[str, Any]]:
     """Positions along the cost that is chosen; on the log scale they are octaves."""
 
     def position(ratio: str) -> str:
@@ -207,9 +210,10 @@ def _transforms() -> list[dict[str, Any]]:
     ]
 
 
-def _axes(view: StudyView) -> dict[str, Any]:
-    low, high = quality_limits(upright(view.rows, view.sign))
-    if view.sign < 0:
+def quality_axis(quality: str, sign: float, limits: tuple[float, float]) -> dict[str, Any]:
+    """The axes: the position along the cost, and the quality within `limits` of upright rows."""
+    low, high = limits
+    if sign < 0:
         low, high = -high, -low
     step = "scale === 'log' && span(domain('x')) > 2 ? 1 : 0.01"
     label = "format(scale === 'log' ? pow(2, datum.value) : datum.value, '.3~p')"
@@ -224,8 +228,8 @@ def _axes(view: StudyView) -> dict[str, Any]:
         "y": {
             "field": "quality",
             "type": "quantitative",
-            "scale": {"domain": [low, high], "clamp": True, "reverse": view.sign < 0},
-            "title": f"{view.quality} ({_better(view)})",
+            "scale": {"domain": [low, high], "clamp": True, "reverse": sign < 0},
+            "title": f"{quality} ({better(sign)})",
         },
     }
 

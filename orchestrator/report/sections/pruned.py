@@ -93,7 +93,8 @@ def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
     return records
 
 
-def _group_axis(rows: Sequence[str]) -> Record:
+def group_axis(rows: Sequence[str]) -> Record:
+    """An axis of groups in this order, with names that are cut at their beginning."""
     short = f"'…' + slice(datum.label, -{_LABEL - 1})"
     label = f"length(datum.label) > {_LABEL} ? {short} : datum.label"
     return {
@@ -135,7 +136,7 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
                 "sort": models,
                 "axis": {"labelAngle": 0, "orient": "top", "title": "trial, from large to small"},
             },
-            "y": _group_axis([row.name for row in rows]),
+            "y": group_axis([row.name for row in rows]),
             "tooltip": _tooltip(),
         },
         "layer": [
@@ -180,7 +181,7 @@ def _outline(view: StudyView, records: list[Record]) -> Record:
         "height": _STEP * len(names),
         "data": {"values": records},
         "params": [picked_param()],
-        "encoding": {"y": _group_axis(names), "tooltip": _tooltip()},
+        "encoding": {"y": group_axis(names), "tooltip": _tooltip()},
         "layer": [
             {
                 "name": "whole",
