@@ -53,7 +53,7 @@ class Card:
         difference = self.row.test_mean - dense.test_mean
         return (
             f"# {self.network}, pruned\n\n"
-            f"Trial {self.row.trial} of the study `{self.study}`, chosen by {self.rule}.\n\n"
+            f"{self.row.words.capitalize()} of the study `{self.study}`, chosen by {self.rule}.\n\n"
             f"Its {quality} on test data is "
             f"{mean_and_spread(self.row.test_mean, self.row.test_std)} over {self.row.seeds} "
             f"seeds; the dense model's is {mean_and_spread(dense.test_mean, dense.test_std)} "
@@ -89,6 +89,13 @@ class Card:
         return "\n".join(lines)
 
     def _made(self) -> str:
+        if "lineage" not in self.document:
+            return (
+                "## How it was made\n\n"
+                f"The baseline `{self.row.origin}` made it: pruned by `{self.document['method']}` "
+                f"to the cost of trial {self.row.trial}, finetuned as long. It stands on the front "
+                "because it is ahead of the search's models on validation data."
+            )
         links = self.document["lineage"]["links"]
         trials = [str(link["trial"]) for link in links]
         rounds = sum(link["trained_rounds"] for link in links)

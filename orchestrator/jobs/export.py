@@ -73,7 +73,7 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     _require_same_study(settings)
     row = settings.select.build(front=front)
     with Progress() as progress:
-        progress.phase("export", f"trial {row.trial} as {', '.join(formats)}")
+        progress.phase("export", f"{row.words} as {', '.join(formats)}")
         chosen = _Exporter(settings, front, row).write(formats, progress)
     _show(settings, front, chosen)
     return chosen
@@ -135,7 +135,7 @@ class _Exporter:
     def write(self, formats: Sequence[str], progress: Progress) -> Chosen:
         """The folder appears when it is whole, in the place of an earlier one."""
         study = self.settings.study.folder
-        source = study / "models" / str(self.row.trial)
+        source = study / "models" / self.row.name
         part = study / f".{BEST}.{uuid.uuid4().hex}"
         part.mkdir(parents=True)
         try:
@@ -214,7 +214,7 @@ def _show(settings: Settings, front: Front, chosen: Chosen) -> None:
     dense = mean_and_spread(front.dense.test_mean, front.dense.test_std)
     ours = mean_and_spread(row.test_mean, row.test_std)
     lines: list[tuple[str, Any]] = [
-        ("trial", f"{row.trial}, by {_rule(settings)}"),
+        ("model", f"{row.words}, by {_rule(settings)}"),
         (front.quality, f"{ours} on test data; dense {dense}"),
     ]
     for cost, ratio in row.ratios.items():

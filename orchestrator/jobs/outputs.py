@@ -17,10 +17,11 @@ from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
-from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.report.tables import BEATEN, beaten, front_table, show, summary_table
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, duration, percent
 from orchestrator.results.rows import (
+    FRONT_ORIGIN,
     ConfirmedRow,
     Rows,
     RungRow,
@@ -63,6 +64,12 @@ class Outputs:
     def rows(self) -> Rows:
         return Rows(self.trials, self.front, self.baselines, self.dense)
 
+    @property
+    def sign(self) -> float:
+        """1 where a large quality is good, else -1."""
+        known = read_known(self.folder)
+        return 1.0 if known is None else known.sign
+
     def rungs(self) -> list[RungRow]:
         """How far each rung foretold the end."""
         return [RungRow(**row) for row in self.summary.get("rungs", ())]
@@ -98,7 +105,7 @@ class Outputs:
         """The front beside its baselines, then where things are and where the time went."""
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
-        show(front_table(self.rows, objectives.quality, further))
+        show(front_table(self.rows, objectives.quality, further, self.sign))
         lines = [*self._result_lines(), *self._time_lines(), *self._place_lines()]
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 
@@ -110,6 +117,13 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
+        if any([beaten(row, self.front, self.sign) for row in self.front]):
+            lines.append((BEATEN, "a smaller model of the front is better on test data"))
+        ladders = [row.words for row in self.front if row.origin != FRONT_ORIGIN]
+        if ladders:
+            lines.append(
+                ("baselines", f"ahead of the search on validation data: {', '.join(ladders)}")
+            )
         if "free" in summary:
             lines.append(("free to go", _free_in_words(summary["free"])))
         if summary.get("baselines_left_out"):
@@ -123,7 +137,7 @@ class Outputs:
         if smallest["trial"] is None:
             return f"no model is {near}"
         share = f"{percent(smallest['ratio'])} of the {axis_words(self.dense.axis)}"
-        return f"trial {smallest['trial']}: {share}, {near}"
+        return f"model {smallest['trial']}: {share}, {near}"
 
     def _time_lines(self) -> list[tuple[str, str]]:
         summary = self.summary
@@ -139,7 +153,7 @@ class Outputs:
 
     def _place_lines(self) -> list[tuple[str, str]]:
         tables = ", ".join([str(self.folder / name) for name in (FRONT, BASELINES, TRIALS)])
-        models = f"{self.folder / 'models'}/<trial>"
+        models = f"{self.folder / 'models'}/<model>"
         pictures = [self.folder / name for name in (PICTURE, PAGE)]
         return [
             ("tables", tables),
@@ -199,7 +213,7 @@ def finished_before(settings: Settings) -> Outputs | None:
         tell_damaged(folder, error)
         return None
     for row in front:
-        if not (folder / "models" / str(row.trial) / PLAN).exists():
+        if not (folder / "models" / row.name / PLAN).exists():
             return None
     return Outputs(folder, settings.objectives, trials, front, baselines, dense, summary)
 

@@ -122,6 +122,12 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     """
     at = Path(folder)
     document = read_plan(at)
+    if "origin" in document:
+        raise ConfigError(
+            f"{at} holds the model of the baseline '{document['origin']}', which has no chain of "
+            f"plans; the command of its study makes it again (take trial {document['matches']}, "
+            "to which it is matched, for a replay)"
+        )
     lineage = lineage_in(document, at / PLAN)
     settings = settings.with_depth(bool(lineage.recipe["method"]["depth"]))
     _require_same(settings, lineage)

@@ -19,7 +19,8 @@ from orchestrator.jobs.records import record_study
 from orchestrator.jobs.view import write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
-from orchestrator.search.confirmation.final import Confirmation, confirm_front, run_baselines
+from orchestrator.search.confirmation.beside import run_baselines, with_ladders
+from orchestrator.search.confirmation.final import Confirmation, confirm_front
 from orchestrator.search.confirmation.ladders import LadderStep
 from orchestrator.search.goals import Reference, study_reference
 from orchestrator.search.lab.lab import FinalLab
@@ -97,6 +98,7 @@ class _Job:
         confirmation = self._confirmation(explored, chosen)
         members, dense = confirm_front(confirmation, chosen)
         baselines, left_out = self._baselines(confirmation, explored, members)
+        members = with_ladders(facts.goals, members, baselines)
         summary = {
             **self._summary(reference, explored, members),
             "smallest": self._smallest(members, dense),
@@ -169,7 +171,7 @@ class _Job:
                 smallest = row
         return {
             "tolerance": tolerance,
-            "trial": None if smallest is None else smallest.trial,
+            "trial": None if smallest is None else smallest.name,
             "ratio": None if smallest is None else smallest.cost_ratio,
         }
 

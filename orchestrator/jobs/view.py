@@ -111,11 +111,13 @@ def view_of(
 
 def _kept(
     folder: Path, front: Sequence[ConfirmedRow], network: Network
-) -> dict[int, dict[str, float]]:
-    """By the trial of each model of the front: the share kept of groups and of weight tensors."""
+) -> dict[str, dict[str, float]]:
+    """By the name of each model of the front: the share kept of groups and of weight tensors."""
 
     def shares(document: Mapping[str, Any]) -> dict[str, float]:
-        units = document["plan"]["kept"]
+        units = {}
+        for name, runs in document["keep"].items():
+            units[name] = sum([end - first for first, end in runs])
         kept = {}
         for group in network.groups:
             # a group that the plan does not name stays whole
@@ -126,7 +128,7 @@ def _kept(
 
     found = {}
     for row in front:
-        kept = read_cache(folder / "models" / str(row.trial) / PLAN, shares)
-        if kept is not None and row.trial is not None:
-            found[row.trial] = kept
+        kept = read_cache(folder / "models" / row.name / PLAN, shares)
+        if kept is not None:
+            found[row.name] = kept
     return found

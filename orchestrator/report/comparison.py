@@ -27,8 +27,6 @@ STEP = 15
 """Pixels of a row of the map of groups."""
 END_OF_NAME = "length(datum.label) > 16 ? '…' + slice(datum.label, -15) : datum.label"
 """What tells studies apart stands at the end of their names."""
-APART = 100_000
-"""Trials of different studies have numbers that are so far apart on the page."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,8 @@ def _records(compared: Compared) -> list[Record]:
 def _record(view: StudyView, variant: str, index: int, row: ConfirmedRow) -> Record:
     return {
         "what": "front",
-        "trial": APART * index + (row.trial or 0),
-        "model": f"trial {row.trial} of {view.name}",
+        "trial": f"{index}/{row.name}",
+        "model": f"{row.words} of {view.name}",
         "study": view.name,
         "variant": variant,
         "quality": row.test_mean,
@@ -315,15 +313,15 @@ def _groups(compared: Compared) -> Section:
     records = []
     for index, view in enumerate(compared.views):
         row = _nearest(view)
-        if row is None or row.trial is None or row.trial not in view.kept:
+        if row is None or row.name not in view.kept:
             continue
         for group in view.network.groups:
             records.append(
                 {
-                    "trial": APART * index + row.trial,
+                    "trial": f"{index}/{row.name}",
                     "study": view.name,
                     "group": group.name,
-                    "kept": float(f"{view.kept[row.trial].get(group.name, 1.0):.4g}"),
+                    "kept": float(f"{view.kept[row.name].get(group.name, 1.0):.4g}"),
                     "ratio": row.ratios["flops"],
                 }
             )

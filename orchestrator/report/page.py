@@ -116,7 +116,7 @@ def _table(table: PageTable) -> str:
     for index, cells in enumerate(table.rows):
         trial = table.trials[index] if table.trials else None
         # rows of models can be reached by keyboard, as they light up in the charts
-        known = "" if trial is None else f' data-trial="{trial}" tabindex="0"'
+        known = "" if trial is None else f' data-trial="{escape(trial)}" tabindex="0"'
         body.append(f"<tr{known}>{_cells(cells)}</tr>")
     rows = "\n".join(body)
     caption = escape(table.caption)

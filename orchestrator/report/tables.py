@@ -15,25 +15,29 @@ from orchestrator.results.quantities import (
     mean_and_spread,
     percent,
 )
-from orchestrator.results.rows import ConfirmedRow, Rows
+from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.export.parity import Exported
 
+BEATEN = "*"
+"""The mark of a model that a smaller one beats on test data."""
 _ROOMY_WIDTH = 130
 """Columns of a terminal from which on tables have lines."""
 _PLAIN_WIDTH = 200
 """Columns of a table where there is no terminal at which lines would wrap."""
 
 
-def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
+def front_table(rows: Rows, quality: str, further: Sequence[str] = (), sign: float = 1.0) -> Table:
     """One line per confirmed model, large to small, beside it the baselines matched to it.
 
     They are matched by `ConfirmedRow.trial`. All qualities are on test data; 'against dense' is the
     difference of the means. Methods that differ are named. `further` are the costs and metrics that
-    are optimised beside the quality and the cost of the axis.
+    are optimised beside the quality and the cost of the axis. A star marks a model that a smaller
+    one of the front beats on test data, of which the search knew nothing; with `sign` -1 a small
+    quality is good.
     """
     from rich.table import Table
 
@@ -43,7 +47,7 @@ def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
     )
     several_methods = len({row.method for row in rows.front}) > 1
     columns = _columns(rows.axis, further)
-    headers = ["trial", *columns]
+    headers = ["model", *columns]
     if several_methods:
         headers.insert(1, "method")
     for header in headers:
@@ -62,8 +66,22 @@ def front_table(rows: Rows, quality: str, further: Sequence[str] = ()) -> Table:
     if rows.dense is not None:
         table.add_row(*begin(rows.dense, "dense"))
     for row in sorted(rows.front, key=lambda member: -member.cost):
-        table.add_row(*begin(row, str(row.trial)), *_compared(row, rows, names))
+        mark = BEATEN if beaten(row, rows.front, sign) else ""
+        table.add_row(*begin(row, f"{_short(row)}{mark}"), *_compared(row, rows, names))
     return table
+
+
+def _short(row: ConfirmedRow) -> str:
+    """The trial's number, or who made the model."""
+    return str(row.trial) if row.origin == FRONT_ORIGIN else row.words
+
+
+def beaten(row: ConfirmedRow, front: Sequence[ConfirmedRow], sign: float) -> bool:
+    """Whether another model of the front costs less and is better on test data."""
+    for other in front:
+        if other.cost < row.cost and sign * other.test_mean > sign * row.test_mean:
+            return True
+    return False
 
 
 def _compared(row: ConfirmedRow, rows: Rows, names: Sequence[str]) -> list[str]:
@@ -71,6 +89,8 @@ def _compared(row: ConfirmedRow, rows: Rows, names: Sequence[str]) -> list[str]:
     cells = [""]
     if rows.dense is not None:
         cells = [f"{row.test_mean - rows.dense.test_mean:+.4f}"]
+    if row.origin != FRONT_ORIGIN:
+        return cells
     matched = {(other.origin, other.trial): other for other in rows.baselines}
     for name in names:
         match = matched.get((name, row.trial))

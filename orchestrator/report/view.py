@@ -39,7 +39,7 @@ class Network:
 class StudyView:
     """A study as its page shows it.
 
-    `sign` is 1 where a large quality is good, else -1. `kept` has, by the trial of a model of the
+    `sign` is 1 where a large quality is good, else -1. `kept` has, by the name of a model of the
     front, the share that is kept: of a group's units, or of a tensor's weights. `summary` is
     summary.json, empty while the study runs.
     """
@@ -49,6 +49,6 @@ class StudyView:
     sign: float
     rows: Rows
     network: Network = Network()
-    kept: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rungs: Sequence[RungRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)

@@ -59,7 +59,7 @@ def smallest(front: Front, max_drop: float) -> ConfirmedRow:
         best = min(front.rows, key=front.drop)
         raise ConfigError(
             f"select.max_drop={max_drop:g} must be what a model of the front keeps; the nearest is "
-            f"trial {best.trial}, whose {front.quality} is {front.drop(best):.4g} below the dense "
+            f"{best.words}, whose {front.quality} is {front.drop(best):.4g} below the dense "
             "model's (mean less spread on test data): give it that much, or select=knee"
         )
     return min(near, key=lambda row: row.cost)
@@ -105,7 +105,7 @@ def _within(rows: Sequence[ConfirmedRow], column: str, most: float) -> list[Conf
     value, nearest = min(measured, key=lambda pair: pair[0])
     raise ConfigError(
         f"select.max_{column}={most:g} must be what a model of the front keeps; the nearest is "
-        f"trial {nearest.trial} with {value:.4g}: give it that much"
+        f"{nearest.words} with {value:.4g}: give it that much"
     )
 
 

@@ -15,6 +15,9 @@ from lightning_modules.errors import DataError
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.files import write_atomic
 
+FRONT_ORIGIN = "front"
+"""The origin of models that the search found."""
+
 
 class OnAxis:
     """A row of a study whose front is laid out along `axis`, the first of its costs.
@@ -70,10 +73,11 @@ class ConfirmedRow(OnAxis):
 
     `test_mean` and `test_std` are mean and standard deviation of the quality on test data over
     `seeds` finetunings. `origin` says who made it: `front`, the `dense` model, or a baseline by its
-    name. `trial` is the front's trial, or the one that a baseline is matched to; None for the dense
-    model. `sparsity` is the share of the dense model's parameters that are gone or zero, `metrics`
-    are means on test data of the further ones of the study. `latency_iqr_ms` is the distance of the
-    quartiles of its latency.
+    name; models of baselines stand on the front, too, where they are ahead of it. `trial` is the
+    front's trial, or the one that a baseline is matched to; None for the dense model. `sparsity` is
+    the share of the dense model's parameters that are gone or zero, `metrics` are means on test
+    data of the further ones of the study, `latency_iqr_ms` is the distance of the quartiles of its
+    latency. `validation` are means on validation data, which decide what is on the front.
     """
 
     origin: str
@@ -89,6 +93,22 @@ class ConfirmedRow(OnAxis):
     sparsity: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     latency_iqr_ms: float | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other models of its study, and its folder in `models`."""
+        if self.trial is None:
+            return self.origin
+        return str(self.trial) if self.origin == FRONT_ORIGIN else f"{self.origin}-{self.trial}"
+
+    @property
+    def words(self) -> str:
+        """The same where people read it: trial 3, uniform 3."""
+        if self.trial is None:
+            return self.origin
+        maker = "trial" if self.origin == FRONT_ORIGIN else self.origin
+        return f"{maker} {self.trial}"
 
 
 @dataclass(frozen=True)

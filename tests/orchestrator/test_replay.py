@@ -249,3 +249,11 @@ def test_other_settings_and_folders_without_a_lineage_are_refused(
         orchestrator.replay(here.settings, last)
     with pytest.raises(DataError, match="a pruned model is a folder with"):
         orchestrator.replay(here.settings, tmp_path / "nowhere")
+
+
+def test_the_model_of_a_baseline_has_no_chain_to_replay(tmp_path: Path) -> None:
+    plan = {"origin": "uniform", "matches": 3, "keep": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    settings = orchestrator.load_settings({"experiment": "digits_small"})
+    with pytest.raises(ConfigError, match=r"baseline 'uniform'.*take trial 3"):
+        orchestrator.replay(settings, tmp_path)

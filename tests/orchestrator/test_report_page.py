@@ -54,7 +54,7 @@ def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv"
     front = [confirmed("front", n, rows[n].ratios["flops"]) for n in range(models)]
     baselines = [confirmed("uniform", row.trial, row.cost_ratio) for row in front]
     facts = [GroupFacts(f"{group}{n}", "channel", 16, 1 / groups) for n in range(groups)]
-    kept = {n: {fact.name: (n + 1) / 16 for fact in facts} for n in range(models)}
+    kept = {str(n): {fact.name: (n + 1) / 16 for fact in facts} for n in range(models)}
     return StudyView(
         name="small",
         quality="accuracy",
@@ -185,11 +185,11 @@ def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
         GroupFacts("stem", "channel", 4, 0.5),
     ]
     known = Known("accuracy", 1.0, ("flops",), Network(facts))
-    plan = {"plan": {"kept": {"block.conv": 6, "block": 0}}, "density": {"fc.weight": 0.25}}
+    plan = {"keep": {"block.conv": [[0, 6]], "block": []}, "density": {"fc.weight": 0.25}}
     write_atomic(tmp_path / "models" / "1" / "plan.json", json.dumps(plan))
     shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
     gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
-    assert shown.kept == {1: gone}
+    assert shown.kept == {"1": gone}
 
 
 def test_a_checkout_that_is_not_installed_has_an_environment(

@@ -84,5 +84,5 @@ def test_a_foreign_file_and_a_broken_cell_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2: test_mean must be float; got 'good'"):
         read_csv(path, ConfirmedRow)
     path.write_text(text.replace(",models/3", ""))
-    with pytest.raises(DataError, match=r"line 2 must have 12 cells; it has 11"):
+    with pytest.raises(DataError, match=r"line 2 must have 14 cells; it has 13"):
         read_csv(path, ConfirmedRow)

@@ -18,12 +18,12 @@
     picked = trial;
     for (const view of views) view.signal("picked", trial).runAsync();
     for (const row of document.querySelectorAll("tr[data-trial]"))
-      row.classList.toggle("lit", Number(row.dataset.trial) === trial);
+      row.classList.toggle("lit", row.dataset.trial === trial);
   }
 
   function trialOf(item) {
     const trial = item && item.datum ? item.datum.trial : null;
-    return typeof trial === "number" ? trial : null;
+    return typeof trial === "string" ? trial : null;
   }
 
   // As select=max_quality: the largest mean less spread within the budget; the first of equals.
@@ -51,7 +51,7 @@
       `job=export study.name=${data.study} select=max_quality ${data.costs[cost].limit}=${most}`;
     const left = (100 * model.ratios[cost]).toFixed(1);
     line.replaceChildren(
-      `The best model ${within} is trial ${model.trial}: ${data.quality} ` +
+      `The best model ${within} is ${model.words}: ${data.quality} ` +
         `${model.quality.toFixed(4)} ± ${model.spread.toFixed(4)}, ${left} % left. ` +
         "To take it, give the command of the search with ",
       command,
@@ -75,7 +75,7 @@
 
   for (const row of document.querySelectorAll("tr[data-trial]"))
     for (const kind of ["mouseenter", "focus", "click"])
-      row.addEventListener(kind, () => pick(Number(row.dataset.trial)));
+      row.addEventListener(kind, () => pick(row.dataset.trial));
 
   if (line !== null) sayChoice(line, models, param("cost"), param("budget"));
 

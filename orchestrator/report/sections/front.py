@@ -63,7 +63,12 @@ def _headline(view: StudyView) -> list[Line]:
     if smallest["trial"] is None:
         return [Line(f"{words} No model is {near}.")]
     share = f"{percent(smallest['ratio'])} of the {axis_words(rows.axis)}"
-    return [Line(f"{words} The smallest {near} is trial {smallest['trial']}: {share}.")]
+    return [Line(f"{words} The smallest {near} is {_named(smallest['trial'])}: {share}.")]
+
+
+def _named(name: str | int) -> str:
+    """A model by the name that it has in summary.json: 3 and 'uniform-3'."""
+    return f"trial {name}" if str(name).isdigit() else str(name).replace("-", " ")
 
 
 def better(sign: float) -> str:
@@ -111,7 +116,7 @@ def _trial(row: TrialRow) -> Record:
     return {
         "what": _TRIAL,
         "series": _FINISHED if row.state == "completed" else _STOPPED,
-        "trial": row.number,
+        "trial": str(row.number),
         "model": " ".join(["trial", str(row.number), row.method]).rstrip(),
         "state": row.state,
         "began": parent,
@@ -123,7 +128,7 @@ def _trial(row: TrialRow) -> Record:
 def _link(row: TrialRow, parent: TrialRow) -> Record:
     return {
         "what": "link",
-        "trial": row.number,
+        "trial": str(row.number),
         "quality": row.quality,
         "parent_quality": parent.quality,
         "ratios": _rounded(row.ratios),
@@ -132,12 +137,13 @@ def _link(row: TrialRow, parent: TrialRow) -> Record:
 
 
 def _confirmed(what: str, series: str, row: ConfirmedRow) -> Record:
-    name = series if row.trial is None else f"{series}, trial {row.trial}"
+    name = series if row.trial is None else f"{series}, {row.words}"
     return {
         "what": what,
         "series": series,
-        "trial": row.trial,
+        "trial": None if row.trial is None else _mark(what, row),
         "model": f"{name} {row.method}".rstrip(),
+        "words": row.words,
         "quality": row.test_mean,
         "spread": row.test_std,
         "low": row.test_mean - row.test_std,
@@ -145,6 +151,11 @@ def _confirmed(what: str, series: str, row: ConfirmedRow) -> Record:
         "seeds": row.seeds,
         "ratios": dict(row.ratios),
     }
+
+
+def _mark(what: str, row: ConfirmedRow) -> str:
+    """What lights up with the mark: a baseline's model with the one that it is matched to."""
+    return row.name if what == _FRONT else str(row.trial)
 
 
 def _rounded(ratios: dict[str, float]) -> dict[str, float]:
@@ -367,14 +378,15 @@ def _table(view: StudyView) -> PageTable:
         models = [rows.dense, *models]
     cells = []
     for row in models:
-        name = "dense" if row.trial is None else f"trial {row.trial}"
-        line = [name, row.method, mean_and_spread(row.test_mean, row.test_std)]
+        line = [row.words, row.method, mean_and_spread(row.test_mean, row.test_std)]
         line.append("" if rows.dense is None else f"{row.test_mean - rows.dense.test_mean:+.4f}")
         line += [_cost_cell(row, cost) for cost in costs]
         cells.append(line)
     header = ["model", "method", view.quality, "against dense", *map(axis_words, costs)]
     caption = "The confirmed models on test data, mean ± standard deviation"
-    return PageTable(caption, header, cells, trials=[row.trial for row in models])
+    return PageTable(
+        caption, header, cells, trials=[None if row.trial is None else row.name for row in models]
+    )
 
 
 def _telling_costs(rows: Rows) -> list[str]:

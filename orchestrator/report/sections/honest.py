@@ -80,7 +80,7 @@ def _compared(view: StudyView, rival: ConfirmedRow, row: ConfirmedRow) -> list[s
         rival.origin,
         percent(rival.cost_ratio),
         mean_and_spread(rival.test_mean, rival.test_std),
-        f"trial {row.trial}, {percent(row.cost_ratio)}",
+        f"{row.words}, {percent(row.cost_ratio)}",
         mean_and_spread(row.test_mean, row.test_std),
         f"{ahead:+.4f}",
         "no spread" if spreads is None else f"{round(spreads, 1) + 0.0:+.1f}",

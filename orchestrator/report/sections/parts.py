@@ -11,7 +11,7 @@ from typing import Any
 class Chart:
     """A Vega-Lite spec as a plain dict; `name` is its own on the page, in letters and hyphens.
 
-    Its data has the number of a trial under `trial`, and its marks look at the param `picked`, so
+    Its data has the name of a model under `trial`, and its marks look at the param `picked`, so
     that a model that is pointed at lights up in every chart.
     """
 
@@ -21,7 +21,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class PageTable:
-    """Cells are text. `trials` are the trials of the rows, where rows are of models.
+    """Cells are text. `trials` are the names of the models, where rows are of models.
 
     A `folded` one opens when its caption is clicked.
     """
@@ -29,7 +29,7 @@ class PageTable:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    trials: Sequence[int | None] = ()
+    trials: Sequence[str | None] = ()
     folded: bool = False
 
 
@@ -56,5 +56,5 @@ class Section:
 
 
 def picked_param() -> dict[str, Any]:
-    """The param that every chart has: the trial of the model that is pointed at."""
+    """The param that every chart has: the name of the model that is pointed at."""
     return {"name": "picked", "value": None}

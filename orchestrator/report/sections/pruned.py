@@ -69,10 +69,10 @@ def _rows(view: StudyView) -> list[_Row]:
     return rows
 
 
-def _models(view: StudyView) -> list[int]:
-    """The trials of the front whose plans are known, from large to small."""
+def _models(view: StudyView) -> list[str]:
+    """The names of the front's models whose plans are known, from large to small."""
     front = sorted(view.rows.front, key=lambda row: -row.cost)
-    return [row.trial for row in front if row.trial is not None and row.trial in view.kept]
+    return [row.name for row in front if row.name in view.kept]
 
 
 def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
@@ -109,7 +109,7 @@ def _tooltip() -> list[dict[str, str]]:
     return [
         {"field": "group"},
         {"field": "kind"},
-        {"field": "trial"},
+        {"field": "trial", "title": "model"},
         {"field": "kept", "format": ".1%"},
         {"field": "left", "title": "units left"},
         {"field": "units", "title": "units of the dense network"},
@@ -134,7 +134,7 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
                 "field": "trial",
                 "type": "ordinal",
                 "sort": models,
-                "axis": {"labelAngle": 0, "orient": "top", "title": "trial, from large to small"},
+                "axis": {"labelAngle": 0, "orient": "top", "title": "model, from large to small"},
             },
             "y": group_axis([row.name for row in rows]),
             "tooltip": _tooltip(),
@@ -185,7 +185,7 @@ def _outline(view: StudyView, records: list[Record]) -> Record:
         "layer": [
             {
                 "name": "whole",
-                "transform": [{"filter": f"datum.trial === {_models(view)[0]}"}],
+                "transform": [{"filter": f"datum.trial === '{_models(view)[0]}'"}],
                 "mark": {"type": "bar", "filled": False, "stroke": colours.TRIAL, "strokeWidth": 1},
                 "encoding": {"x": {"field": "units", **units}},
             },
@@ -205,7 +205,7 @@ def _groups_table(view: StudyView, rows: Sequence[_Row]) -> PageTable:
     header = ["group", "kind", "units", "share of MACs"]
     if free:
         header.append("free to go")
-    header += [f"trial {trial}" for trial in models]
+    header += [f"trial {name}" if name.isdigit() else name for name in models]
     cells = []
     for row in rows:
         units = "" if row.units is None else str(row.units)

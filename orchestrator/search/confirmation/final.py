@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,28 @@ from lightning_modules.errors import DataError, UserError
 from lightning_modules.phases.memory import release_memory
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
-from lightning_modules.pruning.weights import effective_macs
 from orchestrator.costs import ratios_of, with_ratios
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.redact import redact
-from orchestrator.results.quantities import axis_words
-from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.confirm import (
     Candidate,
     Confirmed,
     confirm,
-    confirmed_before,
     exported_path,
 )
-from orchestrator.search.confirmation.ladders import LadderStep, Name, climb
-from orchestrator.search.front import non_dominated, spread_out
+from orchestrator.search.front import non_dominated
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab
 from orchestrator.search.lab.reload import apart
-from orchestrator.search.plans.finished import PLAN, keep_from_json, read_plan, save_plan
-from orchestrator.search.plans.lineage import lineage_in, made_with, weights_digest
+from orchestrator.search.plans.finished import PLAN, read_plan, save_plan
+from orchestrator.search.plans.lineage import made_with, weights_digest
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.trials.evaluate import begun
 from orchestrator.search.trials.failures import SMALLER, most_common, needed, reason_of
-from orchestrator.search.trials.methods import PreparedMethod
-from orchestrator.search.trials.pruners import WeightPruner
-
-Afford = Callable[[str, Sequence[LadderStep], Sequence[LadderStep]], bool]
-"""Maps a ladder's name, its steps, and its confirmed steps to whether it ends within the budget."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def _members(
         row, result = confirmed[index]
 
         path = str(confirmation.folder / "models" / str(row.number))
-        members.append(_row(facts, "front", row.number, result, row.method, path))
+        members.append(confirmed_row(facts, FRONT_ORIGIN, row.number, result, row.method, path))
     return members
 
 
@@ -181,13 +172,13 @@ def _confirmed_trial(confirmation: Confirmation, number: int) -> Confirmed:
     result, model = confirmation.confirmed(candidate)
     if model is not None:
         _copy_export(confirmation, candidate, result, target)
-        save_plan(target, {**document, **_record(confirmation, result, model)}, model)
+        save_plan(target, {**document, **confirmation_record(confirmation, result, model)}, model)
         if plan["activation"] is None:
-            _require_loads(target, model, confirmation.facts.prices.example)
+            require_loads(target, model, confirmation.facts.prices.example)
     return result
 
 
-def _require_loads(folder: Path, model: nn.Module, example: Inputs) -> None:
+def require_loads(folder: Path, model: nn.Module, example: Inputs) -> None:
     """Load what was exported, and compare it with the model that it was exported from.
 
     Errors: DataError where it does not load or computes something else; then it is no export.
@@ -215,7 +206,9 @@ def _copy_export(
         write_atomic(target / EXPORT_FORMATS[candidate.export].file, path.read_bytes())
 
 
-def _record(confirmation: Confirmation, result: Confirmed, model: nn.Module) -> dict[str, Any]:
+def confirmation_record(
+    confirmation: Confirmation, result: Confirmed, model: nn.Module
+) -> dict[str, Any]:
     """The part of `plan.json` about the confirmation.
 
     It has the measurements of every seed, and the finetuning of the exported one.
@@ -254,119 +247,10 @@ def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
         result, _ = confirmation.confirmed(candidate)
     # what ratios are against, not a second measurement of it
     latency = {"latency_ms": facts.prices.bench.dense_ms}
-    return _row(facts, "dense", None, replace(result, costs={**result.costs, **latency}))
+    return confirmed_row(facts, "dense", None, replace(result, costs={**result.costs, **latency}))
 
 
-def run_baselines(
-    confirmation: Confirmation,
-    method: PreparedMethod,
-    front: list[ConfirmedRow],
-    afford: Afford = lambda name, ladder, confirmed: True,
-) -> list[ConfirmedRow]:
-    """Ladders with a step at each of the front's models; some steps are confirmed.
-
-    A step has the MACs of its model, and its steps of finetuning. A ladder that a budget in time
-    cannot `afford` is left out.
-    """
-    confirm = confirmation.final.lab.phases.confirm
-    progress = confirmation.progress
-    ladder = [_ladder_step(confirmation, row.trial) for row in front if row.trial is not None]
-    chosen = spread_out([float(row.cost) for row in front], confirm.max_baseline_models)
-    matched = {ladder[index].trial for index in chosen}
-    confirmed = [step for step in ladder if step.trial in matched]
-    rows: list[ConfirmedRow] = []
-    for name in confirm.baselines:
-        if not afford(name, ladder, confirmed):
-            progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
-            continue
-        progress.phase(
-            f"baseline {name}",
-            f"{len(ladder)} models at the front's FLOPs, {len(matched)} confirmed",
-        )
-        with confirmation.left_out(f"baseline {name}"):
-            rows += _Ladder(confirmation, method, name, ladder).rows(matched)
-    return rows
-
-
-def _ladder_step(confirmation: Confirmation, trial: int) -> LadderStep:
-    """The step of a ladder that matches the front's model of a trial.
-
-    It has the effective MACs by units and weights, as ladders prune no activations.
-    """
-    structure = confirmation.facts.structure
-    folder = confirmation.store.of(trial)
-    document = read_plan(folder)
-    keep = keep_from_json(document["keep"], structure)
-    macs = effective_macs(structure, keep, document["density"])
-    steps = lineage_in(document, folder).trained_steps
-    return LadderStep(trial, macs, steps, document["plan"]["timing"].get("mixed"))
-
-
-@dataclass(frozen=True)
-class _Ladder:
-    """One baseline, matched to the models of the front."""
-
-    confirmation: Confirmation
-    method: PreparedMethod
-    name: Name
-    ladder: Sequence[LadderStep]
-
-    @property
-    def source(self) -> list[Any]:
-        """What its models follow from, as plain data."""
-        steps = [astuple(step) for step in self.ladder]
-        return [self.name, steps, self.method.settings.plain()]
-
-    def rows(self, matched: set[int]) -> list[ConfirmedRow]:
-        """A row for each matched model; read back where all were confirmed before."""
-        return self._before(matched) or self._climbed(matched)
-
-    def _before(self, matched: set[int]) -> list[ConfirmedRow]:
-        """Rows of an earlier run; empty where one of them is missing."""
-        confirmation = self.confirmation
-        rows = []
-        for step in self.ladder:
-            if step.trial not in matched:
-                continue
-            stored = confirmed_before(
-                confirmation.final.lab,
-                f"{self.name}-{step.trial}",
-                confirmation.records,
-                self.source,
-                confirmation.round_steps,
-            )
-            if stored is None:
-                return []
-            rows.append(_row(confirmation.facts, self.name, step.trial, stored))
-        return rows
-
-    def _climbed(self, matched: set[int]) -> list[ConfirmedRow]:
-        confirmation = self.confirmation
-        lab = confirmation.final.lab
-        facts = confirmation.facts
-        words = axis_words(facts.axis)
-        first = self.method.stages[0].pruner
-        sparse = tuple(first.names) if isinstance(first, WeightPruner) else ()
-        rows = []
-        for step, model, keep in climb(lab, self.method, self.name, self.ladder):
-            share = step.macs / facts.dense_macs
-            confirmation.progress.tick(f"{self.name}: the model at {share:.1%} of the {words}")
-            if step.trial not in matched:
-                continue
-            candidate = Candidate(
-                f"{self.name}-{step.trial}",
-                model,
-                keep,
-                self.source,
-                sparse,
-                round_steps=confirmation.round_steps,
-            )
-            result, _ = confirmation.confirmed(candidate)
-            rows.append(_row(facts, self.name, step.trial, result))
-        return rows
-
-
-def _row(
+def confirmed_row(
     facts: Facts,
     origin: str,
     trial: int | None,
@@ -374,6 +258,7 @@ def _row(
     method: str = "",
     path: str = "",
 ) -> ConfirmedRow:
+    """The row of a confirmed model, whose `origin` says who made it."""
     quality = facts.goals.quality
     nonzero = result.costs["nonzero_params"]
     return ConfirmedRow(
@@ -390,4 +275,5 @@ def _row(
         sparsity=1.0 - nonzero / facts.dense_params,
         metrics={name: result.mean(name) for name in facts.goals.metrics},
         latency_iqr_ms=result.latency_iqr_ms,
+        validation={name: result.validated(name) for name in result.validation[0]},
     )
