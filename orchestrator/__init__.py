@@ -13,9 +13,11 @@ __all__ = [
     "load_int8",
     "load_pruned",
     "load_settings",
+    "open_study",
     "replay",
     "report",
     "search",
+    "select",
 ]
 
 _WHERE = {
@@ -28,11 +30,13 @@ _WHERE = {
     "load_int8": ("orchestrator.load", "load_int8"),
     "load_pruned": ("orchestrator.load", "load_pruned"),
     "load_settings": ("orchestrator.compose", "load_settings"),
+    "open_study": ("orchestrator.jobs.study", "open_study"),
     "replay": ("orchestrator.jobs.replay", "replay"),
     # the package itself, which can be called
     "report": ("orchestrator.report", ""),
     # the package itself, which can be called
     "search": ("orchestrator.search", ""),
+    "select": ("orchestrator.jobs.study", "select"),
 }
 
 

@@ -25,7 +25,12 @@ _TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: float = 1.0) -> None:
-    """Writes a PNG: front and baselines on test data, trials on validation data.
+    """Writes the picture of `png` to a file."""
+    write_atomic(path, png(rows, quality=quality, title=title, sign=sign))
+
+
+def png(rows: Rows, *, quality: str, title: str, sign: float = 1.0) -> bytes:
+    """A PNG: front and baselines on test data, trials on validation data.
 
     Test data is shown by mean and standard deviation. `quality` is the metric's name, up is better:
     with `sign` -1 its axis falls. Points worse than the part that matters sit on the lower edge as
@@ -54,7 +59,7 @@ def pareto(path: str | Path, rows: Rows, *, quality: str, title: str, sign: floa
     _legend(figure, axes)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
-    write_atomic(path, picture.getvalue())
+    return picture.getvalue()
 
 
 def _draw_trials(axes: Axes, trials: Sequence[TrialRow], floor: float) -> None:

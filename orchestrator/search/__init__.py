@@ -11,16 +11,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.jobs.outputs import Outputs
+    from orchestrator.jobs.study import Study
     from orchestrator.settings import Settings
 
 
 class _Search(ModuleType):
-    def __call__(self, settings: Settings) -> Outputs:
-        """Search, confirm, export, log; see `orchestrator.jobs.checked.search`."""
+    def __call__(self, settings: Settings) -> Study:
+        """Search, confirm, export, log, and give the study; see `orchestrator.jobs.checked`."""
         from orchestrator.jobs.checked import search
+        from orchestrator.jobs.study import open_study
 
-        return search(settings)
+        search(settings)
+        return open_study(settings.study.folder)
 
 
 sys.modules[__name__].__class__ = _Search

@@ -235,8 +235,9 @@ def check_whole(folder: Path, url: str | None = None, trials: int = TRIALS) -> N
             digest_of(plan.parent / "weights.safetensors")
             == json.loads(plan.read_text())["confirmation"]["weights"]
         )
+    confirmed = table(home / "front.csv") + table(home / "baselines.csv")
     assert {path.parent.name for path in home.glob("models/*/plan.json")} == {
-        row["trial"] for row in table(home / "front.csv")
+        Path(row["path"]).name for row in confirmed if row["path"]
     }
 
 

@@ -15,13 +15,17 @@ STUB = """
 import orchestrator
 {before}
 import orchestrator.jobs.checked as job
-job.search = lambda settings: ("searched", settings)
-assert orchestrator.search(1) == orchestrator.search(1) == ("searched", 1)
+import orchestrator.jobs.study as study
+from types import SimpleNamespace
+job.search = print
+study.open_study = lambda folder: ("searched", folder)
+def settings(folder): return SimpleNamespace(study=SimpleNamespace(folder=folder))
+assert orchestrator.search(settings(1)) == orchestrator.search(settings(1)) == ("searched", 1)
 from orchestrator import search
-assert search(2) == ("searched", 2)
+assert search(settings(2)) == ("searched", 2)
 import orchestrator.search.goals as goals
 assert goals.goals_of
-assert orchestrator.search(3) == ("searched", 3)
+assert orchestrator.search(settings(3)) == ("searched", 3)
 """
 
 
@@ -47,7 +51,7 @@ def test_search_can_be_called_in_whatever_order_things_are_imported(
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(
         AttributeError,
-        match="no attribute 'serach'; it has check, export, inspect, load_exported",
+        match="no attribute 'serach'; it has check, compare, export, inspect, load_exported",
     ):
         orchestrator.serach  # noqa: B018
 

@@ -116,7 +116,8 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
         of_ladders[row.origin].append(row.test_mean)
     assert sum(of_ladders["uniform"]) > sum(of_ladders["plain"])
     assert max(row.test_mean for row in front) > dense.test_mean - 0.05
-    model = folder / "models" / str(front[0].trial)
+    (first, *_) = [row for row in front if row.origin == "front"]
+    model = folder / "models" / first.name
     assert orchestrator.load_pruned(model)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     replay = ["job=replay", f"job.model={model}", *UNTRAINED, *words[1:]]
     assert main(replay) == 0, capsys.readouterr().err
