@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,11 +154,11 @@ def _gymnasium() -> Any:
 def _specification(name: str) -> Any:
     """What an environment is registered with. Errors: ConfigError for an unknown one."""
     gymnasium = _gymnasium()
-    module, found, _ = name.rpartition(":")
-    if found:
+    module, _, registered = name.rpartition(":")
+    if module:
         _import(name, module)
     try:
-        return gymnasium.spec(name.rpartition(":")[2])
+        return gymnasium.spec(registered)
     except gymnasium.error.Error as error:
         raise ConfigError(
             "data.environment must be registered with Gymnasium, as CartPole-v1, or "
@@ -166,8 +167,6 @@ def _specification(name: str) -> Any:
 
 
 def _import(name: str, module: str) -> None:
-    import importlib
-
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:

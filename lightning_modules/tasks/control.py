@@ -23,6 +23,8 @@ VALUE_WEIGHT = 2.0
 """Weight of the critic's squared error in the loss."""
 SHARE = 4
 """An update learns from one in so many transitions of its rollout."""
+MOST_SHOWN = 4096
+"""Most transitions of whole episodes that a batch keeps. Its returns are those of all episodes."""
 RETURNS = "returns"
 """The name of the returns (n,) of a batch that has been played."""
 
@@ -36,7 +38,8 @@ class Control(LightningModule):
     A batch of `Episodes` is played with the current network when it reaches the device, and is a
     rollout from then on. Validation plays whole episodes by the most probable actions:
     `mean_return` is the mean of the undiscounted returns. `value_error` is the root of the critic's
-    mean squared error. `entropy` is the weight of the policy's entropy.
+    mean squared error there. `entropy` is the weight of the policy's entropy in the loss.
+    Errors: ConfigError for a discount outside of [0, 1).
     """
 
     directions: ClassVar[dict[str, Direction]] = {
@@ -89,12 +92,14 @@ class Control(LightningModule):
             return batch
         seeds = batch[SEEDS].tolist()
         if UPDATE not in batch:
-            return self._transitions(seeds, batch[SEEDS].device, explore=False)
+            whole = self._transitions(seeds, batch[SEEDS].device, explore=False)
+            return _part(whole, min(MOST_SHOWN, _count(whole)), seeds[0])
         update = int(batch[UPDATE])
         if update == 0 or seeds != self._seeds:
             self._rollout = self._transitions(seeds, batch[SEEDS].device, explore=True)
             self._seeds = seeds
-        return _part(self._rollout, seeds[0] + update)
+        share = max(1, _count(self._rollout) // SHARE)
+        return _part(self._rollout, share, seeds[0] + update)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         batch = self.played(batch)
@@ -141,9 +146,15 @@ class Control(LightningModule):
         return policy
 
 
-def _part(rollout: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """One in `SHARE` transitions of a rollout, drawn by the seed."""
-    count = len(rollout["actions"])
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    drawn = order[: max(1, count // SHARE)].to(rollout["actions"].device)
-    return {name: rows if name == RETURNS else rows[drawn] for name, rows in rollout.items()}
+def _count(rollout: dict[str, Tensor]) -> int:
+    """How many transitions there are."""
+    return len(rollout["actions"])
+
+
+def _part(rollout: dict[str, Tensor], count: int, seed: int) -> dict[str, Tensor]:
+    """So many transitions of a rollout, drawn by the seed, with observations as numbers."""
+    order = torch.randperm(_count(rollout), generator=torch.Generator().manual_seed(seed))
+    drawn = order[:count].to(rollout["actions"].device)
+    part = {name: rows if name == RETURNS else rows[drawn] for name, rows in rollout.items()}
+    part["observations"] = part["observations"].float()
+    return part

@@ -111,8 +111,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def transitions(played: Play, discount: float) -> dict[str, Tensor]:
     """The steps that count, in a row: tensors (m, ...) by name.
 
-    `observations`, `actions`, `log_probabilities`, `advantages` of mean 0 and deviation 1, and
-    `targets` for the values.
+    `observations` as the environment gives them, `actions`, `log_probabilities`, `advantages` of
+    mean 0 and deviation 1, and `targets` for the values.
     """
     better = advantages(played, discount)
     counts = torch.from_numpy(played.counts)
@@ -124,7 +124,7 @@ def transitions(played: Play, discount: float) -> dict[str, Tensor]:
         "targets": better + played.values[:-1],
     }
     rows = {name: torch.from_numpy(column)[counts] for name, column in columns.items()}
-    for name in ("observations", "log_probabilities", "advantages", "targets"):
+    for name in ("log_probabilities", "advantages", "targets"):
         rows[name] = rows[name].float()
     spread = rows["advantages"].std(correction=0).clamp_min(LEAST_SPREAD)
     rows["advantages"] = (rows["advantages"] - rows["advantages"].mean()) / spread
