@@ -33,6 +33,7 @@ EXPERIMENTS = {
     "language_model": -1.0,
     "speech_gru": 1.0,
     "speech_lstm": 1.0,
+    "control": 1.0,
 }
 """Experiments, and 1 where a large quality is good, else -1."""
 LIMITS = (0.5, 0.25)

@@ -3,6 +3,7 @@
 from lightning_modules.data.arrays import digits, fashion_mnist
 from lightning_modules.data.canvases import canvases
 from lightning_modules.data.contract import Data
+from lightning_modules.data.episodes import Episodes
 from lightning_modules.data.folder import ImageFolder
 from lightning_modules.data.in_memory import Batches, InMemory
 from lightning_modules.data.named import Named, NamedBatches
@@ -13,6 +14,7 @@ from lightning_modules.data.texts import labelled_texts, running_text
 __all__ = [
     "Batches",
     "Data",
+    "Episodes",
     "ImageFolder",
     "InMemory",
     "Named",

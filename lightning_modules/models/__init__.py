@@ -1,5 +1,6 @@
 """Models by name: torchvision's, timm's, and small networks of our own for trying things."""
 
+from lightning_modules.models.actor_critic import ActorCritic
 from lightning_modules.models.by_name import timm, torchvision
 from lightning_modules.models.detector import Detector
 from lightning_modules.models.heads import MLP, MultiHead
@@ -13,6 +14,7 @@ from lightning_modules.models.vgg import SmallVGG
 
 __all__ = [
     "MLP",
+    "ActorCritic",
     "Detector",
     "MultiHead",
     "RowLSTM",

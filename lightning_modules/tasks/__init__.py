@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.tasks.classification import Classification as Classification
+    from lightning_modules.tasks.control import Control as Control
     from lightning_modules.tasks.detection import Detection as Detection
     from lightning_modules.tasks.language_modeling import LanguageModeling as LanguageModeling
     from lightning_modules.tasks.multitask import DigitAndParity as DigitAndParity
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Classification": "lightning_modules.tasks.classification",
+    "Control": "lightning_modules.tasks.control",
     "Detection": "lightning_modules.tasks.detection",
     "DigitAndParity": "lightning_modules.tasks.multitask",
     "LanguageModeling": "lightning_modules.tasks.language_modeling",
@@ -38,6 +40,7 @@ _HOME = {
 """Where each name is defined."""
 __all__ = [
     "Classification",
+    "Control",
     "Detection",
     "DigitAndParity",
     "LanguageModeling",

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_modules.tasks.contract import to_device
+
 SAMPLES, BATCH = {"train": 160, "val": 64, "test": 64}, 32
 
 
@@ -164,6 +166,13 @@ SMALLER = {
     "segmentation": ["model.width=4", "model.depth=2", "data.size=16", "data.images=96"],
     "detection": ["model.width=4", "data.size=32", "data.images=96"],
     "text": ["model.width=16", "model.layers=1", "data.length=16", "data.batch_size=128"],
+    "control": [
+        "model.width=16",
+        "data.environments=8",
+        "data.steps=64",
+        "data.updates=4",
+        "data.episodes=8",
+    ],
     "speech_gru": ["model.width=8", "model.features=4", "model.num_classes=3", "data.name=Made"],
     "language_model": [
         "model.n_embd=16",
@@ -199,6 +208,10 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     if name == "tokens":
         network: nn.Module = TokenNet()
         return network, TokenData(), TokenTask(network)
+    if name == "control":
+        return _control()
+    if name in ("language_model", "speech_gru", "text"):
+        return _sequences(name)
     from lightning_modules import data, models, tasks
 
     if name == "classification":
@@ -207,23 +220,6 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     if name == "multitask":
         network = models.MultiHead({"digit": 10, "parity": 2}, width=8)
         return network, data.digits(), tasks.DigitAndParity(network)
-    if name == "language_model":
-        sizes = {"n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 256}
-        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        network = models.hugging_face("language_model", "gpt2", **sizes, **dropouts)
-        return (
-            network,
-            data.running_text(characters=20000, length=16),
-            tasks.LanguageModeling(network),
-        )
-    if name == "speech_gru":
-        network = models.SpeechNet(3, "gru", features=4, width=8)
-        speech = data.series("Made", speech_folder())
-        return network, speech, tasks.SequenceClassification(network, 3)
-    if name == "text":
-        network = models.TextEncoder(4, width=16, layers=1, dropout=0.0)
-        texts = data.labelled_texts(text_file())
-        return network, texts, tasks.SequenceClassification(network, 4)
     if name == "tabular":
         network = models.MLP(30, 2, width=24)
         return network, data.table("breast_cancer"), tasks.Tabular(network, 2)
@@ -239,5 +235,34 @@ def parts_of(name: str) -> tuple[nn.Module, Any, LightningModule]:
     return network, numbers, tasks.Regression(network, numbers)
 
 
-def batches(data: Any) -> Iterator[Any]:
-    return iter(data.val_dataloader())
+def _sequences(name: str) -> tuple[nn.Module, Any, LightningModule]:
+    from lightning_modules import data, models, tasks
+
+    if name == "language_model":
+        sizes = {"n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 16, "vocab_size": 256}
+        dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        decoder = models.hugging_face("language_model", "gpt2", **sizes, **dropouts)
+        running = data.running_text(characters=20000, length=16)
+        return decoder, running, tasks.LanguageModeling(decoder)
+    if name == "speech_gru":
+        network: nn.Module = models.SpeechNet(3, "gru", features=4, width=8)
+        speech = data.series("Made", speech_folder())
+        return network, speech, tasks.SequenceClassification(network, 3)
+    network = models.TextEncoder(4, width=16, layers=1, dropout=0.0)
+    texts = data.labelled_texts(text_file())
+    return network, texts, tasks.SequenceClassification(network, 4)
+
+
+def _control() -> tuple[nn.Module, Any, LightningModule]:
+    from lightning_modules import data, models, tasks
+
+    network = models.ActorCritic(4, 2, width=16)
+    played = data.Episodes(environments=8, steps=64, updates=4, episodes=8)
+    played.setup()
+    return network, played, tasks.Control(network, played)
+
+
+def batches(task: LightningModule, data: Any) -> Iterator[Any]:
+    """The validation batches as Lightning hands them to the task's steps."""
+    for batch in data.val_dataloader():
+        yield to_device(task, batch, torch.device("cpu"))

@@ -19,6 +19,7 @@ from lightning_modules.tasks.contract import (
     build_task,
     check_outputs,
     divergence_of,
+    inputs_from,
     inputs_of,
     loss_in,
     step_loss,
@@ -38,21 +39,21 @@ def _seeded() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_what_the_network_is_called_with_and_it_does_not_run(name: str) -> None:
     network, data, task = parts_of(name)
-    calls = []
+    batch, calls = next(batches(task, data)), []
     handle = network.register_forward_hook(lambda *_: calls.append(1))
-    inputs = inputs_of(task, next(batches(data)))
+    inputs = inputs_of(task, batch)
     assert calls == []
     handle.remove()
     outputs = run(network, inputs)
     assert all(len(leaf) == inputs.batch for leaf in pytree.tree_leaves(outputs))
     assert inputs.first().batch == 1
-    check_outputs(task, next(batches(data)))
+    check_outputs(task, next(batches(task, data)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_come_back_from_their_description_in_shape_and_type(name: str) -> None:
     network, data, task = parts_of(name)
-    inputs = inputs_of(task, next(batches(data))).first()
+    inputs = inputs_of(task, next(batches(task, data))).first()
     again = Inputs.from_json(inputs.to_json())
     assert [(t.shape, t.dtype) for t in again.tensors()] == [
         (t.shape, t.dtype) for t in inputs.tensors()
@@ -65,7 +66,7 @@ def test_inputs_come_back_from_their_description_in_shape_and_type(name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_the_structure_is_found_at_the_captured_inputs(name: str) -> None:
     network, data, task = parts_of(name)
-    structure = discover(network, inputs_of(task, next(batches(data))))
+    structure = discover(network, inputs_of(task, next(batches(task, data))))
     assert structure.groups
     assert structure.source == "export"
 
@@ -75,7 +76,7 @@ def test_a_divergence_is_zero_for_equal_outputs_and_above_for_others(name: str) 
     network, data, task = parts_of(name)
     divergence = divergence_of(task)
     assert divergence is not None
-    outputs = run(network, inputs_of(task, next(batches(data))))
+    outputs = run(network, inputs_of(task, next(batches(task, data))))
     other = pytree.tree_map(lambda x: x + torch.randn_like(x), outputs)
     for temperature in (1.0, 3.0):
         assert float(divergence(outputs, outputs, temperature)) == pytest.approx(0.0, abs=1e-6)
@@ -85,7 +86,7 @@ def test_a_divergence_is_zero_for_equal_outputs_and_above_for_others(name: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_distillation_wraps_the_loss_and_leaves_the_task_as_it_was(name: str) -> None:
     network, data, task = parts_of(name)
-    divergence, batch = divergence_of(task), next(batches(data))
+    divergence, batch = divergence_of(task), next(batches(task, data))
     assert divergence is not None
     dense, _, _ = parts_of(name)
     apart = divergence(
@@ -110,15 +111,16 @@ def test_outputs_are_not_kept_of_data_that_does_not_name_its_samples(name: str) 
 @pytest.mark.parametrize("name", CASES)
 def test_kept_outputs_are_those_of_the_dense_model_sample_by_sample(name: str) -> None:
     network, data, task = parts_of(name)
-    sizes = [inputs_of(task, batch).batch for batch in data.ordered_batches()]
+    shown = list(inputs_from(task, data.ordered_batches(), CPU))
+    sizes = [inputs.batch for inputs in shown]
     places = list(
         torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes)
     )
     waiting = iter(places)
     kept = dense_outputs(task, data.ordered_batches(), lambda batch: next(waiting), CPU)
-    for batch, place in zip(data.ordered_batches(), places, strict=True):
-        looked_up = teacher(network, kept, lambda _, place=place: place)(batch, Inputs())
-        expected = run(network, inputs_of(task, batch))
+    for inputs, place in zip(shown, places, strict=True):
+        looked_up = teacher(network, kept, lambda _, place=place: place)(None, Inputs())
+        expected = run(network, inputs)
         pairs = zip(pytree.tree_leaves(looked_up), pytree.tree_leaves(expected), strict=True)
         assert all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
 

@@ -32,10 +32,11 @@ SMALL = [
     "tracking=none",
     "threads=1",
 ]
-FAMILIES = ("regression", "detection", "language_model")
-"""Of tables, of images and of sequences one: what they share is tried by all in the slow tests."""
+FAMILIES = ("regression", "detection", "language_model", "control")
+"""Of tables, images, sequences and episodes one: the slow tests try all."""
 OUTPUTS = {
     "multitask": "dict",
+    "control": "dict",
     "detection": "dict",
     "language_model": "CausalLMOutputWithCrossAttentions",
 }
@@ -48,7 +49,7 @@ from tests.contracts.task_cases import parts_of, batches
 from lightning_modules.tasks.contract import inputs_of
 network, data, task = parts_of(sys.argv[1])
 pruned = orchestrator.load_pruned(sys.argv[2])
-outputs = run(pruned, inputs_of(task, next(batches(data))))
+outputs = run(pruned, inputs_of(task, next(batches(task, data))))
 assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in network.parameters())
 print(type(outputs).__name__)
 """
