@@ -1,6 +1,6 @@
 # make run: the main job; make preview: a front without training; make test: the fast tests;
-# make experiments: every experiment in full, and one table;
-# make experiments: every experiment in full, and a table; make lint: style and types; make slow: all slow tests;
+# make experiments: every experiment in full, and one table; make docs: the pages as a site, in site/;
+# make lint: style and types; make slow: all slow tests;
 # make families: of the slow tests one of each family, and all faults.
 # Each installs into .venv first, anew only when pyproject.toml has changed.
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 BESIDE := -n auto --maxprocesses 4
 
-.PHONY: run preview experiments test slow families faults lint clean
+.PHONY: run preview experiments test slow families faults docs lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m orchestrator +experiment=resnet50
@@ -34,6 +34,10 @@ families: $(VENV)/.installed-dev faults
 
 faults: $(VENV)/.installed-dev
 	$(PYTEST) -n 2 -m slow tests/faults
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

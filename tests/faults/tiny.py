@@ -49,7 +49,7 @@ PATIENCE = 120.0
 """Seconds within which whatever is waited for here happens, on a machine that is busy with other
 things too.
 """
-TIMES = ("seconds", "latency_ms")
+TIMES = ("seconds", "latency_ms", "latency_ms_ratio", "latency_iqr_ms")
 AS_A_USER = ("env",)
 """What a run begins with that starts as a user's does: it imports everything first."""
 

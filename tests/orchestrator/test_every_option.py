@@ -59,6 +59,7 @@ CHOICES = [
     "objectives.bounds={latency_ms:{most:1000},nonzero_params:{most:1e9},f1:{least:0.01}}",
     "space=uniform space.levels=4",
     "method=activation space.levels=3",
+    "objectives=quality_latency objectives.engine=onnxruntime objectives.batch_size=2",
     "objectives.quality=f1",
     "objectives.quality=loss",
     "phases=deep",

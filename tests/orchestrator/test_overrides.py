@@ -14,7 +14,6 @@ import orchestrator
 from lightning_modules.errors import ConfigError
 from orchestrator import settings as schema
 from orchestrator.__main__ import main
-from orchestrator.compose import conf_folder
 from orchestrator.study_name import LONGEST, study_name
 
 SMALL = "+experiment=digits_small"
@@ -229,40 +228,6 @@ def test_a_name_is_bounded_without_secrets_and_still_its_own() -> None:
         assert len(name) <= LONGEST
         assert "pa55" not in name
         schema.StudySettings(name=name, n_trials=1)
-
-
-def commands() -> list[list[str]]:
-    """The README's commands that search, in their order."""
-    import shlex
-
-    found = []
-    text = (conf_folder().parent / "README.md").read_text().replace("\\\n", " ")
-    for line in text.splitlines():
-        if (
-            line.startswith("python -m orchestrator")
-            and "job=" not in line
-            and "/home/me" not in line
-        ):
-            words = shlex.split(line.partition(" #")[0].replace("$DB", "sqlite:///s.db"))[3:]
-            found.append([word for word in words if word != "-m"])
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.family
-def test_no_command_of_the_readme_is_refused_for_the_study_of_another(
-    composed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of one name there is one search."""
-    searches: dict[str, Any] = {}
-    for words in commands():
-        sweep = ["-m"] if any("=l1,l2" in word for word in words) else []
-        assert main([*sweep, *words, "tracking=none"]) == 0, words
-    monkeypatch.undo()
-    assert len(composed) > 15
-    for config in composed:
-        settings = schema.load(config).with_depth(False)
-        assert searches.setdefault(settings.study.name, settings.identity()) == settings.identity()
 
 
 def test_a_partial_mapping_is_laid_over_the_defaults() -> None:
