@@ -13,12 +13,21 @@ from typing import Any
 
 from orchestrator.jobs.outputs import PAGE, PICTURE, Outputs
 from orchestrator.jobs.shown import columns, rounded, shown_costs, size_words
+from orchestrator.jobs.view import read_known
 from orchestrator.redact import redact_word
 from orchestrator.results.quantities import axis_words, cost_words, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow
+from orchestrator.search.plans.names import PLAN
 from orchestrator.settings import Settings
 from orchestrator.stored import read_cache
-from orchestrator.tracking import CONFIRMED, ON_FRONT, ModelRecord, StudyResults, Tracker
+from orchestrator.tracking import (
+    CONFIRMED,
+    ON_FRONT,
+    Finalist,
+    ModelRecord,
+    StudyResults,
+    Tracker,
+)
 from orchestrator.tracking.spooled import Spooled, spooled
 
 _OWN = "front"
@@ -58,6 +67,7 @@ def end_of(settings: Settings, outputs: Outputs) -> StudyResults:
         models=[*_confirmed(settings, outputs), *_left(outputs)],
         description=_description(settings, outputs),
         table=_table(outputs),
+        finalists=_finalists(outputs) if settings.tracking.arguments.get("register") else (),
     )
 
 
@@ -135,6 +145,40 @@ def _name(row: ConfirmedRow) -> str:
     return row.origin if row.trial is None else f"trial {row.trial}"
 
 
+def _finalists(outputs: Outputs) -> list[Finalist]:
+    """The models of the front that people will use, by what they are the best at."""
+    rows = [row for row in outputs.front if row.origin == _OWN]
+    known = read_known(outputs.folder)
+    sign = 1.0 if known is None else known.sign
+
+    def quality(row: ConfirmedRow) -> float:
+        return sign * row.test_mean
+
+    chosen = {"best": max(rows, key=quality, default=None)}
+    smallest = outputs.summary.get("smallest", {}).get("trial")
+    chosen["smallest"] = next((row for row in rows if row.trial == smallest), None)
+    small = [row for row in rows if row.cost_ratio <= 0.5]
+    chosen["under-50"] = max(small, key=quality, default=None)
+    aliases: dict[int, list[str]] = {}
+    for alias, row in chosen.items():
+        if row is not None and row.trial is not None:
+            aliases.setdefault(row.trial, []).append(alias)
+    named = {row.trial: row for row in rows}
+    return [_finalist(outputs, named[trial], names) for trial, names in aliases.items()]
+
+
+def _finalist(outputs: Outputs, row: ConfirmedRow, aliases: list[str]) -> Finalist:
+    test = mean_and_spread(row.test_mean, row.test_std)
+    share = f"{percent(row.cost_ratio)} of the {axis_words(row.axis)}"
+    text = (
+        f"Trial {row.trial} of {outputs.folder.name}: {share}, {outputs.objectives.quality} {test}"
+    )
+    exported = outputs.folder / "best"
+    same = read_cache(exported / PLAN, lambda document: document["trial"]) == row.trial
+    folder = exported if same else outputs.folder / "models" / str(row.trial)
+    return Finalist(_key(row), str(folder), aliases, f"{text} on test data.")
+
+
 def _description(settings: Settings, outputs: Outputs) -> str:
     """The study in words: what it is, its front, and how it is made again."""
     same = columns(settings)
@@ -150,7 +194,7 @@ def _description(settings: Settings, outputs: Outputs) -> str:
     ]
     command = _command()
     if command:
-        lines += ["", "To go on with it, or to see it again:", "", f"    {command}"]
+        lines += ["", f"To go on with it, or to see it again: `{command}`"]
     return "\n".join(lines)
 
 

@@ -122,7 +122,6 @@ def _metrics(known: Mapping[str, Any], goals: Goals) -> dict[str, float]:
     elif goals.quality in measured.get("metrics", {}):
         metrics["quality"] = measured["metrics"][goals.quality]
     metrics["seconds"] = known[SECONDS]
-    metrics["rounds"] = float(rungs[-1][0] if rungs else 0)
     return {name: rounded(value) for name, value in metrics.items()}
 
 

@@ -61,12 +61,25 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class Finalist:
+    """A model that people will use, by the key of its record, with the folder of its files.
+
+    `aliases` say what it is the best at; `description` is Markdown.
+    """
+
+    key: str
+    folder: str
+    aliases: Sequence[str]
+    description: str
+
+
+@dataclass(frozen=True)
 class StudyResults:
     """What is known of a study at its end; nothing of one that did not come to it.
 
     `artifacts` are files on disk. `description` is Markdown; in it `(run:12)` stands for a link to
     the run of that key, and `(file:pareto.png)` for one to an artifact; it begins with a line of
-    links. `table` maps the columns of the front to their values.
+    links. `table` maps the columns of the front to their values. `finalists` are to be registered.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -74,6 +87,7 @@ class StudyResults:
     models: Sequence[ModelRecord] = ()
     description: str = ""
     table: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    finalists: Sequence[Finalist] = ()
 
 
 class TrackerError(UserError):

@@ -14,7 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking import ON_FRONT, ModelRecord, StudyEnd, StudyResults, TrialRecord
+from orchestrator.tracking import (
+    ON_FRONT,
+    Finalist,
+    ModelRecord,
+    StudyEnd,
+    StudyResults,
+    TrialRecord,
+)
 from orchestrator.tracking.pages import (
     NOTE,
     TABLE,
@@ -26,6 +33,7 @@ from orchestrator.tracking.pages import (
     made_by,
 )
 from orchestrator.tracking.payload import Payload, batches, payload
+from orchestrator.tracking.registry import check_name, register
 from orchestrator.tracking.server import answering, connect, exchange
 
 _PARENT = "mlflow.parentRunId"
@@ -49,8 +57,15 @@ class MlflowTracker:
     can share a process.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, register: str | None = None) -> None:
+        """`register` names the registered model of the finalists; None: they are not registered.
+
+        Errors: ConfigError for a name that MLflow refuses.
+        """
+        if register is not None:
+            check_name(register)
         self.seconds = 0.0
+        self._register = register
         self._uri = uri
         self._experiment = experiment
         self._client: Any = None
@@ -85,7 +100,7 @@ class MlflowTracker:
                 run = self._client.create_run(self._experiment_id, tags={_KEY: key}, run_name=name)
                 self._parent = run.info.run_id
             self._place = Place(self._experiment_id, self._parent)
-            made.tags[NOTE] = self._description(StudyResults())
+            made.tags |= {NOTE: self._description(StudyResults()), "state": "running"}
             self._send(self._parent, made)
             dress(self._client, self._place, tags.get("quality", "quality"))
             log_data(self._client, self._parent, tags)
@@ -120,9 +135,13 @@ class MlflowTracker:
                 self._record_model(model, at)
             if results.models:
                 self._forget_others({model.key for model in results.models})
-            self._send(self._parent, self._of_study(results), at)
+            made = self._of_study(results)
+            made.tags["state"] = end
+            self._send(self._parent, made, at)
             for path in results.artifacts:
                 self._client.log_artifact(self._parent, str(path))
+            for finalist in results.finalists:
+                self._register_finalist(finalist)
             self._client.set_terminated(self._parent, _END[end], end_time=_milliseconds(at))
 
     def _of_study(self, results: StudyResults) -> Payload:
@@ -163,6 +182,11 @@ class MlflowTracker:
         self._send(run_id, made, at)
         if not ended:
             self._terminate(model.key, "FINISHED", at)
+
+    def _register_finalist(self, finalist: Finalist) -> None:
+        run_id, _ = self._children.get(finalist.key, ("", False))
+        if self._register is not None and run_id:
+            register(self._client, self._register, run_id, finalist)
 
     def _forget_others(self, keys: set[str]) -> None:
         """What an earlier end of this study said of models that are not among its last."""

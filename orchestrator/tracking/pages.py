@@ -21,6 +21,8 @@ TABLE = "front.json"
 _KIND = "mlflow.experimentKind"
 _VIEW = "mlflow.sharedViewState."
 """An experiment's tags of this prefix are views of its table of runs, by the key in a link."""
+_OF_STUDIES = ("tags.`method`", "metrics.`hypervolume`", "metrics.`front_size`")
+"""What a study has beside what its models have."""
 _SIDE = "workflowType=machine_learning"
 """Opens MLflow's side bar of model training; its default is that of language models."""
 _MADE_HERE = "Studies of pruning: one run each, and below it one for each trial and other model."
@@ -87,7 +89,9 @@ def dress(client: Any, place: Place, quality: str) -> None:
     A description of somebody else stays.
     """
     tags = dict(client.get_experiment(place.experiment).tags)
-    chosen = {"selectedColumns": columns(quality), "columnOrder": columns(quality)}
+    shown = columns(quality)
+    chosen = {"selectedColumns": shown, "columnOrder": shown}
+    studies = [*_OF_STUDIES, *shown]
     below = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{place.run}'",
         "orderByKey": "metrics.`flops_ratio`",
@@ -95,7 +99,7 @@ def dress(client: Any, place: Place, quality: str) -> None:
     }
     wanted = {
         _KIND: "custom_model_development",
-        f"{_VIEW}{quality}": json.dumps(chosen),
+        f"{_VIEW}{quality}": json.dumps({"selectedColumns": studies, "columnOrder": studies}),
         f"{_VIEW}{place.run}": json.dumps({**chosen, **below}),
     }
     if tags.get(NOTE, _MADE_HERE).startswith(_MADE_HERE):

@@ -17,6 +17,7 @@ from typing import Any
 from lightning_modules.errors import UserError
 from orchestrator.redact import redact
 from orchestrator.tracking import (
+    Finalist,
     ModelRecord,
     Point,
     StudyEnd,
@@ -122,7 +123,7 @@ class Spooled:
             }
             if end == "finished":
                 self._spool.add({"close": record})
-                self._spool.remember({**self._spool.study, "ended": True})
+                self._spool.remember({**self._spool.study, "ended": _ended_with(results)})
                 self.send_waiting()
                 return
             try:
@@ -136,10 +137,11 @@ class Spooled:
     def require_end(self, results: StudyResults) -> None:
         """Record the end of a finished study that was opened here, where that was not done yet.
 
-        Records that wait are sent.
+        It is recorded again where other finalists are to be registered. Records that wait are sent.
         """
         study = self._spool.study
-        if study and not study.get("ended") and not self._end_waits():
+        recorded = study.get("ended") == _ended_with(results)
+        if study and not recorded and not self._end_waits():
             self.close_study(results)
         else:
             self.send_waiting()
@@ -310,6 +312,7 @@ def _plain_results(results: StudyResults) -> dict[str, Any]:
         "metrics": _floats(results.metrics),
         "artifacts": [str(path) for path in results.artifacts],
         "models": models,
+        "finalists": [vars(finalist) for finalist in results.finalists],
     }
 
 
@@ -317,7 +320,13 @@ def _results(close: Mapping[str, Any]) -> StudyResults:
     """The results of a record; an earlier version has written only some of them."""
     known = {entry.name: close[entry.name] for entry in fields(StudyResults) if entry.name in close}
     models = [ModelRecord(**model) for model in close.get("models", ())]
-    return StudyResults(**{**known, "models": models})
+    finalists = [Finalist(**finalist) for finalist in close.get("finalists", ())]
+    return StudyResults(**{**known, "models": models, "finalists": finalists})
+
+
+def _ended_with(results: StudyResults) -> Any:
+    """What the spool keeps of an end that was recorded."""
+    return plain([vars(finalist) for finalist in results.finalists]) or True
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -140,6 +140,7 @@ ELSEWHERE = {
     "tracking._target_": "tests/orchestrator/test_tracking.py",
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",
+    "tracking.register": "tests/orchestrator/test_registry.py",
     "workers": "tests/orchestrator/test_workers_job.py",
     "trainer.precision": "tests/phases/test_trainer_options.py",
     "trainer.accumulate_grad_batches": "tests/phases/test_trainer_options.py",
@@ -257,6 +258,11 @@ def test_a_key_changes_what_a_search_shows(
 
 
 def test_keys_that_are_shown_elsewhere_are_keys_and_their_tests_are_there() -> None:
-    assert set(ELSEWHERE) <= {*defaults(), "tracking.uri", "tracking.experiment"}
+    assert set(ELSEWHERE) <= {
+        *defaults(),
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.register",
+    }
     root = Path(__file__).parents[2]
     assert all((root / name).exists() for name in ELSEWHERE.values())
