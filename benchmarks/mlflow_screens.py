@@ -26,8 +26,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-DRAWN_SECONDS = 6.0
-"""By then a page has fetched its data and is drawn."""
+DRAWN_SECONDS = 4.0
+"""A page whose text has been the same for so long is drawn."""
+LEAST_TEXT = 250
+"""Characters of a page that has more than its frame."""
 BOOT_SECONDS = 120.0
 NO_ASSISTANT = """
 for (const name of ["fab.autoOpenedOnFirstLoad", "panelOpen"])
@@ -89,13 +91,26 @@ class Browser:
         """Open a page, do what the script does, and write what is seen."""
         self("Page.navigate", url="about:blank")
         self("Page.navigate", url=url)
-        time.sleep(DRAWN_SECONDS)
+        self._settle()
         if script:
             self("Runtime.evaluate", expression=script)
             time.sleep(1.0)
         shot = self("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
         print(f"{path}: {path.stat().st_size // 1000} kB", flush=True)
+
+    def _settle(self) -> None:
+        """Wait until the text of the page has been the same for a while."""
+        before = ""
+        since = begun = time.monotonic()
+        while time.monotonic() - since < DRAWN_SECONDS or len(before) < LEAST_TEXT:
+            time.sleep(0.5)
+            answer = self("Runtime.evaluate", expression="document.body.innerText")
+            text = str(answer["result"].get("value", ""))
+            if text != before:
+                before, since = text, time.monotonic()
+            if time.monotonic() - begun > BOOT_SECONDS:
+                return
 
     def close(self) -> None:
         self._process.terminate()

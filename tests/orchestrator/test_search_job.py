@@ -19,6 +19,7 @@ import orchestrator
 from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
+from orchestrator.jobs.shown import size_words
 from orchestrator.results.rows import ConfirmedRow, RungRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
@@ -216,7 +217,8 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_columns(home: Path, 
         assert metrics["flops_ratio"] == pytest.approx(row.ratios["flops"], rel=1e-4)
         assert metrics["quality"] == pytest.approx(row.quality, rel=1e-4)
         assert not set(metrics) & set(child.data.params)
-        assert child.info.run_name == f"{number:03d} l2 {100 * row.ratios['flops']:.2g}% of FLOPs"
+        size = size_words(row.ratios["flops"], "flops")
+        assert child.info.run_name == f"{number:03d} l2 {size}"
         assert tags["on_front"] == str(number in front).lower()
         if number in front:
             mean = pytest.approx(front[number].test_mean, rel=1e-4)
