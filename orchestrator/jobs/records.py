@@ -114,13 +114,13 @@ def _metrics(known: Mapping[str, Any], goals: Goals) -> dict[str, float]:
     """
     measured = known.get(MEASURED, {})
     rungs = known.get(RUNGS, ())
-    metrics = shown_costs(measured.get("costs", {}), measured.get("ratios", {}))
+    metrics = {}
     qualities = [values[goals.quality] for _, _, values in rungs]
     if qualities:
-        best = max(qualities) if goals.sign > 0 else min(qualities)
-        metrics["best_quality"] = best
+        metrics["best_quality"] = max(qualities) if goals.sign > 0 else min(qualities)
     elif goals.quality in measured.get("metrics", {}):
         metrics["quality"] = measured["metrics"][goals.quality]
+    metrics |= shown_costs(measured.get("costs", {}), measured.get("ratios", {}))
     metrics["seconds"] = known[SECONDS]
     return {name: rounded(value) for name, value in metrics.items()}
 

@@ -8,7 +8,7 @@ from orchestrator.costs import ratio_name
 from orchestrator.results.quantities import axis_words
 from orchestrator.settings import Settings
 
-_UNITS = ("size_mb", "latency_ms", "estimated_latency_ms")
+_UNITS = ("latency_ms", "estimated_latency_ms", "size_mb")
 """Costs that are shown as they are: a person has a feeling for them."""
 _PLAIN = {"effective_flops": "flops", "nonzero_params": "params"}
 """Counts of what is not zero, and those of all."""
@@ -43,13 +43,13 @@ def shown_costs(costs: Mapping[str, float], ratios: Mapping[str, float]) -> dict
     zero by chance.
     """
     shown = {}
-    for name, value in costs.items():
-        if name in _UNITS:
-            shown[name] = float(value)
     for name, ratio in ratios.items():
         same = abs(ratio - ratios.get(_PLAIN.get(name, ""), -1.0)) < _ALIKE
         if name not in _UNITS and not same:
             shown[ratio_name(name)] = ratio
+    for name in _UNITS:
+        if name in costs:
+            shown[name] = float(costs[name])
     return shown
 
 

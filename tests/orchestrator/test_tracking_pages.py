@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from orchestrator.jobs.shown import rounded, shown_costs, size_words
 from orchestrator.redact import redact_word
+from orchestrator.search.studies.storage import Journal
 from orchestrator.tracking import CONFIRMED, ON_FRONT, ModelRecord, StudyResults, TrialRecord
 from orchestrator.tracking.database import make_whole
 from orchestrator.tracking.mlflow import MlflowTracker
@@ -185,3 +187,10 @@ def test_costs_are_shown_as_people_compare_them() -> None:
 )
 def test_a_command_is_shown_without_its_secrets(word: str, shown: str) -> None:
     assert redact_word(word) == shown
+
+
+def test_the_journal_opens_in_optunas_dashboard(tmp_path: Path) -> None:
+    url = pytest.importorskip("optuna_dashboard._storage_url")
+    path = tmp_path / "study.journal"
+    optuna.create_study(study_name="s", storage=optuna.storages.JournalStorage(Journal(path)))
+    assert optuna.get_all_study_names(url.get_storage(str(path))) == ["s"]
