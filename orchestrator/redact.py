@@ -24,11 +24,23 @@ _QUERY = re.compile(
     rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE
 )
 _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+_ASSIGNED = re.compile(
+    rf"(?P<name>{_SECRET_NAME}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^,{{}}\[\]]+)",
+    re.IGNORECASE,
+)
 
 
 def redact(text: str) -> str:
     """`text` with passwords and tokens in URLs as `***`; the user's name stays: `user:***@host`."""
     return _QUERY.sub(rf"\g<name>{HIDDEN}", _LOGIN.sub(_hide_login, text))
+
+
+def redact_word(word: str) -> str:
+    """A word of a command line, also with what it assigns to a secret: `data.token=***`."""
+    key, assigned, _ = word.partition("=")
+    if assigned and _KEY.fullmatch(key.rpartition(".")[2].lstrip("+~")):
+        return f"{key}={HIDDEN}"
+    return redact(_ASSIGNED.sub(rf"\g<name>{HIDDEN}", word))
 
 
 def redact_tree(tree: Any) -> Any:

@@ -125,7 +125,7 @@ def _complete(settings: Settings) -> Outputs | None:
         else:
             more = "more time: study.budget=..."
         before.show(f"this study is complete; {more}")
-        record_end(tracker_of(settings), before)
+        record_end(settings, tracker_of(settings), before)
         return before
     return None
 

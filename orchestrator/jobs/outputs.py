@@ -43,6 +43,8 @@ BASELINES = "baselines.csv"
 PICTURE = "pareto.png"
 PAGE = "report.html"
 SUMMARY = "summary.json"
+JOURNAL = "study.journal"
+"""All trials as Optuna stores them; a study in a database has none."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,13 @@ class Outputs:
         tables = ", ".join([str(self.folder / name) for name in (FRONT, BASELINES, TRIALS)])
         models = f"{self.folder / 'models'}/<model>"
         pictures = [self.folder / name for name in (PICTURE, PAGE)]
+        journal = self.folder / JOURNAL
+        dashboard = [("dashboard", f"optuna-dashboard {journal}")] if journal.is_file() else []
         return [
             ("tables", tables),
             ("pictures", ", ".join([str(path) for path in pictures if path.is_file()])),
             ("models", f"{models}; orchestrator.load_pruned(path) gives the nn.Module"),
+            *dashboard,
         ]
 
 

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_modules.pruning.structure import Structure
+from lightning_modules.recipe import digest
+from orchestrator.costs import COSTS, ratio_name
+from orchestrator.jobs.shown import columns, rounded, shown_costs, size_words
+from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.trial import (
     KIND,
@@ -23,21 +27,7 @@ from orchestrator.search.studies.trial import (
     Study,
 )
 from orchestrator.settings import Settings
-from orchestrator.tracking import Point, Tracker, TrialRecord
-
-
-def columns(settings: Settings) -> dict[str, str]:
-    """Columns of the study and of each of its trials: MLflow's table does not inherit them."""
-    criteria = []
-    for method in settings.method.choices():
-        criteria.append(method.scoring().target.rpartition(".")[2])
-    return {
-        "model": settings.model_name(),
-        "data": settings.data.target.rpartition(".")[2],
-        "method": settings.method.name,
-        "criterion": ", ".join(criteria),
-        "seed": str(settings.seed),
-    }
+from orchestrator.tracking import CONFIRMED, ON_FRONT, Point, Tracker, TrialRecord
 
 
 def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
@@ -45,7 +35,12 @@ def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
 
     So a server that cannot be reached is known at once.
     """
-    tags = {**columns(settings), "study_id": study.user_attrs["id"]}
+    tags = {
+        **columns(settings),
+        "study_id": study.user_attrs["id"],
+        "quality": settings.objectives.quality,
+        "data_digest": digest(settings.data),
+    }
     tracker.open_study(settings.study.name, tags, settings.plain())
 
 
@@ -68,46 +63,75 @@ def record_trial(
     measured = known.get(MEASURED, {})
     parent = measured.get("parent")
     completed_at = trial.datetime_complete
+    goals = goals_of(settings)
     same = columns(settings)
     if measured.get("method"):
         same["method"] = measured["method"]
+    tags = {
+        **same,
+        "origin": known.get(KIND, "search"),
+        CONFIRMED: "false",
+        ON_FRONT: "false",
+    }
+    if known.get(REASON):
+        tags["reason"] = known[REASON]
     record = TrialRecord(
         number=trial.number,
         state=known[STATE],
-        params={**trial.params, **same, "parent": "dense" if parent is None else parent},
-        tags={**same, "plan_kind": known.get(KIND, "search"), "reason": known.get(REASON, "")},
-        metrics=_metrics(known, settings.objectives.quality),
-        curves=_curves(known.get(RUNGS, ())),
+        params={**_asked(trial.params), "parent": "dense" if parent is None else parent},
+        tags=tags,
+        metrics=_metrics(known, goals),
+        curves=_curves(known.get(RUNGS, ()), goals.quality),
         artifacts=_artifacts(structure, measured, known.get(TRACE, "")),
         at=None if completed_at is None else completed_at.timestamp(),
+        title=_title(trial, same["method"], goals.costs[0]),
     )
     tracker.trial(record)
 
 
-def _metrics(known: Mapping[str, Any], quality: str) -> dict[str, float]:
-    """Metrics, costs and ratios of a trial by the names of their columns."""
+def _title(trial: FrozenTrial, method: str, axis: str) -> str:
+    """Number, method and size: '007 taylor 26% of FLOPs'; the state of one without a size."""
+    known = trial.user_attrs
+    ratio = known.get(MEASURED, {}).get("ratios", {}).get(axis)
+    begin = f"{trial.number:03d} {method}"
+    return f"{begin} {known[STATE]}" if ratio is None else f"{begin} {size_words(ratio, axis)}"
+
+
+def _asked(params: Mapping[str, object]) -> dict[str, object]:
+    """What was suggested. A ratio that was asked for is not the one that came out of it."""
+    ratios = {ratio_name(cost) for cost in COSTS}
+    asked = {}
+    for name, value in params.items():
+        shown = f"target_{name}" if name in ratios else name
+        asked[shown] = rounded(value) if isinstance(value, float) else value
+    return asked
+
+
+def _metrics(known: Mapping[str, Any], goals: Goals) -> dict[str, float]:
+    """Costs against the dense model's, the best quality of all rounds, and the time.
+
+    The last quality is the end of its curve.
+    """
     measured = known.get(MEASURED, {})
     rungs = known.get(RUNGS, ())
-    metrics: dict[str, float] = {}
-    for name, value in measured.get("metrics", {}).items():
-        metrics[f"val_{name}"] = value
-    for name, value in measured.get("costs", {}).items():
-        metrics[name] = float(value)
-    for name, value in measured.get("ratios", {}).items():
-        metrics[f"{name}_ratio"] = value
-    if rungs:
-        metrics["quality"] = rungs[-1][2][quality]
+    metrics = {}
+    qualities = [values[goals.quality] for _, _, values in rungs]
+    if qualities:
+        metrics["best_quality"] = max(qualities) if goals.sign > 0 else min(qualities)
+    elif goals.quality in measured.get("metrics", {}):
+        metrics["quality"] = measured["metrics"][goals.quality]
+    metrics |= shown_costs(measured.get("costs", {}), measured.get("ratios", {}))
     metrics["seconds"] = known[SECONDS]
-    metrics["rung"] = float(rungs[-1][0] if rungs else 0)
-    return metrics
+    return {name: rounded(value) for name, value in metrics.items()}
 
 
-def _curves(rungs: Sequence[Any]) -> list[Point]:
-    """The metrics of every rung."""
+def _curves(rungs: Sequence[Any], quality: str) -> list[Point]:
+    """The metrics of every rung on validation data; that of the study is its `quality`."""
     points = []
     for rung, _, metrics in rungs:
         for name, value in metrics.items():
-            points.append(Point(f"finetune/{name}", rung, value))
+            shown = "quality" if name == quality else f"val_{name}"
+            points.append(Point(shown, rung, rounded(value)))
     return points
 
 

@@ -35,7 +35,7 @@ from orchestrator.search.studies.rungs import rung_rows
 from orchestrator.search.studies.study import bind_study
 from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings
-from orchestrator.tracking import StudyEnd, Tracker
+from orchestrator.tracking import StudyEnd, StudyResults, Tracker
 
 
 def search(settings: Settings) -> Outputs:
@@ -59,9 +59,9 @@ def search(settings: Settings) -> Outputs:
                 outputs = _Job(settings, final, parts, progress, begin).run()
             except BaseException as error:
                 end: StudyEnd = "failed" if isinstance(error, Exception) else "interrupted"
-                parts.tracker.close_study({}, [], end)
+                parts.tracker.close_study(StudyResults(), end)
                 raise
-        parts.tracker.close_study(*end_of(outputs))
+        parts.tracker.close_study(end_of(settings, outputs))
     outputs.show("done")
     return outputs
 

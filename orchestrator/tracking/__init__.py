@@ -11,6 +11,10 @@ from lightning_modules.errors import UserError
 
 TrialState = Literal["completed", "infeasible", "stopped", "failed", "rejected"]
 StudyEnd = Literal["finished", "interrupted", "failed"]
+CONFIRMED = "confirmed"
+"""The tag that is `true` for models that were finetuned with several seeds and tested."""
+ON_FRONT = "on_front"
+"""The tag that is `true` for the models of the study's front."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class Point:
 class TrialRecord:
     """The record of one ended trial.
 
-    `artifacts` maps file names to their text. A metric `seconds` sets the trial's duration. `at` is
-    when it ended, in seconds since the epoch; None: now.
+    `title` is what a person reads of it in a list. `artifacts` maps file names to their text. A
+    metric `seconds` sets the trial's duration. `at` is when it ended, in seconds since the epoch;
+    None: now.
     """
 
     number: int
@@ -38,6 +43,51 @@ class TrialRecord:
     curves: Sequence[Point] = ()
     artifacts: Mapping[str, str] = field(default_factory=dict)
     at: float | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model that was measured on test data.
+
+    `key` is the number of its trial, or names a model of no trial: `dense`, `uniform-12`.
+    """
+
+    key: str
+    title: str
+    tags: Mapping[str, str]
+    params: Mapping[str, object]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A model that people will use, by the key of its record, with the folder of its files.
+
+    `aliases` say what it is the best at; `description` is Markdown.
+    """
+
+    key: str
+    folder: str
+    aliases: Sequence[str]
+    description: str
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What is known of a study at its end; nothing of one that did not come to it.
+
+    `artifacts` are files on disk. `description` is Markdown; in it `(run:12)` stands for a link to
+    the run of that key, and `(file:pareto.png)` for one to an artifact; it begins with a line of
+    links. `table` maps the columns of the front to their values. `finalists` are to be registered.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Sequence[Path] = ()
+    models: Sequence[ModelRecord] = ()
+    description: str = ""
+    table: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    finalists: Sequence[Finalist] = ()
 
 
 class TrackerError(UserError):
@@ -69,7 +119,9 @@ class Tracker(Protocol):
 
         The same `name` and, where given, the same tag `study_id` is the same study. A study begun
         anew under an old name needs a new `study_id`, or its trials pass for those already
-        recorded. Errors: UserError when it cannot be reached.
+        recorded. Further tags say what the study is about: `quality` names the metric that stands
+        as `quality`, `data` and `data_digest` the data, `command` what a person typed.
+        Errors: UserError when it cannot be reached.
         """
         ...
 
@@ -78,14 +130,7 @@ class Tracker(Protocol):
         ...
 
     def close_study(
-        self,
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-        end: StudyEnd = "finished",
-        at: float | None = None,
+        self, results: StudyResults, end: StudyEnd = "finished", at: float | None = None
     ) -> None:
-        """Adds the results of the whole study.
-
-        `artifacts` are files on disk; `at` is as of a trial.
-        """
+        """Adds the results of the whole study; `at` is as of a trial."""
         ...

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from orchestrator.tracking import StudyEnd, TrialRecord
+from orchestrator.tracking import StudyEnd, StudyResults, TrialRecord
 
 
 class NoTracker:
@@ -20,10 +19,6 @@ class NoTracker:
         pass
 
     def close_study(
-        self,
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-        end: StudyEnd = "finished",
-        at: float | None = None,
+        self, results: StudyResults, end: StudyEnd = "finished", at: float | None = None
     ) -> None:
         pass

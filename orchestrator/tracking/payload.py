@@ -66,8 +66,8 @@ def payload(
         made.artifacts[name] = redact(text)
     cut: dict[str, str] = {}
     made.params = _fitted(_flat(redact_tree(params)), PARAM_LENGTH, cut)
-    points = [Point(name, 0, value) for name, value in (metrics or {}).items()]
-    points += curves
+    # the first one is what MLflow's page of comparison shows at first
+    points = [*curves, *(Point(name, 0, value) for name, value in (metrics or {}).items())]
     keys = safe_keys([point.name for point in points])
     for point in points:
         if math.isfinite(point.value):

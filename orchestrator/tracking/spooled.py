@@ -8,15 +8,24 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import UserError
 from orchestrator.redact import redact
-from orchestrator.tracking import Point, StudyEnd, Tracker, TrackerError, TrialRecord
+from orchestrator.tracking import (
+    Finalist,
+    ModelRecord,
+    Point,
+    StudyEnd,
+    StudyResults,
+    Tracker,
+    TrackerError,
+    TrialRecord,
+)
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spool import Spool, plain
 
@@ -99,11 +108,7 @@ class Spooled:
                 self._send()
 
     def close_study(
-        self,
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-        end: StudyEnd = "finished",
-        at: float | None = None,
+        self, results: StudyResults, end: StudyEnd = "finished", at: float | None = None
     ) -> None:
         """Record the end of a study.
 
@@ -112,14 +117,13 @@ class Spooled:
         """
         with self._spending():
             record = {
-                "metrics": {key: float(value) for key, value in metrics.items()},
-                "artifacts": [str(path) for path in artifacts],
+                **_plain_results(results),
                 "end": end,
                 "at": time.time() if at is None else at,
             }
             if end == "finished":
                 self._spool.add({"close": record})
-                self._spool.remember({**self._spool.study, "ended": True})
+                self._spool.remember({**self._spool.study, "ended": _ended_with(results)})
                 self.send_waiting()
                 return
             try:
@@ -130,14 +134,15 @@ class Spooled:
             except Exception as error:
                 self._tell(f"the end of the study is not recorded: {error}")
 
-    def require_end(self, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+    def require_end(self, results: StudyResults) -> None:
         """Record the end of a finished study that was opened here, where that was not done yet.
 
-        Records that wait are sent.
+        It is recorded again where other finalists are to be registered. Records that wait are sent.
         """
         study = self._spool.study
-        if study and not study.get("ended") and not self._end_waits():
-            self.close_study(metrics, artifacts)
+        recorded = study.get("ended") == _ended_with(results)
+        if study and not recorded and not self._end_waits():
+            self.close_study(results)
         else:
             self.send_waiting()
 
@@ -253,7 +258,8 @@ class Spooled:
                 gone.append(str(path))
         if gone:
             self._tell(f"files of the study's record are gone and left out: {', '.join(gone)}")
-        self._inner.close_study(close["metrics"], present, close["end"], close["at"])
+        results = replace(_results(close), artifacts=present)
+        self._inner.close_study(results, close["end"], close["at"])
         # records that follow belong to a study that goes on
         self._opened = False
 
@@ -296,5 +302,32 @@ def _identity(study: Mapping[str, Any]) -> tuple[str, str | None]:
 def _plain(record: TrialRecord) -> dict[str, Any]:
     """The record as it is stored; numbers of any kind become Python's."""
     points = [(point.name, int(point.step), float(point.value)) for point in record.curves]
-    metrics = {name: float(value) for name, value in record.metrics.items()}
-    return {**vars(record), "metrics": metrics, "curves": points}
+    return {**vars(record), "metrics": _floats(record.metrics), "curves": points}
+
+
+def _plain_results(results: StudyResults) -> dict[str, Any]:
+    models = [{**vars(model), "metrics": _floats(model.metrics)} for model in results.models]
+    return {
+        **vars(results),
+        "metrics": _floats(results.metrics),
+        "artifacts": [str(path) for path in results.artifacts],
+        "models": models,
+        "finalists": [vars(finalist) for finalist in results.finalists],
+    }
+
+
+def _results(close: Mapping[str, Any]) -> StudyResults:
+    """The results of a record; an earlier version has written only some of them."""
+    known = {entry.name: close[entry.name] for entry in fields(StudyResults) if entry.name in close}
+    models = [ModelRecord(**model) for model in close.get("models", ())]
+    finalists = [Finalist(**finalist) for finalist in close.get("finalists", ())]
+    return StudyResults(**{**known, "models": models, "finalists": finalists})
+
+
+def _ended_with(results: StudyResults) -> Any:
+    """What the spool keeps of an end that was recorded."""
+    return plain([vars(finalist) for finalist in results.finalists]) or True
+
+
+def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

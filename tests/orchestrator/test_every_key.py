@@ -142,6 +142,7 @@ ELSEWHERE = {
     "tracking._target_": "tests/orchestrator/test_tracking.py",
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",
+    "tracking.register": "tests/orchestrator/test_registry.py",
     "workers": "tests/orchestrator/test_workers_job.py",
     "objectives.batch_size": "tests/orchestrator/test_latency.py",
     "objectives.engine_threads": "tests/orchestrator/test_latency.py",
@@ -261,6 +262,11 @@ def test_a_key_changes_what_a_search_shows(
 
 
 def test_keys_that_are_shown_elsewhere_are_keys_and_their_tests_are_there() -> None:
-    assert set(ELSEWHERE) <= {*defaults(), "tracking.uri", "tracking.experiment"}
+    assert set(ELSEWHERE) <= {
+        *defaults(),
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.register",
+    }
     root = Path(__file__).parents[2]
     assert all((root / name).exists() for name in ELSEWHERE.values())

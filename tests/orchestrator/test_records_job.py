@@ -107,7 +107,7 @@ def test_an_end_that_a_killed_run_did_not_record_is_recorded_by_the_same_command
         assert main(TINY) == 0
         client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
         runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
-        (parent,) = [run for run in runs if "trial_number" not in run.data.tags]
+        (parent,) = [run for run in runs if run.data.tags["kind"] == "study"]
         assert parent.info.status == "FINISHED"
         assert len(client.get_metric_history(parent.info.run_id, "hypervolume")) == 1
         assert "summary.json" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}

@@ -19,6 +19,7 @@ import orchestrator
 from lightning_modules.data.in_memory import InMemory
 from lightning_modules.errors import DataError
 from orchestrator.__main__ import main
+from orchestrator.jobs.shown import size_words
 from orchestrator.results.rows import ConfirmedRow, RungRow, TrialRow, read_csv
 from orchestrator.search.plans.finished import read_plan
 
@@ -200,21 +201,37 @@ def test_mlflow_has_a_parent_and_a_child_per_trial_with_the_columns(home: Path, 
 
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("pruning").experiment_id])
-    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
-    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    kinds = {run.info.run_id: run.data.tags["kind"] for run in runs}
+    (parent,) = [run for run in runs if run.data.tags["kind"] == "study"]
+    children = [run for run in runs if run.data.tags["kind"] == "trial"]
     trials = read_csv(run / "trials.csv", TrialRow)
+    front = {row.trial: row for row in read_csv(run / "front.csv", ConfirmedRow)}
     assert len(children) == len(trials)
     for child in children:
-        number = int(child.data.tags["trial_number"])
-        assert child.data.tags["state"] == trials[number].state
-        assert {"study", "model", "data", "method", "criterion", "seed"} <= set(child.data.tags)
-        assert child.data.metrics["flops_ratio"] == pytest.approx(trials[number].ratios["flops"])
-        assert {"params_ratio", "quality"} <= set(child.data.metrics)
+        tags = child.data.tags
+        metrics = child.data.metrics
+        number = int(tags["trial_number"])
+        row = trials[number]
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert tags["state"] == row.state
+        assert {"study", "model", "data", "method", "criterion", "seed"} <= set(tags)
+        assert metrics["flops_ratio"] == pytest.approx(row.ratios["flops"], rel=1e-4)
+        assert metrics["quality"] == pytest.approx(row.quality, rel=1e-4)
+        assert not set(metrics) & set(child.data.params)
+        size = size_words(row.ratios["flops"], "flops")
+        assert child.info.run_name == f"{number:03d} l2 {size}"
+        assert tags["on_front"] == str(number in front).lower()
+        if number in front:
+            mean = pytest.approx(front[number].test_mean, rel=1e-4)
+            assert metrics["test_accuracy"] == mean
         names = {found.path for found in client.list_artifacts(child.info.run_id)}
         assert {"plan.json", "groups.json"} <= names
-        assert client.get_metric_history(child.info.run_id, "finetune/loss")
+        assert client.get_metric_history(child.info.run_id, "val_loss")
+    others = [run.data.tags["origin"] for run in runs if kinds[run.info.run_id] == "baseline"]
+    confirmed = read_csv(run / "baselines.csv", ConfirmedRow)
+    assert sorted(others) == sorted([row.origin for row in confirmed])
     names = {found.path for found in client.list_artifacts(parent.info.run_id)}
-    assert {"pareto.png", "report.html", "front.csv", "baselines.csv"} <= names
+    assert {"pareto.png", "report.html", "front.csv", "baselines.csv", "front.json"} <= names
 
 
 def test_more_trials_continue_and_other_settings_are_refused(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.tracking import Point, Tracker, TrackerError, TrialRecord
+from orchestrator.tracking import Point, StudyResults, Tracker, TrackerError, TrialRecord
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.spooled import Spooled, spooled
 
@@ -54,10 +54,10 @@ class Server:
             self.calls.append(number)
 
     def close_study(
-        self, metrics: Any, artifacts: Any, end: str = "finished", at: float | None = None
+        self, results: StudyResults, end: str = "finished", at: float | None = None
     ) -> None:
         self._reach()
-        self.calls.append(("close", metrics, list(artifacts), end))
+        self.calls.append(("close", results.metrics, list(results.artifacts), end))
 
     def opened(self) -> int:
         return sum(isinstance(call, tuple) and call[0] == "open" for call in self.calls)
@@ -107,7 +107,7 @@ def test_with_a_server_that_answers_nothing_waits_and_nothing_is_said(desk: Desk
         artifacts={"p": "{}"},
         at=5.0,
     )
-    tracker.close_study({"front": 2.0}, [])
+    tracker.close_study(StudyResults({"front": 2.0}, []))
     assert desk.server.calls == [
         ("open", "s", {"n_trials": 3}),
         0,
@@ -123,6 +123,7 @@ def test_with_a_server_that_answers_nothing_waits_and_nothing_is_said(desk: Desk
         "curves": curves,
         "artifacts": {"p": "{}"},
         "at": 5.0,
+        "title": "",
     }
     assert (desk.waiting(), desk.said) == (0, [])
 
@@ -249,7 +250,7 @@ def test_the_end_says_what_waits_and_the_next_command_sends_it(desk: Desk, tmp_p
     tracker = desk.tracker()
     desk.server.down = True
     log(tracker, 0)
-    tracker.close_study({"front": 1.0}, [kept, gone])
+    tracker.close_study(StudyResults({"front": 1.0}, [kept, gone]))
     assert "records that wait in" in desk.said[-1]
     assert "2; the same command sends them" in desk.said[-1]
     later = Spooled(desk.server, desk.folder, "here", say=desk.said.append)
@@ -272,7 +273,7 @@ def test_a_closed_study_that_goes_on_is_opened_again_first(desk: Desk) -> None:
     tracker = desk.tracker()
     desk.server.down = True
     log(tracker, 0)
-    tracker.close_study({}, [], "interrupted")
+    tracker.close_study(StudyResults(), "interrupted")
     desk.server.down = False
     log(desk.tracker(), 1)
     kinds = [call if isinstance(call, int) else call[0] for call in desk.server.calls]
@@ -287,7 +288,7 @@ def test_an_end_that_was_not_wanted_neither_raises_nor_waits(
     desk.server.down = True
     log(tracker, 0)
     tries = desk.server.tries
-    tracker.close_study({}, [], end)
+    tracker.close_study(StudyResults(), end)
     assert desk.server.tries == tries  # the pause is kept
     assert desk.waiting() == 2
 
@@ -295,10 +296,10 @@ def test_an_end_that_was_not_wanted_neither_raises_nor_waits(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("orchestrator.tracking.spool.write_atomic", full)
-    tracker.close_study({}, [], end)
+    tracker.close_study(StudyResults(), end)
     assert "the end of the study is not recorded" in desk.said[-1]
     monkeypatch.setattr(desk.server, "close_study", None)
-    tracker.close_study({}, [], end)
+    tracker.close_study(StudyResults(), end)
 
 
 def test_after_an_interruption_sending_has_little_time(
@@ -316,7 +317,7 @@ def test_after_an_interruption_sending_has_little_time(
         slow(record)
 
     monkeypatch.setattr(desk.server, "trial", trial)
-    tracker.close_study({}, [], "interrupted")
+    tracker.close_study(StudyResults(), "interrupted")
     assert desk.server.numbers() == [0, 1, 2]
     assert desk.waiting() == 18
 
@@ -340,7 +341,7 @@ def test_a_damaged_record_does_not_block_those_behind_it(desk: Desk) -> None:
     log(tracker, 1)
     next(desk.folder.glob("[0-9]*.json")).write_text("{")
     desk.server.down = False
-    tracker.close_study({}, [])
+    tracker.close_study(StudyResults())
     assert len(desk.server.numbers()) == 1
     assert len(list((desk.folder / "refused").iterdir())) == 1
 
@@ -360,7 +361,7 @@ def test_no_secret_is_on_disk(desk: Desk) -> None:
         tags={"reason": f"{url} broke"},
         artifacts={"traceback.txt": f"at {url}"},
     )
-    tracker.close_study({}, [])
+    tracker.close_study(StudyResults())
     written = [path.read_text() for path in desk.folder.iterdir()]
     assert len(written) == 3
     assert "me:***@host" in "".join(written)

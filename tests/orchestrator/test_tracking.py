@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from lightning_modules.errors import UserError
-from orchestrator.tracking import Point, Tracker, TrackerError, TrialRecord, TrialState
+from orchestrator.tracking import (
+    Point,
+    StudyResults,
+    Tracker,
+    TrackerError,
+    TrialRecord,
+    TrialState,
+)
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.none import NoTracker
 from orchestrator.tracking.payload import batches, payload, safe_keys
@@ -92,7 +99,7 @@ def test_a_study_of_24_trials(database: Path, tmp_path: Path) -> None:
         artifacts = {"plan.json": "{}", "groups/table.json": f"[{number}]"}
         log(tracker, number, STATES[number % 4], curves=curves, artifacts=artifacts)
     (tmp_path / "front.csv").write_text("trial\n")
-    tracker.close_study({"front_size": 5.0}, [tmp_path / "front.csv"])
+    tracker.close_study(StudyResults({"front_size": 5.0}, [tmp_path / "front.csv"]))
     print(f"opening {opening:.2f} s, 24 trials and the end {tracker.seconds - opening:.2f} s")
 
     trials = trials_of(database, "whole")
@@ -127,7 +134,7 @@ def test_a_resumed_study_goes_on_and_logs_nothing_twice(database: Path) -> None:
     again = opened(database, "again", n_trials=4)
     log(again, 0, metrics={"quality": 0.9})
     log(again, 1)
-    again.close_study({}, [], end="interrupted")
+    again.close_study(StudyResults(), end="interrupted")
     trials = trials_of(database, "again")
     assert sorted(trials) == ["0", "1"]
     assert trials["0"].data.metrics["quality"] == 0.5
@@ -201,7 +208,7 @@ def test_a_run_that_came_into_being_after_it_was_given_up_is_removed(database: P
     client_of(database).create_run(first.info.experiment_id, tags=tags)
     by_hand = {"mlflow.parentRunId": tags["mlflow.parentRunId"], "study": "late by hand"}
     client_of(database).create_run(first.info.experiment_id, tags=by_hand)
-    tracker.close_study({}, [])
+    tracker.close_study(StudyResults())
     assert trials_of(database, "late")["0"].info.run_id == first.info.run_id
     assert len(runs_of(database, "tags.study = 'late by hand'")) == 1
 
@@ -210,7 +217,7 @@ def test_the_end_of_a_study_is_recorded_once_and_with_its_own_time(database: Pat
     tracker = opened(database, "end")
     log(tracker, 0, at=1_700_000_000.0)
     for _ in range(2):
-        tracker.close_study({"hypervolume": 0.5}, [], at=1_700_000_009.0)
+        tracker.close_study(StudyResults({"hypervolume": 0.5}, []), at=1_700_000_009.0)
     (parent,) = runs_of(database, "tags.study = 'end' and tags.kind = 'study'")
     assert len(client_of(database).get_metric_history(parent.info.run_id, "hypervolume")) == 1
     assert parent.info.end_time == 1_700_000_009_000
@@ -355,6 +362,6 @@ def test_no_tracker_is_a_tracker_and_leaves_no_trace(
     tracker: Tracker = NoTracker()
     tracker.open_study("s", {}, {})
     log(tracker, 0)
-    tracker.close_study({}, [])
+    tracker.close_study(StudyResults())
     assert tracker.seconds == 0.0
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from orchestrator.results.rows import RungRow
 from orchestrator.search.goals import Goals
-from orchestrator.search.studies.rungs import in_words, rank_correlation, rung_columns, rung_rows
+from orchestrator.search.studies.rungs import in_words, rank_correlation, rung_rows
 from orchestrator.search.studies.trial import MEASURED, RUNGS
 
 Trial = optuna.trial.FrozenTrial
@@ -78,13 +78,8 @@ def test_only_completed_trials_count_and_only_beyond_the_rung() -> None:
     assert (row.rung, row.trials, row.loss) == (1, 4, pytest.approx(1.0))
 
 
-def test_rows_in_words_and_as_columns() -> None:
+def test_rows_in_words() -> None:
     rows = [RungRow(1, 12, 0.5, 0.25, 0.75, None), RungRow(2, 3, None, None, None, None)]
-    assert rung_columns(rows) == {
-        "rung_1_loss_rank": 0.5,
-        "rung_1_loss_at_cost_rank": 0.25,
-        "rung_1_quality_rank": 0.75,
-    }
     words = in_words(rows)
     assert words.endswith("in the end: rung 1 0.50 (0.25 at equal FLOPs), 12 trials")
     assert in_words(rows[1:]) == "no rung has 4 trials that completed after it: no rank correlation"

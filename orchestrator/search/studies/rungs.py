@@ -95,17 +95,6 @@ def _without(ranks: Values, fixed: Values) -> Values:
     return ranks - (ranks @ fixed / length) * fixed
 
 
-def rung_columns(rows: Sequence[RungRow]) -> dict[str, float]:
-    """The known correlations under names for tracking: `rung_1_loss_rank`, ..."""
-    columns = {}
-    for row in rows:
-        for name in ("loss", "loss_at_cost", "quality", "quality_at_cost"):
-            value = getattr(row, name)
-            if value is not None:
-                columns[f"rung_{row.rung}_{name}_rank"] = value
-    return columns
-
-
 def in_words(rows: Sequence[RungRow]) -> str:
     """One line: how the losses of each rung rank the trials, against their final quality."""
     parts = []
