@@ -59,7 +59,7 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.family
-def test_every_command_is_taken_and_of_one_name_there_is_one_search(
+def test_every_command_is_taken_and_of_one_name_a_page_has_one_search(
     composed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searches = []
@@ -73,10 +73,10 @@ def test_every_command_is_taken_and_of_one_name_there_is_one_search(
     for config in composed:
         schema.load(config)
     assert len(searches) > 30
-    identities: dict[str, Any] = {}
+    identities: dict[tuple[str, str], Any] = {}
     for page, config in searches:
         settings = schema.load(config).with_depth(False)
-        known = identities.setdefault(settings.study.name, settings.identity())
+        known = identities.setdefault((page, settings.study.name), settings.identity())
         assert known == settings.identity(), (page, settings.study.name)
 
 
