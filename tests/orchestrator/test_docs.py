@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -114,3 +115,11 @@ def test_the_pages_make_a_site_that_asks_for_no_address(tmp_path: Path) -> None:
 
 def test_the_readme_fits_on_a_screen_and_a_half() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_every_decision_is_in_the_index() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    index, *_ = text.split("\n# ", 2)[1:]
+    listed = re.findall(r"(?m)^- \[(.+?)\]\(#", index)
+    headings = re.findall(r"(?m)^## (.+)$", text)
+    assert listed == headings
