@@ -8,6 +8,7 @@ import json
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -236,6 +237,12 @@ def _spread_in(columns: Sequence[str]) -> list[tuple[str, str, str]] | None:
     return [known[column] for column in columns]
 
 
+@cache
+def _hints(row_type: type[Any]) -> dict[str, Any]:
+    """The types of a row's columns; working them out takes longer than reading a row."""
+    return get_type_hints(row_type)
+
+
 def _row(
     row_type: type[AnyRow],
     names: list[str],
@@ -243,7 +250,7 @@ def _row(
     cells: list[str],
     where: str,
 ) -> AnyRow:
-    hints = get_type_hints(row_type)
+    hints = _hints(row_type)
     values: dict[str, Any] = {}
     for name, cell in zip(names, cells[: len(names)], strict=True):
         values[name] = _value(cell, hints[name], where, name)
