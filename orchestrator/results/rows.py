@@ -250,7 +250,7 @@ def _row(
     cells: list[str],
     where: str,
 ) -> AnyRow:
-    hints = _hints(row_type)
+    hints = _hints(row_type)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, Any] = {}
     for name, cell in zip(names, cells[: len(names)], strict=True):
         values[name] = _value(cell, hints[name], where, name)
