@@ -21,7 +21,7 @@ from machine import machine  # type: ignore[import-not-found]
 from orchestrator.results.rows import ConfirmedRow, read_csv
 
 CASES = {
-    "ResNet-50, digits at 32 px": ["+experiment=resnet50", "phases.confirm.baselines=[uniform]"],
+    "ResNet-50, digits at 32 px": ["+experiment=resnet50", "phases.confirm.baselines=[]"],
     "VGG-16-BN of a quarter of the width, Fashion-MNIST at 32 px": [
         *("model=vgg_small", "model.width=16", "data=fashion_mnist", "data.size=32"),
         *("data.train_images=16000", "phases.train.epochs=8", "phases.finetune.optimizer.lr=0.02"),

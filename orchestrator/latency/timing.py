@@ -1,10 +1,16 @@
-"""Passes of several models in turn, timed, so that a busy machine favours none of them."""
+"""Passes of several models in turn, timed, so that a busy machine favours none of them.
+
+A long pass is interrupted by other programs and a short one is not, so that turns alone would
+favour small models. The time in which a pass waits for a core is therefore taken out, where the
+system tells it (Linux).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +26,10 @@ LEAST_TURNS = 9
 WARM_UP = 3
 """Untimed turns at first: allocators and kernels settle."""
 MILLI = 1000.0
+NANO = 1e-9
+LEAST_SHARE = 0.05
+"""Share of a pass that counts in any case: clocks of waiting and of passing are not the same."""
+_THREADS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,30 @@ def _turn(runs: Sequence[Run]) -> list[float]:
     seconds = []
     for run in runs:
         run()
+        before = waited()
         begin = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - begin)
+        passed = time.perf_counter() - begin
+        seconds.append(max(passed - longest_wait(before, waited()), LEAST_SHARE * passed))
     return seconds
+
+
+def waited() -> dict[str, float]:
+    """Seconds that each thread of this process has waited for a core; empty where nobody tells."""
+    seconds = {}
+    try:
+        for thread in _THREADS.iterdir():
+            seconds[thread.name] = NANO * float((thread / "schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        # not Linux, or a thread that ended meanwhile
+        return {}
+    return seconds
+
+
+def longest_wait(before: dict[str, float], after: dict[str, float]) -> float:
+    """Seconds that the thread waited that waited longest; the others had to wait for it."""
+    waits = [seconds - before[thread] for thread, seconds in after.items() if thread in before]
+    return max(waits, default=0.0)
 
 
 def ratios_to_first(milliseconds: npt.NDArray[np.float64]) -> list[Spread]:

@@ -15,9 +15,16 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.compose import load_settings
 from orchestrator.export.onnx import write_onnx
+from orchestrator.latency import timing
 from orchestrator.latency.bench import Bench, Conditions, alone
 from orchestrator.latency.engines import ENGINES
-from orchestrator.latency.timing import LEAST_TURNS, MOST_TURNS, ratios_to_first, timed_in_turn
+from orchestrator.latency.timing import (
+    LEAST_TURNS,
+    MOST_TURNS,
+    longest_wait,
+    ratios_to_first,
+    timed_in_turn,
+)
 from orchestrator.search.lab.latencies import conditions_of
 from orchestrator.settings.objectives import ObjectiveSettings
 
@@ -50,6 +57,24 @@ def test_a_machine_that_slows_down_slows_both_of_a_pair() -> None:
     assert busy == pytest.approx(5.0, rel=0.2)
 
 
+def test_waiting_for_a_core_is_no_part_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long pass is interrupted where a short one is not: the clock alone favours small models."""
+    queue = {"seconds": 0.0}
+    monkeypatch.setattr(timing, "waited", lambda: {"1": queue["seconds"], "2": 0.0})
+
+    def interrupted() -> None:
+        time.sleep(0.006)
+        queue["seconds"] += 0.004
+
+    rows = timed_in_turn([interrupted, lambda: time.sleep(0.002)], seconds=0.0)
+    assert np.median(rows[:, 0] / rows[:, 1]) == pytest.approx(1.0, rel=0.3)
+
+
+def test_threads_that_come_and_go_are_no_wait() -> None:
+    assert longest_wait({"1": 1.0, "2": 1.0}, {"1": 1.5, "2": 1.2, "3": 9.0}) == 0.5
+    assert longest_wait({}, {"1": 1.0}) == 0.0
+
+
 def test_every_model_is_passed_as_often_before_and_after_each_other() -> None:
     order: list[str] = []
     runs = [lambda: order.append("a"), lambda: order.append("b")]
@@ -60,7 +85,7 @@ def test_every_model_is_passed_as_often_before_and_after_each_other() -> None:
 
 
 def test_quick_models_are_passed_a_hundred_times_and_no_more() -> None:
-    assert len(timed_in_turn([lambda: None, lambda: None])) == MOST_TURNS
+    assert len(timed_in_turn([lambda: None, lambda: None], seconds=60.0)) == MOST_TURNS
 
 
 def test_ratios_are_of_the_same_turn() -> None:
