@@ -103,11 +103,16 @@ class Outputs:
         write_page(self.folder / PAGE, view)
         write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
 
-    def show(self, headline: str) -> None:
-        """The front beside its baselines, then where things are and where the time went."""
+    def show(self, headline: str, *, quiet: bool = False) -> None:
+        """The front beside its baselines, then where things are and where the time went.
+
+        `quiet`: the front alone.
+        """
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
         show(front_table(self.rows, objectives.quality, further, self.sign))
+        if quiet:
+            return
         lines = [*self._result_lines(), *self._time_lines(), *self._place_lines()]
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 

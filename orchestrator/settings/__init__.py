@@ -168,6 +168,7 @@ _NEUTRAL = (
     "device",
     "threads",
     "memory_format",
+    "quiet",
 )
 """What no trial's result depends on."""
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "select", "job")
@@ -202,6 +203,7 @@ class Settings(Part):
     search: SearchSettings = SearchSettings()
     seed: Count = 0
     workers: Positive = 1
+    quiet: bool = False
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
