@@ -1,12 +1,13 @@
 """Plain lines where there is no terminal, a live display where there is one."""
 
 import io
+import re
 
 import pytest
 
 from orchestrator.display import Goal, front_lines
 from orchestrator.progress import Progress
-from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.report.tables import front_table, show, show_front, summary_table
 from orchestrator.results.quantities import count, duration, flops, percent
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
@@ -227,6 +228,38 @@ def test_tables_show_each_model_beside_its_baselines() -> None:
     assert any("dense" in line and "10.4 G" in line for line in lines)
     assert "| orchestration | 3.1 % |" in lines
     assert "\x1b" not in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A terminal; its width is that of $COLUMNS."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(80, "faster, ms, global, random"), (100, "faster, ms, global"), (130, "")],
+)
+def test_the_last_table_fits_the_terminal(
+    width: int, left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    names = ("uniform", "random", "global")
+    front = [confirmed("front", 15, 0.9, 0.01, 2_610_000_000, 0.25)]
+    baselines = [confirmed(name, 15, 0.88, 0.02, 2_600_000_000, 0.249) for name in names]
+    dense = confirmed("dense", None, 0.95, 0.0, 10_440_000_000, 1.0)
+    show_front(Rows((), [*front, *baselines[:1]], baselines, dense), "accuracy")
+    said = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= width
+    # nothing is wrapped: title, headers, a line for each of the three models, what is left out
+    assert len([line for line in lines if line.strip(" ─")]) == 5 + bool(left_out)
+    for part in ("0.9000 ± 0.0100", "-0.0500", "0.8800 ± 0.0200", "25.0 %"):
+        assert part in said
+    assert (f"left out for the width: {left_out}" in said) == bool(left_out)
 
 
 @pytest.mark.parametrize(

@@ -220,12 +220,12 @@ def test_each_worker_is_shown_with_its_trial_its_round_and_its_phase(
     tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
-    trial = study.ask()
     stream = io.StringIO()
     progress = Progress(stream, terminal=False)
     with watched(tmp_path, study) as team:
         team.look(progress)
         assert progress.shown_workers == ("worker 0: starts", "worker 1: starts")
+        trial = study.ask()
         lease = {**process_identity(), "pid": team._processes[0].pid, "owner": "them", "beat": 1}
         study._storage.set_trial_user_attr(trial._trial_id, LEASE, lease)
         trial.set_user_attr("rungs", [[1, 0.5, {}]])
