@@ -184,7 +184,8 @@ def _job(codes: Codes) -> Callable[[DictConfig], None]:
 
     def job(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            _announce_run()
+            if not config.get("quiet"):
+                _announce_run()
             _hide_secrets_of_multirun()
         try:
             run_job(config, codes)

@@ -170,12 +170,12 @@ class Progress:
             parts.append(f"{percent(row.ratios['flops'])} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
-        parts += [
-            duration(row.seconds),
-            f"{self._done}/{self._total} done",
-            f"front of {len(self._front)}",
-        ]
-        return ", ".join([*parts, *self._time_left()])
+        parts.append(duration(row.seconds))
+        if self._live is None:
+            # the live display has these below
+            parts += [f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
+            parts += self._time_left()
+        return ", ".join(parts)
 
     def _time_left(self) -> list[str]:
         if self._ends_at is None:

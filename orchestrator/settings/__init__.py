@@ -321,14 +321,16 @@ class Settings(Part):
         return self.method.depth is None and method.depth is None and method.granularity == "unit"
 
     def model_name(self) -> str:
-        """The name given to the model's builder, or the last part of its path.
+        """The name or folder given to the model's builder, or the last part of its path.
 
         Of a network inside of a LightningModule it is the name of that.
         """
         inside = self.model.arguments.get("module")
         target = inside.target if isinstance(inside, Recipe) else self.model.target
         builder = target.rpartition(".")[2]
-        return str(self.model.arguments.get("name", builder))
+        arguments = self.model.arguments
+        named = arguments.get("name") or arguments.get("folder") or builder
+        return Path(str(named)).name
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same search.

@@ -148,6 +148,21 @@ def test_a_long_name_keeps_its_end_and_its_digits(length: int, short: str) -> No
     assert shortened(name, length) == short
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"name": "resnet50", "num_classes": 10}, "resnet50"),
+        ({"name": None, "folder": "nets/my-bert"}, "my-bert"),
+        ({}, "torchvision"),
+    ],
+)
+def test_a_network_has_its_own_name_and_not_its_librarys(
+    arguments: dict[str, Any], name: str
+) -> None:
+    model = {"_target_": "lightning_modules.models.torchvision", **arguments}
+    assert orchestrator.load_settings({"model": model}).model_name() == name
+
+
 @pytest.mark.slow
 def test_what_is_free_to_go_is_known_once_the_dense_model_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
