@@ -7,6 +7,7 @@ after SIGTERM, with how to go on.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -14,7 +15,8 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +49,7 @@ from orchestrator.compose import (
 )
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree
+from orchestrator.shell import COMPLETION, asks_for_completion, asks_for_help, fitted
 from orchestrator.stopped import Stopped, stoppable
 
 SEARCH = "orchestrator.jobs.checked.search"
@@ -67,6 +70,9 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
     if "--version" in words:
         print(f"pruning-orchestrator {version('pruning-orchestrator')}, Hydra {hydra.__version__}")
         return 0
+    if asks_for_completion(words):
+        print(COMPLETION, end="")
+        return 0
     folder = conf_folder() if conf is None else conf
     _share_cores()
     # Hydra's own report of an error is a traceback or names no remedy; with this it raises to us
@@ -78,7 +84,8 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         with TemporaryDirectory() as scratch, stoppable():
             codes = Codes(Path(scratch))
             door = hydra.main(version_base="1.3", config_path=str(folder), config_name=CONFIG_NAME)
-            door(_job(codes))()
+            with _help_fits(words):
+                door(_job(codes))()
             _compare_sweep(codes)
             return codes.worst()
     except Stopped as stopped:
@@ -93,6 +100,22 @@ def main(arguments: Sequence[str] | None = None, conf: Path | None = None) -> in
         return 2
     finally:
         sys.argv = argv
+
+
+@contextmanager
+def _help_fits(words: list[str]) -> Iterator[None]:
+    """Hydra writes every list of choices in one line."""
+    if not asks_for_help(words):
+        yield
+        return
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        # Hydra leaves by SystemExit
+        if text.getvalue():
+            print(fitted(text.getvalue()), end="")
 
 
 def _share_cores() -> None:
@@ -161,7 +184,8 @@ def _job(codes: Codes) -> Callable[[DictConfig], None]:
 
     def job(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            _announce_run()
+            if not config.get("quiet"):
+                _announce_run()
             _hide_secrets_of_multirun()
         try:
             run_job(config, codes)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from orchestrator.clock import PhaseClock
+from orchestrator.display import Goal, front_lines, study_bar, worker_lines
 from orchestrator.results.quantities import axis_words, duration, percent
 from orchestrator.results.rows import TrialRow
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 5.0
 """Shortest time between two ticks of one phase in a log, where each is a line for ever."""
-_FRONT_LINES = 10
-"""Most lines of the front on a terminal."""
 
 
 class Progress:
@@ -28,7 +27,8 @@ class Progress:
 
     `seconds` tells where the time went, per timed phase. It is a context manager; outside the
     `with` block it prints plain lines. It belongs to one thread. `terminal` None asks `stream`
-    (stderr by default); `now` gives seconds on a monotonic scale.
+    (stderr by default); a `quiet` one says nothing. `now` gives seconds on a monotonic scale.
+    `told` is given the innermost timed phase whenever it changes, and "" outside of all.
     """
 
     def __init__(
@@ -36,11 +36,15 @@ class Progress:
         stream: TextIO | None = None,
         *,
         terminal: bool | None = None,
+        quiet: bool = False,
         now: Callable[[], float] = time.perf_counter,
+        told: Callable[[str], object] = lambda doing: None,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty() if terminal is None else terminal
+        self._quiet = quiet
         self._now = now
+        self._told = told
         self._clock = PhaseClock(now)
         self._live: Live | None = None
         self._started = now()
@@ -48,7 +52,11 @@ class Progress:
         self._tick = ""
         self._last_tick = ""
         self._ticked_at = float("-inf")
+        self._doing = [""]
+        self.shown_workers: tuple[str, ...] = ()
         self._front: Sequence[TrialRow] = ()
+        self._completed: list[TrialRow] = []
+        self._goal = Goal()
         self._done = 0
         self._total = 0
         self._ends_at: float | None = None
@@ -60,13 +68,20 @@ class Progress:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        with self._clock.timed(name):
-            yield
+        self._doing.append(name)
+        self._told(name)
+        try:
+            with self._clock.timed(name):
+                yield
+        finally:
+            self._doing.pop()
+            self._told(self._doing[-1])
 
     def phase(self, name: str, detail: str = "") -> None:
         """A new phase begins."""
         self._phase = f"{name}: {detail}" if detail else name
         self._tick = ""
+        self.shown_workers = ()
         self._last_tick = ""
         self._ticked_at = float("-inf")
         elapsed = duration(self._now() - self._started)
@@ -78,6 +93,8 @@ class Progress:
         `front` holds the completed trials that none of the others dominates, on validation data.
         """
         self._front = front
+        if row.state == "completed":
+            self._completed.append(row)
         self._done = done
         self._total = total
         self._say(self._trial_line(row))
@@ -88,19 +105,27 @@ class Progress:
         A log has at most one such line in five seconds, and none that says the same again.
         """
         self._tick = text
-        if self._live is not None or text == self._last_tick:
+        if self._live is not None or text in ("", self._last_tick):
             return
         if self._now() - self._ticked_at >= _TICK_SECONDS:
             self._last_tick = text
             self._ticked_at = self._now()
             self._say(f"  {text}")
 
+    def workers(self, states: Sequence[str]) -> None:
+        """What each worker does; a log is told by `tick`."""
+        self.shown_workers = tuple(states)
+
+    def goal(self, goal: Goal) -> None:
+        """Of which model of the front the display speaks."""
+        self._goal = goal
+
     def eta(self, seconds: float) -> None:
         """The run is expected to end in so many seconds; shown with what comes next."""
         self._ends_at = self._now() + seconds
 
     def __enter__(self) -> Self:
-        if self._terminal:
+        if self._terminal and not self._quiet:
             from rich.console import Console
             from rich.live import Live
 
@@ -125,6 +150,8 @@ class Progress:
             self._live = None
 
     def _say(self, line: str) -> None:
+        if self._quiet:
+            return
         if self._live is not None:
             self._live.console.print(line, markup=False)
         else:
@@ -143,53 +170,30 @@ class Progress:
             parts.append(f"{percent(row.ratios['flops'])} of the FLOPs")
         if row.parent is not None:
             parts.append(f"from trial {row.parent}")
-        parts += [
-            duration(row.seconds),
-            f"{self._done}/{self._total} done",
-            f"front of {len(self._front)}",
-        ]
-        return ", ".join([*parts, *self._time_left()])
+        parts.append(duration(row.seconds))
+        if self._live is None:
+            # the live display has these below
+            parts += [f"{self._done}/{self._total} done", f"front of {len(self._front)}"]
+            parts += self._time_left()
+        return ", ".join(parts)
 
     def _time_left(self) -> list[str]:
         if self._ends_at is None:
             return []
-        return [f"about {duration(max(0.0, self._ends_at - self._now()))} left"]
+        left = self._ends_at - self._now()
+        return [f"about {duration(left)} left" if left > 0 else "longer than expected"]
 
     def _picture(self) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
         facts = [f"{self._done}/{self._total} trials"] if self._total else []
         facts += [duration(self._now() - self._started), *self._time_left()]
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(self._phase, style="bold"),
-            ProgressBar(total=max(1, self._total), completed=self._done, width=30),
-            Text(", ".join(facts)),
-        )
-        parts: list[RenderableType] = [head]
-        if self._tick:
-            parts.append(Text(self._tick, style="dim"))
-        if self._front:
-            parts.append(_front_so_far(self._front))
-        return Group(*parts)
-
-
-def _front_so_far(front: Sequence[TrialRow]) -> RenderableType:
-    from rich.table import Table
-
-    ordered = sorted(front, key=lambda row: -row.cost_ratio)
-    # a long front is thinned evenly, its two ends kept
-    step = max(1.0, (len(ordered) - 1) / (_FRONT_LINES - 1))
-    table = Table(title="validation front so far", title_justify="left", box=None)
-    metrics = list(ordered[0].metrics)
-    for header in ("trial", axis_words(ordered[0].axis), "quality", *metrics):
-        table.add_column(header, justify="right")
-    for index in range(min(len(ordered), _FRONT_LINES)):
-        row = ordered[round(index * step)]
-        quality = "" if row.quality is None else f"{row.quality:.4f}"
-        further = [f"{row.metrics[name]:.4f}" for name in metrics]
-        table.add_row(str(row.number), percent(row.cost_ratio), quality, *further)
-    return table
+        # with workers, what this process does is to wait for them
+        doing = worker_lines(self.shown_workers) or [self._tick or self._doing[-1]]
+        if self._phase.startswith(doing[0]):
+            doing = []
+        lines = [*doing, *front_lines(self._front, self._completed, self._goal)]
+        texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line]
+        phase = Text(self._phase, style="bold", no_wrap=True, overflow="ellipsis")
+        return Group(study_bar(self._done, self._total, facts), phase, *texts)

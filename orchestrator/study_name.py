@@ -19,6 +19,7 @@ _SAME_SEARCH = (
     "device",
     "threads",
     "memory_format",
+    "quiet",
     "job",
     "select",
     "tracking",

@@ -124,7 +124,7 @@ def _complete(settings: Settings) -> Outputs | None:
             more = "more trials: study.n_trials=..."
         else:
             more = "more time: study.budget=..."
-        before.show(f"this study is complete; {more}")
+        before.show(f"this study is complete; {more}", quiet=settings.quiet)
         record_end(settings, tracker_of(settings), before)
         return before
     return None

@@ -10,11 +10,13 @@ import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from orchestrator.display import Goal
 from orchestrator.jobs.ends import tracker_of
 from orchestrator.jobs.records import record_ended, record_trial
 from orchestrator.progress import Progress
@@ -52,7 +54,7 @@ from orchestrator.search.studies.queue import (
 from orchestrator.search.studies.results import front, rows, trial_row
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import Trials, open_study
-from orchestrator.search.studies.trial import DAMAGED, MEASURED, SECONDS, WARM, FrozenTrial, Study
+from orchestrator.search.studies.trial import MEASURED, SECONDS, FrozenTrial, Study
 from orchestrator.search.studies.warm_start import (
     FilledTargets,
     Receiver,
@@ -235,6 +237,7 @@ class Exploration:
         asked = f"{n_trials} trials" if pacing is None else pacing.words
         self.progress.phase("search", f"{asked}, {done(study)} done before")
         on_trial = partial(self._on_trial, n_trials, pacing)
+        self.progress.goal(Goal(settings.objectives.largest_ratio or 0.5, self.facts.goals.sign))
         study.set_user_attr(WANTED, n_trials)
         parts.exchange.publish_dense(dense_folder(settings))
         # from here on others may help
@@ -257,14 +260,16 @@ class Exploration:
         study = self.parts.study
         goals = self.facts.goals
         trials = rows(study, goals)
-        own = [row for row in trials if row.kind != WARM and row.state != DAMAGED]
+        ended = _ended(study)
+        before = [other for other in ended if _end_of(other) <= _end_of(trial)]
         record_trial(self.parts.tracker, self.settings, self.facts.structure, trial)
         left = None if pacing is None else pacing.seconds_left()
         if left is None:
-            left = seconds_left(self.settings, _ended(study), n_trials)
+            left = seconds_left(self.settings, ended, n_trials)
         self.progress.eta(left)
-        total = n_trials if pacing is None else max(len(own), len(pacing.targets))
-        self.progress.trial(trial_row(trial, goals), front(trials, goals), len(own), total)
+        total = n_trials if pacing is None else max(len(ended), len(pacing.targets))
+        # workers may have ended several trials since the last look: each has its own count
+        self.progress.trial(trial_row(trial, goals), front(trials, goals), len(before), total)
 
 
 def _usual_pace(ratio: float, rounds: int) -> None:
@@ -275,11 +280,17 @@ def _ended(study: Study) -> list[FrozenTrial]:
     return [trial for trial in own_trials(study) if trial.state.is_finished()]
 
 
+def _end_of(trial: FrozenTrial) -> datetime:
+    """When it ended; every trial that is asked about has."""
+    return trial.datetime_complete or datetime.max
+
+
 def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: int) -> float:
     """Seconds of the trials that are left and of the confirmation.
 
     They are estimated from what trials of this study have taken so far. A round of finetuning is
-    priced at the mean FLOPs ratio of the chain's range.
+    priced at the mean FLOPs ratio of the chain's range. Workers share the trials; one process
+    confirms.
     """
     if settings.phases.untrained:
         return _untrained_seconds_left(settings, trials, n_trials)
@@ -310,7 +321,7 @@ def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: in
     # a ladder is finetuned as long as the front, and some of its models are confirmed
     finetuned = confirm.max_models * rounds.mean()
     per_ladder = finetuned + confirm.max_baseline_models * rounds_per_model
-    left = max(0, n_trials - len(trials)) * rounds.mean()
+    left = max(0, n_trials - len(trials)) * rounds.mean() / settings.workers
     return float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))
 
 
@@ -324,5 +335,7 @@ def _untrained_seconds_left(
     if not seconds:
         return 0.0
     confirm = settings.phases.confirm
-    models = n_trials - len(trials) + len(confirm.baselines) * confirm.max_models
+    models = (n_trials - len(trials)) / settings.workers + len(
+        confirm.baselines
+    ) * confirm.max_models
     return models * float(np.mean(seconds))

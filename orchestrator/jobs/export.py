@@ -72,7 +72,7 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     front = finished_front(settings)
     _require_same_study(settings)
     row = settings.select.build(front=front)
-    with Progress() as progress:
+    with Progress(quiet=settings.quiet) as progress:
         progress.phase("export", f"{row.words} as {', '.join(formats)}")
         chosen = _Exporter(settings, front, row).write(formats, progress)
     _show(settings, front, chosen)

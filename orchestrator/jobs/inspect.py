@@ -6,21 +6,30 @@ It also shows what is skipped and why.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_modules.data.contract import ready_data
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
 from orchestrator.progress import Progress
+from orchestrator.report.structure import (
+    INSPECT_WIDTH,
+    groups_table,
+    inexact,
+    not_prunable,
+    shortened,
+)
 from orchestrator.report.tables import show, summary_table
-from orchestrator.results.quantities import count, duration, flops, percent
+from orchestrator.results.quantities import count, duration, flops, free_in_words, percent
 from orchestrator.search.bounds import check_bounds
 from orchestrator.search.costs import Prices
-from orchestrator.search.lab.dense import build_model, example_of
+from orchestrator.search.lab.dense import RECORD, build_model, dense_folder, example_of
 from orchestrator.search.lab.expected import expected_seconds
 from orchestrator.search.lab.latencies import bench_of
 from orchestrator.search.lab.prepare import (
@@ -28,11 +37,13 @@ from orchestrator.search.lab.prepare import (
     device_of,
     find_latency_model,
     find_structure,
+    prepare,
 )
 from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.parts import check_parts
 from orchestrator.search.samplers import combinations, sampler
 from orchestrator.search.space.outline import on_weights, outline
+from orchestrator.search.trials.methods import prepare_method, scores_are_errors
 from orchestrator.settings import MethodSettings, Settings, within_reach
 
 
@@ -40,11 +51,12 @@ from orchestrator.settings import MethodSettings, Settings, within_reach
 class Inspection:
     """What a search would work on.
 
-    `least_ratio` is the FLOPs ratio with as few units of every group as a plan keeps. `weights` are
-    the tensors whose single weights the method prunes, None where it prunes units
-    alone. `combinations` is how many plans a discrete space has, None where a dimension is
-    continuous. `seconds` is the expected duration of the whole job by phase, from a few timed steps
-    on this machine.
+    `least_ratio` and `least_params_ratio` are the ratios of FLOPs and parameters with as few units
+    of every group as a plan keeps. `weights` are the tensors whose single weights the method
+    prunes, None where it prunes units alone. `combinations` is how many plans a discrete space has,
+    None where a dimension is continuous. `seconds` is the expected duration of the whole job by
+    phase, from a few timed steps on this machine. `free` is the share of each group's units that
+    the others can stand in for, None where that is not known.
     """
 
     structure: Structure
@@ -53,9 +65,11 @@ class Inspection:
     params: int
     prunable_macs_fraction: float
     least_ratio: float
+    least_params_ratio: float
     dimensions: int
     combinations: int | None
     seconds: dict[str, float]
+    free: dict[str, float] | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -81,10 +95,7 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
     cost = Cost(structure)
     check_prunable(settings, structure)
     check_reloads(settings, model, example)
-    example = example.to(device_of(settings))
-    bench = bench_of(settings, model, example, Progress(), keep=False)
-    latency = find_latency_model(settings, structure, model, bench, Progress(), keep=False)
-    check_bounds(settings, Prices(structure, cost, example, bench, latency), model)
+    _check_bounds(settings, structure, model, example.to(device_of(settings)))
     macs = cost.macs(structure.sizes)
     distributions = outline(settings, structure, model)
     sampler(settings.sampler, settings.seed, distributions)
@@ -95,12 +106,24 @@ def inspect(settings: Settings, imports: float = 0.0) -> Inspection:
         cost.params(structure.sizes),
         prunable_macs_fraction(structure),
         cost.macs(structure.least) / macs,
+        cost.params(structure.least) / cost.params(structure.sizes),
         len(distributions),
         combinations(distributions),
         expected_seconds(settings, model, data, structure, device_of(settings), begun),
+        _free(settings, data),
     )
     _print(settings, inspection)
     return inspection
+
+
+def _check_bounds(
+    settings: Settings, structure: Structure, model: nn.Module, example: Inputs
+) -> None:
+    """Errors: ConfigError for bounds that no plan meets."""
+    progress = Progress(quiet=settings.quiet)
+    bench = bench_of(settings, model, example, progress, keep=False)
+    latency = find_latency_model(settings, structure, model, bench, progress, keep=False)
+    check_bounds(settings, Prices(structure, Cost(structure), example, bench, latency), model)
 
 
 def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> Structure | None:
@@ -114,26 +137,11 @@ def _weights(structure: Structure, model: nn.Module, method: MethodSettings) -> 
 
 def _print(settings: Settings, inspection: Inspection) -> None:
     if settings.method.choices()[0].granularity == "unit":
-        _print_groups(settings.model_name(), inspection.structure)
+        groups = groups_table(settings.model_name(), inspection.structure, inspection.free)
+        show(groups, width=INSPECT_WIDTH)
     if inspection.weights is not None:
         _print_tensors(settings.model_name(), inspection.weights)
     _print_summary(settings, inspection)
-
-
-def _print_groups(model: str, structure: Structure) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{model}: groups of units that live and die together", title_justify="left"
-    )
-    for header in ("group", "units", "kind", "layers", "masked = removed"):
-        justify: Literal["left", "right"] = "right" if header in ("units", "layers") else "left"
-        table.add_column(header, justify=justify, no_wrap=True)
-    for group in structure.groups:
-        layers = {member.tensor.rpartition(".")[0] for member in group.members}
-        exact = "yes" if group.mask_exact else "no"
-        table.add_row(group.name, str(group.size), group.kind, str(len(layers)), exact)
-    show(table)
 
 
 def _moved_targets(settings: Settings, least: float) -> list[tuple[str, str]]:
@@ -152,10 +160,8 @@ def _print_tensors(model: str, weights: Structure) -> None:
     for header in ("tensor", "units", "kind"):
         table.add_column(header, justify="right" if header == "units" else "left", no_wrap=True)
     for group in weights.groups:
-        table.add_row(group.name, str(group.size), group.kind)
-    for skipped in weights.skipped:
-        table.add_row(skipped.name, "0", f"skipped: {skipped.reason}")
-    show(table)
+        table.add_row(shortened(group.name, 48), str(group.size), group.kind)
+    show(table, width=INSPECT_WIDTH)
 
 
 def _print_summary(settings: Settings, inspection: Inspection) -> None:
@@ -163,25 +169,48 @@ def _print_summary(settings: Settings, inspection: Inspection) -> None:
     dense_flops = flops(2 * inspection.macs)
     layers = f"{structure.prunable_layers} of {structure.layers} layers"
     prunable = percent(inspection.prunable_macs_fraction)
+    best = f"{percent(inspection.least_ratio)} of the FLOPs"
     lines = [
         ("found by", structure.source),
         ("groups, units", f"{len(structure.groups)}, {structure.n_units}"),
         ("dense FLOPs", f"{dense_flops} ({count(inspection.macs)} MACs), batch 1"),
         ("dense params", count(inspection.params)),
         ("prunable", f"{layers}, {prunable} of the MACs"),
-        ("smallest reachable", f"{percent(inspection.least_ratio)} of the FLOPs"),
+        ("best case", f"{best}, {percent(inspection.least_params_ratio)} of the params"),
+        *_moved_targets(settings, inspection.least_ratio),
+        *not_prunable(structure),
+        *inexact(structure.groups),
+        *_free_to_go(settings, inspection.free),
+        ("search dimensions", f"{inspection.dimensions}, {settings.study.n_trials} trials"),
     ]
-    lines += _moved_targets(settings, inspection.least_ratio)
-    skipped: dict[str, list[str]] = {}
-    for layer in structure.skipped:
-        skipped.setdefault(layer.reason, []).append(layer.name)
-    for reason, names in skipped.items():
-        lines.append((f"skipped: {reason}", ", ".join(names)))
-    trials = f"{inspection.dimensions}, {settings.study.n_trials} trials"
-    lines.append(("search dimensions", trials))
+    if inspection.weights is not None:
+        lines += not_prunable(inspection.weights)
     if inspection.combinations is not None:
         lines.append(("combinations", str(inspection.combinations)))
     lines.append(("expected duration", duration(inspection.total_seconds)))
     for name, seconds in inspection.seconds.items():
         lines.append((f"  {name}", duration(seconds)))
-    show(summary_table("what the search works on", lines))
+    show(summary_table("what the search works on", lines), width=INSPECT_WIDTH)
+
+
+def _free_to_go(settings: Settings, free: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    """What is known of units that others can stand in for, where the method knows such a thing."""
+    if not scores_are_errors(settings.method.choices()[0].scoring().build()):
+        return []
+    if free is None:
+        return [("free to go", "known once the dense model is trained; give the command again")]
+    return [("free to go", free_in_words(free))]
+
+
+def _free(settings: Settings, data: Any) -> dict[str, float] | None:
+    """The share of each group's units that the others can stand in for.
+
+    None where the method does not know it, or the dense model is still to be trained.
+    """
+    method = settings.method.choices()[0]
+    if not scores_are_errors(method.scoring().build()):
+        return None
+    if not (dense_folder(settings) / RECORD).exists():
+        return None
+    lab = prepare(settings, data, Progress(quiet=True)).lab
+    return prepare_method(lab, method).stages[0].free()

@@ -17,9 +17,9 @@ from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
-from orchestrator.report.tables import BEATEN, beaten, front_table, show, summary_table
+from orchestrator.report.tables import BEATEN, beaten, show, show_front, summary_table
 from orchestrator.report.view import StudyView
-from orchestrator.results.quantities import axis_words, duration, percent
+from orchestrator.results.quantities import axis_words, duration, free_in_words, percent
 from orchestrator.results.rows import (
     FRONT_ORIGIN,
     ConfirmedRow,
@@ -103,11 +103,16 @@ class Outputs:
         write_page(self.folder / PAGE, view)
         write_atomic(self.folder / SUMMARY, json.dumps(self.summary, indent=1))
 
-    def show(self, headline: str) -> None:
-        """The front beside its baselines, then where things are and where the time went."""
+    def show(self, headline: str, *, quiet: bool = False) -> None:
+        """The front beside its baselines, then where things are and where the time went.
+
+        `quiet`: the front alone.
+        """
         objectives = self.objectives
         further = (*objectives.costs[1:], *objectives.metrics)
-        show(front_table(self.rows, objectives.quality, further, self.sign))
+        show_front(self.rows, objectives.quality, further, self.sign)
+        if quiet:
+            return
         lines = [*self._result_lines(), *self._time_lines(), *self._place_lines()]
         show(summary_table(f"{self.folder.name}: {headline}", lines))
 
@@ -127,7 +132,7 @@ class Outputs:
                 ("baselines", f"ahead of the search on validation data: {', '.join(ladders)}")
             )
         if "free" in summary:
-            lines.append(("free to go", _free_in_words(summary["free"])))
+            lines.append(("free to go", free_in_words(summary["free"])))
         if summary.get("baselines_left_out"):
             lines.append(("left out", _left_out(summary)))
         for name, reason in summary.get("failed", {}).items():
@@ -165,13 +170,6 @@ class Outputs:
             ("models", f"{models}; orchestrator.load_pruned(path) gives the nn.Module"),
             *dashboard,
         ]
-
-
-def _free_in_words(free: Mapping[str, float]) -> str:
-    """The groups of whose units the others can stand in for most."""
-    most = sorted(free, key=lambda name: -free[name])[:3]
-    named = ", ".join([f"{percent(free[name])} of {name}" for name in most])
-    return f"{named}: what follows stays the same without them, all but 1 %"
 
 
 def _left_out(summary: Mapping[str, Any]) -> str:

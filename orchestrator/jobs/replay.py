@@ -131,7 +131,7 @@ def replay(settings: Settings, folder: str | Path) -> Replay:
     lineage = lineage_in(document, at / PLAN)
     settings = settings.with_depth(bool(lineage.recipe["method"]["depth"]))
     _require_same(settings, lineage)
-    with Progress() as progress:
+    with Progress(quiet=settings.quiet) as progress:
         data = ready_data(settings.data)
         lab = prepare(settings, data, progress).lab
         return _Replayer(settings, lab, at, progress).run(lineage, document.get("confirmation"))

@@ -45,7 +45,7 @@ def search(settings: Settings) -> Outputs:
     Errors: UserError, before anything expensive, for every mistake in the configuration.
     """
     begin = time.perf_counter()
-    with Progress() as progress:
+    with Progress(quiet=settings.quiet) as progress:
         goals = check_parts(settings)
         settings = with_recorded_depth(settings)
         data = ready_data(settings.data)
@@ -62,7 +62,7 @@ def search(settings: Settings) -> Outputs:
                 parts.tracker.close_study(StudyResults(), end)
                 raise
         parts.tracker.close_study(end_of(settings, outputs))
-    outputs.show("done")
+    outputs.show("done", quiet=settings.quiet)
     return outputs
 
 

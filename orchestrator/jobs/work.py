@@ -24,7 +24,7 @@ def work(settings: Settings, name: str = "") -> None:
         return
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
-    with Progress() as progress:
+    with Progress(quiet=settings.quiet) as progress:
         if dense_is_ready(study, leases, progress):
             with Workers(settings, study, leads=False) as workers:
                 while workers.busy():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.costs import AXES, COSTS
@@ -18,57 +18,82 @@ from orchestrator.results.quantities import (
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from orchestrator.export.parity import Exported
 
 BEATEN = "*"
 """The mark of a model that a smaller one beats on test data."""
-_ROOMY_WIDTH = 130
+_ROOMY_WIDTH = 150
 """Columns of a terminal from which on tables have lines."""
 _PLAIN_WIDTH = 200
 """Columns of a table where there is no terminal at which lines would wrap."""
 
 
-def front_table(rows: Rows, quality: str, further: Sequence[str] = (), sign: float = 1.0) -> Table:
+def show_front(rows: Rows, quality: str, further: Sequence[str] = (), sign: float = 1.0) -> None:
+    """Prints `front_table`; a narrow terminal is spared the columns that one misses least.
+
+    They are the measured times, then the baselines from the last on; front.csv has them all.
+    """
+    names = list(dict.fromkeys(row.origin for row in rows.baselines))
+    spare = ["faster", "ms", *reversed(names)]
+    without: list[str] = []
+    table = front_table(rows, quality, further, sign)
+    while spare and not fits(table):
+        without.append(spare.pop(0))
+        table = front_table(rows, quality, further, sign, without)
+    if without:
+        table.caption = f"left out for the width: {', '.join(without)}"
+        table.caption_justify = "left"
+    show(table)
+
+
+def front_table(
+    rows: Rows,
+    quality: str,
+    further: Sequence[str] = (),
+    sign: float = 1.0,
+    without: Sequence[str] = (),
+) -> Table:
     """One line per confirmed model, large to small, beside it the baselines matched to it.
 
     They are matched by `ConfirmedRow.trial`. All qualities are on test data; 'against dense' is the
     difference of the means. Methods that differ are named. `further` are the costs and metrics that
-    are optimised beside the quality and the cost of the axis. A star marks a model that a smaller
-    one of the front beats on test data, of which the search knew nothing; with `sign` -1 a small
-    quality is good.
+    are optimised beside the quality and the cost of the axis. Columns `without` are left out. A
+    star marks a model that a smaller one of the front beats on test data, of which the search knew
+    nothing; with `sign` -1 a small quality is good.
     """
     from rich.table import Table
 
-    names = list(dict.fromkeys(row.origin for row in rows.baselines))
+    origins = dict.fromkeys(row.origin for row in rows.baselines)
+    names = [name for name in origins if name not in without]
     table = Table(
         title=f"The front: {quality} on test data, mean ± standard deviation", title_justify="left"
     )
-    several_methods = len({row.method for row in rows.front}) > 1
     columns = _columns(rows.axis, further)
-    headers = ["model", *columns]
-    if several_methods:
-        headers.insert(1, "method")
-    for header in headers:
+    if len({row.method for row in rows.front}) > 1:
+        columns = {"method": lambda row: row.method, **columns}
+    columns = {name: cell for name, cell in columns.items() if name not in without}
+    for header in ("model", *columns):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (quality, "against dense", *names):
         table.add_column(header, justify="right")
 
-    def begin(row: ConfirmedRow, name: str) -> list[str]:
-        cells = [name]
-        if several_methods:
-            cells.append(row.method)
-        cells += [cell(row) for cell in columns.values()]
-        cells.append(mean_and_spread(row.test_mean, row.test_std))
-        return cells
-
     if rows.dense is not None:
-        table.add_row(*begin(rows.dense, "dense"))
+        table.add_row(*_begin(rows.dense, "dense", columns))
     for row in sorted(rows.front, key=lambda member: -member.cost):
         mark = BEATEN if beaten(row, rows.front, sign) else ""
-        table.add_row(*begin(row, f"{_short(row)}{mark}"), *_compared(row, rows, names))
+        table.add_row(*_begin(row, f"{_short(row)}{mark}", columns), *_compared(row, rows, names))
     return table
+
+
+def _begin(
+    row: ConfirmedRow, name: str, columns: Mapping[str, Callable[[ConfirmedRow], str]]
+) -> list[str]:
+    """The cells of a row up to its quality."""
+    cells = [cell(row) for cell in columns.values()]
+    return [name, *cells, mean_and_spread(row.test_mean, row.test_std)]
 
 
 def _short(row: ConfirmedRow) -> str:
@@ -122,10 +147,37 @@ def summary_table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def show(table: Table, stream: TextIO | None = None) -> None:
+def fits(table: Table, stream: TextIO | None = None) -> bool:
+    """Whether the terminal that `stream` is (stdout by default) has room for the whole table.
+
+    Where it is no terminal there is no width to fit.
+    """
+    from rich.console import Console
+
+    target = sys.stdout if stream is None else stream
+    if not target.isatty():
+        return True
+    console = Console(file=target)
+    _suit(table, console)
+    # what the table would take if it had all the room
+    return console.measure(table, options=console.options.update(width=1000)).maximum <= (
+        console.width
+    )
+
+
+def _suit(table: Table, console: Console) -> None:
+    """Lines between the parts where there is room for them."""
+    from rich import box
+
+    table.box = box.SIMPLE_HEAD if console.width >= _ROOMY_WIDTH else None
+    table.padding = (0, 1, 0, 0)
+
+
+def show(table: Table, stream: TextIO | None = None, width: int = _PLAIN_WIDTH) -> None:
     """Prints for the terminal that `stream` is (stdout by default).
 
-    Where it is no terminal, plain lines are printed that paste into Markdown.
+    Where it is no terminal, plain lines of at most `width` columns are printed that paste into
+    Markdown.
     """
     from rich import box
     from rich.console import Console
@@ -133,15 +185,11 @@ def show(table: Table, stream: TextIO | None = None) -> None:
     target = sys.stdout if stream is None else stream
     if target.isatty():
         console = Console(file=target, highlight=False)
-        table.box = box.SIMPLE_HEAD if console.width >= _ROOMY_WIDTH else None
-        # without lines the front with three baselines fits 80 columns
-        table.padding = (0, 1, 0, 0)
+        _suit(table, console)
         console.print(table)
     else:
         table.box = box.MARKDOWN
-        console = Console(
-            file=io.StringIO(), highlight=False, color_system=None, width=_PLAIN_WIDTH
-        )
+        console = Console(file=io.StringIO(), highlight=False, color_system=None, width=width)
         with console.capture() as captured:
             console.print(table)
         for line in captured.get().splitlines():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.costs import AXES, COSTS
 
 
@@ -63,3 +65,10 @@ def cost_words(cost: str, value: float) -> str:
     if unit:
         return f"{value:.3g} {unit}"
     return count(value)
+
+
+def free_in_words(free: Mapping[str, float]) -> str:
+    """The groups of whose units the others can stand in for most."""
+    most = sorted(free, key=lambda name: -free[name])[:3]
+    named = ", ".join([f"{percent(free[name])} of {name}" for name in most])
+    return f"{named}: what follows stays the same without them, all but 1 %"

@@ -168,6 +168,7 @@ _NEUTRAL = (
     "device",
     "threads",
     "memory_format",
+    "quiet",
 )
 """What no trial's result depends on."""
 RECIPES = ("model", "data", "task", "space", "sampler", "stopping", "tracking", "select", "job")
@@ -202,6 +203,7 @@ class Settings(Part):
     search: SearchSettings = SearchSettings()
     seed: Count = 0
     workers: Positive = 1
+    quiet: bool = False
     device: str = "auto"
     threads: Positive | Literal["auto"] | None = None
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
@@ -319,14 +321,16 @@ class Settings(Part):
         return self.method.depth is None and method.depth is None and method.granularity == "unit"
 
     def model_name(self) -> str:
-        """The name given to the model's builder, or the last part of its path.
+        """The name or folder given to the model's builder, or the last part of its path.
 
         Of a network inside of a LightningModule it is the name of that.
         """
         inside = self.model.arguments.get("module")
         target = inside.target if isinstance(inside, Recipe) else self.model.target
         builder = target.rpartition(".")[2]
-        return str(self.model.arguments.get("name", builder))
+        arguments = self.model.arguments
+        named = arguments.get("name") or arguments.get("folder") or builder
+        return Path(str(named)).name
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same search.

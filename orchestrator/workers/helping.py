@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import ConfigError
@@ -36,14 +37,17 @@ POLL_SECONDS = 0.5
 """Seconds between two looks at the study."""
 
 
-def help_alone(settings: Settings, name: str = "") -> None:
+def help_alone(
+    settings: Settings, name: str = "", told: Callable[[str], object] = lambda doing: None
+) -> None:
     """Run trials that wait in the study until its search has ended.
 
+    `told` is given each phase of the work as it begins.
     Errors: as in `joined` and `dense_is_ready`.
     """
     settings = with_recorded_depth(settings)
     study, leases = joined(settings)
-    with Progress() as progress:
+    with Progress(quiet=settings.quiet, told=told) as progress:
         if dense_is_ready(study, leases, progress):
             _work(settings, study, leases, progress, name)
 

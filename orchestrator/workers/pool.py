@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +24,14 @@ from orchestrator.search.studies.queue import done, fail, running
 from orchestrator.search.studies.trial import RUNGS, FrozenTrial, Study
 from orchestrator.settings import Settings
 from orchestrator.stopped import beginning_processes
-from orchestrator.workers.process import GRACE_SECONDS, run_worker
+from orchestrator.workers.process import GRACE_SECONDS, phase_file, phase_of, run_worker
 
 DEATHS = 5
 """Number of workers that may die over one trial before it is recorded as failed.
 
 Times the number of workers, it is also how many may die in a row without a trial ending.
 """
+WAITS = "waits for a trial"
 
 
 class Workers:
@@ -89,12 +91,16 @@ class Workers:
         Errors: UserError with their last words where all keep ending.
         """
         open_trials = running(self._study)
-        progress.tick(_in_words(open_trials))
         own_machine = process_identity()["place"]
+        at_work: dict[int | None, FrozenTrial] = {}
         for trial in open_trials:
             lease = trial.user_attrs.get(LEASE)
             if lease and lease["place"] == own_machine:
+                at_work[lease["pid"]] = trial
                 self._trial[lease["pid"]] = trial.number
+        states = self._states(at_work)
+        progress.workers(states)
+        progress.tick(_in_words(open_trials) or _beginning(states))
         ended = done(self._study)
         if ended > self._ended:
             self._ended = ended
@@ -105,6 +111,19 @@ class Workers:
             process.join()
             self._mourn(index, process, progress)
             self._begin(index)
+
+    def _states(self, at_work: Mapping[int | None, FrozenTrial]) -> list[str]:
+        """What each worker does: its trial with the round, and its phase."""
+        states = []
+        for index, process in self._processes.items():
+            trial = at_work.get(process.pid)
+            phase = phase_of(self._log(index))
+            if trial is not None:
+                parts = [f"trial {trial.number}", f"round {_round(trial)}", phase]
+                states.append(f"worker {index}: {', '.join([part for part in parts if part])}")
+            else:
+                states.append(f"worker {index}: {phase or WAITS}")
+        return states
 
     def _mourn(self, index: int, process: BaseProcess, progress: Progress) -> None:
         """Count the death of a worker, and say so.
@@ -134,6 +153,7 @@ class Workers:
 
     def _begin(self, index: int) -> None:
         context = multiprocessing.get_context("spawn")
+        phase_file(self._log(index)).unlink(missing_ok=True)
         arguments = (share_of(self._settings, index), str(self._log(index)), os.getpid())
         # no daemon: a daemon may start no processes, and so load no data
         process = context.Process(target=run_worker, args=arguments, name=f"worker {index}")
@@ -154,14 +174,19 @@ def share_of(settings: Settings, index: int) -> Settings:
     return settings.model_copy(update={"workers": 1, "threads": threads, "device": device})
 
 
+def _round(trial: FrozenTrial) -> int:
+    return len(trial.user_attrs.get(RUNGS, ())) + 1
+
+
 def _in_words(trials: list[FrozenTrial]) -> str:
-    if not trials:
-        return "no worker runs a trial"
-    parts = []
-    for trial in trials:
-        rungs = trial.user_attrs.get(RUNGS, ())
-        parts.append(f"{trial.number} (round {len(rungs) + 1})")
-    return f"running: {', '.join(parts)}"
+    """The trials that run, here and elsewhere; empty where none does."""
+    parts = [f"{trial.number} (round {_round(trial)})" for trial in trials]
+    return f"running: {', '.join(parts)}" if parts else ""
+
+
+def _beginning(states: Sequence[str]) -> str:
+    """What workers do that have no trial yet; empty where all wait for one."""
+    return ", ".join([state for state in states if not state.endswith(WAITS)])
 
 
 def _last_words(log: Path) -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 from lightning_modules.errors import UserError
 from orchestrator.redact import redact
@@ -36,7 +37,7 @@ def run_worker(settings: Settings, log: str, parent: int) -> None:
 
     try:
         with stoppable([signal.SIGTERM]):
-            help_alone(settings)
+            help_alone(settings, told=phase_file(Path(log)).write_text)
     except Stopped as stopped:
         sys.exit(128 + stopped.signum)
     except UserError as error:
@@ -45,6 +46,19 @@ def run_worker(settings: Settings, log: str, parent: int) -> None:
     except Exception as error:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def phase_file(log: Path) -> Path:
+    """Where a worker says what it does."""
+    return log.with_suffix(".phase")
+
+
+def phase_of(log: Path) -> str:
+    """What a worker does now: a phase, empty between two trials."""
+    try:
+        return phase_file(log).read_text()
+    except OSError:
+        return "starts"
 
 
 def _end_with(parent: int) -> None:

@@ -143,6 +143,7 @@ ELSEWHERE = {
     "tracking.uri": "tests/orchestrator/test_tracking.py",
     "tracking.experiment": "tests/orchestrator/test_tracking.py",
     "tracking.register": "tests/orchestrator/test_registry.py",
+    "quiet": "tests/orchestrator/test_progress.py",
     "workers": "tests/orchestrator/test_workers_job.py",
     "objectives.batch_size": "tests/orchestrator/test_latency.py",
     "objectives.engine_threads": "tests/orchestrator/test_latency.py",

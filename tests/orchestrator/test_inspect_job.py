@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import orchestrator
 from lightning_modules.data import digits
+from lightning_modules.pruning.structure import Group, Member, Product, Skipped, Structure
 from orchestrator.__main__ import main
+from orchestrator.report.structure import (
+    INSPECT_WIDTH,
+    groups_table,
+    inexact,
+    not_prunable,
+    shortened,
+)
+from orchestrator.report.tables import show
 from orchestrator.search.lab import expected
 
 
@@ -29,8 +40,12 @@ def test_inspect_shows_groups_skips_costs_and_duration_and_writes_nothing(
         "it is the model's output",
         "fc",
         "expected duration",
+        "best case",
+        "50.6 %",
+        "stages.1.0.shortcut.0",
     ):
         assert word in shown
+    assert max(map(len, shown.splitlines())) <= INSPECT_WIDTH
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,6 +80,106 @@ def test_inspect_from_python_gives_the_numbers() -> None:
     assert found.dimensions == 5
     assert [group.size for group in found.structure.groups] == [16, 16, 32, 32, 64, 64]
     assert found.total_seconds > 0.0
+    assert found.free is None
+
+
+def small() -> Structure:
+    """Two convolutions in a row, the first with a long name; 4 units, then 10 fixed outputs."""
+    name = "a_network.with_a_long.path_to_each.of_its_layers.conv1"
+    units = np.arange(4, dtype=np.int32)
+    pixels = np.full(3, -1, dtype=np.int32)
+    outputs = np.full(10, -1, dtype=np.int32)
+    products = (
+        Product(name, 1, (units, pixels), f"{name}.weight"),
+        Product("fc", 1, (outputs, units), "fc.weight"),
+    )
+    members = (
+        Member(f"{name}.weight", 0, "out"),
+        Member("norm.weight", 0, "out"),
+        Member("twin.weight", 0, "out"),
+        Member("fc.weight", 1, "in"),
+    )
+    twin = Product("twin", 1, (units, pixels), "twin.weight")
+    group = Group(name, 0, 4, members, mask_exact=False)
+    skipped = (Skipped("fc", "it is the model's output"), Skipped("gate", "nobody knows"))
+    return Structure((group,), {}, (*products, twin), (*products, twin), skipped, 3, 2)
+
+
+def test_a_group_shows_what_it_carries_and_what_is_cut_with_it() -> None:
+    stream = io.StringIO()
+    show(groups_table("net", small(), {small().groups[0].name: 0.25}), stream, INSPECT_WIDTH)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= INSPECT_WIDTH
+    cells = [cell.strip() for cell in lines[-2].strip("| ").split("|")]
+    # all MACs go with the only group; norms make no units, the twin does
+    assert cells == [
+        "a.w.p.o.conv1",
+        "4",
+        "channel",
+        "100.0 %",
+        "100.0 %",
+        "25.0 %",
+        "twin",
+    ]
+
+
+def test_what_stays_whole_is_said_with_its_reason() -> None:
+    assert not_prunable(small()) == [
+        ("not prunable", "it is the model's output: fc"),
+        ("not prunable", "nobody knows: gate"),
+    ]
+    ((name, why),) = inexact(small().groups)
+    assert name == "removed is not masked"
+    assert "conv1" in why
+
+
+@pytest.mark.parametrize(
+    ("length", "short"),
+    [
+        (35, "f.denseblock1.denselayer12.conv1"),
+        (24, "f.d1.denselayer12.conv1"),
+        (16, "f.d1.d12.conv1"),
+        (11, "f.d1...onv1"),
+    ],
+)
+def test_a_long_name_keeps_its_end_and_its_digits(length: int, short: str) -> None:
+    name = "features.denseblock1.denselayer12.conv1"
+    assert shortened(name, len(name)) == name
+    assert shortened(name, length) == short
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"name": "resnet50", "num_classes": 10}, "resnet50"),
+        ({"name": None, "folder": "nets/my-bert"}, "my-bert"),
+        ({}, "torchvision"),
+    ],
+)
+def test_a_network_has_its_own_name_and_not_its_librarys(
+    arguments: dict[str, Any], name: str
+) -> None:
+    model = {"_target_": "lightning_modules.models.torchvision", **arguments}
+    assert orchestrator.load_settings({"model": model}).model_name() == name
+
+
+@pytest.mark.slow
+def test_what_is_free_to_go_is_known_once_the_dense_model_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["method=obs", "made_up={noise: 0.01}", "threads=1", "model.width=8", "tracking=none"]
+    assert main([*words, "job=inspect"]) == 0
+    assert "known once the dense model is trained" in capsys.readouterr().out
+    assert main([*words, "quiet=true", "study.n_trials=1", "search.chain.targets=1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("The front: accuracy on test data")
+    assert "hypervolume" not in captured.out
+    assert main([*words, "job=inspect"]) == 0
+    shown = capsys.readouterr().out
+    assert "what follows stays the same without them" in shown
+    assert max(map(len, shown.splitlines())) <= INSPECT_WIDTH
 
 
 def test_the_expected_duration_counts_what_a_search_does(

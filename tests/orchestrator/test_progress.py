@@ -1,11 +1,13 @@
 """Plain lines where there is no terminal, a live display where there is one."""
 
 import io
+import re
 
 import pytest
 
+from orchestrator.display import Goal, front_lines
 from orchestrator.progress import Progress
-from orchestrator.report.tables import front_table, show, summary_table
+from orchestrator.report.tables import front_table, show, show_front, summary_table
 from orchestrator.results.quantities import count, duration, flops, percent
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
 
@@ -120,6 +122,79 @@ def test_a_terminal_sees_phase_count_front_and_time_left() -> None:
         assert part in text
 
 
+def test_a_run_that_takes_longer_does_not_say_that_nothing_is_left() -> None:
+    stream, hand = io.StringIO(), Hand()
+    progress = Progress(stream, now=hand)
+    progress.eta(10)
+    hand.time += 20
+    progress.phase("confirm")
+    assert stream.getvalue() == "[20 s] confirm, longer than expected\n"
+
+
+def test_a_quiet_run_says_nothing() -> None:
+    stream = io.StringIO()
+    for terminal in (True, False):
+        with Progress(stream, terminal=terminal, quiet=True) as progress:
+            progress.phase("search")
+            progress.tick("step")
+            progress.trial(ROW, [ROW], 1, 24)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_sees_each_worker_with_its_trial_round_and_phase() -> None:
+    stream = io.StringIO()
+    states = [f"worker {index}: trial {index}, round 2, finetune" for index in range(12)]
+    with Progress(stream, terminal=True) as progress:
+        progress.phase("search", "24 trials")
+        progress.workers(states)
+    text = stream.getvalue()
+    assert "worker 7: trial 7, round 2, finetune" in text
+    assert "worker 8" not in text
+    assert "and 4 more" in text
+
+
+def test_the_innermost_phase_is_told_as_it_changes() -> None:
+    told: list[str] = []
+    progress = Progress(io.StringIO(), told=told.append)
+    with progress.timed("outer"), progress.timed("inner"):
+        pass
+    assert told == ["outer", "inner", "outer", ""]
+
+
+def row(number: int, ratio: float, quality: float) -> TrialRow:
+    return TrialRow(
+        number, "completed", 1, None, quality, 1.0, None, "", "", ratios={"flops": ratio}
+    )
+
+
+def test_the_front_is_drawn_over_the_logarithm_of_its_cost_in_twelve_plain_lines() -> None:
+    front = [row(1, 0.04, 0.80), row(2, 0.2, 0.95), row(3, 1.0, 0.98)]
+    lines = front_lines(front, [*front, row(4, 0.9, 0.85)], Goal())
+    assert len(lines) <= 12
+    assert "\n".join(lines).isascii()
+    assert max(map(len, lines)) <= 79
+    plot = [line.partition("|")[2] for line in lines if "|" in line]
+    columns = sorted([line.index("o") for line in plot if "o" in line])
+    # 4, 20 and 100 % are equal steps
+    assert columns == [0, 30, 59]
+    assert sum(line.count(".") for line in plot) == 1
+    assert lines[-2].split() == ["4.0", "%", "20.0", "%", "100.0", "%"]
+    assert lines[-1] == "best up to 50.0 % of the FLOPs: trial 2, quality 0.9500 at 20.0 %"
+
+
+def test_one_trial_alone_and_none_are_drawn_too() -> None:
+    assert front_lines([], [], Goal()) == []
+    lines = front_lines([row(1, 0.7, 0.9)], [], Goal())
+    assert sum(line.count("o") for line in lines if "|" in line) == 1
+    assert lines[-1] == "no model at or under 50.0 % of the FLOPs yet"
+
+
+def test_a_small_quality_is_the_best_where_it_is_minimised() -> None:
+    front = [row(1, 0.1, 3.0), row(2, 0.4, 2.0), row(3, 0.9, 1.0)]
+    assert "trial 2" in front_lines(front, [], Goal(sign=-1.0))[-1]
+    assert "trial 3" in front_lines(front, [], Goal(most=0.95, sign=-1.0))[-1]
+
+
 def test_seconds_per_phase_come_with_it() -> None:
     hand = Hand()
     progress = Progress(io.StringIO(), now=hand)
@@ -153,6 +228,38 @@ def test_tables_show_each_model_beside_its_baselines() -> None:
     assert any("dense" in line and "10.4 G" in line for line in lines)
     assert "| orchestration | 3.1 % |" in lines
     assert "\x1b" not in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A terminal; its width is that of $COLUMNS."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(80, "faster, ms, global, random"), (100, "faster, ms, global"), (130, "")],
+)
+def test_the_last_table_fits_the_terminal(
+    width: int, left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    names = ("uniform", "random", "global")
+    front = [confirmed("front", 15, 0.9, 0.01, 2_610_000_000, 0.25)]
+    baselines = [confirmed(name, 15, 0.88, 0.02, 2_600_000_000, 0.249) for name in names]
+    dense = confirmed("dense", None, 0.95, 0.0, 10_440_000_000, 1.0)
+    show_front(Rows((), [*front, *baselines[:1]], baselines, dense), "accuracy")
+    said = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= width
+    # nothing is wrapped: title, headers, a line for each of the three models, what is left out
+    assert len([line for line in lines if line.strip(" ─")]) == 5 + bool(left_out)
+    for part in ("0.9000 ± 0.0100", "-0.0500", "0.8800 ± 0.0200", "25.0 %"):
+        assert part in said
+    assert (f"left out for the width: {left_out}" in said) == bool(left_out)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ end.
 
 from __future__ import annotations
 
+import io
 import pickle
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from orchestrator.search.studies.queue import put_back
 from orchestrator.search.studies.storage import Journal
 from orchestrator.workers import pool as workers
 from orchestrator.workers.pool import DEATHS, Workers
-from orchestrator.workers.process import run_worker
+from orchestrator.workers.process import phase_file, run_worker
 from tests.faults.tiny import TINY, TRIALS, check_whole, finished, run, study_in, wait_for
 from tests.orchestrator import fake_workers
 from tests.search.problems import settings_of
@@ -213,6 +214,29 @@ def test_a_worker_of_another_machine_with_the_same_number_is_not_meant(
         study._storage.set_trial_user_attr(trial._trial_id, LEASE, lease)
         team.look(Progress())
     assert team._trial == {}
+
+
+def test_each_worker_is_shown_with_its_trial_its_round_and_its_phase(
+    tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "run_worker", fake_workers.stays)
+    stream = io.StringIO()
+    progress = Progress(stream, terminal=False)
+    with watched(tmp_path, study) as team:
+        team.look(progress)
+        assert progress.shown_workers == ("worker 0: starts", "worker 1: starts")
+        trial = study.ask()
+        lease = {**process_identity(), "pid": team._processes[0].pid, "owner": "them", "beat": 1}
+        study._storage.set_trial_user_attr(trial._trial_id, LEASE, lease)
+        trial.set_user_attr("rungs", [[1, 0.5, {}]])
+        phase_file(team._log(0)).write_text("finetune")
+        phase_file(team._log(1)).write_text("")
+        team.look(progress)
+    assert progress.shown_workers == (
+        "worker 0: trial 0, round 2, finetune",
+        "worker 1: waits for a trial",
+    )
+    assert stream.getvalue() == "  worker 0: starts, worker 1: starts\n"
 
 
 @pytest.mark.slow

@@ -83,11 +83,11 @@ def _prepared(lab: Lab, settings: MethodSettings) -> PreparedStage:
     full = pruner.structure.full()
     with lab.timed("scores"):
         scores = pruner.scores(lab.facts.model, full, seed_of(lab.seed, Stream.SCORES))
-    errors = scores if _scores_are_errors(pruner.criterion) else None
+    errors = scores if scores_are_errors(pruner.criterion) else None
     return PreparedStage(settings, pruner, comparable(pruner, scores), errors)
 
 
-def _scores_are_errors(criterion: Any) -> bool:
+def scores_are_errors(criterion: Any) -> bool:
     return bool(getattr(criterion, "scores_are_errors", False))
 
 
@@ -126,7 +126,7 @@ def _check_criterion(stage: MethodSettings) -> None:
             f"method '{stage.name}': {type(criterion).__name__} scores whole units, not single "
             "weights; take a criterion that does, such as l1, taylor or lamp"
         )
-    if stage.scope == "per_mac" and not _scores_are_errors(criterion):
+    if stage.scope == "per_mac" and not scores_are_errors(criterion):
         raise ConfigError(
             "method.scope=per_mac compares errors of removal; the scores of method "
             f"'{stage.name}' are none: take method=obs, or scope global, isomorphic or local"
