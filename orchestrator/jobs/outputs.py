@@ -13,7 +13,7 @@ import yaml
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
+from orchestrator.jobs.view import DECISIONS, GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
@@ -76,7 +76,8 @@ class Outputs:
 
     def files(self) -> list[Path]:
         """The tables, the pictures and the summary."""
-        names = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, PAGE, PICTURE, SUMMARY)
+        tables = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, DECISIONS)
+        names = (*tables, PAGE, PICTURE, SUMMARY)
         paths = [self.folder / name for name in names]
         # a study that an earlier version finished has no page
         return [path for path in paths if path.is_file()]

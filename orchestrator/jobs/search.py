@@ -16,7 +16,7 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
-from orchestrator.jobs.view import write_known
+from orchestrator.jobs.view import write_decisions, write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.search.confirmation.beside import run_baselines, with_ladders
@@ -28,6 +28,7 @@ from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.pace.pacing import Clock
 from orchestrator.search.parts import check_parts
 from orchestrator.search.ready import OVER
+from orchestrator.search.studies.decisions import decisions
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.results import candidates
@@ -117,7 +118,13 @@ class _Job:
             dense,
             summary,
         )
-        outputs.write(settings)
+        return self._written(outputs)
+
+    def _written(self, outputs: Outputs) -> Outputs:
+        """The outputs, with their files."""
+        decided = decisions(self.parts.study, self.final.facts.goals)
+        write_decisions(outputs.folder, decided)
+        outputs.write(self.settings)
         return outputs
 
     def _chosen(self, trials: list[TrialRow]) -> list[TrialRow]:

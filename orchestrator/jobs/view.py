@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
 from orchestrator.report.view import GroupFacts, Network, StudyView
+from orchestrator.results.decisions import Decisions, Importance
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow
 from orchestrator.search.plans.names import PLAN
 from orchestrator.settings import Settings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.search.lab.facts import Facts
 
 GROUPS = "groups.json"
+DECISIONS = "decisions.json"
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,33 @@ def known_from(settings: Settings) -> Known:
     return Known(goals.quality, goals.sign, goals.costs, Network())
 
 
+def write_decisions(folder: Path, decisions: Decisions) -> None:
+    """Writes decisions.json, which has what the storage knows. Errors: StorageError."""
+    write_atomic(folder / DECISIONS, json.dumps(asdict(decisions), separators=(",", ":")))
+
+
+def _decisions_in(folder: Path) -> Decisions:
+    """What decisions.json says; nothing where there is none."""
+
+    def parsed(data: Mapping[str, Any]) -> Decisions:
+        trials = {int(number): dict(decided) for number, decided in data["trials"].items()}
+        return Decisions(trials, [Importance(**values) for values in data["importance"]])
+
+    return read_cache(folder / DECISIONS, parsed) or Decisions()
+
+
 def view_of(
-    folder: Path, known: Known, rows: Rows, rungs: Sequence[RungRow], summary: Mapping[str, Any]
+    folder: Path,
+    known: Known,
+    rows: Rows,
+    rungs: Sequence[RungRow],
+    summary: Mapping[str, Any],
+    decisions: Decisions | None = None,
 ) -> StudyView:
-    """The study in a folder; the plans of the front's models say what was pruned."""
+    """The study in a folder; the plans of the front's models say what was pruned.
+
+    Decisions that are not given are read from their file.
+    """
     return StudyView(
         name=folder.name,
         quality=known.quality,
@@ -106,6 +131,7 @@ def view_of(
         kept=_kept(folder, rows.front, known.network),
         rungs=rungs,
         summary=summary,
+        decisions=_decisions_in(folder) if decisions is None else decisions,
     )
 
 

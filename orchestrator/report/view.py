@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import Rows, RungRow
 
 
@@ -52,3 +53,4 @@ class StudyView:
     kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rungs: Sequence[RungRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)

@@ -19,10 +19,12 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.view import Known, view_of
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
+from orchestrator.report.sections.decided import MOST_AXES, decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
-from orchestrator.report.sections.parts import Chart, PageTable
+from orchestrator.report.sections.parts import Chart, Line, PageTable, Section
 from orchestrator.report.view import GroupFacts, Network, StudyView
+from orchestrator.results.decisions import Decisions, Importance
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
 
 SCRIPT = "</script><img src=x onerror=alert(1)>"
@@ -64,7 +66,18 @@ def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv"
         kept=kept,
         rungs=[RungRow(1, trials, 0.9, 0.5, None, None)],
         summary={"phases": {"finetune": 12.0}, "seconds": 20.0, "failed": {"trial-3": "no disk"}},
+        decisions=decided(trials),
     )
+
+
+def decided(trials: int) -> Decisions:
+    """Twelve decisions that differ, of which the first ones matter more, and one that does not."""
+    made = {}
+    for n in range(trials):
+        numbers = {f"number{place}": n / (place + 1) for place in range(11)}
+        made[n] = {**numbers, "shape": ("linear", "cubic")[n % 2], "same": 1}
+    importance = [Importance(f"number{place}", 0.02 * (10 - place), 0.1) for place in range(10)]
+    return Decisions(made, importance)
 
 
 class Read(HTMLParser):
@@ -147,6 +160,32 @@ def test_every_chart_says_what_it_shows_and_follows_the_model_that_is_picked() -
             if isinstance(part, Chart):
                 assert part.spec["description"]
                 assert {"name": "picked", "value": None} in part.spec["params"]
+
+
+def chart_of(section: Section, name: str) -> dict:
+    (chart,) = [part for part in section.parts if isinstance(part, Chart) and part.name == name]
+    return chart.spec
+
+
+def test_the_most_important_decisions_and_the_outcomes_have_an_axis() -> None:
+    spec = chart_of(decided_section(view()), "decisions")
+    words = spec["encoding"]["x"]["sort"]
+    assert words == [*[f"number{n}" for n in range(MOST_AXES - 2)], "accuracy", "FLOPs left"]
+    records = spec["layer"][0]["data"]["values"]
+    assert [record["trial"] for record in records] == [str(n) for n in range(20)]
+    assert records[0]["at"][0] == 0.0
+    assert records[-1]["at"][0] == 1.0
+
+
+def test_choices_stand_on_an_axis_beside_numbers() -> None:
+    few = Decisions({n: {"schedule.shape": ("linear", "cubic")[n % 2]} for n in range(20)})
+    section = decided_section(replace(view(), decisions=few))
+    spec = chart_of(section, "decisions")
+    assert [record["at"][0] for record in spec["layer"][0]["data"]["values"][:2]] == [1.0, 0.0]
+    texts = [mark["text"] for mark in spec["layer"][1]["data"]["values"]]
+    assert texts[:2] == ["cubic", "linear"]
+    (line,) = [part for part in section.parts if isinstance(part, Line)]
+    assert "too few" in line.text
 
 
 def test_the_command_names_options_that_select_has() -> None:

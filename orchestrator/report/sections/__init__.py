@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from orchestrator.report.sections.decided import decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
 from orchestrator.report.sections.parts import Section
@@ -13,5 +14,6 @@ from orchestrator.report.view import StudyView
 SECTIONS: tuple[Callable[[StudyView], Section], ...] = (
     front_section,
     pruned_section,
+    decided_section,
     honest_section,
 )
