@@ -84,7 +84,7 @@ class _Job:
         settings = self.settings
         facts = self.final.facts
         study = self.parts.study
-        write_known(settings.study.folder, facts)
+        write_known(settings, facts)
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.decisions import Decisions, Importance
-from orchestrator.results.rows import ConfirmedRow, Rows, RungRow
-from orchestrator.search.plans.names import PLAN
+from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows, RungRow
+from orchestrator.results.who_pays import SeedResults
+from orchestrator.search.plans.names import PLAN, RECORDS
 from orchestrator.settings import Settings
 from orchestrator.stored import read_cache
 
@@ -30,17 +31,25 @@ DECISIONS = "decisions.json"
 
 @dataclass(frozen=True)
 class Known:
-    """The content of groups.json: the quality with its sign, the costs, and the network."""
+    """The content of groups.json: the quality with its sign, the costs, and the network.
+
+    `signs` are those of all metrics of the task.
+    """
 
     quality: str
     sign: float
     costs: tuple[str, ...]
     network: Network
+    signs: Mapping[str, float] = field(default_factory=dict)
 
 
-def write_known(folder: Path, facts: Facts) -> None:
+def write_known(settings: Settings, facts: Facts) -> None:
     """Writes groups.json at the beginning of a search. Errors: StorageError."""
+    # showing a finished study does not need it
+    from orchestrator.search.directions import task_directions
+
     goals = facts.goals
+    ways = task_directions(settings)
     skipped = {layer.name: layer.reason for layer in facts.structure.skipped}
     content = {
         "quality": goals.quality,
@@ -48,8 +57,9 @@ def write_known(folder: Path, facts: Facts) -> None:
         "costs": list(goals.costs),
         "groups": [asdict(group) for group in _groups(facts)],
         "skipped": {**skipped, **facts.structure.whole},
+        "signs": {name: 1.0 if way == "maximize" else -1.0 for name, way in ways.items()},
     }
-    write_atomic(folder / GROUPS, json.dumps(content, indent=1))
+    write_atomic(settings.study.folder / GROUPS, json.dumps(content, indent=1))
 
 
 def _groups(facts: Facts) -> list[GroupFacts]:
@@ -83,7 +93,9 @@ def read_known(folder: Path) -> Known | None:
 def _parsed(data: Mapping[str, Any]) -> Known:
     groups = [GroupFacts(**group) for group in data["groups"]]
     network = Network(groups, dict(data["skipped"]))
-    return Known(data["quality"], float(data["sign"]), tuple(data["costs"]), network)
+    quality = data["quality"]
+    signs = {name: float(sign) for name, sign in data.get("signs", {}).items()}
+    return Known(quality, float(data["sign"]), tuple(data["costs"]), network, signs)
 
 
 def known_from(settings: Settings) -> Known:
@@ -132,7 +144,30 @@ def view_of(
         rungs=rungs,
         summary=summary,
         decisions=_decisions_in(folder) if decisions is None else decisions,
+        tested=_tested(folder, rows),
+        signs={known.quality: known.sign, **known.signs},
     )
+
+
+def _tested(folder: Path, rows: Rows) -> dict[str, SeedResults]:
+    """By name what the records of the confirmation have of the front's models and the dense one."""
+    dense = [] if rows.dense is None else [rows.dense]
+    found = {}
+    for row in [*dense, *rows.front]:
+        tested = tested_in(folder, row)
+        if tested is not None:
+            found[row.name] = tested
+    return found
+
+
+def tested_in(folder: Path, row: ConfirmedRow) -> SeedResults | None:
+    """The test results of each seed of a confirmed model; None where there is no record."""
+
+    def parsed(data: Mapping[str, Any]) -> SeedResults:
+        return SeedResults(data["test"], data.get("by_class", ()))
+
+    label = f"trial-{row.trial}" if row.origin == FRONT_ORIGIN else row.name
+    return read_cache(folder / RECORDS / f"{label}.json", parsed)
 
 
 def _kept(

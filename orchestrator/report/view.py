@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import Rows, RungRow
+from orchestrator.results.who_pays import SeedResults
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class StudyView:
 
     `sign` is 1 where a large quality is good, else -1. `kept` has, by the name of a model of the
     front, the share that is kept: of a group's units, or of a tensor's weights. `summary` is
-    summary.json, empty while the study runs.
+    summary.json, empty while the study runs. `tested` has the test results of the front's models
+    and of the dense one, by name. `signs` are as `sign`, of each metric of the task.
     """
 
     name: str
@@ -54,3 +56,5 @@ class StudyView:
     rungs: Sequence[RungRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     decisions: Decisions = field(default_factory=Decisions)
+    tested: Mapping[str, SeedResults] = field(default_factory=dict)
+    signs: Mapping[str, float] = field(default_factory=dict)

@@ -23,9 +23,11 @@ from orchestrator.report.sections.decided import MOST_AXES, decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
 from orchestrator.report.sections.parts import Chart, Line, PageTable, Section
+from orchestrator.report.sections.who_pays import who_pays_section
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.decisions import Decisions, Importance
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
+from orchestrator.results.who_pays import SeedResults
 
 SCRIPT = "</script><img src=x onerror=alert(1)>"
 MOST_BYTES = 1_500_000
@@ -67,7 +69,15 @@ def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv"
         rungs=[RungRow(1, trials, 0.9, 0.5, None, None)],
         summary={"phases": {"finetune": 12.0}, "seconds": 20.0, "failed": {"trial-3": "no disk"}},
         decisions=decided(trials),
+        tested={name: by_seed(name) for name in ("dense", *kept)},
     )
+
+
+def by_seed(name: str) -> SeedResults:
+    """Two seeds; each smaller model loses more of the cats."""
+    cats = 0.9 if name == "dense" else 0.8 - 0.01 * int(name)
+    by_class = [{"cat": cats + seed, "dog": 0.7} for seed in (0.0, 0.02)]
+    return SeedResults([{"accuracy": 0.8}, {"accuracy": 0.8}], by_class)
 
 
 def decided(trials: int) -> Decisions:
@@ -188,6 +198,29 @@ def test_choices_stand_on_an_axis_beside_numbers() -> None:
     assert "too few" in line.text
 
 
+def test_the_class_that_pays_most_is_named() -> None:
+    section = who_pays_section(view())
+    line, _, table, *_ = section.parts
+    assert isinstance(line, Line)
+    assert line.text.startswith("Class cat loses most in 4 of 4 models.")
+    # the greatest loss is that of trial 3, whose cats fell from 0.91 to 0.78
+    assert line.text.endswith("class cat in trial 3: -0.1300 ± 0.0200.")
+    assert isinstance(table, PageTable)
+    assert table.trials == ["0", "1", "2", "3"]
+    assert chart_of(section, "who-pays")["layer"][1]["encoding"]["y"]["sort"] == ["cat", "dog"]
+
+
+def test_a_task_that_tells_no_classes_shows_its_metrics() -> None:
+    dense = SeedResults([{"accuracy": 0.8, "loss": 0.5, "odd": 1.0}])
+    model = SeedResults([{"accuracy": 0.76, "loss": 0.6, "odd": 2.0}])
+    signs = {"accuracy": 1.0, "loss": -1.0}
+    shown = replace(view(models=1), tested={"dense": dense, "0": model}, signs=signs)
+    line = who_pays_section(shown).parts[0]
+    assert isinstance(line, Line)
+    assert line.text.startswith("Metric loss loses most in 1 of 1 models.")
+    assert "metric loss in trial 0: -20.0 ± 0.0 %" in line.text
+
+
 def test_the_command_names_options_that_select_has() -> None:
     settings = yaml.safe_load(Path("conf/select/max_quality.yaml").read_text())
     for cost, said in data_of(page(view()))["costs"].items():
@@ -229,6 +262,21 @@ def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
     shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
     gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
     assert shown.kept == {"1": gone}
+
+
+def test_test_results_are_those_of_the_confirmation(tmp_path: Path) -> None:
+    for label in ("dense", "trial-1", "uniform-2"):
+        record = {"test": [{"accuracy": 0.9}], "by_class": [{"cat": 0.8}]}
+        write_atomic(tmp_path / "confirm" / f"{label}.json", json.dumps(record))
+    write_atomic(tmp_path / "confirm" / "trial-4.json", json.dumps({"test": [{"accuracy": 0.9}]}))
+    front = [confirmed("front", n, 0.5) for n in (1, 3, 4)]
+    rows = Rows((), [*front, confirmed("uniform", 2, 0.5)], (), confirmed("dense", None, 1.0))
+    known = Known("accuracy", 1.0, ("flops",), Network())
+    shown = view_of(tmp_path, known, rows, (), {}).tested
+    assert list(shown) == ["dense", "1", "4", "uniform-2"]
+    assert shown["1"].by_class == [{"cat": 0.8}]
+    # as an earlier version wrote it
+    assert not shown["4"].by_class
 
 
 def test_a_checkout_that_is_not_installed_has_an_environment(
