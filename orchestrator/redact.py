@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -23,12 +23,29 @@ _LOGIN = re.compile(
 _QUERY = re.compile(
     rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE
 )
+# `key: value` and `key=value` in a word of a command line, the value up to the end of its mapping
+_PAIR = re.compile(
+    rf"""(?P<key>(?<![\w-]){_SECRET_NAME}\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^,}}\]]+)""",
+    re.IGNORECASE,
+)
 _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """`text` with passwords and tokens in URLs as `***`; the user's name stays: `user:***@host`."""
     return _QUERY.sub(rf"\g<name>{HIDDEN}", _LOGIN.sub(_hide_login, text))
+
+
+def redact_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line: also what stands under a key named like a secret is hidden."""
+    shown = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and _KEY.fullmatch(key.rpartition(".")[2].lstrip("+")):
+            shown.append(f"{key}={HIDDEN}")
+        else:
+            shown.append(redact(_PAIR.sub(rf"\g<key>{HIDDEN}", word)))
+    return shown
 
 
 def redact_tree(tree: Any) -> Any:

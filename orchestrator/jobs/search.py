@@ -84,8 +84,8 @@ class _Job:
         settings = self.settings
         facts = self.final.facts
         study = self.parts.study
-        write_known(settings, facts)
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
+        write_known(settings, facts, _begun(settings, reference))
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
         explored = exploration.run(Clock(self.begin))
@@ -204,18 +204,26 @@ class _Job:
         budget = settings.study.budget
         rungs = rung_rows(own_trials(self.parts.study), goals, facts.axis)
         return {
+            **_begun(settings, reference),
             "key": key(settings),
             "trials": own,
             "taken_over": imported,
             "states": dict(Counter([row.state for row in explored.trials])),
             "hypervolume": reference.volume(metrics, costs),
-            "reference": reference.plain(),
             **({} if latency is None else {"latency_model_error": latency.mean_error}),
             "phases": dict(self.progress.seconds),
             "exhausted": explored.nothing_left,
             "budget": None if budget is None else budget.text,
             "rungs": [asdict(row) for row in rungs],
         }
+
+
+def _begun(settings: Settings, reference: Reference) -> dict[str, Any]:
+    """The part of summary.json that is known when the search begins."""
+    begun: dict[str, Any] = {"reference": reference.plain()}
+    if settings.command is not None:
+        begun["command"] = settings.command
+    return begun
 
 
 def _free(explored: Explored) -> dict[str, Any]:

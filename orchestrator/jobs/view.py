@@ -33,7 +33,8 @@ DECISIONS = "decisions.json"
 class Known:
     """The content of groups.json: the quality with its sign, the costs, and the network.
 
-    `signs` are those of all metrics of the task.
+    `signs` are those of all metrics of the task, `begun` is what summary.json will have that is
+    known from the beginning.
     """
 
     quality: str
@@ -41,9 +42,10 @@ class Known:
     costs: tuple[str, ...]
     network: Network
     signs: Mapping[str, float] = field(default_factory=dict)
+    begun: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_known(settings: Settings, facts: Facts) -> None:
+def write_known(settings: Settings, facts: Facts, begun: Mapping[str, Any]) -> None:
     """Writes groups.json at the beginning of a search. Errors: StorageError."""
     # showing a finished study does not need it
     from orchestrator.search.directions import task_directions
@@ -57,6 +59,7 @@ def write_known(settings: Settings, facts: Facts) -> None:
         "costs": list(goals.costs),
         "groups": [asdict(group) for group in _groups(facts)],
         "skipped": {**skipped, **facts.structure.whole},
+        "begun": dict(begun),
         "signs": {name: 1.0 if way == "maximize" else -1.0 for name, way in ways.items()},
     }
     write_atomic(settings.study.folder / GROUPS, json.dumps(content, indent=1))
@@ -95,7 +98,8 @@ def _parsed(data: Mapping[str, Any]) -> Known:
     network = Network(groups, dict(data["skipped"]))
     quality = data["quality"]
     signs = {name: float(sign) for name, sign in data.get("signs", {}).items()}
-    return Known(quality, float(data["sign"]), tuple(data["costs"]), network, signs)
+    begun = dict(data.get("begun", {}))
+    return Known(quality, float(data["sign"]), tuple(data["costs"]), network, signs, begun)
 
 
 def known_from(settings: Settings) -> Known:
@@ -142,7 +146,7 @@ def view_of(
         network=known.network,
         kept=_kept(folder, rows.front, known.network),
         rungs=rungs,
-        summary=summary,
+        summary={**known.begun, **summary},
         decisions=_decisions_in(folder) if decisions is None else decisions,
         tested=_tested(folder, rows),
         signs={known.quality: known.sign, **known.signs},

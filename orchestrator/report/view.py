@@ -41,10 +41,10 @@ class Network:
 class StudyView:
     """A study as its page shows it.
 
-    `sign` is 1 where a large quality is good, else -1. `kept` has, by the name of a model of the
-    front, the share that is kept: of a group's units, or of a tensor's weights. `summary` is
-    summary.json, empty while the study runs. `tested` has the test results of the front's models
-    and of the dense one, by name. `signs` are as `sign`, of each metric of the task.
+    `sign` is 1 where a large quality is good, else -1; `signs` are those of all the task's metrics.
+    `kept` has, by the name of a model of the front, the share that is kept: of a group's units, or
+    of a tensor's weights. `summary` is summary.json; while the study runs it has what was known at
+    its beginning. `tested` has the test results of the front's models and of the dense one by name.
     """
 
     name: str

@@ -23,6 +23,7 @@ from orchestrator.report.sections.decided import MOST_AXES, decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
 from orchestrator.report.sections.parts import Chart, Line, PageTable, Section
+from orchestrator.report.sections.volume import volume_parts
 from orchestrator.report.sections.who_pays import who_pays_section
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.decisions import Decisions, Importance
@@ -240,6 +241,30 @@ def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> No
     pooled = math.sqrt((0.01**2 + 0.03**2) / 2)
     assert table.rows[0][3] == "trial 1, 50.0 %"
     assert table.rows[0][5:] == ["+0.0200", f"{0.02 / pooled:+.1f}", "neither"]
+
+
+def test_the_volume_rises_with_each_trial_that_none_dominates() -> None:
+    points = [(0.9, 0.5), (0.8, 0.6), (0.8, 0.25), (0.4, 0.1)]
+    rows = [
+        replace(trial(number), quality=quality, ratios={"flops": ratio})
+        for number, (quality, ratio) in enumerate(points)
+    ]
+    summary = {"reference": {"accuracy": 0.5, "least_ratio": 1 / 16}}
+    shown = replace(view(), rows=Rows(rows), summary=summary)
+    line, chart = volume_parts(shown)
+    assert isinstance(chart, Chart)
+    records = chart.spec["data"]["values"]
+    # 0.4 above the reference over the first of four octaves, then 0.3 over the second
+    assert [record["volume"] for record in records] == pytest.approx([0.1, 0.1, 0.175, 0.175])
+    assert [record["raised"] for record in records] == [True, False, True, False]
+    assert isinstance(line, Line)
+    assert "rose last with trial 2" in line.text
+
+
+def test_the_command_that_repeats_the_study_stands_on_the_page() -> None:
+    summary = {"command": "python -m orchestrator 'a=<b>'"}
+    content = page(replace(view(), summary=summary))
+    assert "<code>python -m orchestrator &#x27;a=&lt;b&gt;&#x27;</code>" in content
 
 
 def test_less_is_better_turns_the_axis() -> None:
