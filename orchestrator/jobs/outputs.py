@@ -19,6 +19,7 @@ from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import BEATEN, beaten, front_table, show, summary_table
 from orchestrator.report.view import StudyView
+from orchestrator.results import undertrained
 from orchestrator.results.quantities import axis_words, duration, percent
 from orchestrator.results.rows import (
     FRONT_ORIGIN,
@@ -118,6 +119,9 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
+        behind = undertrained.in_words(self.rows, self.objectives.quality, self.sign, summary)
+        if behind:
+            lines.append(("dense", behind))
         if any([beaten(row, self.front, self.sign) for row in self.front]):
             lines.append((BEATEN, "a smaller model of the front is better on test data"))
         ladders = [row.words for row in self.front if row.origin != FRONT_ORIGIN]

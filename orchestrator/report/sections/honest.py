@@ -76,7 +76,9 @@ def pooled_spreads(view: StudyView, row: ConfirmedRow, rival: ConfirmedRow) -> f
 def _compared(view: StudyView, rival: ConfirmedRow, row: ConfirmedRow) -> list[str]:
     spreads = pooled_spreads(view, row, rival)
     ahead = view.sign * (row.test_mean - rival.test_mean)
-    if spreads is not None and abs(spreads) < 1.0:
+    if row.name == rival.name:
+        who = "it is on the front"
+    elif ahead == 0.0 or (spreads is not None and abs(spreads) < 1.0):
         who = "neither"
     else:
         who = "the front" if ahead > 0.0 else "the baseline"

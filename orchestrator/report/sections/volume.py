@@ -78,11 +78,10 @@ def _in_words(view: StudyView, steps: list[_Step]) -> str:
         return "No trial was better than the reference quality, so the front has no volume."
     early = steps[max(0, math.floor(len(steps) * (1.0 - LATE)) - 1)]
     gain = 1.0 - early.volume / steps[-1].volume
-    verdict = "more trials may find more" if gain > 0.01 else "more trials would add little"
     return (
         f"The volume of the front on validation data, in {view.quality} over the log of the "
         f"{axis_words(view.rows.axis)}, rose last with trial {last[0]}. The last quarter of the "
-        f"completed trials added {percent(gain)} of it: {verdict}."
+        f"completed trials added {percent(gain)} of it."
     )
 
 
@@ -106,7 +105,12 @@ def _spec(view: StudyView, steps: list[_Step]) -> Record:
         "data": {"values": records},
         "params": [picked_param()],
         "encoding": {
-            "x": {"field": "number", "type": "quantitative", "title": "trial"},
+            "x": {
+                "field": "number",
+                "type": "quantitative",
+                "title": "trial",
+                "axis": {"tickMinStep": 1, "format": "d"},
+            },
             "y": {"field": "volume", "type": "quantitative", "title": "volume of the front"},
         },
         "layer": _layers(),
