@@ -19,10 +19,12 @@ from orchestrator.jobs.records import record_study
 from orchestrator.jobs.view import write_decisions, write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.undertrained import late_gain
 from orchestrator.search.confirmation.beside import run_baselines, with_ladders
 from orchestrator.search.confirmation.final import Confirmation, confirm_front
 from orchestrator.search.confirmation.ladders import LadderStep
 from orchestrator.search.goals import Reference, study_reference
+from orchestrator.search.lab.dense import dense_curve
 from orchestrator.search.lab.lab import FinalLab
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.pace.pacing import Clock
@@ -103,6 +105,7 @@ class _Job:
         summary = {
             **self._summary(reference, explored, members),
             "smallest": self._smallest(members, dense),
+            "dense_late_gain": late_gain(dense_curve(settings), facts.goals.sign),
             **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),

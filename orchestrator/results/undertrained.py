@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.results.quantities import mean_and_spread
 from orchestrator.results.rows import ConfirmedRow, Rows
 
+LEAST_EPOCHS = 4
 REMEDY = "it may be trained too short (phases.train.epochs)"
 
 
@@ -28,15 +29,43 @@ def better_than_dense(rows: Rows, sign: float, tolerance: float) -> ConfirmedRow
     return None
 
 
+def late_gain(curve: Sequence[float], sign: float) -> float | None:
+    """By how much the best of the last quarter of a training is ahead of the best before.
+
+    None for fewer than four epochs, and for values that are no numbers.
+    """
+    if len(curve) < LEAST_EPOCHS or not all(math.isfinite(value) for value in curve):
+        return None
+    late = -(-len(curve) // 4)
+    upright = [sign * value for value in curve]
+    return max(upright[-late:]) - max(upright[:-late])
+
+
 def in_words(rows: Rows, quality: str, sign: float, summary: Mapping[str, Any]) -> str:
-    """A sentence without its full stop about a dense model that is behind; "" for none."""
+    """Signs that the dense model was trained too short, without a full stop; "" for none.
+
+    `summary` is summary.json: its `dense_late_gain` is that of `late_gain`.
+    """
     tolerance = summary.get("smallest", {}).get("tolerance")
-    best = None if tolerance is None else better_than_dense(rows, sign, tolerance)
-    if best is None or rows.dense is None:
+    if tolerance is None:
         return ""
+    signs = []
+    gain = summary.get("dense_late_gain")
+    if gain is not None and gain > tolerance:
+        signs.append(
+            f"the dense model was still improving: its {quality} gained {gain:.4f} in the last "
+            "quarter of its training"
+        )
+    best = better_than_dense(rows, sign, tolerance)
+    if best is not None and rows.dense is not None:
+        signs.append(_better_in_words(best, rows.dense, quality))
+    return f"{'; '.join(signs)}: {REMEDY}" if signs else ""
+
+
+def _better_in_words(best: ConfirmedRow, dense_row: ConfirmedRow, quality: str) -> str:
     ours = mean_and_spread(best.test_mean, best.test_std)
-    dense = mean_and_spread(rows.dense.test_mean, rows.dense.test_std)
+    dense = mean_and_spread(dense_row.test_mean, dense_row.test_std)
     return (
         f"{best.words} is better than the dense model ({quality} {ours} against {dense} on test "
-        f"data): {REMEDY}"
+        "data)"
     )
