@@ -245,7 +245,7 @@ def timeless(row: ConfirmedRow) -> ConfirmedRow:
         {name: value for name, value in values.items() if name != "latency_ms"}
         for values in (row.costs, row.ratios)
     )
-    return replace(row, costs=costs, ratios=ratios)
+    return replace(row, costs=costs, ratios=ratios, latency_iqr_ms=None)
 
 
 @pytest.mark.slow
