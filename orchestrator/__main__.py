@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,7 +49,7 @@ from orchestrator.compose import (
     unknown_choice,
 )
 from orchestrator.files import write_atomic
-from orchestrator.redact import redact, redact_tree
+from orchestrator.redact import redact, redact_tree, redact_words
 from orchestrator.shell import COMPLETION, asks_for_completion, asks_for_help, fitted
 from orchestrator.stopped import Stopped, stoppable
 
@@ -138,10 +139,27 @@ def run_job(config: DictConfig, codes: Codes) -> None:
     asked = HydraConfig.get().overrides
     name = HydraConfig.get().job.config_name or CONFIG_NAME
     plain = settled(config, [*asked.hydra, *asked.task], name=name)
-    settings = schema.load(plain)
+    settings = schema.load(plain, _command())
     settings.job.build(settings)
     if settings.job.target == SEARCH:
         codes.add_study(settings.study.folder)
+
+
+def _command() -> str:
+    """The command line of this run alone, without secrets."""
+    config = HydraConfig.get()
+    words = sys.argv[1:]
+    if config.mode == RunMode.MULTIRUN:
+        # one run of several: its own overrides, and a configuration of the user's own
+        words = _overrides(config)
+        if config.job.config_name not in (None, CONFIG_NAME):
+            words = [f"--config-name={config.job.config_name}", *words]
+    return shlex.join(["python", "-m", "orchestrator", *redact_words(words)])
+
+
+def _overrides(config: HydraConf) -> list[str]:
+    """Those of one run of a multirun, as a user gives them."""
+    return [re.sub(r"\\(.)", r"\1", word) for word in config.overrides.task]
 
 
 @dataclass(frozen=True)
@@ -215,8 +233,7 @@ def _compare_sweep(codes: Codes) -> None:
 
 def _announce_run() -> None:
     config = HydraConfig.get()
-    overrides = [re.sub(r"\\(.)", r"\1", word) for word in config.overrides.task]
-    _say(f"run {config.job.num}: {shlex.join(overrides)}")
+    _say(f"run {config.job.num}: {shlex.join(_overrides(config))}")
 
 
 def _hide_secrets_of_multirun() -> None:

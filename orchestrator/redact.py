@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -24,6 +24,7 @@ _QUERY = re.compile(
     rf"(?P<name>[?&;](?:{_SECRET_NAME}|sig|signature)=)[^&;#\s'\"<>]+", re.IGNORECASE
 )
 _KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+# `key: value` and `key=value` in a word of a command line, the value up to the end of its mapping
 _ASSIGNED = re.compile(
     rf"(?P<name>{_SECRET_NAME}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^,{{}}\[\]]+)",
     re.IGNORECASE,
@@ -41,6 +42,11 @@ def redact_word(word: str) -> str:
     if assigned and _KEY.fullmatch(key.rpartition(".")[2].lstrip("+~")):
         return f"{key}={HIDDEN}"
     return redact(_ASSIGNED.sub(rf"\g<name>{HIDDEN}", word))
+
+
+def redact_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line; see `redact_word`."""
+    return [redact_word(word) for word in words]
 
 
 def redact_tree(tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from lightning_modules.errors import ConfigError
 from lightning_modules.tasks.divergence import softened_kl
 from lightning_modules.tasks.metrics import Direction
+
+BY_CLASS = "by_class"
+"""Name of the metric per class among the others; it is not logged."""
 
 
 def logits_of(outputs: Any) -> Any:
@@ -30,7 +33,8 @@ class Classification(LightningModule):
 
     Of several outputs those called `logits`, or else the first ones, are the logits.
 
-    Accuracy and F1 are fractions in [0, 1]; the loss is in nats.
+    Accuracy and F1 are fractions in [0, 1]; the loss is in nats. `by_class` has the share of each
+    class that is recognised (recall).
     """
 
     directions: ClassVar[dict[str, Direction]] = {
@@ -42,15 +46,24 @@ class Classification(LightningModule):
     references: ClassVar[dict[str, float]] = {"accuracy": 0.5, "f1": 0.5}
     classifies = True
 
-    def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.class_names = class_names or [str(number) for number in range(num_classes)]
+        self.by_class: dict[str, float] = {}
         self.metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro"),
                 "f1": MulticlassF1Score(num_classes, average="macro"),
+                BY_CLASS: MulticlassAccuracy(num_classes, average="none"),
             }
         )
         self.mean_loss = MeanMetric()
@@ -91,6 +104,8 @@ class Classification(LightningModule):
         self.metrics.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({**self.metrics.compute(), "loss": self.mean_loss.compute()})
+        computed = self.metrics.compute()
+        self.by_class = dict(zip(self.class_names, computed.pop(BY_CLASS).tolist(), strict=True))
+        self.log_dict({**computed, "loss": self.mean_loss.compute()})
         self.metrics.reset()
         self.mean_loss.reset()

@@ -35,6 +35,8 @@ class Task(Protocol):
       scalar that is 0 where they are equal. By default it is the squared error in multiples of the
       dense outputs' variance. A task with None cannot be distilled.
     - `check(outputs, batch)`: raises ConfigError where the model does not fit the data.
+    - `by_class`: after a validation the quality of each class by its name, more is better. It is
+      read once for each confirmed model, and says who pays for a smaller one.
     - `classifies`: says that targets are class indices of shape (N,), so that samples may be mixed
       by pairs.
     """
@@ -47,6 +49,12 @@ class Task(Protocol):
     def validation_step(self, batch: Any, batch_index: int) -> Any: ...
 
 
+def _class_names(data: Any) -> list[str]:
+    """The names of the classes in their order; empty for data without `classes`."""
+    names = getattr(data, "classes", ())
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
 class _Reached(BaseException):
     """Raised when the network is called. A task's `except Exception` cannot swallow it."""
 
@@ -55,7 +63,9 @@ class _Reached(BaseException):
 
 
 def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
-    """The task around a model. Its constructor gets `num_classes` and `data` if it takes them.
+    """The task around a model.
+
+    Its constructor gets `num_classes`, `class_names` and `data` if it takes them.
 
     A `Whole` model has its task inside of it.
     Errors: ConfigError for what is no LightningModule that holds the model as `model`.
@@ -63,7 +73,7 @@ def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
     if isinstance(model, Whole):
         return model.module
     accepted = inspect.signature(locate(recipe.target)).parameters
-    extra = {}
+    extra: dict[str, Any] = {}
     if "num_classes" in accepted and hasattr(data, "num_classes"):
         extra["num_classes"] = data.num_classes
     elif "num_classes" in accepted and "num_classes" not in recipe.arguments:
@@ -71,6 +81,9 @@ def build_task(recipe: Recipe, model: nn.Module, data: Any) -> LightningModule:
             f"{recipe.target} asks for the number of classes, and the data has no num_classes: "
             "give the number as +task.num_classes=10, or the data this attribute"
         )
+    names = _class_names(data)
+    if "class_names" in accepted and len(names) == extra.get("num_classes"):
+        extra["class_names"] = names
     if "data" in accepted:
         extra["data"] = data
     task = recipe.build(model=model, **extra)
@@ -169,6 +182,14 @@ def divergence_of(task: Any) -> Divergence | None:
     """The task's own divergence, or the squared error. None for a task that wants none."""
     divergence = getattr(task, "divergence", squared_error)
     return divergence if callable(divergence) else None
+
+
+def by_class_of(task: Any) -> dict[str, float]:
+    """The quality of each class at the last validation; empty for a task that does not tell."""
+    told = getattr(task, "by_class", None)
+    if not isinstance(told, Mapping):
+        return {}
+    return {str(name): float(value) for name, value in told.items()}
 
 
 def check_task(task: LightningModule) -> None:

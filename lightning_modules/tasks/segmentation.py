@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassF1Score, MulticlassJaccardIndex
 
 from lightning_modules.errors import ConfigError
+from lightning_modules.tasks.classification import BY_CLASS
 from lightning_modules.tasks.divergence import softened_kl
 from lightning_modules.tasks.metrics import Direction
 
@@ -57,7 +58,8 @@ class Segmentation(LightningModule):
     The maps are the network's output, or what is called `out` or `logits` in it, or the first one.
     Smaller maps are enlarged to the targets. An output called `aux` adds to the training loss.
     `loss` is cross_entropy, dice, or both, which is their sum. `mean_iou` and `dice` are means over
-    the classes, of all pixels of the data together, and fractions in [0, 1].
+    the classes, of all pixels of the data together, and fractions in [0, 1]; `by_class` has the IoU
+    of each.
     Errors: ConfigError for another loss.
     """
 
@@ -65,20 +67,31 @@ class Segmentation(LightningModule):
     scale: ClassVar[dict[str, float]] = {"mean_iou": 1.0, "dice": 1.0}
     references: ClassVar[dict[str, float]] = {"mean_iou": 0.4, "dice": 0.5}
 
-    def __init__(self, model: nn.Module, num_classes: int, loss: str = "cross_entropy") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        loss: str = "cross_entropy",
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise ConfigError(f"task.loss must be one of {', '.join(LOSSES)}; got '{loss}'")
         self.model = model
         self.num_classes = num_classes
         self.loss = loss
+        self.class_names = class_names or [str(number) for number in range(num_classes)]
+        self.by_class: dict[str, float] = {}
         counted: dict[str, Any] = {"average": "macro", "ignore_index": UNLABELLED}
         self.metrics = MetricCollection(
             {
                 "mean_iou": MulticlassJaccardIndex(num_classes, **counted),
+                BY_CLASS: MulticlassJaccardIndex(
+                    num_classes, average="none", ignore_index=UNLABELLED
+                ),
                 "dice": MulticlassF1Score(num_classes, **counted),
             },
-            compute_groups=False,
+            compute_groups=[["mean_iou", BY_CLASS], ["dice"]],
         )
 
     def check(self, outputs: Any, batch: Any) -> None:
@@ -124,7 +137,9 @@ class Segmentation(LightningModule):
         self.metrics.update(logits, batch[1])
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute())
+        computed = self.metrics.compute()
+        self.by_class = dict(zip(self.class_names, computed.pop(BY_CLASS).tolist(), strict=True))
+        self.log_dict(computed)
         self.metrics.reset()
 
 

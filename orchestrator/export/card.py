@@ -12,9 +12,12 @@ from orchestrator.export.parity import Exported
 from orchestrator.results.choose import Front
 from orchestrator.results.quantities import cost_words, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow
+from orchestrator.results.who_pays import CLASS, Change
 
 MOST_GROUPS = 12
 """Groups that the card lists; those that lost most."""
+MOST_PAYING = 5
+"""Classes that the card lists; those that lose most."""
 PYTHON = "import onnxruntime, orchestrator, torch"
 
 
@@ -23,7 +26,8 @@ class Card:
     """What the card tells.
 
     `rule` says how the model was chosen, `folder` is where the card lies. `document` is the model's
-    `plan.json`, `inputs` are the names of its inputs.
+    `plan.json`, `inputs` are the names of its inputs. `changes` are those of each class, or of
+    `what` else the task tells, against the dense model, the greatest loss first.
     """
 
     study: str
@@ -35,11 +39,14 @@ class Card:
     document: Mapping[str, Any]
     exports: Sequence[Exported]
     inputs: Sequence[str]
+    what: str = CLASS
+    changes: Sequence[Change] = ()
 
     def text(self) -> str:
         parts = [
             self._head(),
             self._costs(),
+            *self._who_pays(),
             self._pruned(),
             self._made(),
             self._files(),
@@ -71,6 +78,28 @@ class Card:
             left = percent(self.row.ratios[name]) if name in self.row.ratios else ""
             lines.append(f"| {name} | {ours} | {dense} | {left} |")
         return "\n".join(lines)
+
+    def _who_pays(self) -> list[str]:
+        """What loses most against the dense model, and what gains most; nothing where untold."""
+        if not self.changes:
+            return []
+        many = "classes" if self.what == CLASS else "metrics"
+        shown = list(self.changes[:MOST_PAYING])
+        if len(self.changes) > MOST_PAYING:
+            shown.append(self.changes[-1])
+        lines = [
+            "## Who pays",
+            "",
+            f"Of {len(self.changes)} {many} those that lose most on test data, then the one that "
+            "gains most or loses least; one standard deviation over the seeds.",
+            "",
+            f"| {self.what} | dense | change |",
+            "|---|---|---|",
+        ]
+        for change in shown:
+            name = change.name.replace("|", "\\|")
+            lines.append(f"| {name} | {change.dense:.4f} | {change.words(self.what)} |")
+        return ["\n".join(lines)]
 
     def _pruned(self) -> str:
         """Whole blocks, then the groups with the fewest units left."""

@@ -5,16 +5,13 @@ A study that is complete needs nothing else of tracking.
 
 from __future__ import annotations
 
-import shlex
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.jobs.outputs import PAGE, PICTURE, Outputs
 from orchestrator.jobs.shown import columns, rounded, shown_costs, size_words
 from orchestrator.jobs.view import read_known
-from orchestrator.redact import redact_word
 from orchestrator.results.quantities import axis_words, cost_words, mean_and_spread, percent
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow
 from orchestrator.search.plans.names import PLAN
@@ -194,9 +191,8 @@ def _description(settings: Settings, outputs: Outputs) -> str:
         "",
         *_front_lines(outputs),
     ]
-    command = _command()
-    if command:
-        lines += ["", f"To go on with it, or to see it again: `{command}`"]
+    if settings.command is not None:
+        lines += ["", f"To go on with it, or to see it again: `{settings.command}`"]
     return "\n".join(lines)
 
 
@@ -215,11 +211,3 @@ def _front_lines(outputs: Outputs) -> Iterator[str]:
             mean_and_spread(row.test_mean, row.test_std),
         ]
         yield f"| {' | '.join(cells)} |"
-
-
-def _command() -> str:
-    """What a person typed, without secrets; empty where no command line began this process."""
-    program, *words = sys.argv or [""]
-    if program != "orchestrator":
-        return ""
-    return f"python -m {shlex.join([program, *map(redact_word, words)])}"

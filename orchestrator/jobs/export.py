@@ -29,6 +29,7 @@ from orchestrator.export.parity import Comparison, Exported
 from orchestrator.files import write_atomic
 from orchestrator.jobs.deployed import shortfall, with_latencies
 from orchestrator.jobs.outputs import BASELINES, CONFIG, FRONT
+from orchestrator.jobs.view import read_known, tested_in
 from orchestrator.load import load_pruned
 from orchestrator.progress import Progress
 from orchestrator.redact import redact_tree
@@ -36,6 +37,7 @@ from orchestrator.report.tables import export_table, show, summary_table
 from orchestrator.results.choose import Front
 from orchestrator.results.quantities import mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow, read_csv
+from orchestrator.results.who_pays import changes_of
 from orchestrator.search.goals import goals_of
 from orchestrator.search.lab.dense import unchecked_model
 from orchestrator.search.plans.finished import WEIGHTS, read_plan, save_document
@@ -175,11 +177,23 @@ class _Exporter:
             document=document,
             exports=exports,
             inputs=input_names(comparison.model, comparison.samples[0]),
+            **self._who_pays(),
         )
         write_atomic(folder / CARD, card.text())
         record = [asdict(entry) for entry in exports]
         write_atomic(folder / EXPORTS, json.dumps(record, indent=1))
         return tuple(exports)
+
+    def _who_pays(self) -> dict[str, Any]:
+        """Arguments of the card: the changes against the dense model, where they are recorded."""
+        study = self.settings.study.folder
+        model = tested_in(study, self.row)
+        dense = tested_in(study, self.front.dense)
+        known = read_known(study)
+        if model is None or dense is None or known is None:
+            return {}
+        what, changes = changes_of({self.row.name: model}, dense, known.signs)
+        return {"what": what, "changes": changes.get(self.row.name, ())}
 
     def _comparison(self, model: nn.Module) -> Comparison:
         """What exports are compared on; the model may be a user's module around the network."""

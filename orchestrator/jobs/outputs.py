@@ -13,12 +13,13 @@ import yaml
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.jobs.view import GROUPS, known_from, read_known, view_of
+from orchestrator.jobs.view import DECISIONS, GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import BEATEN, beaten, show, show_front, summary_table
 from orchestrator.report.view import StudyView
+from orchestrator.results import undertrained
 from orchestrator.results.quantities import axis_words, duration, free_in_words, percent
 from orchestrator.results.rows import (
     FRONT_ORIGIN,
@@ -78,7 +79,8 @@ class Outputs:
 
     def files(self) -> list[Path]:
         """The tables, the pictures and the summary."""
-        names = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, PAGE, PICTURE, SUMMARY)
+        tables = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, DECISIONS)
+        names = (*tables, PAGE, PICTURE, SUMMARY)
         paths = [self.folder / name for name in names]
         # a study that an earlier version finished has no page
         return [path for path in paths if path.is_file()]
@@ -124,6 +126,9 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
+        behind = undertrained.in_words(self.rows, self.objectives.quality, self.sign, summary)
+        if behind:
+            lines.append(("dense", behind))
         if any([beaten(row, self.front, self.sign) for row in self.front]):
             lines.append((BEATEN, "a smaller model of the front is better on test data"))
         ladders = [row.words for row in self.front if row.origin != FRONT_ORIGIN]

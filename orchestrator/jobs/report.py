@@ -8,6 +8,7 @@ from lightning_modules.errors import ConfigError
 from orchestrator.jobs.outputs import BASELINES, FRONT, PAGE, RUNGS_FILE, SUMMARY, TRIALS
 from orchestrator.jobs.view import Known, known_from, read_known, view_of
 from orchestrator.report.page import write_page
+from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import (
     AnyRow,
     ConfirmedRow,
@@ -27,7 +28,7 @@ def report(settings: Settings) -> Path:
     """
     folder = settings.study.folder
     known = read_known(folder) or known_from(settings)
-    trials = _trials(settings, known)
+    trials, decisions = _trials(settings, known)
     if not trials:
         raise ConfigError(
             f"job=report shows a study that has a trial; {folder} has none: give study.name=..., "
@@ -43,22 +44,25 @@ def report(settings: Settings) -> Path:
     summary = read_cache(folder / SUMMARY, dict) or {}
     rungs = _read(folder / RUNGS_FILE, RungRow)
     path = folder / PAGE
-    write_page(path, view_of(folder, known, rows, rungs, summary))
+    write_page(path, view_of(folder, known, rows, rungs, summary, decisions))
     print(f"the page: {path}")
     return path
 
 
-def _trials(settings: Settings, known: Known) -> list[TrialRow]:
-    """The trials of a finished study by its table, those of one that runs by its storage."""
+def _trials(settings: Settings, known: Known) -> tuple[list[TrialRow], Decisions | None]:
+    """The trials of a finished study by its table, those of one that runs by its storage.
+
+    Decisions that stand in a file beside the table are None.
+    """
     table = settings.study.folder / TRIALS
     if table.is_file():
-        return read_csv(table, TrialRow)
+        return read_csv(table, TrialRow), None
     # optuna takes a second to import
     from orchestrator.search.goals import Goals
-    from orchestrator.search.studies.recorded import rows_so_far
+    from orchestrator.search.studies.recorded import decisions_so_far, rows_so_far
 
     goals = Goals(known.quality, {known.quality: known.sign}, known.costs)
-    return rows_so_far(settings, goals)
+    return rows_so_far(settings, goals), decisions_so_far(settings, goals)
 
 
 def _read(path: Path, row_type: type[AnyRow]) -> list[AnyRow]:

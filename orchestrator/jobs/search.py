@@ -16,18 +16,21 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
-from orchestrator.jobs.view import write_known
+from orchestrator.jobs.view import write_decisions, write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
+from orchestrator.results.undertrained import late_gain
 from orchestrator.search.confirmation.beside import run_baselines, with_ladders
 from orchestrator.search.confirmation.final import Confirmation, confirm_front
 from orchestrator.search.confirmation.ladders import LadderStep
 from orchestrator.search.goals import Reference, study_reference
+from orchestrator.search.lab.dense import dense_curve
 from orchestrator.search.lab.lab import FinalLab
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.pace.pacing import Clock
 from orchestrator.search.parts import check_parts
 from orchestrator.search.ready import OVER
+from orchestrator.search.studies.decisions import decisions
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.results import candidates
@@ -83,8 +86,8 @@ class _Job:
         settings = self.settings
         facts = self.final.facts
         study = self.parts.study
-        write_known(settings.study.folder, facts)
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
+        write_known(settings, facts, _begun(settings, reference))
         study.set_user_attr("reference", reference.plain())
         exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
         explored = exploration.run(Clock(self.begin))
@@ -102,6 +105,7 @@ class _Job:
         summary = {
             **self._summary(reference, explored, members),
             "smallest": self._smallest(members, dense),
+            "dense_late_gain": late_gain(dense_curve(settings), facts.goals.sign),
             **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
@@ -117,7 +121,13 @@ class _Job:
             dense,
             summary,
         )
-        outputs.write(settings)
+        return self._written(outputs)
+
+    def _written(self, outputs: Outputs) -> Outputs:
+        """The outputs, with their files."""
+        decided = decisions(self.parts.study, self.final.facts.goals)
+        write_decisions(outputs.folder, decided)
+        outputs.write(self.settings)
         return outputs
 
     def _chosen(self, trials: list[TrialRow]) -> list[TrialRow]:
@@ -197,18 +207,26 @@ class _Job:
         budget = settings.study.budget
         rungs = rung_rows(own_trials(self.parts.study), goals, facts.axis)
         return {
+            **_begun(settings, reference),
             "key": key(settings),
             "trials": own,
             "taken_over": imported,
             "states": dict(Counter([row.state for row in explored.trials])),
             "hypervolume": reference.volume(metrics, costs),
-            "reference": reference.plain(),
             **({} if latency is None else {"latency_model_error": latency.mean_error}),
             "phases": dict(self.progress.seconds),
             "exhausted": explored.nothing_left,
             "budget": None if budget is None else budget.text,
             "rungs": [asdict(row) for row in rungs],
         }
+
+
+def _begun(settings: Settings, reference: Reference) -> dict[str, Any]:
+    """The part of summary.json that is known when the search begins."""
+    begun: dict[str, Any] = {"reference": reference.plain()}
+    if settings.command is not None:
+        begun["command"] = settings.command
+    return begun
 
 
 def _free(explored: Explored) -> dict[str, Any]:

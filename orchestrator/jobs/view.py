@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.files import write_atomic
 from orchestrator.report.view import GroupFacts, Network, StudyView
-from orchestrator.results.rows import ConfirmedRow, Rows, RungRow
-from orchestrator.search.plans.names import PLAN
+from orchestrator.results.decisions import Decisions, Importance
+from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows, RungRow
+from orchestrator.results.who_pays import SeedResults
+from orchestrator.search.plans.names import PLAN, RECORDS
 from orchestrator.settings import Settings
 from orchestrator.stored import read_cache
 
@@ -24,21 +26,32 @@ if TYPE_CHECKING:
     from orchestrator.search.lab.facts import Facts
 
 GROUPS = "groups.json"
+DECISIONS = "decisions.json"
 
 
 @dataclass(frozen=True)
 class Known:
-    """The content of groups.json: the quality with its sign, the costs, and the network."""
+    """The content of groups.json: the quality with its sign, the costs, and the network.
+
+    `signs` are those of all metrics of the task, `begun` is what summary.json will have that is
+    known from the beginning.
+    """
 
     quality: str
     sign: float
     costs: tuple[str, ...]
     network: Network
+    signs: Mapping[str, float] = field(default_factory=dict)
+    begun: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_known(folder: Path, facts: Facts) -> None:
+def write_known(settings: Settings, facts: Facts, begun: Mapping[str, Any]) -> None:
     """Writes groups.json at the beginning of a search. Errors: StorageError."""
+    # showing a finished study does not need it
+    from orchestrator.search.directions import task_directions
+
     goals = facts.goals
+    ways = task_directions(settings)
     skipped = {layer.name: layer.reason for layer in facts.structure.skipped}
     content = {
         "quality": goals.quality,
@@ -46,8 +59,10 @@ def write_known(folder: Path, facts: Facts) -> None:
         "costs": list(goals.costs),
         "groups": [asdict(group) for group in _groups(facts)],
         "skipped": {**skipped, **facts.structure.whole},
+        "begun": dict(begun),
+        "signs": {name: 1.0 if way == "maximize" else -1.0 for name, way in ways.items()},
     }
-    write_atomic(folder / GROUPS, json.dumps(content, indent=1))
+    write_atomic(settings.study.folder / GROUPS, json.dumps(content, indent=1))
 
 
 def _groups(facts: Facts) -> list[GroupFacts]:
@@ -81,7 +96,10 @@ def read_known(folder: Path) -> Known | None:
 def _parsed(data: Mapping[str, Any]) -> Known:
     groups = [GroupFacts(**group) for group in data["groups"]]
     network = Network(groups, dict(data["skipped"]))
-    return Known(data["quality"], float(data["sign"]), tuple(data["costs"]), network)
+    quality = data["quality"]
+    signs = {name: float(sign) for name, sign in data.get("signs", {}).items()}
+    begun = dict(data.get("begun", {}))
+    return Known(quality, float(data["sign"]), tuple(data["costs"]), network, signs, begun)
 
 
 def known_from(settings: Settings) -> Known:
@@ -93,10 +111,33 @@ def known_from(settings: Settings) -> Known:
     return Known(goals.quality, goals.sign, goals.costs, Network())
 
 
+def write_decisions(folder: Path, decisions: Decisions) -> None:
+    """Writes decisions.json, which has what the storage knows. Errors: StorageError."""
+    write_atomic(folder / DECISIONS, json.dumps(asdict(decisions), separators=(",", ":")))
+
+
+def _decisions_in(folder: Path) -> Decisions:
+    """What decisions.json says; nothing where there is none."""
+
+    def parsed(data: Mapping[str, Any]) -> Decisions:
+        trials = {int(number): dict(decided) for number, decided in data["trials"].items()}
+        return Decisions(trials, [Importance(**values) for values in data["importance"]])
+
+    return read_cache(folder / DECISIONS, parsed) or Decisions()
+
+
 def view_of(
-    folder: Path, known: Known, rows: Rows, rungs: Sequence[RungRow], summary: Mapping[str, Any]
+    folder: Path,
+    known: Known,
+    rows: Rows,
+    rungs: Sequence[RungRow],
+    summary: Mapping[str, Any],
+    decisions: Decisions | None = None,
 ) -> StudyView:
-    """The study in a folder; the plans of the front's models say what was pruned."""
+    """The study in a folder; the plans of the front's models say what was pruned.
+
+    Decisions that are not given are read from their file.
+    """
     return StudyView(
         name=folder.name,
         quality=known.quality,
@@ -105,8 +146,32 @@ def view_of(
         network=known.network,
         kept=_kept(folder, rows.front, known.network),
         rungs=rungs,
-        summary=summary,
+        summary={**known.begun, **summary},
+        decisions=_decisions_in(folder) if decisions is None else decisions,
+        tested=_tested(folder, rows),
+        signs={known.quality: known.sign, **known.signs},
     )
+
+
+def _tested(folder: Path, rows: Rows) -> dict[str, SeedResults]:
+    """By name what the records of the confirmation have of the front's models and the dense one."""
+    dense = [] if rows.dense is None else [rows.dense]
+    found = {}
+    for row in [*dense, *rows.front]:
+        tested = tested_in(folder, row)
+        if tested is not None:
+            found[row.name] = tested
+    return found
+
+
+def tested_in(folder: Path, row: ConfirmedRow) -> SeedResults | None:
+    """The test results of each seed of a confirmed model; None where there is no record."""
+
+    def parsed(data: Mapping[str, Any]) -> SeedResults:
+        return SeedResults(data["test"], data.get("by_class", ()))
+
+    label = f"trial-{row.trial}" if row.origin == FRONT_ORIGIN else row.name
+    return read_cache(folder / RECORDS / f"{label}.json", parsed)
 
 
 def _kept(

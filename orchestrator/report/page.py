@@ -107,7 +107,8 @@ def _part(part: SectionPart) -> str:
     if isinstance(part, PageTable):
         return _table(part)
     name = f' id="{escape(part.name)}" aria-live="polite"' if part.name else ""
-    return f"<p{name}>{escape(part.text)}</p>"
+    command = f" <code>{escape(part.command)}</code>" if part.command else ""
+    return f"<p{name}>{escape(part.text)}{command}</p>"
 
 
 def _table(table: PageTable) -> str:

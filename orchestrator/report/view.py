@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import Rows, RungRow
+from orchestrator.results.who_pays import SeedResults
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Network:
 class StudyView:
     """A study as its page shows it.
 
-    `sign` is 1 where a large quality is good, else -1. `kept` has, by the name of a model of the
-    front, the share that is kept: of a group's units, or of a tensor's weights. `summary` is
-    summary.json, empty while the study runs.
+    `sign` is 1 where a large quality is good, else -1; `signs` are those of all the task's metrics.
+    `kept` has, by the name of a model of the front, the share that is kept: of a group's units, or
+    of a tensor's weights. `summary` is summary.json; while the study runs it has what was known at
+    its beginning. `tested` has the test results of the front's models and of the dense one by name.
     """
 
     name: str
@@ -52,3 +55,6 @@ class StudyView:
     kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rungs: Sequence[RungRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)
+    tested: Mapping[str, SeedResults] = field(default_factory=dict)
+    signs: Mapping[str, float] = field(default_factory=dict)

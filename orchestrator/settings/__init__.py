@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PrivateAttr,
     ValidationError,
     field_serializer,
     model_validator,
@@ -209,6 +210,12 @@ class Settings(Part):
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     trainer: TrainerSettings = TrainerSettings()
     made_up: MadeUpSettings | None = None
+    _command: str | None = PrivateAttr(None)
+
+    @property
+    def command(self) -> str | None:
+        """The command line that was given, without secrets; None from Python."""
+        return self._command
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
@@ -380,7 +387,7 @@ def _plain_recipes(settings: OptimizerSettings) -> dict[str, Any]:
     }
 
 
-def load(config: Mapping[str, Any]) -> Settings:
+def load(config: Mapping[str, Any], command: str | None = None) -> Settings:
     """Settings of a composed config, widths in multiples that suit the engine of a latency.
 
     Errors: ConfigError with every wrong key, its value and the nearest names.
@@ -390,7 +397,9 @@ def load(config: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise ConfigError("\n".join(_messages(error.errors()))) from error
     method = settings.method.with_rounding(settings.objectives.rounding)
-    return settings.model_copy(update={"method": method})
+    settings = settings.model_copy(update={"method": method})
+    settings._command = command
+    return settings
 
 
 def _messages(problems: Iterable[Any]) -> list[str]:

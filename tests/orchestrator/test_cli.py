@@ -62,7 +62,7 @@ def conf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def jobs(monkeypatch: pytest.MonkeyPatch, commands: list[str]) -> list[dict[str, Any]]:
     """Configurations that a stand-in job was given; `study.n_trials` 5 is the user's mistake, 6 a
     bug.
     """
@@ -79,12 +79,19 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         if trials == 8:
             raise Stopped(signal.SIGTERM)
 
-    def load(config: dict[str, Any]) -> Any:
+    def load(config: dict[str, Any], command: str) -> Any:
         seen.append(config)
+        commands.append(command)
         return SimpleNamespace(job=SimpleNamespace(build=build, target=""), config=config)
 
     monkeypatch.setattr(schema, "load", load)
     return seen
+
+
+@pytest.fixture
+def commands() -> list[str]:
+    """Command lines that the settings of the stand-in job were made with."""
+    return []
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def run(
 
 
 def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
-    run: Run, jobs: list[dict[str, Any]]
+    run: Run, jobs: list[dict[str, Any]], commands: list[str]
 ) -> None:
     argv, handler = list(sys.argv), signal.getsignal(signal.SIGINT)
     assert run("+experiment=resnet50", "model=resnet18", "study.n_trials=4") == 0
@@ -109,6 +116,9 @@ def test_the_job_gets_the_composed_configuration_and_nothing_is_left_behind(
             "study": {"name": "resnet50-model_resnet18", "n_trials": 4},
             "tracking": {"uri": "sqlite:///mlflow.db"},
         }
+    ]
+    assert commands == [
+        "python -m orchestrator +experiment=resnet50 model=resnet18 study.n_trials=4"
     ]
     assert os.listdir() == []
     assert (sys.argv, signal.getsignal(signal.SIGINT)) == (argv, handler)
@@ -196,10 +206,14 @@ def test_a_stop_says_how_to_go_on(
 
 
 def test_runs_of_a_multirun_go_in_turn_and_one_mistake_does_not_stop_the_others(
-    run: Run, jobs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    run: Run,
+    jobs: list[dict[str, Any]],
+    commands: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run("-m", "study.n_trials=5,4", "tracking.uri=http://me:pa55@h") == 2
     assert [config["study"]["n_trials"] for config in jobs] == [5, 4]
+    assert commands[1] == ("python -m orchestrator study.n_trials=4 'tracking.uri=http://me:***@h'")
     captured = capsys.readouterr()
     assert "run 1: study.n_trials=4 tracking.uri=http://me:***@h" in captured.err
     assert "pa55" not in captured.out + captured.err + Path("runs/multirun.yaml").read_text()
@@ -332,8 +346,8 @@ def test_every_choice_of_the_real_tree_composes_into_valid_settings(
     real = schema.load
     loaded: list[Any] = []
 
-    def load(config: dict[str, Any]) -> Any:
-        loaded.append(real(config))
+    def load(config: dict[str, Any], command: str) -> Any:
+        loaded.append(real(config, command))
         return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None, target=""))
 
     monkeypatch.setattr(schema, "load", load)

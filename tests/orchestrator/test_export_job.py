@@ -82,6 +82,8 @@ def test_the_chosen_model_runs_where_there_is_no_orchestrator(
     assert main(EXPORT) == 0
     best = Path("runs/small/best")
     card = (best / "MODEL_CARD.md").read_text()
+    assert "## Who pays" in card
+    assert "| class | dense | change |" in card
     assert "select=max_quality" in card
     exports = {entry["format"]: entry for entry in json.loads((best / "exports.json").read_text())}
     assert {name: entry["reason"] for name, entry in exports.items()} == {

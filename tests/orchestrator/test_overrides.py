@@ -32,7 +32,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, 
     """The configurations that the job was given."""
     seen: list[dict[str, Any]] = []
 
-    def load(config: dict[str, Any]) -> Any:
+    def load(config: dict[str, Any], command: str) -> Any:
         seen.append(config)
         return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None, target=""))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.redact import redact, redact_tree
+from orchestrator.redact import redact, redact_tree, redact_words
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,24 @@ def test_trees_are_redacted_by_value_and_by_key_and_left_as_they_were() -> None:
         1: True,
     }
     assert tree["uri"] == "http://a:b@h"
+
+
+def test_words_of_a_command_line_are_redacted_by_key_and_within_mappings() -> None:
+    words = [
+        "+experiment=digits_small",
+        "+tracking.api_key=abc,d",
+        "study.storage=postgresql://me:pa55@db/x",
+        "made_up={noise: .01}",
+        "tracking={_target_: mine.Tracker, password: 'a, b', user: me}",
+        "+model.max_tokens=3",
+        "--config-dir=here",
+    ]
+    assert redact_words(words) == [
+        "+experiment=digits_small",
+        "+tracking.api_key=***",
+        "study.storage=postgresql://me:***@db/x",
+        "made_up={noise: .01}",
+        "tracking={_target_: mine.Tracker, password: ***, user: me}",
+        "+model.max_tokens=3",
+        "--config-dir=here",
+    ]

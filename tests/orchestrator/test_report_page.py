@@ -19,11 +19,16 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.view import Known, view_of
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
+from orchestrator.report.sections.decided import MOST_AXES, decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
-from orchestrator.report.sections.parts import Chart, PageTable
+from orchestrator.report.sections.parts import Chart, Line, PageTable, Section
+from orchestrator.report.sections.volume import volume_parts
+from orchestrator.report.sections.who_pays import who_pays_section
 from orchestrator.report.view import GroupFacts, Network, StudyView
+from orchestrator.results.decisions import Decisions, Importance
 from orchestrator.results.rows import ConfirmedRow, Rows, RungRow, TrialRow, write_csv
+from orchestrator.results.who_pays import SeedResults
 
 SCRIPT = "</script><img src=x onerror=alert(1)>"
 MOST_BYTES = 1_500_000
@@ -64,7 +69,26 @@ def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv"
         kept=kept,
         rungs=[RungRow(1, trials, 0.9, 0.5, None, None)],
         summary={"phases": {"finetune": 12.0}, "seconds": 20.0, "failed": {"trial-3": "no disk"}},
+        decisions=decided(trials),
+        tested={name: by_seed(name) for name in ("dense", *kept)},
     )
+
+
+def by_seed(name: str) -> SeedResults:
+    """Two seeds; each smaller model loses more of the cats."""
+    cats = 0.9 if name == "dense" else 0.8 - 0.01 * int(name)
+    by_class = [{"cat": cats + seed, "dog": 0.7} for seed in (0.0, 0.02)]
+    return SeedResults([{"accuracy": 0.8}, {"accuracy": 0.8}], by_class)
+
+
+def decided(trials: int) -> Decisions:
+    """Twelve decisions that differ, of which the first ones matter more, and one that does not."""
+    made = {}
+    for n in range(trials):
+        numbers = {f"number{place}": n / (place + 1) for place in range(11)}
+        made[n] = {**numbers, "shape": ("linear", "cubic")[n % 2], "same": 1}
+    importance = [Importance(f"number{place}", 0.02 * (10 - place), 0.1) for place in range(10)]
+    return Decisions(made, importance)
 
 
 class Read(HTMLParser):
@@ -149,6 +173,55 @@ def test_every_chart_says_what_it_shows_and_follows_the_model_that_is_picked() -
                 assert {"name": "picked", "value": None} in part.spec["params"]
 
 
+def chart_of(section: Section, name: str) -> dict:
+    (chart,) = [part for part in section.parts if isinstance(part, Chart) and part.name == name]
+    return chart.spec
+
+
+def test_the_most_important_decisions_and_the_outcomes_have_an_axis() -> None:
+    spec = chart_of(decided_section(view()), "decisions")
+    words = spec["encoding"]["x"]["sort"]
+    assert words == [*[f"number{n}" for n in range(MOST_AXES - 2)], "accuracy", "FLOPs left"]
+    records = spec["layer"][0]["data"]["values"]
+    assert [record["trial"] for record in records] == [str(n) for n in range(20)]
+    assert records[0]["at"][0] == 0.0
+    assert records[-1]["at"][0] == 1.0
+
+
+def test_choices_stand_on_an_axis_beside_numbers() -> None:
+    few = Decisions({n: {"schedule.shape": ("linear", "cubic")[n % 2]} for n in range(20)})
+    section = decided_section(replace(view(), decisions=few))
+    spec = chart_of(section, "decisions")
+    assert [record["at"][0] for record in spec["layer"][0]["data"]["values"][:2]] == [1.0, 0.0]
+    texts = [mark["text"] for mark in spec["layer"][1]["data"]["values"]]
+    assert texts[:2] == ["cubic", "linear"]
+    (line,) = [part for part in section.parts if isinstance(part, Line)]
+    assert "too few" in line.text
+
+
+def test_the_class_that_pays_most_is_named() -> None:
+    section = who_pays_section(view())
+    line, _, table, *_ = section.parts
+    assert isinstance(line, Line)
+    assert line.text.startswith("Class cat loses most in 4 of 4 models.")
+    # the greatest loss is that of trial 3, whose cats fell from 0.91 to 0.78
+    assert line.text.endswith("class cat in trial 3: -0.1300 ± 0.0200.")
+    assert isinstance(table, PageTable)
+    assert table.trials == ["0", "1", "2", "3"]
+    assert chart_of(section, "who-pays")["layer"][1]["encoding"]["y"]["sort"] == ["cat", "dog"]
+
+
+def test_a_task_that_tells_no_classes_shows_its_metrics() -> None:
+    dense = SeedResults([{"accuracy": 0.8, "loss": 0.5, "odd": 1.0}])
+    model = SeedResults([{"accuracy": 0.76, "loss": 0.6, "odd": 2.0}])
+    signs = {"accuracy": 1.0, "loss": -1.0}
+    shown = replace(view(models=1), tested={"dense": dense, "0": model}, signs=signs)
+    line = who_pays_section(shown).parts[0]
+    assert isinstance(line, Line)
+    assert line.text.startswith("Metric loss loses most in 1 of 1 models.")
+    assert "metric loss in trial 0: -20.0 ± 0.0 %" in line.text
+
+
 def test_the_command_names_options_that_select_has() -> None:
     settings = yaml.safe_load(Path("conf/select/max_quality.yaml").read_text())
     for cost, said in data_of(page(view()))["costs"].items():
@@ -168,6 +241,30 @@ def test_a_baseline_is_compared_with_the_nearest_model_in_pooled_spreads() -> No
     pooled = math.sqrt((0.01**2 + 0.03**2) / 2)
     assert table.rows[0][3] == "trial 1, 50.0 %"
     assert table.rows[0][5:] == ["+0.0200", f"{0.02 / pooled:+.1f}", "neither"]
+
+
+def test_the_volume_rises_with_each_trial_that_none_dominates() -> None:
+    points = [(0.9, 0.5), (0.8, 0.6), (0.8, 0.25), (0.4, 0.1)]
+    rows = [
+        replace(trial(number), quality=quality, ratios={"flops": ratio})
+        for number, (quality, ratio) in enumerate(points)
+    ]
+    summary = {"reference": {"accuracy": 0.5, "least_ratio": 1 / 16}}
+    shown = replace(view(), rows=Rows(rows), summary=summary)
+    line, chart = volume_parts(shown)
+    assert isinstance(chart, Chart)
+    records = chart.spec["data"]["values"]
+    # 0.4 above the reference over the first of four octaves, then 0.3 over the second
+    assert [record["volume"] for record in records] == pytest.approx([0.1, 0.1, 0.175, 0.175])
+    assert [record["raised"] for record in records] == [True, False, True, False]
+    assert isinstance(line, Line)
+    assert "rose last with trial 2" in line.text
+
+
+def test_the_command_that_repeats_the_study_stands_on_the_page() -> None:
+    summary = {"command": "python -m orchestrator 'a=<b>'"}
+    content = page(replace(view(), summary=summary))
+    assert "<code>python -m orchestrator &#x27;a=&lt;b&gt;&#x27;</code>" in content
 
 
 def test_less_is_better_turns_the_axis() -> None:
@@ -190,6 +287,21 @@ def test_a_group_is_gone_with_its_block(tmp_path: Path) -> None:
     shown = view_of(tmp_path, known, Rows(front=[confirmed("front", 1, 0.5)]), (), {})
     gone = {"block.conv": 0.0, "block": 0.0, "stem": 1.0, "fc.weight": 0.25}
     assert shown.kept == {"1": gone}
+
+
+def test_test_results_are_those_of_the_confirmation(tmp_path: Path) -> None:
+    for label in ("dense", "trial-1", "uniform-2"):
+        record = {"test": [{"accuracy": 0.9}], "by_class": [{"cat": 0.8}]}
+        write_atomic(tmp_path / "confirm" / f"{label}.json", json.dumps(record))
+    write_atomic(tmp_path / "confirm" / "trial-4.json", json.dumps({"test": [{"accuracy": 0.9}]}))
+    front = [confirmed("front", n, 0.5) for n in (1, 3, 4)]
+    rows = Rows((), [*front, confirmed("uniform", 2, 0.5)], (), confirmed("dense", None, 1.0))
+    known = Known("accuracy", 1.0, ("flops",), Network())
+    shown = view_of(tmp_path, known, rows, (), {}).tested
+    assert list(shown) == ["dense", "1", "4", "uniform-2"]
+    assert shown["1"].by_class == [{"cat": 0.8}]
+    # as an earlier version wrote it
+    assert not shown["4"].by_class
 
 
 def test_a_checkout_that_is_not_installed_has_an_environment(

@@ -70,7 +70,9 @@ def test_the_files_of_the_contract(run: Path) -> None:
     rungs = read_csv(run / "rungs.csv", RungRow)
     beyond = [row for row in trials if row.state == "completed" and row.rung > 1]
     assert [(row.rung, row.trials) for row in rungs[:1]] == ([(1, len(beyond))] if beyond else [])
-    assert json.loads((run / "summary.json").read_text())["rungs"] == [vars(row) for row in rungs]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["rungs"] == [vars(row) for row in rungs]
+    assert summary["command"].startswith("python -m orchestrator +experiment=digits_small ")
     assert {row.origin for row in baselines} == {"dense", "uniform", "random", "global"}
     assert 1 <= len([row for row in front if row.origin == "front"]) <= 2
     for row in [*front, *baselines[1:]]:
@@ -79,6 +81,9 @@ def test_the_files_of_the_contract(run: Path) -> None:
         assert 0.0 < row.ratios["flops"] < 1.0
         assert row.costs["latency_ms"] > 0.0
     assert (run / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    for name in ["dense", *[f"trial-{row.trial}" for row in front if row.origin == "front"]]:
+        by_class = json.loads((run / "confirm" / f"{name}.json").read_text())["by_class"]
+        assert [list(seed) for seed in by_class] == 2 * [[str(digit) for digit in range(10)]]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["width"] == 8
     assert config["phases"]["finetune"]["distillation"]["temperature"] == 3.0
@@ -100,11 +105,13 @@ def test_the_page_is_made_anew_from_the_files_and_from_the_study_that_runs(
     with inside(tmp_path / "copy"):
         assert main([*SMALL, "job=report"]) == 0
         assert (run / "report.html").read_text() == at_the_end
-        for name in ("trials.csv", "front.csv", "baselines.csv", "rungs.csv", "summary.json"):
+        tables = ("trials.csv", "front.csv", "baselines.csv", "rungs.csv")
+        for name in (*tables, "summary.json", "decisions.json"):
             (run / name).unlink()
         assert main(["study.name=digits_small", "job=report"]) == 0
     content = (run / "report.html").read_text()
     assert "6 trials, 0 confirmed models" in content
+    assert 'id="chart-decisions"' in content
 
 
 def test_the_smallest_model_that_is_about_as_good_as_the_dense_one_is_named(run: Path) -> None:

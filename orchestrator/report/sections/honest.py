@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from orchestrator.report.sections.parts import Line, PageTable, Section, SectionPart
+from orchestrator.report.sections.parts import Line, PageTable, Section
+from orchestrator.report.sections.volume import volume_parts
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import duration, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow
@@ -19,15 +20,18 @@ def honest_section(view: StudyView) -> Section:
         "trial's early results foretold its last."
     )
     makers = (_baselines, _rungs, _states, _failures, _times, _environment)
-    tables = [make(view) for make in makers]
-    parts: list[SectionPart] = [table for table in tables if table is not None]
-    parts.append(
-        Line(
-            "All settings stand in config.yaml beside this page. The same command given again "
-            "continues the study; under another study.name it repeats it."
-        )
+    baselines, *tables = [make(view) for make in makers]
+    parts = [baselines, *volume_parts(view), *tables, _command(view)]
+    return Section("Is it honest", explanation, [part for part in parts if part is not None])
+
+
+def _command(view: StudyView) -> Line:
+    again = (
+        "All settings stand in config.yaml beside this page. The same command given again "
+        "continues the study; under another study.name it repeats it."
     )
-    return Section("Is it honest", explanation, parts)
+    command = view.summary.get("command", "")
+    return Line(f"{again} It was:" if command else again, command=command)
 
 
 def _baselines(view: StudyView) -> PageTable | None:
@@ -72,7 +76,9 @@ def pooled_spreads(view: StudyView, row: ConfirmedRow, rival: ConfirmedRow) -> f
 def _compared(view: StudyView, rival: ConfirmedRow, row: ConfirmedRow) -> list[str]:
     spreads = pooled_spreads(view, row, rival)
     ahead = view.sign * (row.test_mean - rival.test_mean)
-    if spreads is not None and abs(spreads) < 1.0:
+    if row.name == rival.name:
+        who = "it is on the front"
+    elif ahead == 0.0 or (spreads is not None and abs(spreads) < 1.0):
         who = "neither"
     else:
         who = "the front" if ahead > 0.0 else "the baseline"

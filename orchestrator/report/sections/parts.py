@@ -35,10 +35,14 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of text; the script of the page may write another one into the element `name`."""
+    """A line of text, and a command behind it.
+
+    The script of the page may write another one into the element `name`.
+    """
 
     text: str
     name: str = ""
+    command: str = ""
 
 
 Record = dict[str, Any]

@@ -25,7 +25,7 @@ from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.files import write_atomic
 from orchestrator.search.costs import MEASURED_COSTS, Costed, costs_of
 from orchestrator.search.lab.facts import Facts
-from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab, Lab, Training
+from orchestrator.search.lab.lab import CONFIRMING_RATE, Evaluated, FinalLab, Lab, Training
 from orchestrator.search.trials.failures import in_smaller_parts
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import PhaseSettings
@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """Metrics per seed, in the order of `phases.confirm.seeds`.
+    """Metrics per seed, in the order of `phases.confirm.seeds`; `by_class` likewise, on test data.
 
     `best` is the index of the best validation quality. `costs` are those of that seed's model,
     `latency_iqr_ms` is the distance of the quartiles of its latency, `accumulate` the number of
@@ -70,6 +70,7 @@ class Confirmed:
     costs: dict[str, float]
     latency_iqr_ms: float
     accumulate: int = 1
+    by_class: tuple[dict[str, float], ...] = ()
 
     def mean(self, metric: str) -> float:
         return float(np.mean(_values(self.test, metric)))
@@ -111,10 +112,11 @@ def confirm(
     artifact = exported_path(candidate, folder, seeds[best])
     confirmed = Confirmed(
         tuple(validation),
-        tuple([result.test for result in results]),
+        tuple([result.test.metrics for result in results]),
         best,
         *_costs(lab, candidate, chosen.model, chosen.measured, artifact),
         chosen.parts,
+        tuple([result.test.by_class for result in results]),
     )
     key = _key(lab.phases, candidate.source, candidate.round_steps)
     record = {"key": key, **asdict(confirmed)}
@@ -130,7 +132,7 @@ class _SeedResult:
     """
 
     validation: dict[str, float]
-    test: dict[str, float]
+    test: Evaluated
     model: nn.Module
     measured: Any
     parts: int
@@ -233,8 +235,9 @@ def confirmed_before(
 def _parsed(data: Any) -> Confirmed:
     validation = tuple([_metrics(metrics) for metrics in data["validation"]])
     test = tuple([_metrics(metrics) for metrics in data["test"]])
-    costs = _metrics(data["costs"])
-    confirmed = Confirmed(**{**data, "validation": validation, "test": test, "costs": costs})
+    by_class = tuple([_metrics(qualities) for qualities in data.get("by_class", ())])
+    numbers = {"validation": validation, "test": test, "costs": _metrics(data["costs"])}
+    confirmed = Confirmed(**{**data, **numbers, "by_class": by_class})
     if not (len(validation) == len(test) and 0 <= confirmed.best < len(test)):
         raise ValueError("it must have the metrics of every seed, and the best of them")
     return confirmed

@@ -36,6 +36,7 @@ from orchestrator.search.lab.lab import CONFIRMING_RATE, FinalLab
 from orchestrator.search.lab.reload import apart
 from orchestrator.search.plans.finished import PLAN, read_plan, save_plan
 from orchestrator.search.plans.lineage import made_with, weights_digest
+from orchestrator.search.plans.names import RECORDS
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.trials.evaluate import begun
 from orchestrator.search.trials.failures import SMALLER, most_common, needed, reason_of
@@ -64,7 +65,7 @@ class Confirmation:
     @property
     def records(self) -> Path:
         """The folder with the measurements of each seed."""
-        return self.folder / "confirm"
+        return self.folder / RECORDS
 
     def confirmed(self, candidate: Candidate) -> tuple[Confirmed, nn.Module | None]:
         return confirm(self.final, candidate, self.records, self.progress.tick)

@@ -6,9 +6,10 @@ It is stored under the hash of what made it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from orchestrator.search.plans.lineage import tensors
 from orchestrator.search.plans.names import WEIGHTS as WEIGHTS
 from orchestrator.search.trials.failures import SMALLER, needed
 from orchestrator.settings import Settings
-from orchestrator.stored import read_json, read_weights, sha256_of, tell_damaged
+from orchestrator.stored import read_cache, read_json, read_weights, sha256_of, tell_damaged
 
 RECORD = "dense.json"
 """File of a dense model beside its weights: its metrics."""
@@ -114,6 +115,18 @@ def fresh_model(settings: Settings, seed: int) -> nn.Module:
     return model.eval()
 
 
+def dense_curve(settings: Settings) -> list[float]:
+    """The dense model's quality on validation data after each epoch of its training.
+
+    Empty where it was not trained here, or by an earlier version.
+    """
+
+    def parsed(record: Mapping[str, Any]) -> list[float]:
+        return [float(quality) for quality in record.get("curve", ())]
+
+    return read_cache(dense_folder(settings) / RECORD, parsed) or []
+
+
 def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
     """A copy of `model` with the weights it had after `phases.train.rewind_epoch`.
 
@@ -141,7 +154,7 @@ def rewound_model(settings: Settings, model: nn.Module) -> nn.Module | None:
 class DenseTraining:
     """The training of a dense model: its data, device and memory format.
 
-    `on_epoch` is told of each epoch.
+    `on_epoch` is told of each epoch. `curve` collects the quality after each epoch.
     """
 
     settings: Settings
@@ -150,6 +163,7 @@ class DenseTraining:
     timed: Timed
     on_epoch: OnRound
     memory_format: str = "contiguous"
+    curve: list[float] = field(default_factory=list)
 
     def make(self, model: nn.Module) -> dict[str, float]:
         """Train the model and keep it in its folder; return its validation metrics."""
@@ -197,6 +211,7 @@ class DenseTraining:
         def on_round(epoch: int, metrics: dict[str, float]) -> bool:
             if epoch == train.rewind_epoch:
                 self._keep_early(model)
+            self.curve.append(metrics.get(self.settings.objectives.quality, math.nan))
             return self.on_epoch(epoch, metrics)
 
         fit(
@@ -229,6 +244,7 @@ class DenseTraining:
             "model": redact_tree(settings.model.to_json()),
             "data": redact_tree(settings.data.to_json()),
             "validation": metrics,
+            "curve": self.curve,
             "sha256": {name: sha256_of(folder / name) for name in files},
         }
         write_atomic(folder / RECORD, json.dumps(record, indent=1))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from lightning_modules.pruning.structure import Keep
 from lightning_modules.pruning.thresholds import Scores
 from lightning_modules.pruning.weights import densities
 from lightning_modules.recipe import Recipe
-from lightning_modules.tasks.contract import inputs_from
+from lightning_modules.tasks.contract import by_class_of, inputs_from
 from lightning_modules.tasks.metrics import under_names_of
 from lightning_modules.tasks.whole import Whole
 from orchestrator.export.formats import Format
@@ -76,6 +76,14 @@ class Training:
     accumulate: int = 1
     mixed: int | None = None
     callbacks: Sequence[Callback] = ()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Metrics over some data by name, and the quality of each class where the task tells it."""
+
+    metrics: dict[str, float]
+    by_class: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,12 +286,22 @@ class Lab:
 
     def validate(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
         """Metrics on validation data."""
-        return self.measure(model, self.data.validation(), level)
+        return self.measure(model, self.data.validation(), level).metrics
 
-    def measure(self, model: nn.Module, batches: Any, level: float | None) -> dict[str, float]:
-        """The task's metrics on these batches, with activations pruned at `level`."""
+    def measure(self, model: nn.Module, batches: Any, level: float | None) -> Evaluated:
+        """What the task says of the model on these batches, with activations pruned at `level`."""
+        task = self.telling(model)
         with self.timed("evaluation"), attached(model, self.activation(level)):
-            return evaluate(self.task(model), batches, self.device, self.trainer)
+            metrics = evaluate(task, batches, self.device, self.trainer)
+        return Evaluated(metrics, by_class_of(task))
+
+    def telling(self, model: nn.Module) -> LightningModule:
+        """The task around a model, which tells of the classes of its next pass alone."""
+        task: Any = self.task(model)
+        if by_class_of(task):
+            # a user's module is the same in each pass
+            task.by_class = {}
+        return cast(LightningModule, task)
 
 
 @dataclass(frozen=True)
@@ -300,8 +318,8 @@ class FinalLab:
     def facts(self) -> Facts:
         return self.lab.facts
 
-    def test(self, model: nn.Module, level: float | None = None) -> dict[str, float]:
-        """Metrics on test data, under their names on validation data.
+    def test(self, model: nn.Module, level: float | None = None) -> Evaluated:
+        """Metrics on test data, under their names on validation data, and the quality by class.
 
         They are those of the task's `test_step` where it logs all that the study is after, else
         those of its `validation_step`.
@@ -309,11 +327,12 @@ class FinalLab:
         goals = self.facts.goals
         lab = self.lab
         batches = self.test_batches()
+        task = lab.telling(model)
         with lab.timed("evaluation"), attached(model, lab.activation(level)):
-            logged = run_test_steps(lab.task(model), batches, lab.device, lab.trainer)
+            logged = run_test_steps(task, batches, lab.device, lab.trainer)
         metrics = under_names_of(self.facts.dense_metrics, logged)
         if set(goals.signs) <= set(metrics):
-            return metrics
+            return Evaluated(metrics, by_class_of(task))
         return lab.measure(model, batches, level)
 
 

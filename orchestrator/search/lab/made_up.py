@@ -19,7 +19,7 @@ from lightning_modules.phases.fit import DivergedError, OnRound
 from lightning_modules.recipe import digest
 from lightning_modules.tasks.metrics import Direction
 from orchestrator.search.directions import task_directions
-from orchestrator.search.lab.lab import Lab, Training
+from orchestrator.search.lab.lab import Evaluated, Lab, Training
 from orchestrator.settings import MadeUpSettings, Settings
 
 BEST_QUALITY = 0.95
@@ -95,12 +95,12 @@ class MadeUpLab(Lab):
                 return number
         return training.rounds
 
-    def measure(self, model: nn.Module, batches: Any, level: float | None) -> dict[str, float]:
+    def measure(self, model: nn.Module, batches: Any, level: float | None) -> Evaluated:
         """Metrics; test data gives other noise than validation data, by the number of batches."""
         size = len(batches) if hasattr(batches, "__len__") else 0
         draw = self._work("measure", size, level, _fingerprint(model))
         noise = self.made_up.settings.noise * float(draw.standard_normal())
-        return self._metrics(model, 2, noise)
+        return Evaluated(self._metrics(model, 2, noise))
 
     def _work(self, *conditions: object) -> np.random.Generator:
         self.check()

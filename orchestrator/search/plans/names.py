@@ -7,3 +7,5 @@ from __future__ import annotations
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
+RECORDS = "confirm"
+"""Folder of a study with the measurements of each seed of its confirmed models."""

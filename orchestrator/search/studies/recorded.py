@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import optuna
 
+from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.goals import Goals
+from orchestrator.search.studies.decisions import decisions
 from orchestrator.search.studies.results import rows
 from orchestrator.search.studies.storage import readable, storage_of
 from orchestrator.search.studies.study import IDENTITY
@@ -34,6 +36,12 @@ def rows_so_far(settings: Settings, goals: Goals) -> list[TrialRow]:
     """The trials of the study that have ended; none where there is no study."""
     study = _existing(settings)
     return [] if study is None else rows(study, goals)
+
+
+def decisions_so_far(settings: Settings, goals: Goals) -> Decisions:
+    """What decided in the trials that have completed; nothing where there is no study."""
+    study = _existing(settings)
+    return Decisions() if study is None else decisions(study, goals)
 
 
 def _existing(settings: Settings) -> optuna.Study | None:
