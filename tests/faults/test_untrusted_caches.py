@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.pruning.inputs import Inputs
+from orchestrator.latency.timing import Spread
 from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.lab.kernels import choose_threads
 from orchestrator.search.lab.latency_model import latency_model
@@ -47,7 +47,7 @@ def test_a_damaged_latency_model_is_fitted_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "orchestrator.search.lab.latency_model.latency_ms", lambda model, example: 1.0
+        "orchestrator.latency.bench.Bench.__call__", lambda bench, model: Spread(1.0, 1.0, 1.0)
     )
     lab = plan[0].lab
 
@@ -55,7 +55,7 @@ def test_a_damaged_latency_model_is_fitted_anew(
         return latency_model(
             lab.facts.model,
             lab.facts.structure,
-            Inputs((torch.zeros(1, 1, 8, 8),)),
+            lab.facts.prices.bench,
             tmp_path,
             "m",
             lambda *_: None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -31,43 +30,48 @@ from orchestrator.settings.objectives import ObjectiveSettings
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
 
 
-class Slow(nn.Module):
-    """A pass takes `ms`, times `factor()`."""
+@dataclass
+class Machine:
+    """A machine whose clock and whose queue of waiting threads are told."""
 
-    def __init__(self, ms: float, factor: Callable[[], float] = lambda: 1.0) -> None:
-        super().__init__()
-        self.ms = ms
-        self.factor = factor
+    now: float = 0.0
+    queued: float = 0.0
+    factor: float = 1.0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.ms * self.factor() / 1000.0)
-        return x
+    def model(self, ms: float, waits: float = 0.0) -> nn.Module:
+        """A pass takes `ms` by the machine's factor, and waits `waits` ms for a core besides."""
+        machine = self
 
+        class Slow(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                machine.now += (ms * machine.factor + waits) / 1000.0
+                machine.queued += waits / 1000.0
+                return x
 
-def test_a_machine_that_slows_down_slows_both_of_a_pair() -> None:
-    machine = {"factor": 1.0}
-    bench = Bench(
-        Conditions(ENGINES["pytorch"], EXAMPLE), Slow(4.0, lambda: machine["factor"]), lambda: 10.0
-    )
-    half = Slow(2.0, lambda: machine["factor"])
-    idle = bench(half).median
-    machine["factor"] = 3.0
-    busy = bench(half).median
-    assert idle == pytest.approx(5.0, rel=0.2)
-    assert busy == pytest.approx(5.0, rel=0.2)
+        return Slow()
 
 
-def test_waiting_for_a_core_is_no_part_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    monkeypatch.setattr("orchestrator.latency.timing.time.perf_counter", lambda: made.now)
+    monkeypatch.setattr(timing, "waited", lambda: {"1": made.queued, "2": 0.0})
+    return made
+
+
+def test_a_machine_that_slows_down_slows_both_of_a_pair(machine: Machine) -> None:
+    bench = Bench(Conditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0), lambda: 10.0)
+    for factor in (1.0, 3.0):
+        machine.factor = factor
+        assert bench(machine.model(2.0)).median == pytest.approx(5.0)
+
+
+def test_waiting_for_a_core_is_no_part_of_a_pass(machine: Machine) -> None:
     """A long pass is interrupted where a short one is not: the clock alone favours small models."""
-    queue = {"seconds": 0.0}
-    monkeypatch.setattr(timing, "waited", lambda: {"1": queue["seconds"], "2": 0.0})
-
-    def interrupted() -> None:
-        time.sleep(0.006)
-        queue["seconds"] += 0.004
-
-    rows = timed_in_turn([interrupted, lambda: time.sleep(0.002)], seconds=0.0)
-    assert np.median(rows[:, 0] / rows[:, 1]) == pytest.approx(1.0, rel=0.3)
+    bench = Bench(
+        Conditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0, waits=9.0), lambda: 10.0
+    )
+    assert bench(machine.model(2.0)).median == pytest.approx(5.0)
 
 
 def test_threads_that_come_and_go_are_no_wait() -> None:
