@@ -286,7 +286,7 @@ def build(settings):
     finally:
         print('cleaned up', flush=True)
 
-schema.load = lambda config: SimpleNamespace(job=SimpleNamespace(build=build, target=""))
+schema.load = lambda config, command: SimpleNamespace(job=SimpleNamespace(build=build, target=""))
 sys.exit(main(['study.n_trials=4'], Path({str(conf)!r})))
 """
     with subprocess.Popen(

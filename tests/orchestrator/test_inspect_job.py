@@ -42,7 +42,7 @@ def test_inspect_shows_groups_skips_costs_and_duration_and_writes_nothing(
         "expected duration",
         "best case",
         "50.6 %",
-        "stages.1.0.shortcut.0",
+        "1.0.shortcut.0",
     ):
         assert word in shown
     assert max(map(len, shown.splitlines())) <= INSPECT_WIDTH

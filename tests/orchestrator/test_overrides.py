@@ -296,7 +296,7 @@ def test_without_arguments_help_is_shown_and_nothing_begun(
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code in (0, None)
-    assert "python -m orchestrator +experiment=digits_small" in capsys.readouterr().out
+    assert "+experiment=digits_small  " in capsys.readouterr().out
     assert composed == []
     assert list(tmp_path.iterdir()) == []
 
