@@ -26,7 +26,7 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import rounded
-from orchestrator.latency.bench import Bench, Conditions
+from orchestrator.latency.bench import Bench, LatencyConditions
 from orchestrator.latency.engines import ENGINES
 from orchestrator.search.lab.latency_model import pruned
 from orchestrator.search.space.allocation import scaled
@@ -76,7 +76,7 @@ def lines(name: str, chosen: argparse.Namespace) -> Iterator[str]:
     models = list(smaller_models(dense, example))
     for engine in chosen.engines:
         for batch in chosen.batches:
-            conditions = Conditions(ENGINES[engine], example.repeated(batch), chosen.threads)
+            conditions = LatencyConditions(ENGINES[engine], example.repeated(batch), chosen.threads)
             bench = Bench(conditions, dense, lambda: 1.0)
             latencies = bench.all_of([entry.model for entry in models])
             for entry, latency in zip(models, latencies, strict=True):

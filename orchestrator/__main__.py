@@ -50,7 +50,7 @@ from orchestrator.compose import (
 )
 from orchestrator.files import write_atomic
 from orchestrator.redact import redact, redact_tree, redact_words
-from orchestrator.shell import COMPLETION, asks_for_completion, asks_for_help, fitted
+from orchestrator.shell import COMPLETION, asks_for_completion, asks_for_help, fitted_help
 from orchestrator.stopped import Stopped, stoppable
 
 SEARCH = "orchestrator.jobs.checked.search"
@@ -116,7 +116,7 @@ def _help_fits(words: list[str]) -> Iterator[None]:
     finally:
         # Hydra leaves by SystemExit
         if text.getvalue():
-            print(fitted(text.getvalue()), end="")
+            print(fitted_help(text.getvalue()), end="")
 
 
 def _share_cores() -> None:

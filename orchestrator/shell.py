@@ -41,7 +41,7 @@ def asks_for_completion(words: list[str]) -> bool:
     return words in (["-sc", "install=bash"], ["--shell-completion", "install=bash"])
 
 
-def fitted(text: str) -> str:
+def fitted_help(text: str) -> str:
     """The help with lists of choices broken at `WIDTH` columns."""
     lines = []
     for line in text.splitlines():

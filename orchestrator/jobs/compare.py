@@ -16,9 +16,9 @@ from orchestrator.report.page import html
 from orchestrator.report.tables import plain_table, show
 from orchestrator.results.variants import variants
 
-PAGE = "comparison.html"
+COMPARISON = "comparison.html"
 TITLE = "Studies side by side"
-FEWEST = 2
+_FEWEST = 2
 
 
 def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> Compared:
@@ -30,7 +30,7 @@ def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> Co
     different quality metrics.
     """
     compared = read_studies([Path(folder) for folder in folders])
-    path = Path(folders[0]).parent / PAGE if page is None else Path(page)
+    path = Path(folders[0]).parent / COMPARISON if page is None else Path(page)
     content = html(TITLE, comparison_sections(compared), compared.quality, compared.sign)
     write_atomic(path, content)
     rows = [cells(score) for score in scores(compared)]
@@ -58,9 +58,9 @@ def studies_in(out: Path, names: Sequence[str]) -> list[Path]:
 
 def read_studies(folders: Sequence[Path]) -> Compared:
     """What is compared. Errors: ConfigError; see `compare`."""
-    if len(folders) < FEWEST:
+    if len(folders) < _FEWEST:
         raise ConfigError(
-            f"a comparison needs at least {FEWEST} finished studies; got "
+            f"a comparison needs at least {_FEWEST} finished studies; got "
             f"{[str(folder) for folder in folders]}: give job.studies=[a,b], or search first"
         )
     views = [stored_view(folder) for folder in folders]

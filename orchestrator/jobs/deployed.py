@@ -14,7 +14,7 @@ from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.export.parity import Exported
 from orchestrator.latency.bench import Bench, alone
-from orchestrator.search.lab.latencies import conditions_of
+from orchestrator.search.lab.latencies import latency_conditions
 from orchestrator.settings.objectives import CHANNEL_BLOCK, ObjectiveSettings
 
 FALLS_BEHIND = 0.75
@@ -53,7 +53,7 @@ def _timed(
         return export
     form = EXPORT_FORMATS[export.format]
     engine = objectives.model_copy(update={"engine": form.engine})
-    conditions = conditions_of(engine, example)
+    conditions = latency_conditions(engine, example)
     if form.engine == "pytorch":
         # a program has a cost of its own for each pass: it is timed beside a program
         with tempfile.TemporaryDirectory() as scratch:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.jobs.outputs import PAGE, PICTURE, Outputs
-from orchestrator.jobs.shown import columns, rounded, shown_costs, size_words
+from orchestrator.jobs.shown import five_digits, shown_costs, size_words, study_columns
 from orchestrator.jobs.view import read_known
 from orchestrator.results.quantities import axis_words, cost_words, mean_and_spread, percent
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow
@@ -51,9 +51,9 @@ def end_of(settings: Settings, outputs: Outputs) -> StudyResults:
     """What a finished study says of itself."""
     summary = outputs.summary
     metrics = {
-        "hypervolume": rounded(summary["hypervolume"]),
+        "hypervolume": five_digits(summary["hypervolume"]),
         "front_size": float(len(outputs.front)),
-        "seconds": rounded(summary["seconds"]),
+        "seconds": five_digits(summary["seconds"]),
     }
     return StudyResults(
         metrics=metrics,
@@ -78,11 +78,11 @@ def _confirmed(settings: Settings, outputs: Outputs) -> Iterator[ModelRecord]:
         test |= shown_costs(row.costs, row.ratios)
         params = {}
         if row.origin != FRONT_ORIGIN:
-            tags |= {**columns(settings), "kind": "baseline", "origin": row.origin}
+            tags |= {**study_columns(settings), "kind": "baseline", "origin": row.origin}
             tags["state"] = "completed"
         if row in outputs.baselines:
             params["at_the_cost_of"] = f"trial {row.trial}"
-        rounded_test = {name: rounded(value) for name, value in test.items()}
+        rounded_test = {name: five_digits(value) for name, value in test.items()}
         yield ModelRecord(row.name, _title(row), tags, params, rounded_test)
 
 
@@ -115,8 +115,8 @@ def _tested(record: Mapping[str, Any]) -> dict[str, float]:
     metrics = {}
     for name in record["test"][0]:
         values = [float(seed[name]) for seed in record["test"]]
-        metrics[f"test_{name}"] = rounded(statistics.mean(values))
-        metrics[f"test_{name}_std"] = rounded(statistics.stdev(values))
+        metrics[f"test_{name}"] = five_digits(statistics.mean(values))
+        metrics[f"test_{name}_std"] = five_digits(statistics.stdev(values))
     return metrics
 
 
@@ -126,12 +126,12 @@ def _table(outputs: Outputs) -> dict[str, list[object]]:
     rows = [outputs.dense, *sorted(outputs.front, key=lambda row: -row.cost)]
     table: dict[str, list[object]] = {
         "model": [row.words for row in rows],
-        f"test_{quality}": [rounded(row.test_mean) for row in rows],
-        f"test_{quality}_std": [rounded(row.test_std) for row in rows],
+        f"test_{quality}": [five_digits(row.test_mean) for row in rows],
+        f"test_{quality}_std": [five_digits(row.test_std) for row in rows],
     }
     for name in shown_costs(outputs.dense.costs, outputs.dense.ratios):
         shown = [shown_costs(row.costs, row.ratios).get(name) for row in rows]
-        table[name] = [None if value is None else rounded(value) for value in shown]
+        table[name] = [None if value is None else five_digits(value) for value in shown]
     table["folder"] = [row.path for row in rows]
     return table
 
@@ -180,7 +180,7 @@ def _model_of(document: Mapping[str, Any]) -> str:
 
 def _description(settings: Settings, outputs: Outputs) -> str:
     """The study in words: what it is, its front, and how it is made again."""
-    same = columns(settings)
+    same = study_columns(settings)
     ratios = [row.cost_ratio for row in outputs.front]
     span = f"{percent(min(ratios))} to {percent(max(ratios))}" if ratios else "none"
     lines = [

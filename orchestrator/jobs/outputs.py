@@ -19,7 +19,6 @@ from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
 from orchestrator.report.tables import BEATEN, beaten, show, show_front, summary_table
 from orchestrator.report.view import StudyView
-from orchestrator.results import undertrained
 from orchestrator.results.quantities import axis_words, duration, free_in_words, percent
 from orchestrator.results.rows import (
     FRONT_ORIGIN,
@@ -30,6 +29,7 @@ from orchestrator.results.rows import (
     read_csv,
     write_csv,
 )
+from orchestrator.results.undertrained import undertraining
 from orchestrator.search.plans.names import PLAN
 from orchestrator.search.studies.rungs import in_words
 from orchestrator.settings import ObjectiveSettings, Settings
@@ -126,7 +126,7 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
-        behind = undertrained.in_words(self.rows, self.objectives.quality, self.sign, summary)
+        behind = undertraining(self.rows, self.objectives.quality, self.sign, summary)
         if behind:
             lines.append(("dense", behind))
         if any([beaten(row, self.front, self.sign) for row in self.front]):

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import digest
 from orchestrator.costs import COSTS, ratio_name
-from orchestrator.jobs.shown import columns, rounded, shown_costs, size_words
+from orchestrator.jobs.shown import five_digits, shown_costs, size_words, study_columns
 from orchestrator.search.goals import Goals, goals_of
 from orchestrator.search.studies.queue import own_trials
 from orchestrator.search.studies.trial import (
@@ -36,7 +36,7 @@ def record_study(tracker: Tracker, settings: Settings, study: Study) -> None:
     So a server that cannot be reached is known at once.
     """
     tags = {
-        **columns(settings),
+        **study_columns(settings),
         "study_id": study.user_attrs["id"],
         "quality": settings.objectives.quality,
         "data_digest": digest(settings.data),
@@ -64,7 +64,7 @@ def record_trial(
     parent = measured.get("parent")
     completed_at = trial.datetime_complete
     goals = goals_of(settings)
-    same = columns(settings)
+    same = study_columns(settings)
     if measured.get("method"):
         same["method"] = measured["method"]
     tags = {
@@ -103,7 +103,7 @@ def _asked(params: Mapping[str, object]) -> dict[str, object]:
     asked = {}
     for name, value in params.items():
         shown = f"target_{name}" if name in ratios else name
-        asked[shown] = rounded(value) if isinstance(value, float) else value
+        asked[shown] = five_digits(value) if isinstance(value, float) else value
     return asked
 
 
@@ -122,7 +122,7 @@ def _metrics(known: Mapping[str, Any], goals: Goals) -> dict[str, float]:
         metrics["quality"] = measured["metrics"][goals.quality]
     metrics |= shown_costs(measured.get("costs", {}), measured.get("ratios", {}))
     metrics["seconds"] = known[SECONDS]
-    return {name: rounded(value) for name, value in metrics.items()}
+    return {name: five_digits(value) for name, value in metrics.items()}
 
 
 def _curves(rungs: Sequence[Any], quality: str) -> list[Point]:
@@ -131,7 +131,7 @@ def _curves(rungs: Sequence[Any], quality: str) -> list[Point]:
     for rung, _, metrics in rungs:
         for name, value in metrics.items():
             shown = "quality" if name == quality else f"val_{name}"
-            points.append(Point(shown, rung, rounded(value)))
+            points.append(Point(shown, rung, five_digits(value)))
     return points
 
 

@@ -16,7 +16,7 @@ _ALIKE = 0.01
 """Ratios that differ by less say the same."""
 
 
-def columns(settings: Settings) -> dict[str, str]:
+def study_columns(settings: Settings) -> dict[str, str]:
     """Tags of the study and of each of its runs: MLflow's table does not inherit them."""
     criteria = []
     for method in settings.method.choices():
@@ -53,6 +53,6 @@ def shown_costs(costs: Mapping[str, float], ratios: Mapping[str, float]) -> dict
     return shown
 
 
-def rounded(value: float) -> float:
+def five_digits(value: float) -> float:
     """Five digits, as pages show every one; the files of the study have them all."""
     return float(f"{value:.5g}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-RULES = {rule.__name__: rule for rule in (choose.max_quality, choose.smallest, choose.knee)}
+_RULES = {rule.__name__: rule for rule in (choose.max_quality, choose.smallest, choose.knee)}
 """The rules of `select=`, by name."""
 
 
@@ -127,11 +127,11 @@ def select(study: Study, rule: str = "max_quality", **limits: float) -> Confirme
     `rule` and `limits` are those of `job=export select=...`; the row's `name` is what `study.load`
     takes. Errors: ConfigError for a rule that does not exist, and where no model meets it.
     """
-    if rule not in RULES:
+    if rule not in _RULES:
         raise ConfigError(
-            f"rule must be one of {list(RULES)}; got '{rule}'{nearest(rule, list(RULES))}"
+            f"rule must be one of {list(_RULES)}; got '{rule}'{nearest(rule, list(_RULES))}"
         )
     view = study.view
     if view.rows.dense is None or not view.rows.front:
         raise ConfigError(f"study '{study.name}' has no model on its front to select")
-    return RULES[rule](Front(view.rows.front, view.rows.dense, view.quality, view.sign), **limits)
+    return _RULES[rule](Front(view.rows.front, view.rows.dense, view.quality, view.sign), **limits)

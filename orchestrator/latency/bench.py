@@ -12,11 +12,17 @@ from torch import nn
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.latency.engines import Engine
-from orchestrator.latency.timing import SECONDS, Run, Spread, ratios_to_first, timed_in_turn
+from orchestrator.latency.timing import (
+    TURN_SECONDS,
+    Pass,
+    Spread,
+    ratios_to_first,
+    timed_in_turn,
+)
 
 
 @dataclass(frozen=True)
-class Conditions:
+class LatencyConditions:
     """Under which a latency holds: the engine, its inputs with their batch, its threads.
 
     `threads` None is torch's number.
@@ -26,7 +32,7 @@ class Conditions:
     example: Inputs
     threads: int | None = None
 
-    def prepare(self, model: nn.Module) -> Run:
+    def prepare(self, model: nn.Module) -> Pass:
         """Errors: ConfigError for a model that the engine does not take."""
         return self.engine.prepare(model, self.example, self.threads)
 
@@ -40,7 +46,7 @@ class Bench:
     compare that were measured at different hours, on a machine with other work.
     """
 
-    conditions: Conditions
+    conditions: LatencyConditions
     dense: nn.Module
     reference: Callable[[], float]
 
@@ -56,16 +62,16 @@ class Bench:
     def all_of(self, models: Sequence[nn.Module]) -> list[Spread]:
         """Milliseconds of a pass of each, all timed in the same turns."""
         runs = [self.conditions.prepare(model) for model in models]
-        ratios = ratios_to_first(timed_in_turn([self._dense_run, *runs], SECONDS * len(runs)))
+        ratios = ratios_to_first(timed_in_turn([self._dense_run, *runs], TURN_SECONDS * len(runs)))
         return [ratio.times(self.dense_ms) for ratio in ratios]
 
     @cached_property
-    def _dense_run(self) -> Run:
+    def _dense_run(self) -> Pass:
         # a copy: whoever has the dense model may move it
         return self.conditions.prepare(copy_of(self.dense))
 
 
-def alone(conditions: Conditions, model: nn.Module) -> tuple[Spread, float]:
+def alone(conditions: LatencyConditions, model: nn.Module) -> tuple[Spread, float]:
     """Milliseconds of a pass of the model, and how steady the machine is.
 
     The model is timed beside itself. The second number is the distance of the quartiles of the

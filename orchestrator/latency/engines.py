@@ -18,10 +18,10 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.tasks.whole import pruned_part
 from orchestrator.export.int8 import quantise
 from orchestrator.export.onnx import OnnxModel, export_onnx_quickly, require_packages
-from orchestrator.latency.timing import Run
+from orchestrator.latency.timing import Pass
 
-CPU = torch.device("cpu")
-Prepare = Callable[[nn.Module, Inputs, int | None], Run]
+_CPU = torch.device("cpu")
+Prepare = Callable[[nn.Module, Inputs, int | None], Pass]
 """Makes the passes of a model on inputs, with so many threads (None: torch's number)."""
 
 
@@ -43,13 +43,13 @@ def _nothing() -> None:
     """PyTorch is there."""
 
 
-def _pytorch(model: nn.Module, example: Inputs, threads: int | None) -> Run:
+def _pytorch(model: nn.Module, example: Inputs, threads: int | None) -> Pass:
     """The model as it is, on the device of the example."""
-    # Lightning leaves what it has trained on the CPU
+    # Lightning leaves what it has trained on the _CPU
     return _waiting(model.to(example.device).eval(), example, threads)
 
 
-def _compiled(model: nn.Module, example: Inputs, threads: int | None) -> Run:
+def _compiled(model: nn.Module, example: Inputs, threads: int | None) -> Pass:
     """What torch.compile makes of a copy of the network."""
     network = copy_of(pruned_part(model)).to(example.device).eval()
     # each pruned network has other shapes: none is to be taken for a dynamic one
@@ -57,7 +57,7 @@ def _compiled(model: nn.Module, example: Inputs, threads: int | None) -> Run:
     return _waiting(compiled, example, threads)
 
 
-def _waiting(model: Callable[..., Any], example: Inputs, threads: int | None) -> Run:
+def _waiting(model: Callable[..., Any], example: Inputs, threads: int | None) -> Pass:
     """A pass without gradients that returns when the device has done."""
     devices = set()
     for tensor in example.tensors():
@@ -80,11 +80,11 @@ def _waiting(model: Callable[..., Any], example: Inputs, threads: int | None) ->
     return run
 
 
-def _onnxruntime(model: nn.Module, example: Inputs, threads: int | None) -> Run:
+def _onnxruntime(model: nn.Module, example: Inputs, threads: int | None) -> Pass:
     return _session(model, example, threads, export_onnx_quickly)
 
 
-def _onnxruntime_int8(model: nn.Module, example: Inputs, threads: int | None) -> Run:
+def _onnxruntime_int8(model: nn.Module, example: Inputs, threads: int | None) -> Pass:
     """Ranges of the activations come from the example alone: a latency does not depend on them."""
 
     def write(network: nn.Module, inputs: Inputs, path: Path) -> None:
@@ -98,14 +98,14 @@ def _session(
     example: Inputs,
     threads: int | None,
     write: Callable[[nn.Module, Inputs, Path], None],
-) -> Run:
-    """Passes of ONNX Runtime on the CPU; an exported model runs as the file that it is."""
-    here = example.to(CPU)
+) -> Pass:
+    """Passes of ONNX Runtime on the _CPU; an exported model runs as the file that it is."""
+    here = example.to(_CPU)
     if isinstance(model, OnnxModel):
         return model.passes(here)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write(copy_of(pruned_part(model)).to(CPU).eval(), here, path)
+        write(copy_of(pruned_part(model)).to(_CPU).eval(), here, path)
         return OnnxModel(path, threads).passes(here)
 
 

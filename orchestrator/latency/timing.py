@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-Run = Callable[[], object]
+Pass = Callable[[], object]
 """A forward pass; it returns when its outputs are there."""
 
-SECONDS = 1.0
+TURN_SECONDS = 1.0
 """Time that the turns of one measurement may take together, warm-up left out."""
 MOST_TURNS = 100
 LEAST_TURNS = 9
@@ -27,7 +27,7 @@ WARM_UP = 3
 """Untimed turns at first: allocators and kernels settle."""
 MILLI = 1000.0
 NANO = 1e-9
-LEAST_SHARE = 0.05
+LEAST_COUNTED = 0.05
 """Share of a pass that counts in any case: clocks of waiting and of passing are not the same."""
 _THREADS = Path("/proc/self/task")
 
@@ -54,7 +54,7 @@ class Spread:
         return Spread(factor * self.median, factor * self.lower, factor * self.upper)
 
 
-def timed_in_turn(runs: Sequence[Run], seconds: float = SECONDS) -> npt.NDArray[np.float64]:
+def timed_in_turn(runs: Sequence[Pass], seconds: float = TURN_SECONDS) -> npt.NDArray[np.float64]:
     """Milliseconds of a pass, shape (n_turns, n_runs).
 
     A turn passes through every run, each second turn in reverse. Before each timed pass goes an
@@ -75,7 +75,7 @@ def timed_in_turn(runs: Sequence[Run], seconds: float = SECONDS) -> npt.NDArray[
     return MILLI * np.array(rows)
 
 
-def _turn(runs: Sequence[Run]) -> list[float]:
+def _turn(runs: Sequence[Pass]) -> list[float]:
     """Seconds of one timed pass of each run."""
     seconds = []
     for run in runs:
@@ -84,7 +84,7 @@ def _turn(runs: Sequence[Run]) -> list[float]:
         begin = time.perf_counter()
         run()
         passed = time.perf_counter() - begin
-        seconds.append(max(passed - longest_wait(before, waited()), LEAST_SHARE * passed))
+        seconds.append(max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed))
     return seconds
 
 

@@ -15,12 +15,10 @@ from orchestrator.report.sections.pruned import group_axis
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, duration, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow, Rows
-from orchestrator.search.front import hypervolume
+from orchestrator.search.front import LEAST_RATIO, hypervolume
 
 BUDGETS = (0.5, 0.25)
 """Shares of the dense cost at which the best models are compared."""
-LEAST_RATIO = 1 / 32
-"""Share of the dense cost below which no volume is counted."""
 GROUPS_AT = 0.5
 """Share of the dense FLOPs near which the models' groups are compared."""
 STEP = 15

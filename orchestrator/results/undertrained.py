@@ -10,7 +10,7 @@ from orchestrator.results.quantities import mean_and_spread
 from orchestrator.results.rows import ConfirmedRow, Rows
 
 LEAST_EPOCHS = 4
-REMEDY = "it may be trained too short (phases.train.epochs)"
+_REMEDY = "it may be trained too short (phases.train.epochs)"
 
 
 def better_than_dense(rows: Rows, sign: float, tolerance: float) -> ConfirmedRow | None:
@@ -41,7 +41,7 @@ def late_gain(curve: Sequence[float], sign: float) -> float | None:
     return max(upright[-late:]) - max(upright[:-late])
 
 
-def in_words(rows: Rows, quality: str, sign: float, summary: Mapping[str, Any]) -> str:
+def undertraining(rows: Rows, quality: str, sign: float, summary: Mapping[str, Any]) -> str:
     """Signs that the dense model was trained too short, without a full stop; "" for none.
 
     `summary` is summary.json: its `dense_late_gain` is that of `late_gain`.
@@ -59,7 +59,7 @@ def in_words(rows: Rows, quality: str, sign: float, summary: Mapping[str, Any]) 
     best = better_than_dense(rows, sign, tolerance)
     if best is not None and rows.dense is not None:
         signs.append(_better_in_words(best, rows.dense, quality))
-    return f"{'; '.join(signs)}: {REMEDY}" if signs else ""
+    return f"{'; '.join(signs)}: {_REMEDY}" if signs else ""
 
 
 def _better_in_words(best: ConfirmedRow, dense_row: ConfirmedRow, quality: str) -> str:

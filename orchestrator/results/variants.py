@@ -7,7 +7,7 @@ from typing import Any
 
 CHANCE = ("seed", "phases.confirm.seeds")
 """Keys in which repetitions of one study differ."""
-PLACES = ("study", "tracking", "job", "select", "workers", "device", "threads")
+_PLACES = ("study", "tracking", "job", "select", "workers", "device", "threads")
 """Parts that change where and how long a study runs, not what it searches."""
 MOST_NAMED = 3
 """Differences that a label names."""
@@ -80,6 +80,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _without_chance(leaves: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in leaves.items():
-        if key not in CHANCE and key.partition(".")[0] not in PLACES:
+        if key not in CHANCE and key.partition(".")[0] not in _PLACES:
             kept[key] = value
     return kept

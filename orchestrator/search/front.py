@@ -18,6 +18,11 @@ Points = npt.NDArray[np.float64]
 The quality comes first, and larger is better, whatever the metric; of all others, smaller is
 better.
 """
+LEAST_RATIO = 1 / 32
+"""Ratio to the dense FLOPs at which the area along their log axis is clipped.
+
+It holds where no bound says otherwise.
+"""
 
 
 def non_dominated(points: Points, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from lightning_modules.tasks.metrics import reference_of as task_reference
 from orchestrator.costs import AXES, COSTS, known_names, ratio_name
 from orchestrator.results.rows import TrialRow
 from orchestrator.search.directions import task_directions
-from orchestrator.search.front import Points, hypervolume, volume
+from orchestrator.search.front import LEAST_RATIO, Points, hypervolume, volume
 from orchestrator.settings import Settings
 from orchestrator.settings.objectives import Bound
 
@@ -23,11 +23,6 @@ WORSE = 0.5
 """Distance of the hypervolume's reference below the dense model's quality.
 
 It is counted in small differences of the quality, and holds where nothing else says otherwise.
-"""
-LEAST_RATIO = 1 / 32
-"""Ratio to the dense FLOPs at which the area along their log axis is clipped.
-
-It holds where no bound says otherwise.
 """
 
 

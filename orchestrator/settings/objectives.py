@@ -12,7 +12,7 @@ from orchestrator.costs import COSTS, ratio_name
 from orchestrator.settings.parts import Part
 
 Direction = Literal["maximize", "minimize"]
-Engine = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
+EngineName = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
 """The engines of `orchestrator/latency/engines.py`."""
 CHANNEL_BLOCK = 8
 """Channels that ONNX Runtime's convolutions take at a time (with AVX2; 16 with AVX-512)."""
@@ -93,7 +93,7 @@ class ObjectiveSettings(Part):
     costs: Annotated[tuple[CostKey, ...], Field(min_length=1)] = ("flops",)
     bounds: Mapping[str, Bound] = {}
     references: Mapping[str, float] = {}
-    engine: Engine = "pytorch"
+    engine: EngineName = "pytorch"
     batch_size: Annotated[int, Field(ge=1)] = 1
     engine_threads: Annotated[int, Field(ge=1)] | None = None
 

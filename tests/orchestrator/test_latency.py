@@ -15,7 +15,7 @@ from lightning_modules.pruning.inputs import Inputs
 from orchestrator.compose import load_settings
 from orchestrator.export.onnx import write_onnx
 from orchestrator.latency import timing
-from orchestrator.latency.bench import Bench, Conditions, alone
+from orchestrator.latency.bench import Bench, LatencyConditions, alone
 from orchestrator.latency.engines import ENGINES
 from orchestrator.latency.timing import (
     LEAST_TURNS,
@@ -24,7 +24,7 @@ from orchestrator.latency.timing import (
     ratios_to_first,
     timed_in_turn,
 )
-from orchestrator.search.lab.latencies import conditions_of
+from orchestrator.search.lab.latencies import latency_conditions
 from orchestrator.settings.objectives import ObjectiveSettings
 
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_a_machine_that_slows_down_slows_both_of_a_pair(machine: Machine) -> None:
-    bench = Bench(Conditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0), lambda: 10.0)
+    bench = Bench(LatencyConditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0), lambda: 10.0)
     for factor in (1.0, 3.0):
         machine.factor = factor
         assert bench(machine.model(2.0)).median == pytest.approx(5.0)
@@ -69,7 +69,7 @@ def test_a_machine_that_slows_down_slows_both_of_a_pair(machine: Machine) -> Non
 def test_waiting_for_a_core_is_no_part_of_a_pass(machine: Machine) -> None:
     """A long pass is interrupted where a short one is not: the clock alone favours small models."""
     bench = Bench(
-        Conditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0, waits=9.0), lambda: 10.0
+        LatencyConditions(ENGINES["pytorch"], EXAMPLE), machine.model(4.0, waits=9.0), lambda: 10.0
     )
     assert bench(machine.model(2.0)).median == pytest.approx(5.0)
 
@@ -102,7 +102,7 @@ def test_ratios_are_of_the_same_turn() -> None:
 def test_an_engine_measures_and_leaves_the_model_as_it_was(name: str) -> None:
     model = SmallResNet(10, width=4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    spread, unsteadiness = alone(conditions_of(ObjectiveSettings(engine=name), EXAMPLE), model)
+    spread, unsteadiness = alone(latency_conditions(ObjectiveSettings(engine=name), EXAMPLE), model)
     assert 0.0 < spread.lower <= spread.median <= spread.upper
     assert unsteadiness >= 0.0
     for key, value in model.state_dict().items():
@@ -113,18 +113,18 @@ def test_an_engine_measures_and_leaves_the_model_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", ["onnxruntime_int8", "compile"])
 def test_slow_engines_measure_too(name: str) -> None:
     ENGINES[name].require()
-    spread, _ = alone(Conditions(ENGINES[name], EXAMPLE), SmallResNet(10, width=4))
+    spread, _ = alone(LatencyConditions(ENGINES[name], EXAMPLE), SmallResNet(10, width=4))
     assert spread.median > 0.0
 
 
 def test_an_exported_model_runs_as_the_file_that_it_is(tmp_path) -> None:
     exported = write_onnx(SmallResNet(10, width=4), [EXAMPLE], tmp_path / "model.onnx")
     for name in ("pytorch", "onnxruntime"):
-        assert alone(Conditions(ENGINES[name], EXAMPLE), exported)[0].median > 0.0
+        assert alone(LatencyConditions(ENGINES[name], EXAMPLE), exported)[0].median > 0.0
 
 
 def test_a_batch_is_repeated_samples() -> None:
-    conditions = conditions_of(ObjectiveSettings(batch_size=8, engine_threads=1), EXAMPLE)
+    conditions = latency_conditions(ObjectiveSettings(batch_size=8, engine_threads=1), EXAMPLE)
     assert conditions.example.args[0].shape == (8, 1, 8, 8)
     assert conditions.threads == 1
 
@@ -132,7 +132,7 @@ def test_a_batch_is_repeated_samples() -> None:
 def test_a_batch_that_cannot_be_made_is_refused() -> None:
     apart = Inputs((torch.zeros(1, 3), torch.zeros(7)))
     with pytest.raises(ConfigError, match=r"objectives.batch_size=8 needs.*take batch_size=1"):
-        conditions_of(ObjectiveSettings(batch_size=8), apart)
+        latency_conditions(ObjectiveSettings(batch_size=8), apart)
 
 
 def test_settings_name_every_engine() -> None:
@@ -164,5 +164,5 @@ def test_latency_is_measured_where_the_example_lies() -> None:
     """Lightning leaves a model on the CPU; its inputs may be elsewhere."""
     model = nn.Linear(3, 1)
     example = Inputs((torch.zeros(1, 3, device="meta"),))
-    Conditions(ENGINES["pytorch"], example).prepare(model)()
+    LatencyConditions(ENGINES["pytorch"], example).prepare(model)()
     assert model.weight.device.type == "meta"

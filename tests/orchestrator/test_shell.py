@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.shell import WIDTH, fitted
+from orchestrator.shell import WIDTH, fitted_help
 
 COMPLETE = """
 python() {{ {python} "$@"; }}
@@ -55,7 +55,7 @@ def test_the_help_says_first_what_people_need_first(capsys: pytest.CaptureFixtur
 
 def test_long_lists_are_broken_and_short_lines_stay() -> None:
     names = ", ".join([f"name_{index}" for index in range(20)])
-    lines = fitted(f"  a line\n\nmethod: {names}\n").splitlines()
+    lines = fitted_help(f"  a line\n\nmethod: {names}\n").splitlines()
     assert lines[:2] == ["  a line", ""]
     assert " ".join([line.strip() for line in lines[2:]]) == f"method: {names}"
     assert max(map(len, lines)) <= WIDTH

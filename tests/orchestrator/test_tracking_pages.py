@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from orchestrator.jobs.shown import rounded, shown_costs, size_words
+from orchestrator.jobs.shown import five_digits, shown_costs, size_words
 from orchestrator.redact import redact_word
 from orchestrator.search.studies.storage import Journal
 from orchestrator.tracking import CONFIRMED, ON_FRONT, ModelRecord, StudyResults, TrialRecord
@@ -166,8 +166,8 @@ def test_costs_are_shown_as_people_compare_them() -> None:
     assert shown_costs(costs, ratios) == {"size_mb": 0.5, "flops_ratio": 0.5, "params_ratio": 0.4}
     sparse = shown_costs({}, {"flops": 0.5, "effective_flops": 0.1})
     assert sparse == {"flops_ratio": 0.5, "effective_flops_ratio": 0.1}
-    assert rounded(0.123456789) == 0.12346
-    assert rounded(float("inf")) == float("inf")
+    assert five_digits(0.123456789) == 0.12346
+    assert five_digits(float("inf")) == float("inf")
     assert [size_words(ratio, "flops") for ratio in (0.2637, 0.0571, 1.0)] == [
         "26% of FLOPs",
         "5.7% of FLOPs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.results.rows import ConfirmedRow, Rows
-from orchestrator.results.undertrained import better_than_dense, in_words, late_gain
+from orchestrator.results.undertrained import better_than_dense, late_gain, undertraining
 
 SUMMARY = {"smallest": {"tolerance": 0.01}}
 
@@ -20,14 +20,15 @@ def rows(best: float, std: float = 0.001) -> Rows:
 
 
 def test_a_model_that_is_clearly_better_than_the_dense_one_is_named() -> None:
-    assert "trial 1 is better than the dense model (accuracy 0.9500 ± 0.0010 against" in in_words(
-        rows(0.95), "accuracy", 1.0, SUMMARY
+    assert (
+        "trial 1 is better than the dense model (accuracy 0.9500 ± 0.0010 against"
+        in undertraining(rows(0.95), "accuracy", 1.0, SUMMARY)
     )
 
 
 @pytest.mark.parametrize("shown", [rows(0.905), rows(0.95, std=0.06), rows(0.8), Rows()])
 def test_what_is_within_the_tolerance_or_the_spread_is_not(shown: Rows) -> None:
-    assert in_words(shown, "accuracy", 1.0, SUMMARY) == ""
+    assert undertraining(shown, "accuracy", 1.0, SUMMARY) == ""
 
 
 def test_a_small_quality_can_be_the_good_one() -> None:
@@ -45,6 +46,6 @@ def test_the_last_quarter_of_the_training_is_compared_with_what_was_before() -> 
 
 def test_a_dense_model_that_was_still_improving_is_told() -> None:
     summary = {**SUMMARY, "dense_late_gain": 0.05}
-    said = in_words(rows(0.8), "accuracy", 1.0, summary)
+    said = undertraining(rows(0.8), "accuracy", 1.0, summary)
     assert said.startswith("the dense model was still improving: its accuracy gained 0.0500")
-    assert in_words(rows(0.8), "accuracy", 1.0, {**SUMMARY, "dense_late_gain": 0.005}) == ""
+    assert undertraining(rows(0.8), "accuracy", 1.0, {**SUMMARY, "dense_late_gain": 0.005}) == ""

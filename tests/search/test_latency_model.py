@@ -13,7 +13,7 @@ from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost, Features
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Structure
-from orchestrator.latency.bench import Bench, Conditions
+from orchestrator.latency.bench import Bench, LatencyConditions
 from orchestrator.latency.engines import ENGINES
 from orchestrator.search.lab.latency_model import (
     fit_latency,
@@ -25,7 +25,7 @@ from tests.structures import small_resnet
 
 EXAMPLE = Inputs((torch.zeros(1, 1, 8, 8),))
 MODEL = SmallResNet(10, blocks=2).eval()
-BENCH = Bench(Conditions(ENGINES["pytorch"], EXAMPLE), MODEL, lambda: 1.0)
+BENCH = Bench(LatencyConditions(ENGINES["pytorch"], EXAMPLE), MODEL, lambda: 1.0)
 
 
 def shallow() -> Structure:

@@ -19,9 +19,9 @@ from orchestrator.report.sections.parts import (
     picked_param,
 )
 from orchestrator.report.view import StudyView
-from orchestrator.results import undertrained
 from orchestrator.results.quantities import axis_words, cost_words, mean_and_spread, percent
 from orchestrator.results.rows import ConfirmedRow, Rows, TrialRow
+from orchestrator.results.undertrained import undertraining
 
 _STEP = 0.5
 """Step of the budget's slider, in percent of the dense cost."""
@@ -46,7 +46,7 @@ def front_section(view: StudyView) -> Section:
         "that began from its weights. Point at a model, and it lights up everywhere."
     )
     parts: list[SectionPart] = [*_headline(view), Chart("front", _spec(view))]
-    behind = undertrained.in_words(view.rows, view.quality, view.sign, view.summary)
+    behind = undertraining(view.rows, view.quality, view.sign, view.summary)
     if behind:
         parts.insert(1, Line(f"{behind[0].upper()}{behind[1:]}."))
     if view.rows.front:

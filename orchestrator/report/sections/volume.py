@@ -10,10 +10,8 @@ from orchestrator.report.sections.parts import Chart, Line, Record, SectionPart,
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, percent
 from orchestrator.results.rows import TrialRow
-from orchestrator.search.front import hypervolume
+from orchestrator.search.front import LEAST_RATIO, hypervolume
 
-LEAST_RATIO = 1 / 32
-"""Share of the dense cost below which no volume is counted, where the study does not say."""
 LATE = 0.25
 """Last part of the trials, of which is said how much it added."""
 

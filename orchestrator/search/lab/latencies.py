@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.latency.bench import Bench, Conditions, alone
+from orchestrator.latency.bench import Bench, LatencyConditions, alone
 from orchestrator.latency.engines import ENGINES
 from orchestrator.progress import Progress
 from orchestrator.settings import Settings
@@ -33,14 +33,14 @@ def bench_of(
 
     Errors: ConfigError where the engine is not there, or a batch of that size cannot be made.
     """
-    conditions = conditions_of(settings.objectives, example)
+    conditions = latency_conditions(settings.objectives, example)
     folder = settings.study.baselines if keep else None
     key = digest([architecture(settings), under(conditions)])
     path = None if folder is None else folder / f"latency-dense-{key}.json"
     return Bench(conditions, model, partial(_dense_latency, conditions, model, path, progress))
 
 
-def conditions_of(objectives: ObjectiveSettings, example: Inputs) -> Conditions:
+def latency_conditions(objectives: ObjectiveSettings, example: Inputs) -> LatencyConditions:
     """The conditions that the settings describe, with `example` as one sample.
 
     Errors: ConfigError where the engine is not there, or a batch of that size cannot be made.
@@ -52,7 +52,9 @@ def conditions_of(objectives: ObjectiveSettings, example: Inputs) -> Conditions:
             f"objectives.batch_size={objectives.batch_size} needs inputs with the batch as their "
             "first dimension; those of this network have none in common: take batch_size=1"
         )
-    return Conditions(engine, example.repeated(objectives.batch_size), objectives.engine_threads)
+    return LatencyConditions(
+        engine, example.repeated(objectives.batch_size), objectives.engine_threads
+    )
 
 
 def architecture(settings: Settings) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def architecture(settings: Settings) -> dict[str, Any]:
     return settings.model.without("weights", "pretrained").to_json()
 
 
-def under(conditions: Conditions) -> list[object]:
+def under(conditions: LatencyConditions) -> list[object]:
     """The conditions as plain data, with the machine, the device and its threads."""
     device = conditions.example.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -70,7 +72,7 @@ def under(conditions: Conditions) -> list[object]:
 
 
 def _dense_latency(
-    conditions: Conditions, model: nn.Module, path: Path | None, progress: Progress
+    conditions: LatencyConditions, model: nn.Module, path: Path | None, progress: Progress
 ) -> float:
     """Milliseconds of the dense model, read back where they were kept.
 

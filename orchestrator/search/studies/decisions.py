@@ -19,7 +19,7 @@ _BEST_SHARE = 0.1
 """Share of the trials that count as the best, as in Watanabe et al. 2023."""
 _BEST_TRIALS = 5
 """How many these are at least; Optuna's documentation advises it."""
-FAMILIES: Mapping[str, tuple[str, Callable[[list[Any]], Any]]] = {
+_FAMILIES: Mapping[str, tuple[str, Callable[[list[Any]], Any]]] = {
     "offset": ("offsets", np.std),
     "stage": ("stages", np.std),
     "threshold": ("thresholds", np.mean),
@@ -65,11 +65,11 @@ def _decided(params: Mapping[str, Any]) -> dict[str, Any]:
     decided: dict[str, Any] = {}
     for name, value in params.items():
         family, dot, _ = name.partition(".")
-        if dot and family in FAMILIES:
+        if dot and family in _FAMILIES:
             members.setdefault(family, []).append(value)
         else:
             decided[name] = value
     for family, values in members.items():
-        decision, together = FAMILIES[family]
+        decision, together = _FAMILIES[family]
         decided[decision] = round(float(together(values)), 6)
     return decided
