@@ -49,7 +49,7 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
     """What each command composes; no job runs."""
     seen: list[dict[str, Any]] = []
 
-    def load(config: dict[str, Any]) -> Any:
+    def load(config: dict[str, Any], command: str | None = None) -> Any:
         seen.append(config)
         return SimpleNamespace(job=SimpleNamespace(build=lambda settings: None, target=""))
 
