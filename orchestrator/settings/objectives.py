@@ -128,8 +128,8 @@ class ObjectiveSettings(Part):
         """The multiples of widths that suit the engine, where its latency is optimised or bounded.
 
         ONNX Runtime computes convolutions in blocks of 8 channels, and widths between take its slow
-        kernels: MobileNetV2 at 54 % of its FLOPs is slower than the dense model with odd widths,
-        and 1.6 times as fast with multiples of 8.
+        kernels: MobileNetV2 at 50 % of its FLOPs is slower than the dense model with widths as
+        they come, and 1.8 times as fast with multiples of 8.
         """
         counts = self.uses("latency_ms") or self.uses("estimated_latency_ms")
         return CHANNEL_BLOCK if counts and self.engine.startswith("onnxruntime") else 1
