@@ -72,7 +72,14 @@ def read_studies(folders: Sequence[Path]) -> Compared:
             "those of one task in job.studies"
         )
     configs = [_config(folder) for folder in folders]
-    return Compared(views, variants(configs, [view.name for view in views]))
+    compared = Compared(views, variants(configs, [view.name for view in views]))
+    if not compared.costs():
+        raise ConfigError(
+            "studies compare along a cost whose ratio all of them know; these have none in common "
+            f"({', '.join([f'{view.name}: {view.rows.axis}' for view in views])}): name others in "
+            "job.studies"
+        )
+    return compared
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

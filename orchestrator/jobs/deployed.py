@@ -13,7 +13,7 @@ from lightning_modules.errors import UserError
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.export.parity import Exported
-from orchestrator.latency.bench import Bench, alone
+from orchestrator.latency.timing import Spread, ratios_to_first, timed_in_turn
 from orchestrator.search.lab.latencies import latency_conditions
 from orchestrator.settings.objectives import CHANNEL_BLOCK, ObjectiveSettings
 
@@ -58,14 +58,16 @@ def _timed(
         # a program has a cost of its own for each pass: it is timed beside a program
         with tempfile.TemporaryDirectory() as scratch:
             dense = form.write(dense, [example], Path(scratch) / form.file)
-    spread, _ = alone(conditions, dense)
-    bench = Bench(conditions, dense, lambda: spread.median)
-    latency = bench(form.load(folder / export.file))
+    passes = [conditions.prepare(dense), conditions.prepare(form.load(folder / export.file))]
+    milliseconds = timed_in_turn(passes)
+    dense_ms = Spread.of(milliseconds[:, 0]).median
+    (ratio,) = ratios_to_first(milliseconds)
+    latency = ratio.times(dense_ms)
     return replace(
         export,
         latency_ms=latency.median,
         latency_iqr_ms=latency.upper - latency.lower,
-        dense_latency_ms=spread.median,
+        dense_latency_ms=dense_ms,
     )
 
 

@@ -52,9 +52,9 @@ def _apart(
     """Labels that differ where the studies differ in a key that no label names."""
     values = [tuple([repr(config.get(key)) for key in differing]) for config in flat]
     apart = []
-    for label, value, name in zip(labels, values, names, strict=True):
+    for label, name in zip(labels, names, strict=True):
         alike = {other for mark, other in zip(labels, values, strict=True) if mark == label}
-        apart.append(f"{label} ({name})" if len(alike) > 1 and value in alike else label)
+        apart.append(f"{label} ({name})" if len(alike) > 1 else label)
     return apart
 
 

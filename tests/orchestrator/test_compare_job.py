@@ -165,3 +165,15 @@ def test_a_sweep_ends_with_its_studies_side_by_side(
     _compare_sweep(codes)
     assert "comparison.html" in capsys.readouterr().out
     assert codes.worst() == 0
+
+
+def test_studies_without_a_common_cost_are_told(tmp_path: Path) -> None:
+    study(tmp_path / "a")
+    other = study(tmp_path / "b")
+    rows = [
+        replace(row, axis="size_mb", costs={"size_mb": 1.0}, ratios={"size_mb": 0.5})
+        for row in view().rows.front
+    ]
+    write_csv(other / "front.csv", rows, ConfirmedRow)
+    with pytest.raises(ConfigError, match=r"none in common \(a: flops, b: size_mb\)"):
+        read_studies([tmp_path / "a", other])
