@@ -118,6 +118,7 @@ RIVALS = {
     "ours, undistilled": PLAIN,
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
+    "ours, all trained": "search.chain.untrained=0",
     "ours, compensated": "method.compensate=true",
     "ours, all blocks": "",
     "ours": "",
@@ -125,7 +126,7 @@ RIVALS = {
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our
 training. Only those of `FEWER` drop whole blocks.
 """
-FEWER = ("ours", "ours, compensated", "chain + distillation, fewer blocks")
+FEWER = ("ours", "ours, all trained", "ours, compensated", "chain + distillation, fewer blocks")
 EQUAL_STEPS = (
     "chain",
     "chain + distillation",
@@ -228,7 +229,7 @@ def run(job: Job, baselines: Path) -> Result:
             models = list(studied(settings, final.lab, progress, begin))
         seconds = time.process_time() - begin
         points = [
-            Point(ratio, validation, final.test(model)["accuracy"])
+            Point(ratio, validation, final.test(model).metrics["accuracy"])
             for ratio, validation, model in models
         ]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}

@@ -48,6 +48,7 @@ from orchestrator.search.studies.queue import (
     done,
     enqueue_chain,
     enqueue_plans,
+    enqueue_untrained,
     own_trials,
     reclaim_interrupted,
 )
@@ -194,9 +195,19 @@ class Exploration:
             targets = pacing.targets
             target_steps = pacing.target_steps
         filled = FilledTargets(receiver, target_steps)
+        enqueue_untrained(study, self._untrained_targets(pacing))
         enqueue_chain(study, ready.space, ready.contexts, targets, filled)
         enqueue_plans(study, read_plans(settings))
         return pacing
+
+    def _untrained_targets(self, pacing: Pacing | None) -> Sequence[float]:
+        """FLOPs ratios of the plans that are made before anything is trained.
+
+        Only a budget in time has them: of a number of trials they would take the place of others.
+        """
+        if pacing is None or not self.settings.method.choices()[0].removes_units:
+            return ()
+        return pacing.targets[: self.settings.search.chain.untrained]
 
     def _chain_steps(self, ready: Ready, targets: Sequence[float]) -> list[float]:
         """Optimizer steps of the chain's plans, as many as the space gives them."""

@@ -191,7 +191,9 @@ class Lab:
 
         The result is reproducible from the training's seed on one CPU.
         """
-        round_steps = training.round_steps or self.phases.finetune.round_steps
+        round_steps = training.round_steps
+        if round_steps is None:
+            round_steps = self.phases.finetune.round_steps
         if round_steps == 0:
             return self._untrained(model, training, on_round)
         task = self.task(model)
