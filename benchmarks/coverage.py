@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def build(name: str) -> nn.Module:
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": False}
-    return tv.get_model(name, num_classes=10, **options).eval()
+    return tv.get_model(name, num_classes=10, **options).eval()  # type: ignore[no-any-return]
 
 
 def plan(structure: Structure, groups: Iterable[int]) -> Keep:
@@ -245,7 +245,7 @@ def reasons(structure: Structure) -> str:
     return "; ".join(f"{number} x {reason[:90]}" for reason, number in most) or "the output"
 
 
-def page(rows: list[Mapping[str, Any]]) -> str:
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown."""
     lines = [
         "# What can be pruned in other people's models",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import machine  # type: ignore[import-not-found]
+from machine import machine
 
 from orchestrator.results.rows import ConfirmedRow, read_csv
 

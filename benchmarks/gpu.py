@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import yaml
-from machine import processor  # type: ignore[import-not-found]
+from machine import processor
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -232,14 +232,14 @@ def latency(folder: Path) -> Iterator[str]:
 def by_events(model: nn.Module, example: Any, repeats: int = 20) -> float:
     times = []
     for _ in range(repeats):
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
         example.call(model)
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
+        times.append(float(start.elapsed_time(end)))
     return median(times)
 
 

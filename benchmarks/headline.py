@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import machine  # type: ignore[import-not-found]
+from machine import machine
 
 from orchestrator.results.rows import ConfirmedRow, read_csv
 

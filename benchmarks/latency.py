@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 import torchvision.models as tv
-from machine import machine  # type: ignore[import-not-found]
+from machine import machine
 from torch import nn
 
 from lightning_modules.pruning.cost import Cost

@@ -35,9 +35,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 
 import hydra
 import torch
-from machine import processor  # type: ignore[import-not-found]
-from methods_cases import DENSE, ROUNDS, SKIPPED, Case, cases  # type: ignore[import-not-found]
-from methods_tables import Row, report, show, tables  # type: ignore[import-not-found]
+from machine import processor
+from methods_cases import DENSE, ROUNDS, SKIPPED, Case, cases
+from methods_tables import Row, report, show, tables
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -141,7 +141,8 @@ def measure(run: Run, case: Case, seed: int) -> list[Row]:
             f"{case.key} was finetuned for {measured.trained_rounds} rounds, not {ROUNDS}"
         )
         model = load_pruned(store.of(0))
-        tested = final.test(load_int8(store.of(0)) if plan.int8 else model)
+        file = load_int8(store.of(0)) if plan.export else model
+        tested = final.test(file).metrics
         return [
             Row(
                 case.key,
@@ -162,10 +163,12 @@ def dense_rows(final: FinalLab, seed: int, begin: float) -> list[Row]:
     lab = final.lab
     alone, longer = (case.key for case in DENSE)
     validated, trained = lab.facts.dense_metrics["accuracy"], time.perf_counter() - begin
-    first = Row(alone, seed, validated, final.test(lab.facts.model)["accuracy"], seconds=trained)
+    first = Row(
+        alone, seed, validated, final.test(lab.facts.model).metrics["accuracy"], seconds=trained
+    )
     begin = time.perf_counter()
     lab.finetune(lab.facts.model, Training(ROUNDS, seed_of(seed, 2, 0)))
-    after = final.test(lab.facts.model)["accuracy"]
+    after = final.test(lab.facts.model).metrics["accuracy"]
     return [first, Row(longer, seed, validated, after, seconds=time.perf_counter() - begin)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods_cases import DENSE, Case, cases  # type: ignore[import-not-found]
+from methods_cases import DENSE, Case, cases
 
 from orchestrator.files import write_atomic
 

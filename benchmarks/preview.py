@@ -24,16 +24,16 @@ from statistics import mean, stdev
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import torch
-from machine import processor  # type: ignore[import-not-found]
-from search import SETTINGS, common, composed, dense  # type: ignore[import-not-found]
-from search_ladders import pruned  # type: ignore[import-not-found]
+from machine import processor
+from search import SETTINGS, common, composed, dense
+from search_ladders import pruned
 from torch import nn
 
 from lightning_modules.data.contract import set_up
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.plan import Plan, by_group
 from lightning_modules.pruning.removal import remove
-from lightning_modules.pruning.structure import Counts
+from lightning_modules.pruning.structure import Counts, Keep
 from lightning_modules.pruning.thresholds import Scores
 from orchestrator.files import write_atomic
 from orchestrator.progress import Progress
@@ -155,7 +155,7 @@ class Cutting:
             accuracy = lab.validate(model)["accuracy"]
             row.validation.setdefault(column, []).append(accuracy)
             if searched:
-                row.test.setdefault(column, []).append(self.final.test(model)["accuracy"])
+                row.test.setdefault(column, []).append(self.final.test(model).metrics["accuracy"])
 
     def models(
         self, lab: Lab, row: Row, ratio: float, searched: bool
@@ -186,7 +186,7 @@ class Cutting:
             self.scores[key] = pruner.scores(pruner.lab.facts.model, full, pruner.lab.seed)
         return self.scores[key]
 
-    def keep(self, pruner: UnitPruner, kept: Counts) -> thresholds.Keep:
+    def keep(self, pruner: UnitPruner, kept: Counts) -> Keep:
         full = pruner.structure.full()
         return thresholds.choose(pruner.structure, self.scored(pruner), full, kept)
 

@@ -34,7 +34,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 import numpy as np
 import optuna
 import torch
-from machine import machine  # type: ignore[import-not-found]
+from machine import machine
 
 from lightning_modules.models import SmallResNet
 from lightning_modules.pruning.cost import Cost
@@ -111,7 +111,7 @@ def structure_of() -> Structure:
 def trials_of(study: optuna.Study, structure: Structure, seconds: float, sampler: str) -> Trials:
     macs = Cost(structure).macs
     context = SearchContext(
-        structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units), 2
+        structure, macs, macs(structure.sizes), "quantile", np.ones(structure.n_units)
     )
 
     def evaluate(plan: Plan, number: int, report: Report) -> Measurement:

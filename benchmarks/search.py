@@ -32,10 +32,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 
 import hydra
 import torch
-from machine import processor  # type: ignore[import-not-found]
+from machine import processor
 from omegaconf import OmegaConf
-from search_ladders import Found, ladder  # type: ignore[import-not-found]
-from search_tables import Point, Result, write  # type: ignore[import-not-found]
+from search_ladders import Found, ladder
+from search_tables import Point, Result, write
 
 from lightning_modules.data.contract import set_up
 from orchestrator import settings as schema
@@ -199,7 +199,7 @@ def run(job: Job, baselines: Path) -> Result:
     how = RIVALS[job.rival]
     chain = "" if "targets=0" in how else CHAINED
     if job.rival in EQUAL_STEPS:
-        pacing.Sharing = SameSteps  # type: ignore[misc]  # of this process, which runs one job
+        pacing.Sharing = SameSteps  # type: ignore[attr-defined]  # of this process, which runs one job
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as silent:
         words = [
             *SETTINGS[job.setting].overrides.split(),
@@ -234,8 +234,18 @@ def run(job: Job, baselines: Path) -> Result:
         ]
         shares = {name: round(value, 2) for name, value in progress.seconds.items()}
     today = date.today().isoformat()
+    step = round(step_ms, 1)
     return Result(
-        *dataclasses.astuple(job), seconds, points, shares, here(), today, round(step_ms, 1)
+        job.setting,
+        job.rival,
+        job.budget,
+        job.seed,
+        seconds,
+        points,
+        shares,
+        here(),
+        today,
+        step,
     )
 
 

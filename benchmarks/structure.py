@@ -114,10 +114,16 @@ def measure(name: str, make: Callable[[], nn.Module], plans: int) -> Row:
         ours_macs.append(clock(lambda c=counts: [cost.macs(c) for _ in range(100)])[0] / 100)  # type: ignore[misc]
         their_macs.append(clock(lambda s=small: tp.utils.count_ops_and_params(s, x))[0])  # type: ignore[misc]
         exact += cost.macs(counts) == counted(small, x)
-    medians = (
-        statistics.median(times) for times in (removal, theirs, copying, ours_macs, their_macs)
+    return Row(
+        name,
+        discovery,
+        statistics.median(removal),
+        statistics.median(theirs),
+        statistics.median(copying),
+        statistics.median(ours_macs),
+        statistics.median(their_macs),
+        f"{exact}/{plans}",
     )
-    return Row(name, discovery, *medians, f"{exact}/{plans}")
 
 
 def plan(structure: Structure, ratios: np.ndarray, rng: np.random.Generator) -> Keep:
