@@ -201,3 +201,16 @@ def test_more_time_goes_on_and_too_little_says_what_took_it(
     after = results()
     assert {name: after[name] for name in before} == before
     assert len(after) >= len(before)
+
+
+def test_a_budget_begins_with_untrained_plans_that_no_sampler_sees() -> None:
+    words = [*SMALL, "made_up={}", "study.budget=12epochs", "search.chain.untrained=2"]
+    assert main(words) == 0
+    kinds = [trial.kind for trial in trials()]
+    assert kinds[:3] == ["untrained", "untrained", "chain"]
+    assert [trial.state for trial in trials()[:2]] == ["completed", "completed"]
+    chain = [trial.ratios["flops"] for trial in trials() if trial.kind == "chain"]
+    assert [trial.ratios["flops"] for trial in trials()[:2]] == chain[:2]
+    storage = JournalStorage(JournalFileBackend(str(RUN / "study.journal")))
+    study = optuna.load_study(study_name="digits_small", storage=storage)
+    assert [trial.state.name for trial in study.trials[:2]] == ["FAIL", "FAIL"]
