@@ -20,7 +20,7 @@ from lightning_modules.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+Content = TypeVar("Content")
 MOST_JSON = 64 * 2**20
 """Most bytes of a JSON file; a plan at the end of a lineage of fifty is below one million."""
 DEEPEST = 50
@@ -47,7 +47,7 @@ def read_json(path: Path, remedy: str) -> Any:
     return tree
 
 
-def read_cache(path: Path, parse: Callable[[Any], T]) -> T | None:
+def read_cache(path: Path, parse: Callable[[Any], Content]) -> Content | None:
     """A measurement of before, which can be made again.
 
     None where there is none and, with a line that says so, for a damaged file. `parse` makes the

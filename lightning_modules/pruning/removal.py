@@ -37,24 +37,6 @@ def remove(model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     return _rebuild(model, named, tensors, gone, structure.attention)
 
 
-def check(structure: Structure, keep: Keep) -> None:
-    """Errors: PlanError as in `remove`, and for a plan that removes nothing."""
-    _validate(structure, keep)
-    if keep.all():
-        raise PlanError(
-            f"a plan removes at least one unit; this one keeps all {len(keep)}; raise a threshold "
-            "or skip the plan"
-        )
-
-
-def slices(model: nn.Module, structure: Structure, keep: Keep) -> dict[str, Tensor]:
-    """Every parameter and buffer of the smaller model, by name; a shared one by its first name.
-
-    Errors: as in `remove`.
-    """
-    return _slices(_named(model), structure, keep)
-
-
 @torch.no_grad()
 def _slices(named: dict[str, Tensor], structure: Structure, keep: Keep) -> dict[str, Tensor]:
     cuts = _selections(named, structure, keep)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-TRACE = 0.95
+GAE_LAMBDA = 0.95
 """How far ahead rewards count for an advantage, beside the discount: lambda of GAE."""
 LEAST_SPREAD = 1e-6
 """Advantages are divided by at least this deviation."""
@@ -90,7 +90,7 @@ def advantages(played: Play, discount: float) -> Array:
     for step in reversed(range(len(result))):
         following = discount * played.values[step + 1] * ~played.terminated[step]
         surprise = (1.0 - discount) * played.rewards[step] + following - played.values[step]
-        ahead = surprise + discount * TRACE * ~played.ended[step] * ahead
+        ahead = surprise + discount * GAE_LAMBDA * ~played.ended[step] * ahead
         result[step] = ahead
     return result
 

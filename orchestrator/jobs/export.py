@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning import LightningModule
 from torch import nn
@@ -27,6 +26,7 @@ from orchestrator.export.flat import input_names
 from orchestrator.export.formats import EXPORT_FORMATS
 from orchestrator.export.parity import Comparison, Exported
 from orchestrator.files import write_atomic
+from orchestrator.jobs.check import CPU
 from orchestrator.jobs.deployed import shortfall, with_latencies
 from orchestrator.jobs.outputs import BASELINES, CONFIG, FRONT
 from orchestrator.jobs.view import read_known, tested_in
@@ -51,7 +51,6 @@ CARD = "MODEL_CARD.md"
 EXPORTS = "exports.json"
 COMPARED_BATCHES = 4
 """Validation batches on which outputs are compared."""
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

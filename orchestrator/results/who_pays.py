@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 CLASS = "class"
 METRIC = "metric"
-Values = Mapping[str, float]
+ByName = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class SeedResults:
     `by_class` has the quality of each class, more is better; empty for tasks that do not tell.
     """
 
-    metrics: Sequence[Values] = ()
-    by_class: Sequence[Values] = ()
+    metrics: Sequence[ByName] = ()
+    by_class: Sequence[ByName] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def metric_changes(
     return sorted(shares, key=lambda change: change.change)
 
 
-def _changes(model: Sequence[Values], dense: Sequence[Values]) -> list[Change]:
+def _changes(model: Sequence[ByName], dense: Sequence[ByName]) -> list[Change]:
     if not model or not dense:
         return []
     changes = []
@@ -93,7 +93,7 @@ def _changes(model: Sequence[Values], dense: Sequence[Values]) -> list[Change]:
     return changes
 
 
-def _known(seeds: Sequence[Values], name: str) -> list[float]:
+def _known(seeds: Sequence[ByName], name: str) -> list[float]:
     """The values of all seeds; empty where one of them has none, or no number."""
     values = [seed.get(name, math.nan) for seed in seeds]
     return values if all(math.isfinite(value) for value in values) else []

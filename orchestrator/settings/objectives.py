@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lightning_modules.recipe import nearest
+from lightning_modules.tasks.metrics import Direction
 from orchestrator.costs import COSTS, ratio_name
 from orchestrator.settings.parts import Part
 
-Direction = Literal["maximize", "minimize"]
 EngineName = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
 """The engines of `orchestrator/latency/engines.py`."""
 CHANNEL_BLOCK = 8

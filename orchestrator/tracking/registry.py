@@ -15,7 +15,7 @@ from lightning_modules.errors import ConfigError
 from orchestrator.redact import redact
 from orchestrator.tracking import Finalist
 from orchestrator.tracking.payload import TAG_LENGTH
-from orchestrator.tracking.server import quiet
+from orchestrator.tracking.server import quiet_migrations
 
 LOADER = "orchestrator.tracking.loaded"
 """The module that loads a model for `mlflow.pyfunc.load_model`; nothing is unpickled."""
@@ -82,7 +82,7 @@ def _logged(client: Any, run_id: str, folder: Path, name: str) -> str | None:
 
     None for one that cannot be saved: its run says why, and the record of the study goes on.
     """
-    with tempfile.TemporaryDirectory() as scratch, quiet(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, quiet_migrations(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         saved = Path(scratch) / name
         try:

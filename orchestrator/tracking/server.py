@@ -46,7 +46,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 
 def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """(client, experiment id); creates the schema and the experiment where they are missing."""
-    with _requests(_OPENING_SECONDS), quiet():
+    with _requests(_OPENING_SECONDS), quiet_migrations():
         return _connect(uri, experiment)
 
 
@@ -184,7 +184,7 @@ def _requests(seconds: int) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_migrations() -> Iterator[None]:
     """Silences the page of migration steps that a new database logs.
 
     It also silences warnings about tries that we report.

@@ -33,7 +33,7 @@ from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.masks import masked
 from lightning_modules.pruning.optimizer import by_name, slice_state
-from lightning_modules.pruning.removal import check, rebuild, remove
+from lightning_modules.pruning.removal import rebuild, remove
 from lightning_modules.pruning.structure import Keep, Structure, dropped
 from tests.structures import discovered
 
@@ -231,12 +231,13 @@ def test_the_optimizer_forgets_blocks_that_are_gone() -> None:
 def test_a_plan_may_drop_every_block_but_no_other_group() -> None:
     structure = case("small").structure
     keep = cut(structure, np.random.default_rng(0), [], blocks(structure))
-    check(structure, keep)
+    model = case("small").model
+    remove(model, structure, keep)
     keep[structure.groups[0].units] = False
     with pytest.raises(PlanError, match=structure.groups[0].name):
-        check(structure, keep)
+        remove(model, structure, keep)
     with pytest.raises(PlanError, match=r"no \['stages\.9'\]"):
-        rebuild(case("small").model, {}, dropped=["stages.9"])
+        rebuild(model, {}, dropped=["stages.9"])
 
 
 class Add(nn.Module):

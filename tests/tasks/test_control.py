@@ -16,7 +16,7 @@ from lightning_modules.models import ActorCritic
 from lightning_modules.tasks import Control
 from lightning_modules.tasks.contract import check_outputs, step_loss, to_device, validated
 from lightning_modules.tasks.control import SHARE
-from lightning_modules.tasks.rollouts import TRACE, Play, advantages, transitions
+from lightning_modules.tasks.rollouts import GAE_LAMBDA, Play, advantages, transitions
 
 CPU = torch.device("cpu")
 CORRIDOR = "tests.tasks.corridor:Corridor-v0"
@@ -155,7 +155,7 @@ def test_advantages_are_those_of_the_formula() -> None:
     first = half * 1.0 + half * 0.5 - 0.5
     for terminated, ended, last in ((no, no, ahead), (no, end, ahead), (end, end, half * 2 - 0.5)):
         better = advantages(played([1.0, 2.0], terminated, ended), half)[:, 0]
-        assert better == pytest.approx([first + half * TRACE * last, last])
+        assert better == pytest.approx([first + half * GAE_LAMBDA * last, last])
     parted = advantages(played([1.0, 2.0], [True, False], [True, False]), half)[:, 0]
     assert parted == pytest.approx([half * 1.0 - 0.5, ahead])
 

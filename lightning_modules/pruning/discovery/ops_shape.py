@@ -190,7 +190,7 @@ def unbind(trace: Trace, node: Node) -> list[Dims]:
     return [list(x) for _ in node.meta["val"]]
 
 
-def select(trace: Trace, node: Node) -> Dims:
+def one_position(trace: Trace, node: Node) -> Dims:
     """One position along an axis: the axis is frozen and vanishes."""
     a = bind(node)
     x = trace.dims(a["self"])
@@ -307,7 +307,7 @@ RULES: dict[str, OpRule] = {
     "repeat_interleave": repeat_interleave,
     "stack": stack,
     "unbind": unbind,
-    "select": select,
+    "select": one_position,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,

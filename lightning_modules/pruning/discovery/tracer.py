@@ -69,7 +69,7 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     names = canonical_names(twin)
     transient = _transient(twin)
     trace = Trace(twin, names=names, transient=transient, attention=attention)
-    program = export(twin, inputs)
+    program = exported_program(twin, inputs)
     _walk(trace, program)
     trace.steps = steps(trace, program.graph)
     parameters = set(dict(twin.named_parameters()))
@@ -81,14 +81,14 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
         trace.static.clear()
         twin.train()
         # batch norm refuses to train on one value per channel, hence two samples
-        _walk(trace, export(twin, inputs.repeated(2)))
+        _walk(trace, exported_program(twin, inputs.repeated(2)))
         trace.products[:] = eval_products
         trace.trained = True
         twin.eval()
     return trace
 
 
-def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The exported program.
 
     The exporter warns of its own deprecations, and prints the graph of a model that it refuses.

@@ -22,7 +22,7 @@ from lightning_modules.pruning.discovery.assemble import assemble
 from lightning_modules.pruning.discovery.counted import multiplications
 from lightning_modules.pruning.discovery.proof import alike, altered
 from lightning_modules.pruning.discovery.trace import Trace
-from lightning_modules.pruning.discovery.tracer import export
+from lightning_modules.pruning.discovery.tracer import exported_program
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import zero
 from lightning_modules.pruning.removal import remove
@@ -194,7 +194,7 @@ class _Trial:
         """What the graph of the smaller model does otherwise than that of the dense one."""
         keep = self._plan(structure, groups)
         try:
-            program = export(remove(self._model, structure, keep), self._inputs)
+            program = exported_program(remove(self._model, structure, keep), self._inputs)
         except Exception as error:  # as in `fault`
             return _broken(error)
         return altered(self._trace, structure, keep, program.graph)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LEAST = 4
 """Number of trials below which a correlation is left out."""
-Values = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 
 def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") -> list[RungRow]:
@@ -44,7 +44,7 @@ def rung_rows(trials: Sequence[FrozenTrial], goals: Goals, axis: str = "flops") 
     return [_row(rung, np.array(points[rung])) for rung in sorted(points)]
 
 
-def _row(rung: int, points: Values) -> RungRow:
+def _row(rung: int, points: Floats) -> RungRow:
     """The row of a rung.
 
     `points` has a column each for loss, quality, final quality and log cost.
@@ -62,7 +62,7 @@ def _row(rung: int, points: Values) -> RungRow:
     )
 
 
-def rank_correlation(one: Values, other: Values, given: Values | None = None) -> float | None:
+def rank_correlation(one: Floats, other: Floats, given: Floats | None = None) -> float | None:
     """Spearman's rank correlation, or with `given` the partial one; shapes (n,).
 
     None where a side does not vary, or does not vary any more without `given`.
@@ -82,13 +82,13 @@ def rank_correlation(one: Values, other: Values, given: Values | None = None) ->
     return float(np.clip(correlation, -1.0, 1.0))
 
 
-def _centred(ranks: Values) -> Values:
-    centred: Values = ranks - ranks.mean()
+def _centred(ranks: Floats) -> Floats:
+    centred: Floats = ranks - ranks.mean()
     return centred
 
 
-def _without(ranks: Values, fixed: Values) -> Values:
-    """Ranks without the part of them that is proportional to `fixed`."""
+def _without(ranks: Floats, fixed: Floats) -> Floats:
+    """Floats without the part of them that is proportional to `fixed`."""
     length = float(fixed @ fixed)
     if length == 0.0:
         return ranks
