@@ -29,7 +29,7 @@ NARROW = 0.25
 
 The loss falls with the square root of the share of parameters that is left.
 """
-UNTRAINED = 0.2
+BEFORE_TRAINING = 0.2
 """Share of the quality that is missing without any finetuning.
 
 Each round takes away half of the rest.
@@ -131,7 +131,7 @@ def metrics_of(
     `ratio` is that of its parameters to the dense ones.
     """
     narrow = NARROW * (1.0 - np.sqrt(min(1.0, ratio)))
-    short = narrow + UNTRAINED * 0.5**rounds
+    short = narrow + BEFORE_TRAINING * 0.5**rounds
     good = float(np.clip(BEST_QUALITY - short + noise, 0.0, 1.0))
     metrics = {}
     for name, direction in directions.items():

@@ -43,7 +43,7 @@ WANTED = "wanted"
 """Attribute of the study: how many trials the searching process asks for."""
 LOOK_SECONDS = 0.1
 """Shortest pause between two looks at trials that others left open, in seconds."""
-Item = TypeVar("Item")
+Waiting = TypeVar("Waiting")
 # no seed: these draws are no part of what a resumed study repeats
 _ANY = random.SystemRandom()
 
@@ -209,7 +209,7 @@ def claim(study: Study, n_trials: int) -> FrozenTrial | None:
     return None
 
 
-def parting(trials: Sequence[Item]) -> Iterator[Item]:
+def parting(trials: Sequence[Waiting]) -> Iterator[Waiting]:
     """The first trial, then random ones from growing windows, then the rest in order.
 
     The window doubles each time (2, 4, 8 ...). If all workers asked in the same order, they would
