@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from coverage_models import FAMILIES, built, every_name
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.errors import DiscoveryError
@@ -31,13 +33,12 @@ from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.discovery.limits import limited
 from lightning_modules.pruning.discovery.tracer import undisturbed
 from lightning_modules.pruning.discovery.verify import randomised
+from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.masks import masked
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Keep, Structure
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
-SIZES = {"swin": 224, "vit": 224, "maxvit": 224, "inception": 128, "deit": 224}
-"""Pixels of models, by the beginning of their names, that do not take 64."""
 DECISIVE = (
     "resnet50",
     "googlenet",
@@ -55,7 +56,7 @@ DECISIVE = (
 """What is measured by default: models that differ in what makes pruning hard."""
 COLUMNS = (
     ("model", "model"),
-    ("px", "px"),
+    ("input", "input"),
     ("source", "found by"),
     ("groups", "groups"),
     ("layers", "layers"),
@@ -73,7 +74,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--models", nargs="+", default=list(DECISIVE))
-    arguments.add_argument("--all", action="store_true", help="every classifier of torchvision")
+    arguments.add_argument(
+        "--families", nargs="*", default=[], choices=FAMILIES, help="every model of these"
+    )
     arguments.add_argument("--seconds", type=float, default=120.0, help="CPU time for a model")
     arguments.add_argument("--memory-gb", type=float, default=8.0)
     arguments.add_argument("--write", action="store_true", help="write docs/coverage.md")
@@ -82,18 +85,13 @@ def main() -> None:
     if chosen.child:
         print(json.dumps(measure(chosen.child, chosen.seconds, chosen.memory_gb)))
         return
+    names = [name for family in chosen.families for name in every_name(family)]
     rows = []
-    for name in _all_classifiers() if chosen.all else chosen.models:
+    for name in names or chosen.models:
         rows.append(in_a_process(name, chosen.seconds, chosen.memory_gb))
         print(" | ".join(str(rows[-1].get(key, "")) for key, _ in COLUMNS), flush=True)
         if chosen.write:
             PAGE.write_text(page(rows))
-
-
-def _all_classifiers() -> list[str]:
-    import torchvision.models as tv
-
-    return list(tv.list_models(module=tv))
 
 
 def in_a_process(name: str, seconds: float, memory_gb: float) -> dict[str, Any]:
@@ -117,43 +115,23 @@ def measure(name: str, seconds: float, memory_gb: float) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    pixels = next((size for key, size in SIZES.items() if _bare(name).startswith(key)), 64)
-    model = build(name)
-    x = torch.randn(1, 3, pixels, pixels)
+    model, inputs = built(name)
     begin = time.process_time()
-    structure = discover(model, (x,), seconds, memory_gb)
+    structure = discover(model, inputs, seconds, memory_gb)
     spent = time.process_time() - begin
     return {
         "model": name,
-        "px": pixels,
+        "input": " + ".join("x".join(map(str, x.shape[1:])) for x in inputs.tensors()),
         "source": structure.source,
         "groups": len(structure.groups),
         "layers": f"{structure.prunable_layers} of {structure.layers}",
         "prunable_macs": f"{prunable_macs_fraction(structure):.1%}",
-        "error": removed_versus_masked(model, structure, x),
-        "exact": "yes" if is_exact(model, structure, x) else "**no**",
+        "error": removed_versus_masked(model, structure, inputs),
+        "exact": "yes" if is_exact(model, structure, inputs) else "**no**",
         "seconds": f"{spent:.1f}",
-        "theirs": torch_pruning(model, x, seconds, memory_gb),
+        "theirs": torch_pruning(model, inputs, seconds, memory_gb),
         "note": reasons(structure),
     }
-
-
-def _bare(name: str) -> str:
-    return name.rpartition(":")[2]
-
-
-def build(name: str) -> nn.Module:
-    """A classifier of ten classes: of torchvision, or of timm behind `timm:`."""
-    if name.startswith("timm:"):
-        import timm
-
-        return timm.create_model(_bare(name), num_classes=10).eval()  # type: ignore[no-any-return]
-    import torchvision.models as tv
-
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": False}
-    return tv.get_model(name, num_classes=10, **options).eval()  # type: ignore[no-any-return]
 
 
 def plan(structure: Structure, groups: Iterable[int]) -> Keep:
@@ -168,7 +146,7 @@ def plan(structure: Structure, groups: Iterable[int]) -> Keep:
     return keep
 
 
-def removed_versus_masked(model: nn.Module, structure: Structure, x: torch.Tensor) -> str:
+def removed_versus_masked(model: nn.Module, structure: Structure, inputs: Inputs) -> str:
     """The largest difference over the largest output, in double precision."""
     exact = [index for index, group in enumerate(structure.groups) if group.mask_exact]
     if not exact:
@@ -176,21 +154,33 @@ def removed_versus_masked(model: nn.Module, structure: Structure, x: torch.Tenso
     keep = plan(structure, exact)
     twin = randomised(model, torch.Generator().manual_seed(0)).double()
     with torch.no_grad(), undisturbed():
-        small = remove(twin, structure, keep)(x.double())
-        zeroed = masked(twin, structure, keep)(x.double())
-    return f"{((small - zeroed).abs().max() / zeroed.abs().max()).item():.0e}"
+        precise = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+        small = precise.call(remove(twin, structure, keep))
+        zeroed = precise.call(masked(twin, structure, keep))
+    return f"{difference(small, zeroed):.0e}"
 
 
-def is_exact(model: nn.Module, structure: Structure, x: torch.Tensor) -> bool:
+def difference(outputs: Any, others: Any) -> float:
+    """The largest difference of two trees of tensors, over the largest value."""
+    worst = 0.0
+    largest = 0.0
+    for one, other in zip(tree_leaves(outputs), tree_leaves(others), strict=True):
+        if isinstance(one, torch.Tensor) and one.is_floating_point():
+            worst = max(worst, (one - other).abs().max().item())
+            largest = max(largest, other.abs().max().item())
+    return worst / max(largest, 1e-300)
+
+
+def is_exact(model: nn.Module, structure: Structure, inputs: Inputs) -> bool:
     """Whether the MACs of the dense model and of a plan of all groups are torch's."""
     cost = Cost(structure)
     keep = plan(structure, range(len(structure.groups)))
     small = remove(model, structure, keep)
-    dense = cost.macs(structure.sizes) == counted(model, x)
-    return dense and cost.macs(structure.counts(keep)) == counted(small, x)
+    dense = cost.macs(structure.sizes) == counted(model, inputs)
+    return dense and cost.macs(structure.counts(keep)) == counted(small, inputs)
 
 
-def counted(model: nn.Module, x: torch.Tensor) -> int:
+def counted(model: nn.Module, inputs: Inputs) -> int:
     """Half of torch's FLOPs, with attention on the path that is made of matrix products."""
     with (
         undisturbed(),
@@ -198,17 +188,17 @@ def counted(model: nn.Module, x: torch.Tensor) -> int:
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        model.eval()(x)
+        inputs.call(model.eval())
     return int(counter.get_total_flops()) // 2
 
 
-def torch_pruning(model: nn.Module, x: torch.Tensor, seconds: float, memory_gb: float) -> str:
+def torch_pruning(model: nn.Module, inputs: Inputs, seconds: float, memory_gb: float) -> str:
     """The groups in torch-pruning's graph, and whether the model runs with half of all channels.
 
     The last linear layer is left whole, as its users do.
     """
     try:
-        groups = limited(lambda: _halved(model, x), seconds, memory_gb)
+        groups = limited(lambda: _halved(model, inputs), seconds, memory_gb)
     except DiscoveryError:
         return "over the limits"
     except Exception as error:  # what it raises is the finding
@@ -216,14 +206,14 @@ def torch_pruning(model: nn.Module, x: torch.Tensor, seconds: float, memory_gb: 
     return f"{groups} groups, runs"
 
 
-def _halved(model: nn.Module, x: torch.Tensor) -> int:
+def _halved(model: nn.Module, inputs: Inputs) -> int:
     """Cut the model by torch-pruning, run it, and return the number of groups."""
     import torch_pruning as tp
 
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     pruner = tp.pruner.BasePruner(
         model,
-        x,
+        inputs.args,
         importance=tp.importance.RandomImportance(),
         pruning_ratio=0.5,
         ignored_layers=last,
@@ -231,7 +221,7 @@ def _halved(model: nn.Module, x: torch.Tensor) -> int:
     groups = len(list(pruner.DG.get_all_groups(ignored_layers=last)))
     pruner.step()
     with torch.no_grad():
-        model(x)
+        inputs.call(model)
     return groups
 
 
