@@ -186,6 +186,8 @@ def counted(model: nn.Module, inputs: Inputs) -> int:
         undisturbed(),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
+        # its recurrent layers are one operator, which the counter does not know
+        torch.backends.mkldnn.flags(enabled=False),
         FlopCounterMode(display=False) as counter,
     ):
         inputs.call(model.eval())
