@@ -50,9 +50,10 @@ from orchestrator.search.studies.queue import (
     enqueue_plans,
     enqueue_untrained,
     own_trials,
+    queued,
     reclaim_interrupted,
 )
-from orchestrator.search.studies.results import front, rows, trial_row
+from orchestrator.search.studies.results import candidates, front, rows, trial_row
 from orchestrator.search.studies.storage import readable
 from orchestrator.search.studies.study import Trials, open_study
 from orchestrator.search.studies.trial import MEASURED, SECONDS, FrozenTrial, Study
@@ -266,6 +267,16 @@ class Exploration:
         study.set_user_attr(OVER, True)
         parts.exchange.fetch()
 
+    def _expected_models(self, trials: Sequence[TrialRow]) -> int:
+        """How many models are likely to be confirmed.
+
+        They are those that would be now, and one for each target of the chain that is still open.
+        """
+        confirm = self.settings.phases.confirm
+        tolerance = confirm.tolerance * self.facts.scale
+        chosen = candidates(trials, self.facts.goals, tolerance, confirm.max_models)
+        return min(confirm.max_models, len(chosen) + len(queued(self.parts.study)))
+
     def _on_trial(self, n_trials: int, pacing: Pacing | None, trial: FrozenTrial) -> None:
         """Record the trial that has just ended, and show the front and the time left."""
         study = self.parts.study
@@ -276,7 +287,7 @@ class Exploration:
         record_trial(self.parts.tracker, self.settings, self.facts.structure, trial)
         left = None if pacing is None else pacing.seconds_left()
         if left is None:
-            left = seconds_left(self.settings, ended, n_trials)
+            left = seconds_left(self.settings, ended, n_trials, self._expected_models(trials))
         self.progress.eta(left)
         total = n_trials if pacing is None else max(len(ended), len(pacing.targets))
         # workers may have ended several trials since the last look: each has its own count
@@ -296,15 +307,17 @@ def _end_of(trial: FrozenTrial) -> datetime:
     return trial.datetime_complete or datetime.max
 
 
-def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: int) -> float:
-    """Seconds of the trials that are left and of the confirmation.
+def seconds_left(
+    settings: Settings, trials: Sequence[FrozenTrial], n_trials: int, models: int
+) -> float:
+    """Seconds of the trials that are left and of the confirmation of so many `models`.
 
     They are estimated from what trials of this study have taken so far. A round of finetuning is
     priced at the mean FLOPs ratio of the chain's range. Workers share the trials; one process
     confirms.
     """
     if settings.phases.untrained:
-        return _untrained_seconds_left(settings, trials, n_trials)
+        return _untrained_seconds_left(settings, trials, n_trials, models)
     confirm = settings.phases.confirm
     chain = settings.search.chain
     trained_rounds = []
@@ -328,16 +341,18 @@ def seconds_left(settings: Settings, trials: Sequence[FrozenTrial], n_trials: in
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_round = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
     rounds_per_model = len(confirm.seeds) * confirm.rounds
-    confirmed = confirm.max_models * rounds_per_model
+    confirmed = models * rounds_per_model
     # a ladder is finetuned as long as the front, and some of its models are confirmed
-    finetuned = confirm.max_models * rounds.mean()
-    per_ladder = finetuned + confirm.max_baseline_models * rounds_per_model
+    finetuned = models * rounds.mean()
+    per_ladder = finetuned + min(models, confirm.max_baseline_models) * rounds_per_model
     left = max(0, n_trials - len(trials)) * rounds.mean() / settings.workers
-    return float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))
+    # the dense model is confirmed, too
+    dense = rounds_per_model * max(per_round, float(base + slope))
+    return dense + float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))
 
 
 def _untrained_seconds_left(
-    settings: Settings, trials: Sequence[FrozenTrial], n_trials: int
+    settings: Settings, trials: Sequence[FrozenTrial], n_trials: int, models: int
 ) -> float:
     """As `seconds_left` where nothing is finetuned: each step of a ladder takes as long as a
     trial.
@@ -346,7 +361,5 @@ def _untrained_seconds_left(
     if not seconds:
         return 0.0
     confirm = settings.phases.confirm
-    models = (n_trials - len(trials)) / settings.workers + len(
-        confirm.baselines
-    ) * confirm.max_models
-    return models * float(np.mean(seconds))
+    left = (n_trials - len(trials)) / settings.workers
+    return (left + len(confirm.baselines) * models) * float(np.mean(seconds))
