@@ -126,6 +126,8 @@ class Outputs:
         lines = [("trials", states), ("rungs", in_words(self.rungs())), ("hypervolume", volume)]
         if "smallest" in summary:
             lines.append(("smallest", self._smallest(summary["smallest"])))
+        if "dense_as_given" in summary:
+            lines.append(("dense as given", self._given(summary["dense_as_given"])))
         behind = undertraining(self.rows, self.objectives.quality, self.sign, summary)
         if behind:
             lines.append(("dense", behind))
@@ -143,6 +145,10 @@ class Outputs:
         for name, reason in summary.get("failed", {}).items():
             lines.append(("failed", f"{name}: {reason}"))
         return lines
+
+    def _given(self, value: float) -> str:
+        finetuned = f"{self.dense.test_mean:.4f}"
+        return f"{value:.4f} on test data; finetuned as long as the front, as above: {finetuned}"
 
     def _smallest(self, smallest: Mapping[str, Any]) -> str:
         near = f"within {smallest['tolerance']:.3g} of the dense model's {self.objectives.quality}"

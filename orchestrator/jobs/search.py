@@ -105,6 +105,7 @@ class _Job:
         summary = {
             **self._summary(reference, explored, members),
             "smallest": self._smallest(members, dense),
+            "dense_as_given": self._dense_as_given(),
             "dense_late_gain": late_gain(dense_curve(settings), facts.goals.sign),
             **_free(explored),
             "baselines_left_out": left_out,
@@ -164,6 +165,14 @@ class _Job:
 
         rows = run_baselines(confirmation, explored.methods[0], members, afford)
         return rows, sorted(left_out)
+
+    def _dense_as_given(self) -> float:
+        """The test quality of the dense model that everything was cut from.
+
+        The dense row is finetuned as long as the models of the front.
+        """
+        self.progress.phase("dense", "as given, on test data")
+        return self.final.test(self.final.facts.model).metrics[self.final.facts.goals.quality]
 
     def _smallest(self, members: list[ConfirmedRow], dense: ConfirmedRow) -> dict[str, Any]:
         """The smallest model whose test quality is about that of the dense model.

@@ -357,3 +357,8 @@ def test_three_objectives_and_latency(tmp_path: Path) -> None:
         assert main([*common, "study.name=fast", "objectives=quality_latency"]) == 0
     assert (tmp_path / "runs" / "three" / "front.csv").exists()
     assert len(read_csv(tmp_path / "runs" / "fast" / "front.csv", ConfirmedRow)) >= 1
+
+
+def test_the_dense_model_as_given_is_told_beside_the_finetuned_one(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0.5 < summary["dense_as_given"] <= 1.0
