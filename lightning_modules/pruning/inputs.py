@@ -18,6 +18,8 @@ LARGEST = 2**24
 """Most elements of a stored input. A larger one means that the file is damaged."""
 MOST_BATCHES = 256
 """Most batches that are looked at for one joined batch."""
+CHANNELS = (1, 3, 4)
+"""Leading sizes of an image on its own: grey, colour, colour with transparency."""
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -54,7 +56,13 @@ class Inputs:
 
     @property
     def batch(self) -> int | None:
-        """Samples in the batch. None if the tensors do not agree on a first dimension."""
+        """Samples in the batch. None if the tensors do not agree on a first dimension.
+
+        None also for lists of images, as detectors take them: they begin with their channels.
+        """
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=_are_images)
+        if any(_are_images(leaf) for leaf in leaves):
+            return None
         sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in self.tensors()}
         if len(sizes) != 1 or 0 in sizes:
             return None
@@ -91,6 +99,19 @@ class Inputs:
             raise DataError(
                 f"a model's inputs must be described by shapes and types; {error!r}"
             ) from error
+
+
+def _are_images(value: Any) -> bool:
+    """Whether this looks like a list of images, each a tensor (channels, height, width).
+
+    A list of batches that looks like one loses nothing but its batch: it stays as it is.
+    """
+    if not isinstance(value, list) or not value:
+        return False
+    for item in value:
+        if not isinstance(item, Tensor) or item.dim() != 3 or item.shape[0] not in CHANNELS:
+            return False
+    return True
 
 
 def as_inputs(example: Inputs | Tensor | tuple[Any, ...]) -> Inputs:
