@@ -208,7 +208,7 @@ class Exploration:
         """
         if pacing is None or not self.settings.method.choices()[0].removes_units:
             return ()
-        return pacing.targets[: self.settings.search.chain.untrained]
+        return pacing.untrained(self.settings.search.chain.untrained)
 
     def _chain_steps(self, ready: Ready, targets: Sequence[float]) -> list[float]:
         """Optimizer steps of the chain's plans, as many as the space gives them."""

@@ -24,7 +24,7 @@ from orchestrator.search.pace.budget import (
     Unpaced,
     fewer_targets,
 )
-from orchestrator.search.pace.pacing import Clock, Plans, pacing_of
+from orchestrator.search.pace.pacing import Clock, Pacing, Plans, pacing_of
 from orchestrator.settings.budget import parse_budget
 from tests.search.problems import bench, settings_of
 
@@ -296,3 +296,16 @@ def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_model
     assert SPEED.step_at(0.01) == 0.5
     dense = Speed((1.0,), (2.0,), (5.0,))
     assert dense.step_at(0.1) == dense.step_at(1.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "step", "count"),
+    [("10s", 0.1, 0), ("60s", 0.1, 2), ("1h", 0.1, 3), ("2epochs", 9.0, 3)],
+)
+def test_untrained_plans_take_a_small_part_of_a_budget(
+    budget: str, step: float, count: int
+) -> None:
+    speed = Speed((1.0,), (step,), (0.0,))
+    pace = Unpaced(1.0, lambda: 0.0)
+    pacing = Pacing(parse_budget(budget), (0.5, 0.3, 0.2, 0.1), pace, speed, lambda: 0.0)
+    assert pacing.untrained(3) == (0.5, 0.3, 0.2)[:count]

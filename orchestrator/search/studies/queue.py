@@ -97,7 +97,10 @@ def _is_planned(space: Space, context: SearchContext, params: Params, plans: lis
 
 
 def enqueue_untrained(study: Study, targets: Sequence[float]) -> None:
-    """Enqueue plans at these FLOPs ratios that are not trained, each once in a study's life."""
+    """Enqueue plans at these FLOPs ratios that are not trained, before the chain."""
+    if study.user_attrs.get(CHAINED):
+        return
+    # a run that was killed while it enqueued them left some
     known = [trial.user_attrs.get(UNTRAINED_TARGET) for trial in study.get_trials(deepcopy=False)]
     for target in targets:
         if target in known:
