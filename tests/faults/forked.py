@@ -10,10 +10,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+
+from tests.cheap import SHARED, make_cheap
+
+ROOT = Path(__file__).parents[2]
+
 PRELOADED = [
+    "tests.cheap",
     "orchestrator.jobs.search",
     "orchestrator.jobs.work",
     "orchestrator.search.studies.study",
@@ -28,9 +36,10 @@ class Forked:
     def __init__(self, folder: Path, words: list[str], environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        _start_once()
         reader, writer = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_serve, args=(str(folder), words, dict(environment), writer)
+            target=_serve, args=(str(folder), words, dict(environment), SHARED[0], writer)
         )
         self._process.start()
         writer.close()
@@ -54,7 +63,16 @@ class Forked:
             os.kill(self.pid, number)
 
 
-def _serve(folder: str, words: list[str], environment: dict[str, str], said: Connection) -> None:
+def _start_once() -> None:
+    """The process that the others are forked from, where it is not there yet: it imports tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        forkserver.ensure_running()
+
+
+def _serve(
+    folder: str, words: list[str], environment: dict[str, str], shared: Path, said: Connection
+) -> None:
     """In the new process: a group of its own, a place of its own, one stream for all that is
     said.
     """
@@ -67,4 +85,6 @@ def _serve(folder: str, words: list[str], environment: dict[str, str], said: Con
     said.close()
     from orchestrator.__main__ import main
 
-    sys.exit(main(words))
+    with pytest.MonkeyPatch.context() as patch:
+        make_cheap(patch, shared)
+        sys.exit(main(words))
