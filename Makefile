@@ -26,14 +26,15 @@ experiments: $(VENV)/.installed-dev
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
 
-slow: $(VENV)/.installed-dev faults
-	$(PYTEST) $(BESIDE) -m slow --ignore tests/faults
+# In one run: faults wait for processes that end, and others compute meanwhile.
+slow: $(VENV)/.installed-dev
+	$(PYTEST) $(BESIDE) --dist worksteal -m slow
 
-families: $(VENV)/.installed-dev faults
-	$(PYTEST) $(BESIDE) -m "slow and family" --ignore tests/faults
+families: $(VENV)/.installed-dev
+	$(PYTEST) $(BESIDE) --dist worksteal -m "slow and family"
 
 faults: $(VENV)/.installed-dev
-	$(PYTEST) -n 2 -m slow tests/faults
+	$(PYTEST) $(BESIDE) --dist worksteal -m slow tests/faults
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

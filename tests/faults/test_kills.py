@@ -26,9 +26,9 @@ from tests.faults.tiny import (
 
 pytestmark = pytest.mark.slow
 
-SINGLE, OF_WORKERS, OF_PARENTS = 8, 7, 3
+SINGLE, OF_WORKERS, OF_PARENTS = 6, 5, 2
 TRAINED = "made_up=null"
-MANY = 24
+MANY = 16
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is
 right.
@@ -131,7 +131,7 @@ def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_comma
             assert wait_for(
                 lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0
             )
-    finished(tmp_path, *LONGEST, seconds=300.0)
+    finished(tmp_path, *LONGEST)
     check_whole(tmp_path, trials=2 * MANY)
 
 

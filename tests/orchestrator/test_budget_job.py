@@ -64,9 +64,9 @@ def results() -> dict[str, tuple[dict[str, Any], bytes]]:
 def test_a_wrong_budget_is_told_within_a_second(
     overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()  # other work on the machine does not count
     assert main([*SMALL, *overrides]) == 2
-    assert time.perf_counter() - begin < 3.0
+    assert time.process_time() - begin < 3.0
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
@@ -158,7 +158,7 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
 def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     method: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = 30.0
+    budget = 20.0
     command = [
         *SMALL,
         *method,

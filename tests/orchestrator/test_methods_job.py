@@ -130,6 +130,7 @@ def test_activations_stay_pruned_in_the_exported_model() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.family
 def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
     pytest.importorskip("onnxruntime")
     few = [
@@ -155,7 +156,6 @@ def test_a_quantised_front_is_exported_as_it_was_measured() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.family
 def test_the_dense_baseline_on_disk_is_never_written_to() -> None:
     small = [*SMALL, "phases.confirm.baselines=[]", "tracking=none"]
     assert main(["+experiment=digits_small", "method=soft_filter", *small]) == 0

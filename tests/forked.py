@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from tests.cheap import SHARED, make_cheap
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
+PATIENCE = 60.0
+"""Seconds within which a process ends that has said all."""
 PRELOADED = [
     "tests.cheap",
     "orchestrator.jobs.search",
@@ -31,12 +35,14 @@ PRELOADED = [
 
 
 class Forked:
-    """What of `subprocess.Popen` the tests use, for one command line of the orchestrator."""
+    """What of `subprocess.Popen` the tests use, for one command line of Python.
+
+    Its `words` are what follows `python`: `-m orchestrator` with what belongs to it, or the name of
+    a script and its arguments.
+    """
 
     def __init__(self, folder: Path, words: list[str], environment: Mapping[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        _start_once()
+        context = ready()
         reader, writer = context.Pipe(duplex=False)
         self._process = context.Process(
             target=_serve, args=(str(folder), words, dict(environment), SHARED[0], writer)
@@ -63,11 +69,25 @@ class Forked:
             os.kill(self.pid, number)
 
 
-def _start_once() -> None:
-    """The process that the others are forked from, where it is not there yet: it imports tests."""
+def output_of(words: list[str], folder: Path) -> str:
+    """What such a command line says. It must succeed."""
+    process = Forked(folder, words, {"OMP_NUM_THREADS": "1"})
+    with process.stdout as stream:
+        text = stream.read()
+    assert process.wait(PATIENCE) == 0, text
+    return text
+
+
+def ready() -> ForkServerContext:
+    """Begins processes by forking one that has imported everything; it is started here, if need
+    be.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         forkserver.ensure_running()
+    return context
 
 
 def _serve(
@@ -77,14 +97,24 @@ def _serve(
     said.
     """
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # as where nobody chose one
     os.chdir(folder)
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (1, 2):
         os.dup2(said.fileno(), number)
     said.close()
-    from orchestrator.__main__ import main
-
+    sys.path.insert(0, folder)
     with pytest.MonkeyPatch.context() as patch:
         make_cheap(patch, shared)
-        sys.exit(main(words))
+        _execute(words)
+
+
+def _execute(words: list[str]) -> None:
+    if words[:2] != ["-m", "orchestrator"]:
+        sys.argv[:] = words
+        runpy.run_path(str(Path.cwd() / words[0]), run_name="__main__")
+        return
+    from orchestrator.__main__ import main
+
+    sys.exit(main(words[2:]))
