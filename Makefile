@@ -22,9 +22,10 @@ preview: $(VENV)/.installed
 experiments: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/experiments.py
 
-# A file stays with one worker: many train a network once for all their tests.
+# A file stays with one worker: many train a network once for all their tests. In the order of their names, since
+# those with few tests are long ones, and would come last.
 test: $(VENV)/.installed-dev
-	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
+	$(PYTEST) $(BESIDE) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # In one run: faults wait for processes that end, and others compute meanwhile.
 slow: $(VENV)/.installed-dev

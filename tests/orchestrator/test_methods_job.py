@@ -180,6 +180,6 @@ def test_methods_to_choose_among_may_be_the_user_s_own_and_unknown_ones_are_name
         "method=search",
         "method.among=[l1,own]",
     ]
-    assert main([*own, "job=inspect", "threads=1"]) == 0
+    assert main([*own, "job=inspect", "threads=1", "model.width=4"]) == 0
     assert main(["method=search", "method.among=[l1,weight_l1]"]) == 2
     assert "prune the same thing" in capsys.readouterr().err
