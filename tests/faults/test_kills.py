@@ -131,7 +131,7 @@ def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_comma
             assert wait_for(
                 lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0
             )
-    finished(tmp_path, *LONGEST)
+    finished(tmp_path, *LONGEST, seconds=300.0)
     check_whole(tmp_path, trials=2 * MANY)
 
 

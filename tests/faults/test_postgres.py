@@ -18,6 +18,8 @@ from tests.faults.tiny import Run, check_whole, finished, results, run, trials_i
 pytestmark = pytest.mark.slow
 
 MANY = 12
+OF_HOSTS = 24
+"""More: the first host must not be done while the second one imports what it needs to help."""
 SLOW = ["made_up={seconds: 0.01}", "phases.finetune.round_steps=60"]
 
 
@@ -138,7 +140,7 @@ def test_two_hosts_share_a_study_and_each_is_killed_once(
         f"study.out={tmp_path}/runs",
         f"study.baselines={tmp_path}/baselines",
     ]
-    command = [*shared, f"study.n_trials={MANY}", "study.lease=3", *SLOW]
+    command = [*shared, f"study.n_trials={OF_HOSTS}", "study.lease=3", *SLOW]
     one, two = hosts
     with run(one.folder, *command, before=one.words()) as search:
         begun(tmp_path, url, search, 1)
@@ -153,4 +155,4 @@ def test_two_hosts_share_a_study_and_each_is_killed_once(
     ):
         assert search.ends() == 0, search.text
         assert helper.ends() == 0, helper.text
-    check_whole(tmp_path, url, trials=MANY)
+    check_whole(tmp_path, url, trials=OF_HOSTS)
