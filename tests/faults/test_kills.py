@@ -131,7 +131,9 @@ def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_comma
             process.kill()
             process.process.wait()
             assert wait_for(
-                lambda pids=workers: not any(map(alive, pids)), "the end of its workers", ENDS_WITHIN
+                lambda pids=workers: not any(map(alive, pids)),
+                "the end of its workers",
+                ENDS_WITHIN,
             )
     finished(tmp_path, *LONGEST, seconds=300.0)
     check_whole(tmp_path, trials=2 * MANY)
