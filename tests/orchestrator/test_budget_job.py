@@ -158,7 +158,7 @@ def test_trials_that_train_nothing_end_a_budget_in_epochs_too() -> None:
 def test_a_budget_in_seconds_is_kept_with_the_dense_model_trained_first(
     method: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = 20.0
+    budget = 30.0
     command = [
         *SMALL,
         *method,
