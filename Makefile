@@ -22,18 +22,20 @@ preview: $(VENV)/.installed
 experiments: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/experiments.py
 
-# A file stays with one worker: many train a network once for all their tests.
+# A file stays with one worker: many train a network once for all their tests. In the order of their names, since
+# those with few tests are long ones, and would come last.
 test: $(VENV)/.installed-dev
-	$(PYTEST) $(BESIDE) --dist loadfile -m "not slow"
+	$(PYTEST) $(BESIDE) --dist loadfile --no-loadscope-reorder -m "not slow"
 
-slow: $(VENV)/.installed-dev faults
-	$(PYTEST) $(BESIDE) -m slow --ignore tests/faults
+# In one run: faults wait for processes that end, and others compute meanwhile.
+slow: $(VENV)/.installed-dev
+	$(PYTEST) $(BESIDE) --dist worksteal -m slow
 
-families: $(VENV)/.installed-dev faults
-	$(PYTEST) $(BESIDE) -m "slow and family" --ignore tests/faults
+families: $(VENV)/.installed-dev
+	$(PYTEST) $(BESIDE) --dist worksteal -m "slow and family"
 
 faults: $(VENV)/.installed-dev
-	$(PYTEST) -n 2 -m slow tests/faults
+	$(PYTEST) $(BESIDE) --dist worksteal -m slow tests/faults
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_reference.py

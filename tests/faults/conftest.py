@@ -9,7 +9,16 @@ import pytest
 
 from tests.search.problems import Bench, bench, silent
 
+HERE = Path(__file__).parent
 QUICK = ["phases.finetune.round_steps=2", "phases.finetune.recalibration_batches=1"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every fault is run by .ci/run, as one test of each family is."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.family)
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,15 @@ from tests.faults.tiny import (
 
 pytestmark = pytest.mark.slow
 
-SINGLE, OF_WORKERS, OF_PARENTS = 8, 7, 3
+SINGLE, OF_WORKERS, OF_PARENTS = 6, 5, 2
 TRAINED = "made_up=null"
-MANY = 24
+MANY = 16
 MOST = DEATHS - 2
 """Workers that may fall over one trial here; over more of them it would be given up, as is
 right.
 """
+ENDS_WITHIN = 25.0
+"""Seconds: within them the first signal must have been heard, as the second one comes after 30."""
 SLOW = ["made_up={seconds: 0.02}", "phases.finetune.round_steps=20"]
 LONGER = [*SLOW, "workers=2", f"study.n_trials={MANY}"]
 LONGEST = [*LONGER, f"study.n_trials={2 * MANY}"]
@@ -129,7 +131,9 @@ def test_workers_of_a_parent_that_is_killed_end_by_themselves_and_the_same_comma
             process.kill()
             process.process.wait()
             assert wait_for(
-                lambda pids=workers: not any(map(alive, pids)), "the end of its workers", 15.0
+                lambda pids=workers: not any(map(alive, pids)),
+                "the end of its workers",
+                ENDS_WITHIN,
             )
     finished(tmp_path, *LONGEST, seconds=300.0)
     check_whole(tmp_path, trials=2 * MANY)

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.studies.leases import LEADER
 from orchestrator.search.studies.storage import Journal
-from tests.faults.forked import Forked
+from tests.forked import Forked
 
 TRIALS = 8
 TINY = [
@@ -71,9 +71,10 @@ class Run:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.process: subprocess.Popen[str] | Forked
+        program = ["-m", "orchestrator", *command(*words)]
         if before:
             self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", "orchestrator", *command(*words)],
+                [*before, sys.executable, *program],
                 cwd=folder,
                 env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
@@ -82,7 +83,7 @@ class Run:
                 start_new_session=True,
             )
         else:
-            self.process = Forked(folder, command(*words), environment)
+            self.process = Forked(folder, program, environment)
         self.lines: list[str] = []
         self._new = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)

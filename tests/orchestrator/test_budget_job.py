@@ -64,7 +64,7 @@ def results() -> dict[str, tuple[dict[str, Any], bytes]]:
 def test_a_wrong_budget_is_told_within_a_second(
     overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin = time.process_time()  # a busy machine does not count
+    begin = time.process_time()  # other work on the machine does not count
     assert main([*SMALL, *overrides]) == 2
     assert time.process_time() - begin < 3.0
     said = capsys.readouterr().err

@@ -108,24 +108,20 @@ nothing.
 """
 FAMILIES = {
     "method=taylor",
-    "method=weight_l1",
     "method=nm_2_4",
     "method=hybrid",
     "method=soft_filter",
     "method=rigl",
-    "method=int8",
-    "method=activation_topk",
     "method=group_lasso",
     "method=depth model.blocks=2",
     "method=search method.among=[weight_l1,rigl] objectives=quality_effective_flops",
-    "objectives=quality_latency",
     "sampler=brute_force",
     "space=hierarchical",
     "stopping=pareto",
-    "study.storage=sqlite:///study.db",
     "phases.train.rewind_epoch=1 phases.finetune.begin=rewound",
     "phases.finetune.guard={tolerance:0.3,action:step_back} space.steps=[2,3]",
 }
+"""Single weights, pruned activations and int8 have their family in test_methods_job.py."""
 
 
 def test_each_family_is_a_choice() -> None:
@@ -231,6 +227,8 @@ def test_the_imagenet_recipe_runs_on_a_tiny_image_folder(tmp_path: Path) -> None
         "phases.profile.batches=1",
     ]
     fast = [
+        "model.name=resnet18",
+        "phases.confirm.baselines=[]",
         "study.n_trials=2",
         "space.rounds=[1,1]",
         "phases.finetune.recalibration_batches=1",
@@ -258,6 +256,8 @@ def test_a_multirun_makes_a_study_for_each_job() -> None:
                 "-m",
                 "+experiment=digits_small",
                 *TINY[:-1],
+                "made_up={}",
+                ONE_LADDER,
                 "tracking=none",
                 "method=l1,random",
                 "study.name=${method.name}",
@@ -278,6 +278,7 @@ def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path
         "wheel",
         "--quiet",
         "--no-deps",
+        "--no-build-isolation",
         "-w",
         str(tmp_path),
         str(CONF.parent),
@@ -299,6 +300,8 @@ def test_the_wheel_works_in_an_empty_folder_with_the_user_s_own_configs(tmp_path
             "+experiment=own",
             "study.name=own",
             *TINY[1:-1],
+            "made_up={}",
+            ONE_LADDER,
             "tracking=none",
         ],
         cwd=tmp_path / "empty",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TINY = [
+    "made_up={}",
     "+experiment=digits_small",
     "tracking=none",
     "threads=1",

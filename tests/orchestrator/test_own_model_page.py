@@ -1,21 +1,16 @@
-"""docs/own-model.md: its files are written into an empty folder, its commands executed there.
-
-They run with the project as it is installed from its wheel, not with the checkout.
-"""
+"""docs/own-model.md: its files are written into an empty folder, its commands executed there."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.results.rows import ConfirmedRow, read_csv
+from tests.forked import output_of
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(\w+) (file=(\S+)|run)\n(.*?)```", re.DOTALL)
@@ -34,33 +29,17 @@ def written(text: str, folder: Path) -> list[str]:
     return commands
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's packages; what they need comes from where the tests run."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("conf", "orchestrator", "lightning_modules"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    target = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    return target
+def words_of(command: str, folder: Path) -> list[str]:
+    """What follows `python` in a command, as the shell reads it."""
+    tell = "python() { printf '%s\\0' \"$@\"; }\n"
+    shell = ["bash", "-ec", tell + command]
+    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
 
 
-def said(command: str, folder: Path, installed: Path) -> str:
+def said(command: str, folder: Path) -> str:
     """What a command prints. It must succeed."""
-    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", command],
-        cwd=folder,
-        env={**os.environ, "PATH": python, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    return output_of(words_of(command, folder), folder)
 
 
 def test_what_the_user_has_does_not_know_of_this_project(tmp_path: Path) -> None:
@@ -74,28 +53,25 @@ def test_what_the_user_has_does_not_know_of_this_project(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.family
-@pytest.mark.timeout(900)
-def test_every_command_of_the_page_works_in_an_empty_folder(
-    tmp_path: Path, installed: Path
-) -> None:
+def test_every_command_of_the_page_works_in_an_empty_folder(tmp_path: Path) -> None:
     page = (ROOT / "docs/own-model.md").read_text()
     train, check, inspect, search, use, export = written(page, tmp_path)
-    said(train, tmp_path, installed)
-    shown = said(check, tmp_path, installed)
+    said(train, tmp_path)
+    shown = said(check, tmp_path)
     assert "the quality is val_cost, smaller is better" in shown
     assert "test data go through test_step" in shown
-    assert "net.image.0" in said(inspect, tmp_path, installed)
-    said(search, tmp_path, installed)
+    assert "net.image.0" in said(inspect, tmp_path)
+    said(search, tmp_path)
     front = read_csv(tmp_path / "runs/mine/front.csv", ConfirmedRow)
     dense = read_csv(tmp_path / "runs/mine/baselines.csv", ConfirmedRow)[0]
     assert front
     # the best of the front is about as good as the dense model, and less is better
     assert min(row.test_mean for row in front) < 1.5 * dense.test_mean
-    shown = said(use, tmp_path, installed)
+    shown = said(use, tmp_path)
     assert "TwoTower ['log_scale', 'value']" in shown
     share = re.search(r"LitTwoTower: (\d+)% of the parameters", shown)
     assert share is not None
     assert int(share[1]) < 100
-    said(export, tmp_path, installed)
+    said(export, tmp_path)
     exports = json.loads((tmp_path / "runs/mine/best/exports.json").read_text())
     assert [entry["reason"] for entry in exports] == ["", "", ""]

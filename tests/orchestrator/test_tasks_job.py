@@ -4,9 +4,6 @@ process.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,14 @@ import pytest
 from orchestrator.__main__ import main
 from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from tests.contracts.task_cases import CASES, overrides
+from tests.forked import output_of
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "study.name=case",
     "study.n_trials=4",
     "search.chain.targets=3",
     "phases=deep",
-    "phases.train.epochs=12",
+    "phases.train.epochs=6",
     "phases.finetune.round_steps=8",
     "phases.confirm.rounds=1",
     "phases.confirm.max_models=2",
@@ -76,14 +73,9 @@ def test_a_task_goes_through_the_search_and_its_models_load_elsewhere(
     assert front
     dense = read_csv("runs/case/baselines.csv", ConfirmedRow)[0]
     assert dense.origin == "dense"
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, name, str(tmp_path / front[-1].path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == OUTPUTS.get(name, "Tensor")
+    Path("load.py").write_text(LOAD)
+    said = output_of(["load.py", name, front[-1].path], tmp_path)
+    assert said.strip() == OUTPUTS.get(name, "Tensor")
 
 
 def test_a_quality_to_be_small_has_a_volume_from_the_dense_value_on(

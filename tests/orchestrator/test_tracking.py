@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,25 +31,8 @@ STATES: tuple[TrialState, ...] = ("completed", "stopped", "failed", "rejected")
 
 
 @pytest.fixture(scope="module")
-def new(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder in which a process made a database, and what it said; the tables take MLflow
-    seconds.
-    """
-    folder = tmp_path_factory.mktemp("new")
-    code = (
-        "from orchestrator.tracking.mlflow import MlflowTracker as T\n"
-        "T('sqlite:///mlflow.db', 'e').open_study('s', {}, {})"
-    )
-    return folder, subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def database(
-    new: tuple[Path, subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return Path(shutil.copy(new[0] / "mlflow.db", tmp_path_factory.mktemp("store")))
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
 
 
 def opened(database: Path, name: str, study_id: str = "1", **params: object) -> MlflowTracker:
@@ -346,13 +328,20 @@ def test_a_deleted_experiment_is_said(database: Path) -> None:
         MlflowTracker(f"sqlite:///{database}", "gone").open_study("s", {}, {})
 
 
-def test_a_new_database_says_nothing_on_the_screen(
-    new: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, done = new
+@pytest.mark.slow
+@pytest.mark.family
+def test_a_new_database_says_nothing_on_the_screen(tmp_path: Path) -> None:
+    """In a process that begins with it, as a user's does."""
+    code = (
+        "from orchestrator.tracking.mlflow import MlflowTracker as T\n"
+        "T('sqlite:///mlflow.db', 'e').open_study('s', {}, {})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (folder / "mlflow.db").is_file()
-    assert not (folder / "mlruns").exists()
+    assert (tmp_path / "mlflow.db").is_file()
+    assert not (tmp_path / "mlruns").exists()
 
 
 def test_no_tracker_is_a_tracker_and_leaves_no_trace(

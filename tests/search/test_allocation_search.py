@@ -69,7 +69,7 @@ def test_the_same_seed_searches_the_same_allocations(here: Bench) -> None:
     first = Watching()
     second = Watching()
     plan = here.propose(0.4)
-    assert searched(here, first, plan, 8) == searched(here, second, plan, 8)
+    assert searched(here, first, plan, 4) == searched(here, second, plan, 4)
     assert first.judged == second.judged
 
 

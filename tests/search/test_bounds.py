@@ -31,6 +31,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bounds")
 
 
+@pytest.fixture(autouse=True)
+def _a_latency_is_estimated_from_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.search.lab.latency_model.PLANS", 20)
+
+
 def evaluated(case: Prepared, threshold: float, folder: Path) -> Measurement:
     method = prepare_method(case.lab, case.settings.method)
     space = Uniform(steps=(1, 1), shapes=("one_shot",), rounds=(1, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning_modules.models import SmallResNet
 from orchestrator.jobs.checked import search
 from orchestrator.search.lab.dense import RECORD, WEIGHTS, dense_folder
 from orchestrator.settings import Settings
+from tests.forked import ready
 from tests.search.problems import lab_of, settings_of
 
 QUICK = [
@@ -69,9 +69,8 @@ def _trained(settings: Settings, log: str) -> None:
 @pytest.mark.family
 def test_of_two_processes_one_trains_the_dense_model(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    spawn = multiprocessing.get_context("spawn")
     logs = [tmp_path / f"{name}.log" for name in "ab"]
-    processes = [spawn.Process(target=_trained, args=(settings, str(log))) for log in logs]
+    processes = [ready().Process(target=_trained, args=(settings, str(log))) for log in logs]
     for process in processes:
         process.start()
     for process in processes:

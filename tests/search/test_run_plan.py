@@ -312,7 +312,6 @@ def test_methods_take_turns_in_the_chain_and_are_recorded(home: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.family
 def test_a_quantised_model_is_measured_as_it_is(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     here = bench(home, tmp_path, "method=int8", "method.int8=[false,true]")
