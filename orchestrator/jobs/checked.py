@@ -53,7 +53,7 @@ def inspect(settings: Settings) -> Inspection:
     return inspect(settings, time.perf_counter() - begin)
 
 
-def export(settings: Settings, formats: Sequence[str]) -> Chosen:
+def export(settings: Settings, formats: Sequence[str], opset: int | None = None) -> Chosen:
     """Choose a model of a finished study and write it in these formats.
 
     Errors: UserError for a study that is not finished, for a rule that no model meets, and for
@@ -61,7 +61,7 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     """
     from orchestrator.jobs.export import export
 
-    return export(settings, formats)
+    return export(settings, formats, opset)
 
 
 def report(settings: Settings) -> Path:
