@@ -222,10 +222,10 @@ def _compare_sweep(codes: Codes) -> None:
     folders = codes.studies()
     if len(folders) < 2:
         return
-    from orchestrator.jobs.compare import compare
+    from orchestrator.jobs.compared import compare_and_record
 
     try:
-        compare(folders)
+        compare_and_record(folders)
     except UserError as error:
         # the studies have ended: what cannot be compared is told, and is no failure
         _say(f"the studies are not compared: {error}")

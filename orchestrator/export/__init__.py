@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 
 class _Export(ModuleType):
-    def __call__(self, settings: Settings, formats: Sequence[str]) -> Chosen:
+    def __call__(
+        self, settings: Settings, formats: Sequence[str], opset: int | None = None
+    ) -> Chosen:
         """Choose a model of a finished study and write it; see `orchestrator.jobs.export`."""
         from orchestrator.jobs.export import export
 
-        return export(settings, formats)
+        return export(settings, formats, opset)
 
 
 sys.modules[__name__].__class__ = _Export

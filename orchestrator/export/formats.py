@@ -5,13 +5,14 @@ A new format is an entry here, and a module that writes and loads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.int8 import quantise
 from orchestrator.export.onnx import OnnxModel, require_packages, write_onnx
 from orchestrator.export.pt2 import Program, nothing_to_install, write_pt2
@@ -27,18 +28,25 @@ class Format:
     are training data to calibrate with. `load` gives the module of a file. `exact` says that the
     file computes what the model does, but for the order of sums. `engine` names the engine in which
     the dense model is timed beside it. `usage` are the lines of Python that load and call it;
-    `{file}` and `{inputs}` stand in for its path and its inputs' names.
+    `{file}` and `{inputs}` stand in for its path and its inputs' names. `options` are the keys of
+    the job that `write` takes beside these three.
     Errors: ConfigError for a model that does not export, DataError for a file that does not load.
     """
 
     name: str
     file: str
     require: Callable[[], None]
-    write: Callable[[nn.Module, Iterable[Inputs], Path], nn.Module]
+    write: Callable[..., nn.Module]
     load: Callable[[Path], nn.Module]
     exact: bool
     engine: str
     usage: str
+    options: tuple[str, ...] = ()
+
+    def with_options(self, given: Mapping[str, Any]) -> Format:
+        """The format that writes with those of the given options that are its own."""
+        own = {name: given[name] for name in self.options}
+        return replace(self, write=partial(self.write, **own))
 
 
 _RUNTIME = """session = onnxruntime.InferenceSession("{file}")
@@ -65,6 +73,7 @@ EXPORT_FORMATS = {
             exact=True,
             engine="onnxruntime",
             usage=_RUNTIME,
+            options=("opset",),
         ),
         Format(
             "int8",
@@ -75,6 +84,7 @@ EXPORT_FORMATS = {
             exact=False,
             engine="onnxruntime",
             usage=_RUNTIME,
+            options=("opset",),
         ),
     )
 }

@@ -17,21 +17,23 @@ from orchestrator.export.onnx import OnnxModel, export_onnx, quiet_exporter, req
 from orchestrator.files import write_atomic
 
 
-def quantise(model: nn.Module, batches: Iterable[Inputs], path: Path) -> OnnxModel:
+def quantise(
+    model: nn.Module, batches: Iterable[Inputs], path: Path, opset: int | None = None
+) -> OnnxModel:
     """Write `model` to `path` as int8 ONNX and open the file.
 
     Weights have a scale per channel, activations one per tensor. `batches` are training inputs
-    that set the ranges of the activations. Weights at zero stay zero.
+    that set the ranges of the activations. `opset` as in `write_onnx`. Weights at zero stay zero.
     Errors: ConfigError if packages are missing, or the model does not export to ONNX.
     """
     require_packages()
     inputs = list(batches)
     with quiet_exporter(), tempfile.TemporaryDirectory() as folder:
-        write_atomic(path, _int8_file(model, inputs, Path(folder)).read_bytes())
+        write_atomic(path, _int8_file(model, inputs, Path(folder), opset).read_bytes())
     return OnnxModel(path)
 
 
-def _int8_file(model: nn.Module, inputs: list[Inputs], folder: Path) -> Path:
+def _int8_file(model: nn.Module, inputs: list[Inputs], folder: Path, opset: int | None) -> Path:
     """Export the model into `folder` as float32 and quantise the export."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -39,7 +41,7 @@ def _int8_file(model: nn.Module, inputs: list[Inputs], folder: Path) -> Path:
     exported = folder / "float.onnx"
     prepared = folder / "ready.onnx"
     quantised = folder / "int8.onnx"
-    export_onnx(model, inputs[0], exported)
+    export_onnx(model, inputs[0], exported, opset)
     quant_pre_process(str(exported), str(prepared))
     quantize_static(
         str(prepared),

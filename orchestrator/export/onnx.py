@@ -24,6 +24,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """What the export imports."""
 ERRORS_ONLY = 3
 """ONNX Runtime's level of logging that leaves out warnings."""
+LEAST_OPSET = 18
+"""PyTorch's exporter writes no lower one."""
 LONGEST_REASON = 200
 """Characters of a foreign error that a message quotes."""
 
@@ -34,6 +36,21 @@ def require_packages() -> None:
     if missing:
         raise ConfigError(
             f"ONNX needs {', '.join(missing)}; pip install 'pruning-orchestrator[onnx]'"
+        )
+
+
+def check_opset(opset: int | None) -> None:
+    """Errors: ConfigError for an opset that cannot be written; None, PyTorch's own, always can."""
+    if opset is None:
+        return
+    require_packages()
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not LEAST_OPSET <= opset <= newest:
+        raise ConfigError(
+            f"job.opset must be a whole number from {LEAST_OPSET}, the lowest that PyTorch writes, "
+            f"to {newest}, the newest that the installed onnx knows; got {opset!r}"
         )
 
 
@@ -79,22 +96,25 @@ class OnnxModel(nn.Module):
         return dict(zip(self._inputs, arrays, strict=True))
 
 
-def write_onnx(model: nn.Module, batches: Iterable[Inputs], path: Path) -> OnnxModel:
+def write_onnx(
+    model: nn.Module, batches: Iterable[Inputs], path: Path, opset: int | None = None
+) -> OnnxModel:
     """Write `model` to `path` as ONNX with a free batch, and open the file.
 
+    `opset` is the version of ONNX's operators; None: PyTorch's own choice.
     Errors: ConfigError if packages are missing, or the model does not export to ONNX.
     """
     require_packages()
     (example,) = islice(batches, 1)
     with quiet_exporter(), tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "model.onnx"
-        export_onnx(model, example, exported)
+        export_onnx(model, example, exported, opset)
         write_atomic(path, exported.read_bytes())
     return OnnxModel(path)
 
 
-def export_onnx(model: nn.Module, example: Inputs, path: Path) -> None:
-    """Errors: ConfigError for a model that does not export."""
+def export_onnx(model: nn.Module, example: Inputs, path: Path, opset: int | None = None) -> None:
+    """Errors: ConfigError for a model that does not export, also not in this opset."""
     flat = Flat(model.eval(), example).eval()
     device = next(model.parameters()).device
     tensors, shapes = example_with_free_batch(example.to(device))
@@ -111,12 +131,30 @@ def export_onnx(model: nn.Module, example: Inputs, path: Path) -> None:
             output_names=_output_names(len(outputs)),
             verbose=False,
             external_data=False,
+            opset_version=opset,
         )
     except Exception as error:  # the exporter raises what the model's code raises
         kind = type(error).__name__
         raise ConfigError(
             f"the model must export to ONNX; it does not: {kind}: {first(error)}"
         ) from error
+
+    _require_opset(path, opset)
+
+
+def _require_opset(path: Path, opset: int | None) -> None:
+    """Errors: ConfigError where the exporter could not convert the model, and wrote its own."""
+    if opset is None:
+        return
+    import onnx
+
+    versions = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
+    written = versions[""]
+    if written != opset:
+        raise ConfigError(
+            f"the model must export to ONNX opset {opset}; PyTorch wrote opset {written}: give "
+            f"job.opset={written}"
+        )
 
 
 def export_onnx_quickly(model: nn.Module, example: Inputs, path: Path) -> None:

@@ -53,7 +53,7 @@ def inspect(settings: Settings) -> Inspection:
     return inspect(settings, time.perf_counter() - begin)
 
 
-def export(settings: Settings, formats: Sequence[str]) -> Chosen:
+def export(settings: Settings, formats: Sequence[str], opset: int | None = None) -> Chosen:
     """Choose a model of a finished study and write it in these formats.
 
     Errors: UserError for a study that is not finished, for a rule that no model meets, and for
@@ -61,7 +61,7 @@ def export(settings: Settings, formats: Sequence[str]) -> Chosen:
     """
     from orchestrator.jobs.export import export
 
-    return export(settings, formats)
+    return export(settings, formats, opset)
 
 
 def report(settings: Settings) -> Path:
@@ -78,11 +78,13 @@ def compare(settings: Settings, studies: Sequence[str]) -> Compared:
     """Show studies below `study.out` side by side, on a page and in a table.
 
     `studies` are names or patterns of names; none means all that are finished.
+    MLflow has it as a run where it has the studies.
     Errors: ConfigError for fewer than two, and for one that is not finished.
     """
-    from orchestrator.jobs.compare import compare, studies_in
+    from orchestrator.jobs.compare import studies_in
+    from orchestrator.jobs.compared import compare_and_record
 
-    return compare(studies_in(settings.study.out, studies))
+    return compare_and_record(studies_in(settings.study.out, studies))
 
 
 def check(settings: Settings) -> Checked:

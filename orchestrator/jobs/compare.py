@@ -30,13 +30,18 @@ def compare(folders: Sequence[str | Path], page: str | Path | None = None) -> Co
     different quality metrics.
     """
     compared = read_studies([Path(folder) for folder in folders])
-    path = Path(folders[0]).parent / COMPARISON if page is None else Path(page)
+    path = page_beside(folders) if page is None else Path(page)
     content = html(TITLE, comparison_sections(compared), compared.quality, compared.sign)
     write_atomic(path, content)
     rows = [cells(score) for score in scores(compared)]
     show(plain_table("Variants, the largest volume first", header(compared), rows))
     print(f"the page: {path}")
     return compared
+
+
+def page_beside(folders: Sequence[str | Path]) -> Path:
+    """The page of these studies where no other is named."""
+    return Path(folders[0]).parent / COMPARISON
 
 
 def studies_in(out: Path, names: Sequence[str]) -> list[Path]:

@@ -23,7 +23,8 @@ from lightning_modules.tasks.contract import build_task, inputs_from
 from lightning_modules.tasks.whole import Whole, pruned_part
 from orchestrator.export.card import Card
 from orchestrator.export.flat import input_names
-from orchestrator.export.formats import EXPORT_FORMATS
+from orchestrator.export.formats import EXPORT_FORMATS, Format
+from orchestrator.export.onnx import check_opset
 from orchestrator.export.parity import Comparison, Exported
 from orchestrator.files import write_atomic
 from orchestrator.jobs.check import CPU
@@ -62,31 +63,37 @@ class Chosen:
     exports: tuple[Exported, ...]
 
 
-def export(settings: Settings, formats: Sequence[str]) -> Chosen:
+def export(settings: Settings, formats: Sequence[str], opset: int | None = None) -> Chosen:
     """Write the model that `select` takes to `runs/<study>/best/` in these formats.
 
+    `opset` is the version of ONNX's operators; None: PyTorch's own choice.
     A format that fails for this model is reported with its reason, and the others still come.
     Errors: UserError for a study that is not finished, for one of another network, data or task,
-    for a rule that no model meets, and for formats that do not exist.
+    for a rule that no model meets, and for formats and opsets that do not exist.
     """
-    _check_formats(formats)
+    forms = _formats(formats, opset)
     front = finished_front(settings)
     _require_same_study(settings)
     row = settings.select.build(front=front)
     with Progress(quiet=settings.quiet) as progress:
         progress.phase("export", f"{row.words} as {', '.join(formats)}")
-        chosen = _Exporter(settings, front, row).write(formats, progress)
+        chosen = _Exporter(settings, front, row).write(forms, progress)
     _show(settings, front, chosen)
     return chosen
 
 
-def _check_formats(formats: Sequence[str]) -> None:
+def _formats(names: Sequence[str], opset: int | None) -> list[Format]:
+    """The formats of these names. Errors: ConfigError for one that does not exist."""
+    check_opset(opset)
     known = list(EXPORT_FORMATS)
-    for name in formats:
+    forms = []
+    for name in names:
         if name not in known:
             raise ConfigError(
                 f"job.formats must be some of {known}; got '{name}'{nearest(name, known)}"
             )
+        forms.append(EXPORT_FORMATS[name].with_options({"opset": opset}))
+    return forms
 
 
 def finished_front(settings: Settings) -> Front:
@@ -133,7 +140,7 @@ class _Exporter:
     front: Front
     row: ConfirmedRow
 
-    def write(self, formats: Sequence[str], progress: Progress) -> Chosen:
+    def write(self, formats: Sequence[Format], progress: Progress) -> Chosen:
         """The folder appears when it is whole, in the place of an earlier one."""
         study = self.settings.study.folder
         source = study / "models" / self.row.name
@@ -149,7 +156,7 @@ class _Exporter:
         return Chosen(self.row, target, exports)
 
     def _files(
-        self, source: Path, folder: Path, formats: Sequence[str], progress: Progress
+        self, source: Path, folder: Path, formats: Sequence[Format], progress: Progress
     ) -> tuple[Exported, ...]:
         document = read_plan(source)
         model = load_pruned(source, whole=True)
@@ -158,9 +165,9 @@ class _Exporter:
         comparison = self._comparison(model)
         shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
         exports: list[Exported] = []
-        for name in formats:
-            progress.tick(f"{name}: exported, loaded and compared")
-            exports.append(comparison.export(EXPORT_FORMATS[name], folder))
+        for form in formats:
+            progress.tick(f"{form.name}: exported, loaded and compared")
+            exports.append(comparison.export(form, folder))
         progress.tick("latency, beside the dense model")
         dense = pruned_part(unchecked_model(self.settings))
         example = comparison.samples[0].first()

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_modules.errors import ConfigError
 from orchestrator.jobs.outputs import BASELINES, FRONT, PAGE, RUNGS_FILE, SUMMARY, TRIALS
 from orchestrator.jobs.view import Known, known_from, read_known, view_of
+from orchestrator.report.charts import can_draw, write_charts
 from orchestrator.report.page import write_page
 from orchestrator.results.decisions import Decisions
 from orchestrator.results.rows import (
@@ -20,11 +21,15 @@ from orchestrator.results.rows import (
 from orchestrator.settings import Settings
 from orchestrator.stored import read_cache
 
+PICTURES = "pictures"
+"""The folder of the page's charts as SVG and PNG."""
+
 
 def report(settings: Settings) -> Path:
     """Write `runs/<study>/report.html` and say where it is; returns its path.
 
-    What is not there yet is left out. Errors: ConfigError where the study has no trial.
+    Its charts come as pictures beside it where the package that draws them is installed. What is
+    not there yet is left out. Errors: ConfigError where the study has no trial.
     """
     folder = settings.study.folder
     known = read_known(folder) or known_from(settings)
@@ -44,8 +49,12 @@ def report(settings: Settings) -> Path:
     summary = read_cache(folder / SUMMARY, dict) or {}
     rungs = _read(folder / RUNGS_FILE, RungRow)
     path = folder / PAGE
-    write_page(path, view_of(folder, known, rows, rungs, summary, decisions))
+    view = view_of(folder, known, rows, rungs, summary, decisions)
+    write_page(path, view)
     print(f"the page: {path}")
+    if can_draw():
+        pictures = write_charts(folder / PICTURES, view)
+        print(f"its charts: {', '.join([str(picture) for picture in pictures])}")
     return path
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.files import write_atomic
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.decisions import Decisions, Importance
+from orchestrator.results.requested import Requested, requested
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows, RungRow
 from orchestrator.results.who_pays import SeedResults
 from orchestrator.search.plans.names import PLAN, RECORDS
@@ -138,13 +139,16 @@ def view_of(
 
     Decisions that are not given are read from their file.
     """
+    pruned = _pruned(folder, rows.front, known.network)
+    asked = {name: said.requested for name, said in pruned.items() if said.requested is not None}
     return StudyView(
         name=folder.name,
         quality=known.quality,
         sign=known.sign,
         rows=rows,
         network=known.network,
-        kept=_kept(folder, rows.front, known.network),
+        kept={name: said.kept for name, said in pruned.items()},
+        requested=asked,
         rungs=rungs,
         summary={**known.begun, **summary},
         decisions=_decisions_in(folder) if decisions is None else decisions,
@@ -174,26 +178,36 @@ def tested_in(folder: Path, row: ConfirmedRow) -> SeedResults | None:
     return read_cache(folder / RECORDS / f"{label}.json", parsed)
 
 
-def _kept(
-    folder: Path, front: Sequence[ConfirmedRow], network: Network
-) -> dict[str, dict[str, float]]:
-    """By the name of each model of the front: the share kept of groups and of weight tensors."""
+@dataclass(frozen=True)
+class _Pruned:
+    """What the plan of one model says: the shares that are kept, and what was asked for."""
 
-    def shares(document: Mapping[str, Any]) -> dict[str, float]:
-        units = {}
-        for name, runs in document["keep"].items():
-            units[name] = sum([end - first for first, end in runs])
-        kept = {}
-        for group in network.groups:
-            # a group that the plan does not name stays whole
-            left = units.get(group.name, group.units)
-            gone = group.block and units.get(group.block, 1) == 0
-            kept[group.name] = 0.0 if gone else left / group.units
-        return {**kept, **document["density"]}
+    kept: Mapping[str, float]
+    requested: Requested | None
 
+
+def _pruned(folder: Path, front: Sequence[ConfirmedRow], network: Network) -> dict[str, _Pruned]:
+    """What the plans of the front's models say, by their names."""
     found = {}
     for row in front:
-        kept = read_cache(folder / "models" / row.name / PLAN, shares)
-        if kept is not None:
-            found[row.name] = kept
+        pruned = read_cache(
+            folder / "models" / row.name / PLAN, lambda document: _said(document, network)
+        )
+        if pruned is not None:
+            found[row.name] = pruned
     return found
+
+
+def _said(document: Mapping[str, Any], network: Network) -> _Pruned:
+    """What a plan.json says of the groups of this network, and of weight tensors."""
+    units = {}
+    for name, runs in document["keep"].items():
+        units[name] = sum([end - first for first, end in runs])
+    left = {}
+    for group in network.groups:
+        gone = group.block and units.get(group.block, 1) == 0
+        # a group that the plan does not name stays whole
+        left[group.name] = 0 if gone else units.get(group.name, group.units)
+    sizes = {group.name: group.units for group in network.groups}
+    kept = {name: left[name] / size for name, size in sizes.items()}
+    return _Pruned({**kept, **document["density"]}, requested(document, sizes, left))

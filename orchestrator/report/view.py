@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.results.decisions import Decisions
+from orchestrator.results.requested import Requested
 from orchestrator.results.rows import Rows, RungRow
 from orchestrator.results.who_pays import SeedResults
 
@@ -43,8 +44,9 @@ class StudyView:
 
     `sign` is 1 where a large quality is good, else -1; `signs` are those of all the task's metrics.
     `kept` has, by the name of a model of the front, the share that is kept: of a group's units, or
-    of a tensor's weights. `summary` is summary.json; while the study runs it has what was known at
-    its beginning. `tested` has the test results of the front's models and of the dense one by name.
+    of a tensor's weights; `requested` has what their plans asked for, where they say it. `summary`
+    is summary.json; while the study runs it has what was known at its beginning. `tested` has the
+    test results of the front's models and of the dense one by name.
     """
 
     name: str
@@ -53,6 +55,7 @@ class StudyView:
     rows: Rows
     network: Network = Network()
     kept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    requested: Mapping[str, Requested] = field(default_factory=dict)
     rungs: Sequence[RungRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     decisions: Decisions = field(default_factory=Decisions)

@@ -85,6 +85,14 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     return client, existing.experiment_id
 
 
+def require_database(uri: str) -> None:
+    """Errors: TrackerError for a database in a file that is not there; a server may be."""
+    path = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    if uri.startswith(_SQLITE) and not path.is_file():
+        reason = f"MLflow's database {path} is not in this folder"
+        raise TrackerError(f"{reason}; run this where the studies were run", reason=reason)
+
+
 def _absolute(uri: str) -> str:
     """The uri with an absolute path to its file.
 

@@ -48,6 +48,46 @@ def test_an_exported_model_gives_what_the_model_gives(form: Format, tmp_path: Pa
     assert torch.equal(again(inputs), loaded(inputs))
 
 
+@pytest.mark.slow
+def test_a_format_of_onnx_has_the_opset_that_is_asked_for(form: Format, tmp_path: Path) -> None:
+    if "opset" not in form.options:
+        pytest.skip("its file has no opset")
+    batches = [Inputs((torch.randn(4, 3),))]
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    for opset in (18, 21):
+        asked = form.with_options({"opset": opset, "another": 1})
+        exported = Comparison(model, batches, batches, lambda network: {}).export(asked, tmp_path)
+        assert exported.reason == ""
+        assert _opset(tmp_path / form.file) == opset
+
+
+def _opset(path: Path) -> int:
+    onnx = pytest.importorskip("onnx")
+    (version,) = [entry.version for entry in onnx.load(path).opset_import if not entry.domain]
+    return int(version)
+
+
+def test_another_opset_than_was_asked_for_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    own = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+
+    def export(model: object, inputs: object, path: str, **options: object) -> None:
+        onnx.save(own, path)
+
+    monkeypatch.setattr("torch.onnx.export", export)
+    form = EXPORT_FORMATS["onnx"].with_options({"opset": 19})
+    batches = [Inputs((torch.randn(4, 3),))]
+    exported = Comparison(nn.Linear(3, 2), batches, batches, lambda network: {}).export(
+        form, tmp_path
+    )
+    assert exported.reason == (
+        "the model must export to ONNX opset 19; PyTorch wrote opset 18: give job.opset=18"
+    )
+
+
 class TwoHeads(nn.Module):
     """Tokens and a mask by keyword; a dict with two outputs."""
 

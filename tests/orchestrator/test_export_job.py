@@ -52,6 +52,9 @@ def test_a_study_that_is_not_there_is_refused(
     assert "takes a model of a finished study" in capsys.readouterr().err
     assert main([*EXPORT, "job.formats=[pt3]"]) == 2
     assert "got 'pt3'; nearest: pt2" in capsys.readouterr().err
+    for opset in ("17", "999", "new"):
+        assert main([*EXPORT, f"job.opset={opset}"]) == 2
+        assert "job.opset must be a whole number from 18" in capsys.readouterr().err
 
 
 def test_an_empty_front_is_told_and_not_chosen_from(

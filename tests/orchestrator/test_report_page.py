@@ -216,10 +216,14 @@ def test_a_task_that_tells_no_classes_shows_its_metrics() -> None:
     model = SeedResults([{"accuracy": 0.76, "loss": 0.6, "odd": 2.0}])
     signs = {"accuracy": 1.0, "loss": -1.0}
     shown = replace(view(models=1), tested={"dense": dense, "0": model}, signs=signs)
-    line = who_pays_section(shown).parts[0]
+    section = who_pays_section(shown)
+    line = section.parts[0]
     assert isinstance(line, Line)
     assert line.text.startswith("Metric loss loses most in 1 of 1 models.")
     assert "metric loss in trial 0: -20.0 ± 0.0 %" in line.text
+    # changes of a tenth of a percent are told apart
+    encoding = chart_of(section, "who-pays")["layer"][1]["encoding"]
+    assert encoding["x"]["axis"] == {"format": "+.2~%"}
 
 
 def test_the_command_names_options_that_select_has() -> None:

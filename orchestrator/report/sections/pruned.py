@@ -15,13 +15,17 @@ from orchestrator.report.sections.parts import (
     SectionPart,
     picked_param,
 )
+from orchestrator.report.sections.requested import requested_parts
 from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import percent
+from orchestrator.results.requested import Requested
 
 _LABEL = 24
 """Most characters of a name beside a chart; the end of a name tells layers apart."""
 _STEP = 15
-"""Pixels of a row."""
+"""Pixels of a row, in the mean where heights follow the MACs."""
+_LEAST = 11
+"""Least pixels of a row, which a label needs."""
 _PICKED = "picked !== null && datum.trial === picked"
 
 
@@ -39,9 +43,11 @@ def pruned_section(view: StudyView) -> Section:
     """A map of groups and models, the model that is picked group by group, and both as a table."""
     explanation = (
         "Each row is a group of coupled layers in the order of the network, each column a model of "
-        "the front from large to small; the colour says how much of the group is kept. A cross "
-        "marks a whole block that is gone. Below it: the units that the model that you point at "
-        "keeps of each group, within the outline of the dense network."
+        "the front from large to small; the colour says how much of the group is kept, and a row "
+        "is as high as its share of the MACs, but never too low to be read. A cross marks a whole "
+        "block that is gone. Below it: the units that the model that you point at keeps of each "
+        "group, within the outline of the dense network; a short line stands where another number "
+        "was asked for."
     )
     rows = _rows(view)
     if not rows or not view.kept:
@@ -53,6 +59,7 @@ def pruned_section(view: StudyView) -> Section:
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
     parts.append(_groups_table(view, rows))
+    parts += requested_parts(view, _models(view))
     if view.network.skipped:
         parts.append(_skipped_table(view))
     return Section("What was pruned", explanation, parts)
@@ -77,8 +84,10 @@ def _models(view: StudyView) -> list[str]:
 
 def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
     records = []
+    places = _places(rows)
     for trial in _models(view):
-        for row in rows:
+        requested = view.requested.get(trial, Requested())
+        for row, (top, bottom) in zip(rows, places, strict=True):
             kept = view.kept[trial].get(row.name, 1.0)
             record: Record = {
                 "trial": trial,
@@ -88,9 +97,55 @@ def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
                 "share": row.macs_share,
                 "units": row.units,
                 "left": None if row.units is None else round(kept * row.units),
+                "top": top,
+                "bottom": bottom,
             }
+            if row.name in requested.otherwise:
+                record["asked"] = requested.units[row.name]
+                record["why"] = requested.otherwise[row.name]
             records.append(record)
     return records
+
+
+def _places(rows: Sequence[_Row]) -> list[tuple[float, float]]:
+    """The top and bottom of each row, in pixels: heights are shares of the MACs, or the least."""
+    shares = [row.macs_share or 0.0 for row in rows]
+    room = _STEP * len(rows) / (sum(shares) or 1.0)
+    places = []
+    top = 0.0
+    for share in shares:
+        bottom = round(top + max(_LEAST, room * share), 1)
+        places.append((top, bottom))
+        top = bottom
+    return places
+
+
+def _places_axis(rows: Sequence[_Row]) -> Record:
+    """The same as an axis, with the name of each row at its middle."""
+    places = _places(rows)
+    return {
+        "field": "top",
+        "type": "quantitative",
+        "scale": {"domain": [0, places[-1][1]], "reverse": True, "nice": False},
+        "axis": {
+            "values": _middles(rows),
+            "labelExpr": "names[indexof(middles, datum.value)]",
+            "labelOverlap": False,
+            "labelFontSize": 10,
+            "labelLimit": 200,
+            "title": None,
+            "grid": False,
+            "ticks": False,
+        },
+    }
+
+
+def _middles(rows: Sequence[_Row]) -> list[float]:
+    return [round((top + bottom) / 2, 2) for top, bottom in _places(rows)]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
 
 
 def group_axis(rows: Sequence[str]) -> Record:
@@ -112,6 +167,8 @@ def _tooltip() -> list[dict[str, str]]:
         {"field": "trial", "title": "model"},
         {"field": "kept", "format": ".1%"},
         {"field": "left", "title": "units left"},
+        {"field": "asked", "title": "units asked for"},
+        {"field": "why"},
         {"field": "units", "title": "units of the dense network"},
         {"field": "share", "format": ".1%", "title": "share of the MACs"},
     ]
@@ -119,16 +176,19 @@ def _tooltip() -> list[dict[str, str]]:
 
 def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record:
     models = _models(view)
-    line = {"condition": {"test": _PICKED, "value": 2}, "value": 0}
     return {
         "description": (
             f"Map of {len(rows)} groups and {len(models)} models of the study {view.name}; the "
             "colour is the share of the group that is kept. The table below says it in numbers."
         ),
         "width": "container",
-        "height": _STEP * len(rows),
+        "height": _places(rows)[-1][1],
         "data": {"values": records},
-        "params": [picked_param()],
+        "params": [
+            picked_param(),
+            {"name": "names", "value": [_shortened(row.name) for row in rows]},
+            {"name": "middles", "value": _middles(rows)},
+        ],
         "encoding": {
             "x": {
                 "field": "trial",
@@ -136,22 +196,31 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
                 "sort": models,
                 "axis": {"labelAngle": 0, "orient": "top", "title": "model, from large to small"},
             },
-            "y": group_axis([row.name for row in rows]),
+            "y": _places_axis(rows),
             "tooltip": _tooltip(),
         },
-        "layer": [
-            {
-                "name": "cells",
-                "mark": {"type": "rect", "stroke": colours.BASELINE_COLOURS[0], "aria": False},
-                "encoding": {"color": _colour(), "strokeWidth": line},
-            },
-            {
-                "name": "gone",
-                "transform": [{"filter": "datum.kind === 'block' && datum.kept === 0"}],
-                "mark": {"type": "text", "text": "\u00d7", "fontSize": 13, "fontWeight": "bold"},
-                "encoding": {"color": {"value": "#FFFFFF"}},
-            },
+        "layer": [_cells(), _crosses()],
+    }
+
+
+def _cells() -> Record:
+    line = {"condition": {"test": _PICKED, "value": 2}, "value": 0}
+    return {
+        "name": "cells",
+        "mark": {"type": "rect", "stroke": colours.BASELINE_COLOURS[0], "aria": False},
+        "encoding": {"y2": {"field": "bottom"}, "color": _colour(), "strokeWidth": line},
+    }
+
+
+def _crosses() -> Record:
+    return {
+        "name": "gone",
+        "transform": [
+            {"filter": "datum.kind === 'block' && datum.kept === 0"},
+            {"calculate": "(datum.top + datum.bottom) / 2", "as": "middle"},
         ],
+        "mark": {"type": "text", "text": "\u00d7", "fontSize": 13, "fontWeight": "bold"},
+        "encoding": {"y": {"field": "middle"}, "color": {"value": "#FFFFFF"}},
     }
 
 
@@ -194,6 +263,12 @@ def _outline(view: StudyView, records: list[Record]) -> Record:
                 "transform": [{"filter": _PICKED}],
                 "mark": {"type": "bar", "color": colours.FRONT_COLOUR},
                 "encoding": {"x": {"field": "left", **units}},
+            },
+            {
+                "name": "asked",
+                "transform": [{"filter": f"{_PICKED} && isValid(datum.asked)"}],
+                "mark": {"type": "tick", "color": colours.BASELINE_COLOURS[0], "thickness": 2},
+                "encoding": {"x": {"field": "asked", **units}},
             },
         ],
     }

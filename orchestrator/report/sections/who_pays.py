@@ -136,7 +136,7 @@ def _records(bill: _Bill, shown: Sequence[str]) -> list[Record]:
 
 
 def _spec(view: StudyView, bill: _Bill, shown: Sequence[str]) -> Record:
-    form = {} if bill.what == CLASS else {"format": "+.0%"}
+    form = {} if bill.what == CLASS else {"format": "+.2~%"}
     change = {
         "field": "change",
         "type": "quantitative",
