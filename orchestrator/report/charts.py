@@ -14,7 +14,7 @@ from orchestrator.report.sections.parts import Chart, Record, picked_param
 from orchestrator.report.view import StudyView
 from orchestrator.results.choose import Front, max_quality
 
-WIDTH = 760
+CHART_WIDTH = 760
 """Pixels; on the page a chart is as wide as its window."""
 _CONFIG = {"background": "white", "view": {"stroke": None}, "font": "sans-serif"}
 _SHARP = 2.0
@@ -68,4 +68,4 @@ def _still(spec: Record, picked: str | None) -> Record:
     for param in spec["params"]:
         if param != picked_param():
             params.append({name: value for name, value in param.items() if name != "bind"})
-    return {**spec, "width": WIDTH, "params": params}
+    return {**spec, "width": CHART_WIDTH, "params": params}

@@ -15,7 +15,7 @@ from orchestrator.tracking.server import answering, connect, exchange, require_d
 
 NAME = "comparison"
 """The name of the run, and its tag `kind`."""
-TABLE = "comparison.json"
+COMPARED = "comparison.json"
 """The artifact that MLflow shows as a table."""
 _KEY = "comparison_key"
 _LONGEST = 5000
@@ -45,7 +45,7 @@ def record_comparison(uri: str, experiment: str, comparison: SideBySide) -> str:
         place = Place(experiment_id, run_id)
         client.log_artifact(run_id, str(comparison.page))
         table = {"columns": list(comparison.header), "data": [list(row) for row in comparison.rows]}
-        client.log_text(run_id, json.dumps(table), TABLE)
+        client.log_text(run_id, json.dumps(table), COMPARED)
         for name, value in _tags(client, place, comparison).items():
             client.set_tag(run_id, name, value)
         client.set_terminated(run_id, "FINISHED", end_time=int(1000 * time.time()))
@@ -74,7 +74,7 @@ def _tags(client: Any, place: Place, comparison: SideBySide) -> dict[str, str]:
         "state": "finished",
         "studies": ", ".join(comparison.studies)[:_LONGEST],
         NOTE: "\n".join([" · ".join(links), "", *lines])[:_LONGEST],
-        TABLES: json.dumps([{"path": TABLE, "type": "table"}]),
+        TABLES: json.dumps([{"path": COMPARED, "type": "table"}]),
     }
 
 

@@ -93,6 +93,17 @@ def test_the_page_compares_what_was_asked_with_what_is_there() -> None:
     assert [(mark["trial"], mark["group"], mark["asked"]) for mark in marked] == [("1", "conv0", 7)]
 
 
+def test_without_targets_there_is_no_column_for_them() -> None:
+    shown = replace(view(models=1), requested={"0": Requested({"conv0": 1})})
+    (table,) = [
+        part
+        for part in pruned_section(shown).parts
+        if isinstance(part, PageTable) and part.caption == "Asked for and reached"
+    ]
+    assert table.header == ["model", "FLOPs reached", "groups otherwise", "why"]
+    assert table.rows == [["trial 0", "90.0 %", "0 of 1", ""]]
+
+
 def test_models_that_have_what_was_asked_say_so_in_a_line() -> None:
     shown = replace(view(models=1), requested={"0": Requested({"conv0": 1})})
     lines = [part.text for part in pruned_section(shown).parts if isinstance(part, Line)]

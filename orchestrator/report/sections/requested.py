@@ -34,20 +34,23 @@ def requested_parts(view: StudyView, models: Sequence[str]) -> list[SectionPart]
 
 def _models_table(view: StudyView, models: Sequence[str]) -> PageTable:
     rows = {row.name: row for row in view.rows.front}
-    header = ["model", "FLOPs asked for", "FLOPs reached", "groups otherwise", "why"]
+    targets = {name: _target(view, rows[name]) for name in models}
+    header = ["model", "FLOPs reached", "groups otherwise", "why"]
+    # a space of thresholds has no targets
+    if any([target is not None for target in targets.values()]):
+        header.insert(1, "FLOPs asked for")
     cells = []
-    for name in models:
-        row = rows[name]
+    for name, target in targets.items():
         requested = view.requested[name]
-        target = _target(view, row)
-        reached = row.ratios.get("flops", 0.0)
+        reached = rows[name].ratios.get("flops", 0.0)
         line = [
-            row.words,
-            "" if target is None else percent(target),
+            rows[name].words,
             percent(reached),
             f"{len(requested.otherwise)} of {len(requested.units)}",
             _why(requested, target, reached),
         ]
+        if len(header) > len(line):
+            line.insert(1, "" if target is None else percent(target))
         cells.append(line)
     return PageTable("Asked for and reached", header, cells, models)
 
