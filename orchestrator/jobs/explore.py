@@ -66,7 +66,7 @@ from orchestrator.search.studies.warm_start import (
 from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import PreparedMethod
-from orchestrator.settings import Settings
+from orchestrator.settings import ChainSettings, Settings
 from orchestrator.tracking import Tracker
 from orchestrator.workers.exchange import exchange_of
 from orchestrator.workers.pool import Workers
@@ -318,37 +318,42 @@ def seconds_left(
     """
     if settings.phases.untrained:
         return _untrained_seconds_left(settings, trials, n_trials, models)
-    confirm = settings.phases.confirm
-    chain = settings.search.chain
-    trained_rounds = []
-    flops_ratios = []
-    seconds = []
-    for trial in trials:
-        measured = trial.user_attrs.get(MEASURED, {})
-        if measured.get("trained_rounds"):
-            trained_rounds.append(measured["trained_rounds"])
-            flops_ratios.append(measured["ratios"]["flops"])
-            seconds.append(trial.user_attrs[SECONDS])
-    if not trained_rounds:
+    trained = [trial for trial in trials if _rounds(trial)]
+    if not trained:
         return 0.0
-    rounds = np.array(trained_rounds, dtype=float)
-    ratios = np.array(flops_ratios, dtype=float)
-    prices = np.array(seconds) / rounds
+    confirm = settings.phases.confirm
+    rounds = float(np.mean([_rounds(trial) for trial in trained]))
+    per_round, per_dense_round = _round_seconds(settings.search.chain, trained)
+    rounds_per_model = len(confirm.seeds) * confirm.rounds
+    confirmed = models * rounds_per_model
+    # a ladder is finetuned as long as the front, and some of its models are confirmed
+    finetuned = models * rounds
+    per_ladder = finetuned + min(models, confirm.max_baseline_models) * rounds_per_model
+    left = max(0, n_trials - len(trials)) * rounds / settings.workers
+    # the dense model is confirmed, too
+    dense = rounds_per_model * per_dense_round
+    return dense + per_round * (left + confirmed + len(confirm.baselines) * per_ladder)
+
+
+def _rounds(trial: FrozenTrial) -> int:
+    """Rounds of finetuning of a trial; 0 for one that was not measured."""
+    return int(trial.user_attrs.get(MEASURED, {}).get("trained_rounds", 0))
+
+
+def _round_seconds(chain: ChainSettings, trained: Sequence[FrozenTrial]) -> tuple[float, float]:
+    """Seconds of a round at the mean FLOPs ratio of the chain's range, and at that of the dense.
+
+    They lie on a line through what the trials took.
+    """
+    ratios = np.array([trial.user_attrs[MEASURED]["ratios"]["flops"] for trial in trained])
+    prices = np.array([trial.user_attrs[SECONDS] / _rounds(trial) for trial in trained])
     slope = 0.0
     base = prices.mean()
     if np.ptp(ratios) > 0.05:
         slope, base = np.polyfit(ratios, prices, 1)
     mean_ratio = (chain.largest - chain.smallest) / math.log(chain.largest / chain.smallest)
     per_round = float(np.clip(base + slope * mean_ratio, prices.min(), prices.max()))
-    rounds_per_model = len(confirm.seeds) * confirm.rounds
-    confirmed = models * rounds_per_model
-    # a ladder is finetuned as long as the front, and some of its models are confirmed
-    finetuned = models * rounds.mean()
-    per_ladder = finetuned + min(models, confirm.max_baseline_models) * rounds_per_model
-    left = max(0, n_trials - len(trials)) * rounds.mean() / settings.workers
-    # the dense model is confirmed, too
-    dense = rounds_per_model * max(per_round, float(base + slope))
-    return dense + float(per_round * (left + confirmed + len(confirm.baselines) * per_ladder))
+    return per_round, max(per_round, float(base + slope))
 
 
 def _untrained_seconds_left(

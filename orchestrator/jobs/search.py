@@ -104,9 +104,7 @@ class _Job:
         members = with_ladders(facts.goals, members, baselines)
         summary = {
             **self._summary(reference, explored, members),
-            "smallest": self._smallest(members, dense),
-            "dense_as_given": self._dense_as_given(),
-            "dense_late_gain": late_gain(dense_curve(settings), facts.goals.sign),
+            **self._beside_dense(members, dense),
             **_free(explored),
             "baselines_left_out": left_out,
             "failed": dict(confirmation.failed),
@@ -165,6 +163,14 @@ class _Job:
 
         rows = run_baselines(confirmation, explored.methods[0], members, afford)
         return rows, sorted(left_out)
+
+    def _beside_dense(self, members: list[ConfirmedRow], dense: ConfirmedRow) -> dict[str, Any]:
+        """What the summary says of the dense model, and of the front beside it."""
+        return {
+            "smallest": self._smallest(members, dense),
+            "dense_as_given": self._dense_as_given(),
+            "dense_late_gain": late_gain(dense_curve(self.settings), self.final.facts.goals.sign),
+        }
 
     def _dense_as_given(self) -> float:
         """The test quality of the dense model that everything was cut from.

@@ -40,7 +40,10 @@ def write_charts(folder: Path, view: StudyView) -> list[Path]:
         spec = json.dumps(finite(_still(chart.spec, picked)))
         # nothing may be fetched: all data stands in the spec
         svg = vl_convert.vegalite_to_svg(spec, config=_CONFIG, allowed_base_urls=[])
-        files = {"svg": svg, "png": vl_convert.svg_to_png(svg, scale=_SHARP)}
+        files: dict[str, bytes | str] = {
+            "svg": svg,
+            "png": vl_convert.svg_to_png(svg, scale=_SHARP),
+        }
         for ending, content in files.items():
             path = folder / f"{chart.name}.{ending}"
             write_atomic(path, content)
