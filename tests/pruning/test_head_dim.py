@@ -19,7 +19,7 @@ from lightning_modules.pruning.attention import SlimAttention
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.masks import masked
-from lightning_modules.pruning.removal import rebuild, remove, slices
+from lightning_modules.pruning.removal import rebuild, remove
 from lightning_modules.pruning.structure import Structure
 
 NAMES = ["vit", "encoder", "cross_attention", "timm_vit"]
@@ -139,7 +139,7 @@ def test_narrow_heads_are_not_taken_for_fewer_heads(name: str) -> None:
     keep = structure.full()
     keep[group.start] = False
     with pytest.raises(PlanError, match="`attention` of the structure"):
-        rebuild(build(name)[0].double(), slices(this.model, structure, keep))
+        rebuild(build(name)[0].double(), remove(this.model, structure, keep).state_dict())
 
 
 def test_an_attention_that_scales_by_its_own_width_keeps_it_and_says_so() -> None:
