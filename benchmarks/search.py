@@ -118,7 +118,6 @@ RIVALS = {
     "ours, undistilled": PLAIN,
     "ours, unmixed": UNMIXED,
     "ours, mixed": "phases.finetune.distillation.mixed=6",
-    "ours, all trained": "search.chain.untrained=0",
     "ours, compensated": "method.compensate=true",
     "ours, all blocks": "",
     "ours": "",
@@ -126,7 +125,7 @@ RIVALS = {
 """Each as overrides of our configuration; those of torch-pruning use its pruner and only our
 training. Only those of `FEWER` drop whole blocks.
 """
-FEWER = ("ours", "ours, all trained", "ours, compensated", "chain + distillation, fewer blocks")
+FEWER = ("ours", "ours, compensated", "chain + distillation, fewer blocks")
 EQUAL_STEPS = (
     "chain",
     "chain + distillation",

@@ -196,19 +196,11 @@ class Exploration:
             targets = pacing.targets
             target_steps = pacing.target_steps
         filled = FilledTargets(receiver, target_steps)
-        enqueue_untrained(study, self._untrained_targets(pacing))
+        if pacing is not None:
+            enqueue_untrained(study, pacing.untrained)
         enqueue_chain(study, ready.space, ready.contexts, targets, filled)
         enqueue_plans(study, read_plans(settings))
         return pacing
-
-    def _untrained_targets(self, pacing: Pacing | None) -> Sequence[float]:
-        """FLOPs ratios of the plans that are made before anything is trained.
-
-        Only a budget in time has them: of a number of trials they would take the place of others.
-        """
-        if pacing is None or not self.settings.method.choices()[0].removes_units:
-            return ()
-        return pacing.untrained(self.settings.search.chain.untrained)
 
     def _chain_steps(self, ready: Ready, targets: Sequence[float]) -> list[float]:
         """Optimizer steps of the chain's plans, as many as the space gives them."""
@@ -285,11 +277,11 @@ class Exploration:
         ended = _ended(study)
         before = [other for other in ended if _end_of(other) <= _end_of(trial)]
         record_trial(self.parts.tracker, self.settings, self.facts.structure, trial)
+        total = n_trials if pacing is None else max(len(ended), len(pacing.targets))
         left = None if pacing is None else pacing.seconds_left()
         if left is None:
-            left = seconds_left(self.settings, ended, n_trials, self._expected_models(trials))
+            left = seconds_left(self.settings, ended, total, self._expected_models(trials))
         self.progress.eta(left)
-        total = n_trials if pacing is None else max(len(ended), len(pacing.targets))
         # workers may have ended several trials since the last look: each has its own count
         self.progress.trial(trial_row(trial, goals), front(trials, goals), len(before), total)
 

@@ -109,7 +109,7 @@ class ChainSettings(Part):
     They are log-spaced, and laid out above what can be reached. Where whole blocks are pruned, a
     target keeps FLOPs ratio^`depth` of them. Under a budget in time or epochs all targets get the
     same time, and at most `most_epochs`; what is left goes to the other targets, then to trials
-    around the chain. The first `untrained` targets are made before, without training.
+    around the chain.
     """
 
     targets: Count = 8
@@ -117,7 +117,6 @@ class ChainSettings(Part):
     smallest: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     depth: Annotated[float, Field(ge=0.0)] = 1.0
     most_epochs: Annotated[float, Field(gt=0.0)] = 30.0
-    untrained: Count = 3
 
     @model_validator(mode="after")
     def _falls(self) -> ChainSettings:

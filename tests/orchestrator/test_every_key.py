@@ -113,7 +113,6 @@ CHANGED: dict[str, Any] = {
 WITH: dict[str, dict[str, Any]] = {
     "search.chain.depth": {"method.depth": True, "model.blocks": 2},
     "search.chain.most_epochs": {"study.budget": "40epochs"},
-    "search.chain.untrained": {"study.budget": "40epochs"},
     "search.allocations": {"method.compensate": True},
     "method.normalize": {"method.scope": "global"},
     "method.rule": {

@@ -24,7 +24,7 @@ from orchestrator.search.pace.budget import (
     Unpaced,
     fewer_targets,
 )
-from orchestrator.search.pace.pacing import Clock, Pacing, Plans, pacing_of
+from orchestrator.search.pace.pacing import Clock, Plans, pacing_of
 from orchestrator.settings.budget import parse_budget
 from tests.search.problems import bench, settings_of
 
@@ -298,14 +298,17 @@ def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_model
     assert dense.step_at(0.1) == dense.step_at(1.0) == 2.0
 
 
-@pytest.mark.parametrize(
-    ("budget", "step", "count"),
-    [("10s", 0.1, 0), ("60s", 0.1, 2), ("1h", 0.1, 3), ("2epochs", 9.0, 3)],
-)
-def test_untrained_plans_take_a_small_part_of_a_budget(
-    budget: str, step: float, count: int
+@pytest.mark.parametrize(("budget", "untrained"), [("30s", 3), ("20h", 0)])
+def test_a_budget_with_too_few_steps_for_all_targets_has_untrained_plans(
+    tmp_path: Path, budget: str, untrained: int
 ) -> None:
-    speed = Speed((1.0,), (step,), (0.0,))
-    pace = Unpaced(1.0, lambda: 0.0)
-    pacing = Pacing(parse_budget(budget), (0.5, 0.3, 0.2, 0.1), pace, speed, lambda: 0.0)
-    assert pacing.untrained(3) == (0.5, 0.3, 0.2)[:count]
+    here = bench(tmp_path, tmp_path / "runs", f"study.budget={budget}", "search.chain.targets=7")
+    ticks = itertools.count()
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    plans = Plans(here.facts, here.space, here.context)
+    clock = Clock(0.0, lambda: float(next(ticks)))
+    pacing = pacing_of(here.settings, here.lab, plans, study, clock, Progress())
+    assert pacing is not None
+    whole = here.settings.search.chain.ratios(None, here.context.least_ratio)
+    assert pacing.untrained == pytest.approx(whole[:untrained])
+    assert (len(pacing.targets) < 7) == bool(untrained)

@@ -77,6 +77,9 @@ class MadeUpLab(Lab):
 
         Errors: DivergedError as often as `made_up.failures` says.
         """
+        steps = self.round_steps(training)
+        if steps == 0:
+            return self._untrained(model, training, on_round)
         settings = self.made_up.settings
         draw = self._work("finetune", self.made_up.recipe, replace(training, callbacks=()))
         if on_round is not None and draw.random() < settings.failures:
@@ -87,7 +90,6 @@ class MadeUpLab(Lab):
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1.0 + 1e-3 * float(noise[-1]))
-        steps = training.round_steps or self.phases.finetune.round_steps
         for number in range(1, training.rounds + 1):
             time.sleep(settings.seconds * steps)
             metrics = self._metrics(model, number, float(noise[number - 1]))

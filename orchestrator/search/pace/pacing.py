@@ -54,13 +54,8 @@ MIXING = 0.05
 """Share of a budget in time for computing the dense outputs on mixed copies of the data."""
 MOST_MIXED = 8
 """Largest number of mixed copies."""
-UNTRAINED = 0.1
-"""Share of a budget in time that plans may take which train nothing."""
-UNTRAINED_STEPS = 30
-"""Optimizer steps of the dense model that last about as long as one compensated removal.
-
-Measured: 14 for a ResNet-20, 40 to 60 for a ResNet-50 at 32 x 32.
-"""
+UNTRAINED = 3
+"""Number of plans that train nothing, where a budget does not pay for the steps of all targets."""
 MIXED_EPOCHS = 10.0
 """Epochs that the chain's plans have on average at least where mixed copies are used.
 
@@ -72,7 +67,8 @@ With fewer, the data itself is new enough.
 class Pacing:
     """The `targets` of the chain, the `pace` of trials, and the clock of the whole budget.
 
-    The clock is on the scale of the budget's measure.
+    The clock is on the scale of the budget's measure. `untrained` are the FLOPs ratios of plans
+    that come before the chain and train nothing.
     """
 
     budget: Budget
@@ -80,6 +76,7 @@ class Pacing:
     pace: Pace | Unpaced
     speed: Speed
     clock: Callable[[], float]
+    untrained: tuple[float, ...] = ()
 
     @property
     def words(self) -> str:
@@ -94,14 +91,6 @@ class Pacing:
             return []
         ratios = self.pace.chain[: len(self.targets)]
         return [float(self.pace.target_steps(ratio)) for ratio in ratios]
-
-    def untrained(self, most: int) -> tuple[float, ...]:
-        """The targets, the largest first, that are made without training before the chain."""
-        if self.budget.measure != "seconds":
-            return self.targets[:most]
-        price = UNTRAINED_STEPS * self.speed.step_at(1.0)
-        affordable = int(UNTRAINED * self.budget.amount / price)
-        return self.targets[: min(most, affordable)]
 
     def seconds_left(self) -> float | None:
         """Seconds left for the whole run; None where the budget is not in seconds."""
@@ -254,7 +243,20 @@ def pacing_of(
 
     ratios = [plans.at(target) for target in targets]
     pace = Pace(speed, ratios, available, sharing, Ledger(spent, left, steps.done))
-    return Pacing(budget, targets, pace, speed, spent)
+    untrained = _untrained(budget, plans, chain, len(targets))
+    return Pacing(budget, targets, pace, speed, spent, untrained)
+
+
+def _untrained(
+    budget: Budget, plans: Plans, chain: ChainSettings, affordable: int
+) -> tuple[float, ...]:
+    """The largest of all targets, where the budget has too few steps for all of them.
+
+    Compensated removal alone is better there than a few steps of finetuning.
+    """
+    if budget.measure != "seconds" or not plans.cut or affordable >= chain.targets:
+        return ()
+    return tuple(_targets(plans, chain, chain.targets)[:UNTRAINED])
 
 
 def _affordable_targets(
