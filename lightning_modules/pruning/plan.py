@@ -40,10 +40,10 @@ class Timing:
     rounds.
 
     `round_steps` is the number of optimizer steps of a round if a budget in time sets it; None: as
-    configured; 0: nothing is trained. `distillation` is the weight of the dense outputs in the
-    loss; None: as configured. `accumulate` is the number of parts in which each batch was trained
-    on; it is above 1 if memory ran out. `mixed` is the number of mixed copies of the training data
-    that were learnt beside it if a budget in time sets it; None: as configured.
+    configured. `distillation` is the weight of the dense outputs in the loss; None: as configured.
+    `accumulate` is the number of parts in which each batch was trained on; it is above 1 if memory
+    ran out. `mixed` is the number of mixed copies of the training data that were learnt beside it
+    if a budget in time sets it; None: as configured.
     Errors: PlanError for values out of range.
     """
 
@@ -66,8 +66,8 @@ class Timing:
             raise PlanError(
                 f"plan.steps and plan.rounds must be at least 1; got {self.steps} and {self.rounds}"
             )
-        if self.round_steps is not None and self.round_steps < 0:
-            raise PlanError(f"plan.round_steps must be at least 0; got {self.round_steps}")
+        if self.round_steps is not None and self.round_steps < 1:
+            raise PlanError(f"plan.round_steps must be at least 1; got {self.round_steps}")
         if self.accumulate < 1:
             raise PlanError(f"plan.accumulate must be at least 1; got {self.accumulate}")
         if self.mixed is not None and self.mixed < 0:
@@ -80,11 +80,6 @@ class Timing:
             raise PlanError(
                 f"a plan prunes between 0 <= start < end <= 1; got {self.start:g} and {self.end:g}"
             )
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the plan itself says that nothing is trained."""
-        return self.round_steps == 0
 
     @property
     def total(self) -> int:

@@ -48,7 +48,6 @@ from orchestrator.search.studies.queue import (
     done,
     enqueue_chain,
     enqueue_plans,
-    enqueue_untrained,
     own_trials,
     queued,
     reclaim_interrupted,
@@ -196,8 +195,6 @@ class Exploration:
             targets = pacing.targets
             target_steps = pacing.target_steps
         filled = FilledTargets(receiver, target_steps)
-        if pacing is not None:
-            enqueue_untrained(study, pacing.untrained)
         enqueue_chain(study, ready.space, ready.contexts, targets, filled)
         enqueue_plans(study, read_plans(settings))
         return pacing

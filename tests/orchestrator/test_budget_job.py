@@ -201,20 +201,3 @@ def test_more_time_goes_on_and_too_little_says_what_took_it(
     after = results()
     assert {name: after[name] for name in before} == before
     assert len(after) >= len(before)
-
-
-def test_untrained_plans_come_first_and_no_sampler_sees_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def two(budget: Any, plans: Any, chain: Any, affordable: int) -> tuple[float, ...]:
-        return (0.5, 0.3)
-
-    monkeypatch.setattr("orchestrator.search.pace.pacing._untrained", two)
-    assert main([*SMALL, "made_up={}", "study.budget=12epochs"]) == 0
-    assert [trial.kind for trial in trials()][:3] == ["untrained", "untrained", "chain"]
-    for trial, target in zip(trials()[:2], (0.5, 0.3), strict=True):
-        assert trial.state == "completed"
-        assert trial.ratios["flops"] == pytest.approx(target, abs=0.1)
-    storage = JournalStorage(JournalFileBackend(str(RUN / "study.journal")))
-    study = optuna.load_study(study_name="digits_small", storage=storage)
-    assert [trial.state.name for trial in study.trials[:2]] == ["FAIL", "FAIL"]

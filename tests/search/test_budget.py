@@ -296,19 +296,3 @@ def test_a_speed_is_interpolated_over_the_log_of_flops_and_flat_for_sparse_model
     assert SPEED.step_at(0.01) == 0.5
     dense = Speed((1.0,), (2.0,), (5.0,))
     assert dense.step_at(0.1) == dense.step_at(1.0) == 2.0
-
-
-@pytest.mark.parametrize(("budget", "untrained"), [("30s", 3), ("20h", 0)])
-def test_a_budget_with_too_few_steps_for_all_targets_has_untrained_plans(
-    tmp_path: Path, budget: str, untrained: int
-) -> None:
-    here = bench(tmp_path, tmp_path / "runs", f"study.budget={budget}", "search.chain.targets=7")
-    ticks = itertools.count()
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    plans = Plans(here.facts, here.space, here.context)
-    clock = Clock(0.0, lambda: float(next(ticks)))
-    pacing = pacing_of(here.settings, here.lab, plans, study, clock, Progress())
-    assert pacing is not None
-    whole = here.settings.search.chain.ratios(None, here.context.least_ratio)
-    assert pacing.untrained == pytest.approx(whole[:untrained])
-    assert (len(pacing.targets) < 7) == bool(untrained)

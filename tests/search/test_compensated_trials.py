@@ -11,13 +11,10 @@ from pydantic import ValidationError
 
 import orchestrator
 from lightning_modules.errors import ConfigError
-from lightning_modules.pruning.removal import remove
 from orchestrator.__main__ import main
 from orchestrator.results.rows import ConfirmedRow, TrialRow, read_csv
 from orchestrator.search.confirmation.ladders import Climber
 from orchestrator.search.parts import check_parts
-from orchestrator.search.plans.given import untrained
-from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.trials.pruners import UnitPruner
 from orchestrator.search.trials.working import Event, UnitStage, Working
 from tests.search.problems import bench, settings_of
@@ -138,26 +135,3 @@ def test_an_untrained_ladder_cuts_every_model_from_the_dense_one(
     direct.prune(macs[-1])
     pairs = zip(climber.model.parameters(), direct.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
-
-
-def test_an_untrained_plan_is_compensated_and_nobody_inherits_from_it(
-    home: Path, tmp_path: Path
-) -> None:
-    here = bench(home, tmp_path, "phases.train.epochs=12")
-    plan = untrained(here.space, here.context, 0.3)
-    measured, _ = here.run(plan)
-    assert measured.trained_rounds == 0
-    smaller, _ = here.run(here.propose(0.1), 1)
-    assert smaller.plan["parent"] is None
-    plain = remove(here.facts.model, here.facts.structure, here.store.finished()[0].keep)
-    here.lab.recalibrate(plain, here.lab.phases.finetune.recalibration_batches, 0)
-    assert measured.metrics["accuracy"] > here.lab.validate(plain)["accuracy"] + 0.1
-
-
-def test_an_untrained_plan_makes_the_same_model_twice(home: Path, tmp_path: Path) -> None:
-    weights = []
-    for name in ("once", "twice"):
-        here = bench(home, tmp_path / name)
-        _, model = here.run(untrained(here.space, here.context, 0.3))
-        weights.append(weights_digest(model))
-    assert weights[0] == weights[1]

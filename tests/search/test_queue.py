@@ -29,7 +29,6 @@ from orchestrator.search.studies.queue import (
     done,
     enqueue_chain,
     enqueue_plans,
-    enqueue_untrained,
     own_trials,
     parting,
     queued,
@@ -38,7 +37,7 @@ from orchestrator.search.studies.queue import (
 )
 from orchestrator.search.studies.storage import Journal
 from orchestrator.search.studies.study import Trials
-from orchestrator.search.studies.trial import ENQUEUED, KIND, UNTRAINED_TARGET, WARM
+from orchestrator.search.studies.trial import ENQUEUED, KIND, WARM
 from tests.search.test_study import RULES, SPACE, context, pretend
 
 STORAGES = ["journal", "sqlite"]
@@ -269,15 +268,3 @@ def test_a_database_that_was_away_for_long_is_looked_at_again_soon(
     with trials.leases.leading():
         supply(trials, 1, lambda trial: None, look, sleep)
     assert rests == [LONGEST_REST]
-
-
-def test_untrained_targets_wait_once_and_not_behind_the_chain(tmp_path: Path) -> None:
-    study = opened(tmp_path, "journal")
-    for _ in range(2):
-        enqueue_untrained(study, [0.5, 0.3])
-    waiting_targets = [trial.user_attrs[UNTRAINED_TARGET] for trial in study.get_trials()]
-    assert waiting_targets == [0.5, 0.3]
-    assert queued(study) == []
-    enqueue_chain(study, SPACE, [context()], [0.5])
-    enqueue_untrained(study, [0.2])
-    assert len(study.get_trials()) == 3

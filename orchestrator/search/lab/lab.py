@@ -191,7 +191,7 @@ class Lab:
 
         The result is reproducible from the training's seed on one CPU.
         """
-        round_steps = self.round_steps(training)
+        round_steps = training.round_steps or self.phases.finetune.round_steps
         if round_steps == 0:
             return self._untrained(model, training, on_round)
         task = self.task(model)
@@ -212,12 +212,6 @@ class Lab:
                 memory_format=self.memory_format,
                 options=self.trainer,
             )
-
-    def round_steps(self, training: Training) -> int:
-        """Optimizer steps of a round; 0 where nothing is trained."""
-        if training.round_steps is None:
-            return self.phases.finetune.round_steps
-        return training.round_steps
 
     def _untrained(self, model: nn.Module, training: Training, on_round: OnRound | None) -> int:
         """Validates once, in place of all rounds."""

@@ -29,7 +29,7 @@ NARROW = 0.25
 
 The loss falls with the square root of the share of parameters that is left.
 """
-BEFORE_TRAINING = 0.2
+UNTRAINED = 0.2
 """Share of the quality that is missing without any finetuning.
 
 Each round takes away half of the rest.
@@ -77,9 +77,6 @@ class MadeUpLab(Lab):
 
         Errors: DivergedError as often as `made_up.failures` says.
         """
-        steps = self.round_steps(training)
-        if steps == 0:
-            return self._untrained(model, training, on_round)
         settings = self.made_up.settings
         draw = self._work("finetune", self.made_up.recipe, replace(training, callbacks=()))
         if on_round is not None and draw.random() < settings.failures:
@@ -90,6 +87,7 @@ class MadeUpLab(Lab):
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1.0 + 1e-3 * float(noise[-1]))
+        steps = training.round_steps or self.phases.finetune.round_steps
         for number in range(1, training.rounds + 1):
             time.sleep(settings.seconds * steps)
             metrics = self._metrics(model, number, float(noise[number - 1]))
@@ -133,7 +131,7 @@ def metrics_of(
     `ratio` is that of its parameters to the dense ones.
     """
     narrow = NARROW * (1.0 - np.sqrt(min(1.0, ratio)))
-    short = narrow + BEFORE_TRAINING * 0.5**rounds
+    short = narrow + UNTRAINED * 0.5**rounds
     good = float(np.clip(BEST_QUALITY - short + noise, 0.0, 1.0))
     metrics = {}
     for name, direction in directions.items():

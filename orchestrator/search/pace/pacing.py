@@ -54,8 +54,6 @@ MIXING = 0.05
 """Share of a budget in time for computing the dense outputs on mixed copies of the data."""
 MOST_MIXED = 8
 """Largest number of mixed copies."""
-UNTRAINED = 3
-"""Number of plans that train nothing, where a budget does not pay for the steps of all targets."""
 MIXED_EPOCHS = 10.0
 """Epochs that the chain's plans have on average at least where mixed copies are used.
 
@@ -67,8 +65,7 @@ With fewer, the data itself is new enough.
 class Pacing:
     """The `targets` of the chain, the `pace` of trials, and the clock of the whole budget.
 
-    The clock is on the scale of the budget's measure. `untrained` are the FLOPs ratios of plans
-    that come before the chain and train nothing.
+    The clock is on the scale of the budget's measure.
     """
 
     budget: Budget
@@ -76,7 +73,6 @@ class Pacing:
     pace: Pace | Unpaced
     speed: Speed
     clock: Callable[[], float]
-    untrained: tuple[float, ...] = ()
 
     @property
     def words(self) -> str:
@@ -243,20 +239,7 @@ def pacing_of(
 
     ratios = [plans.at(target) for target in targets]
     pace = Pace(speed, ratios, available, sharing, Ledger(spent, left, steps.done))
-    untrained = _untrained(budget, plans, chain, len(targets))
-    return Pacing(budget, targets, pace, speed, spent, untrained)
-
-
-def _untrained(
-    budget: Budget, plans: Plans, chain: ChainSettings, affordable: int
-) -> tuple[float, ...]:
-    """The largest of all targets, where the budget has too few steps for all of them.
-
-    Compensated removal alone is better there than a few steps of finetuning.
-    """
-    if budget.measure != "seconds" or not plans.cut or affordable >= chain.targets:
-        return ()
-    return tuple(_targets(plans, chain, chain.targets)[:UNTRAINED])
+    return Pacing(budget, targets, pace, speed, spent)
 
 
 def _affordable_targets(

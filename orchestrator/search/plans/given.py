@@ -1,20 +1,18 @@
-"""Plans that no sampler proposes.
+"""Plans that a user gives: thresholds per group in JSON files.
 
-A user gives thresholds per group in JSON files: trials of kind `user` behind the chain. Untrained
-plans are the chain's own, before it: what removal and compensation alone make of the dense model.
+They are tried as trials of kind `user` behind the chain.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from lightning_modules.errors import ConfigError, DataError
-from lightning_modules.pruning.plan import Plan, Thresholds, Timing
+from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Structure
 from lightning_modules.recipe import nearest
 from orchestrator.search.space import SearchContext, Space
@@ -80,12 +78,6 @@ def check_plans(settings: Settings, structure: Structure, model: nn.Module) -> N
                 f"{path} names unknown groups {unknown}{nearest(unknown[0], known)}; the model has "
                 f"{known}; job=inspect lists them"
             )
-
-
-def untrained(space: Space, context: SearchContext, flops_ratio: float) -> Plan:
-    """The chain's plan for this target, in one step and without training."""
-    plan = space.propose(context, space.chain(context, flops_ratio))
-    return replace(plan, timing=Timing(round_steps=0))
 
 
 def given(space: Space, context: SearchContext, thresholds: Mapping[str, float]) -> Plan:

@@ -76,14 +76,11 @@ class PlanStore:
         return plan
 
     def parent_of(self, plan: Plan, number: int) -> Finished | None:
-        """The cheapest trained plan that contains this one; None: the dense model.
+        """The cheapest finished plan that contains this one; None: the dense model.
 
-        `number` is the trial's own. What was not trained has nothing that the dense model lacks.
+        `number` is the trial's own.
         """
-        others = []
-        for other in self.finished():
-            if other.number != number and other.trained_rounds:
-                others.append(other)
+        others = [other for other in self.finished() if other.number != number]
         return nearest_parent(others, self._needs(plan))
 
     def _needs(self, plan: Plan) -> npt.NDArray[np.float64]:

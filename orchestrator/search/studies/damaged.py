@@ -16,8 +16,8 @@ from orchestrator.search.studies.trial import (
     ENQUEUED,
     KIND,
     STATE,
+    USER_THRESHOLDS,
     WARM,
-    WITHOUT_PARAMS,
     FrozenTrial,
     Study,
 )
@@ -69,7 +69,7 @@ def _again(study: Study, trial: FrozenTrial) -> str:
         if other.user_attrs.get(ANEW_OF) == trial.number:
             return f"; it is made anew as trial {other.number}"
     attrs: dict[str, Any] = {}
-    for name in (KIND, ENQUEUED, *WITHOUT_PARAMS):
+    for name in (KIND, ENQUEUED, USER_THRESHOLDS):
         if name in trial.user_attrs:
             attrs[name] = trial.user_attrs[name]
     attrs[ANEW_OF] = trial.number

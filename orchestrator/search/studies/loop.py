@@ -31,7 +31,7 @@ from orchestrator.search.studies.trial import (
     KIND,
     REASON,
     STATE,
-    WITHOUT_PARAMS,
+    USER_THRESHOLDS,
     FrozenTrial,
     TrialState,
 )
@@ -202,7 +202,7 @@ def run_claimed(trials: Trials, claimed: FrozenTrial) -> bool:
             trials.exchange.fetch()
             seed = seed_of(rules.seed, Stream.SAMPLER, claimed.number)
             trial = opened(study, claimed, sampler(rules.sampler, seed, distributions))
-            if not any(name in claimed.user_attrs for name in WITHOUT_PARAMS):
+            if USER_THRESHOLDS not in claimed.user_attrs:
                 draw(study, trial, distributions)
             trial.set_user_attr(KIND, trial.user_attrs.get(KIND, "search"))
             run_trial(trials, trial)

@@ -28,8 +28,6 @@ from orchestrator.search.studies.trial import (
     RUNGS,
     SECONDS,
     STATE,
-    UNTRAINED,
-    UNTRAINED_TARGET,
     USER_THRESHOLDS,
     WARM,
     FrozenTrial,
@@ -96,19 +94,6 @@ def _is_planned(space: Space, context: SearchContext, params: Params, plans: lis
     return False
 
 
-def enqueue_untrained(study: Study, targets: Sequence[float]) -> None:
-    """Enqueue plans at these FLOPs ratios that are not trained, before the chain."""
-    if study.user_attrs.get(CHAINED):
-        return
-    # a run that was killed while it enqueued them left some
-    known = [trial.user_attrs.get(UNTRAINED_TARGET) for trial in study.get_trials(deepcopy=False)]
-    for target in targets:
-        if target in known:
-            continue
-        attrs = {KIND: UNTRAINED, ENQUEUED: {}, UNTRAINED_TARGET: target}
-        study.enqueue_trial({}, user_attrs=attrs)
-
-
 def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
     """Enqueue the user's own plans, by their thresholds, each once in a study's life."""
     known = [trial.user_attrs.get(USER_THRESHOLDS) for trial in study.get_trials(deepcopy=False)]
@@ -122,15 +107,12 @@ def enqueue_plans(study: Study, plans: Sequence[Mapping[str, float]]) -> None:
 def queued(study: Study) -> list[Params]:
     """Parameters of the enqueued trials that have not ended, the open one included.
 
-    They come in the order in which the trials run. Those that train nothing are left out.
+    They come in the order in which the trials run.
     """
     params: list[Params] = []
     for trial in study.get_trials(deepcopy=False):
-        known = trial.user_attrs
-        if known.get(KIND) == UNTRAINED or trial.state.is_finished():
-            continue
-        if ENQUEUED in known:
-            params.append(known[ENQUEUED])
+        if ENQUEUED in trial.user_attrs and not trial.state.is_finished():
+            params.append(trial.user_attrs[ENQUEUED])
     return params
 
 

@@ -22,7 +22,7 @@ from lightning_modules.recipe import Recipe
 from lightning_modules.tasks.metrics import Direction
 from orchestrator.redact import redact, redact_tree
 from orchestrator.search.goals import Goals
-from orchestrator.search.plans.given import given, untrained
+from orchestrator.search.plans.given import given
 from orchestrator.search.plans.lineage import differences
 from orchestrator.search.plans.measurement import Evaluate, Measurement
 from orchestrator.search.samplers import Distributions
@@ -39,7 +39,6 @@ from orchestrator.search.studies.trial import (
     SECONDS,
     STATE,
     TRACE,
-    UNTRAINED_TARGET,
     USER_THRESHOLDS,
     FrozenTrial,
     Study,
@@ -207,13 +206,11 @@ def _record(
 
 
 def _plan(trials: Trials, trial: optuna.Trial) -> Plan:
-    """The plan of the trial's parameters, of the user's own thresholds, or an untrained one."""
-    known = trial.user_attrs
-    if USER_THRESHOLDS in known:
-        return given(trials.space, trials.context, known[USER_THRESHOLDS])
-    if UNTRAINED_TARGET in known:
-        return untrained(trials.space, trials.context, known[UNTRAINED_TARGET])
-    return trials.space.propose(trials.context, trial.params)
+    """The plan of the trial's parameters, or of the user's own thresholds."""
+    thresholds = trial.user_attrs.get(USER_THRESHOLDS)
+    if thresholds is None:
+        return trials.space.propose(trials.context, trial.params)
+    return given(trials.space, trials.context, thresholds)
 
 
 class _Reporter:

@@ -18,8 +18,6 @@ TRACE = "trace"
 ENQUEUED = "enqueued"
 ORIGIN = "origin"
 USER_THRESHOLDS = "user_thresholds"
-UNTRAINED_TARGET = "untrained_target"
-"""Attribute of a trial: the FLOPs ratio of a plan that is carried out without training."""
 DAMAGED = "damaged"
 """Attribute of a study: a reason by the number of each trial whose files were damaged.
 
@@ -29,10 +27,5 @@ ANEW_OF = "anew_of"
 """Attribute of a trial: the number of the damaged one that it makes anew."""
 WARM = "warm"
 """The kind of a trial that was taken over from another study; this one did no work for it."""
-
-UNTRAINED = "untrained"
-"""The kind of a trial that removes units, compensates, and trains nothing."""
-WITHOUT_PARAMS = (USER_THRESHOLDS, UNTRAINED_TARGET)
-"""Attributes of trials whose plan does not come from a sampler's parameters."""
 
 Study = optuna.Study

@@ -127,7 +127,7 @@ class Evaluator:
 
     def _evaluated(self, plan: Plan, number: int, report: Report) -> Measurement:
         self._require_something_removed(plan)
-        parent = self._parent_of(plan, number)
+        parent = self.store.parent_of(plan, number) if self.recipe.lineage else None
         plan = replace(
             plan,
             parent=None if parent is None else parent.number,
@@ -147,15 +147,6 @@ class Evaluator:
             stopped = measurement(self.lab, plan, self._kept(plan), plan.density)
             return replace(stopped, state="stopped", **outcome.record())
         return self._finish(number, plan, parent, outcome, costs)
-
-    def _parent_of(self, plan: Plan, number: int) -> Finished | None:
-        """The plan whose weights this one begins from; None: the dense model's.
-
-        What is not trained is cut from the dense model, where no error of a fit has gone before.
-        """
-        if not self.recipe.lineage or plan.timing.untrained:
-            return None
-        return self.store.parent_of(plan, number)
 
     def _require_something_removed(self, plan: Plan) -> None:
         whole = (self._kept(plan) == self.lab.facts.structure.sizes).all()
@@ -196,8 +187,6 @@ class Evaluator:
 
     def _paced(self, plan: Plan, working: Working) -> Plan:
         """The plan with what a budget in time sets: the steps of a round, and mixed copies."""
-        if plan.timing.untrained:
-            return plan
         rounds = planned_rounds(self.lab, self.recipe.methods[plan.method], plan, working.alive)
         ratio = self.lab.facts.ratios(self._kept(plan))["flops"]
         timing = replace(plan.timing, round_steps=self.pace(ratio, rounds), mixed=self.mixed)

@@ -194,7 +194,7 @@ class _Run:
     def _begin_weights(self, event: Event) -> None:
         """Weight rewinding, or fresh weights, for the units that are left."""
         begin = self.finetuning.begin
-        if begin == "kept" or not event.hard or self.plan.timing.untrained:
+        if begin == "kept" or not event.hard:
             return
         facts = self.lab.facts
         if begin == "rewound":
@@ -262,9 +262,6 @@ def _stages_at_work(
 def _stage(lab: Lab, settings: MethodSettings, run: _Run) -> Stage:
     """A stage on the model as it is now, after the stages before it."""
     if settings.removes_units:
-        if run.plan.timing.untrained:
-            # nothing else makes up for what is removed
-            settings = settings.model_copy(update={"compensate": True})
         kept = run.plan.counts(lab.facts.structure)
         return UnitStage(UnitPruner(lab, settings), run.working, kept)
     pruner = WeightPruner(lab, settings, run.working.model, run.working.alive)
