@@ -26,7 +26,7 @@ from tests.faults.tiny import (
 
 pytestmark = pytest.mark.slow
 
-SINGLE, OF_WORKERS, OF_PARENTS = 6, 5, 2
+SINGLE, OF_WORKERS, OF_PARENTS = 4, 5, 2
 TRAINED = "made_up=null"
 MANY = 16
 MOST = DEATHS - 2
@@ -57,7 +57,7 @@ def test_a_study_killed_at_random_times_ends_as_an_undisturbed_one(
     """From the imports to the report; a study that comes to its end is followed by another."""
     expected, seconds = whole
     draw, kills, studies = random.Random(0), 0, 0
-    while kills < SINGLE or studies < 2:
+    while kills < SINGLE or not studies:
         folder = tmp_path / str(studies)
         folder.mkdir(exist_ok=True)
         with run(folder, TRAINED, before=() if kills else AS_A_USER) as process:
