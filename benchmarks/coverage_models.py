@@ -193,7 +193,7 @@ def _detector(name: str) -> tuple[nn.Module, Inputs]:
 def _video(name: str) -> tuple[nn.Module, Inputs]:
     import torchvision.models as tv
 
-    frames, pixels = (16, 224) if name.startswith("mvit") else (14, 64)
+    frames, pixels = (16, 224) if name in ("mvit_v2_s", "s3d") else (14, 64)
     return tv.get_model(name, num_classes=10), Inputs((torch.randn(1, 3, frames, pixels, pixels),))
 
 

@@ -97,3 +97,5 @@ def test_studies_that_are_not_in_mlflow_leave_it_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("orchestrator.jobs.compared._record", None)
     compare_and_record([study(Path("runs") / name) for name in ("a", "b")])
+    assert Path("runs/comparison.html").is_file()
+    assert not list(tmp_path.glob("*.db"))
