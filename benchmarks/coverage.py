@@ -80,18 +80,40 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=120.0, help="CPU time for a model")
     arguments.add_argument("--memory-gb", type=float, default=8.0)
     arguments.add_argument("--write", action="store_true", help="write docs/coverage.md")
+    arguments.add_argument(
+        "--rows", type=Path, help="a file of JSON lines; models with a row in it are not run again"
+    )
     arguments.add_argument("--child", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if chosen.child:
         print(json.dumps(measure(chosen.child, chosen.seconds, chosen.memory_gb)))
         return
     names = [name for family in chosen.families for name in every_name(family)]
+    kept = rows_in(chosen.rows)
     rows = []
     for name in names or chosen.models:
-        rows.append(in_a_process(name, chosen.seconds, chosen.memory_gb))
-        print(" | ".join(str(rows[-1].get(key, "")) for key, _ in COLUMNS), flush=True)
+        row = kept.get(name)
+        if row is None:
+            row = in_a_process(name, chosen.seconds, chosen.memory_gb)
+            keep_row(chosen.rows, row)
+        rows.append(row)
+        print(" | ".join(str(row.get(key, "")) for key, _ in COLUMNS), flush=True)
         if chosen.write:
             PAGE.write_text(page(rows))
+
+
+def rows_in(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The rows of a file by their models; there are none without a file."""
+    if path is None or not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["model"]: row for row in rows}
+
+
+def keep_row(path: Path | None, row: Mapping[str, Any]) -> None:
+    if path is not None:
+        with path.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def in_a_process(name: str, seconds: float, memory_gb: float) -> dict[str, Any]:
