@@ -233,11 +233,21 @@ SMALL = {
     "use_cache": False,
     "image_size": 64,
 }
-"""What keeps a network small; widths stay as they are."""
+"""What keeps a network small; widths stay as they are, unless they are those of `NARROW`."""
+NARROW = {
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+"""The widths of a network of billions of parameters: memory holds several copies of it."""
 
 
 def _shrink(config: Any) -> None:
-    for key, value in SMALL.items():
+    wide = getattr(config, "hidden_size", 0) > 1024
+    chosen = {**SMALL, **NARROW} if wide else SMALL
+    for key, value in chosen.items():
         if hasattr(config, key):
             setattr(config, key, value)
 

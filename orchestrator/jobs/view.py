@@ -53,13 +53,16 @@ def write_known(settings: Settings, facts: Facts, begun: Mapping[str, Any]) -> N
 
     goals = facts.goals
     ways = task_directions(settings)
-    skipped = {layer.name: layer.reason for layer in facts.structure.skipped}
+    structure = facts.structure
+    skipped = {layer.name: layer.reason for layer in structure.skipped}
+    skipped.update(structure.whole)
     content = {
         "quality": goals.quality,
         "sign": goals.sign,
         "costs": list(goals.costs),
         "groups": [asdict(group) for group in _groups(facts)],
-        "skipped": {**skipped, **facts.structure.whole},
+        "skipped": skipped,
+        "before": groups_before(structure, list(skipped)),
         "begun": dict(begun),
         "signs": {name: 1.0 if way == "maximize" else -1.0 for name, way in ways.items()},
     }
@@ -76,6 +79,26 @@ def _groups(facts: Facts) -> list[GroupFacts]:
         block = _block_of(group, facts.structure)
         groups.append(GroupFacts(group.name, group.kind, group.size, share, block))
     return groups
+
+
+def groups_before(structure: Structure, names: Sequence[str]) -> dict[str, int]:
+    """How many groups stand before each of these layers in the network.
+
+    Layers that multiply with nothing have no place. Whole blocks stand behind all other groups.
+    """
+    tensors = [product.tensor for product in structure.macs]
+
+    def place(name: str) -> int | None:
+        inside = (at for at, tensor in enumerate(tensors) if tensor.startswith(f"{name}."))
+        return next(inside, None)
+
+    groups = [place(group.name) for group in structure.groups if group.kind != "block"]
+    before = {}
+    for name in names:
+        at = place(name)
+        if at is not None:
+            before[name] = sum(other is not None and other < at for other in groups)
+    return before
 
 
 def _block_of(group: Group, structure: Structure) -> str:
@@ -96,7 +119,7 @@ def read_known(folder: Path) -> Known | None:
 
 def _parsed(data: Mapping[str, Any]) -> Known:
     groups = [GroupFacts(**group) for group in data["groups"]]
-    network = Network(groups, dict(data["skipped"]))
+    network = Network(groups, dict(data["skipped"]), dict(data.get("before", {})))
     quality = data["quality"]
     signs = {name: float(sign) for name, sign in data.get("signs", {}).items()}
     begun = dict(data.get("begun", {}))

@@ -31,11 +31,13 @@ class GroupFacts:
 class Network:
     """What is known of the dense network: its groups in network order, and what stays whole.
 
-    `skipped` has the reason by the name of a layer or group.
+    `skipped` has the reason by the name of a layer or group, and `before` how many of the groups
+    stand before it in the network, where that is known.
     """
 
     groups: Sequence[GroupFacts] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

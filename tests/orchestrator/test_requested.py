@@ -6,7 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from lightning_modules.pruning.discovery import discover
+from orchestrator.jobs.view import groups_before
 from orchestrator.report.sections.parts import Chart, Line, PageTable
 from orchestrator.report.sections.pruned import pruned_section
 from orchestrator.report.view import GroupFacts, Network
@@ -128,3 +132,24 @@ def test_rows_without_a_share_have_the_least_height() -> None:
     assert isinstance(chart, Chart)
     places = [(record["top"], record["bottom"]) for record in chart.spec["data"]["values"]]
     assert places == [(0.0, 11.0), (11.0, 22.0)]
+
+
+def test_layers_that_stay_whole_are_rows_in_their_place_with_the_reason() -> None:
+    shown = view(models=1, groups=2)
+    network = replace(
+        shown.network, skipped={"fc": "the output", "stem": "kept"}, before={"stem": 1}
+    )
+    chart, *parts = pruned_section(replace(shown, network=network)).parts
+    assert isinstance(chart, Chart)
+    rows = [(record["group"], record.get("why")) for record in chart.spec["data"]["values"]]
+    # nobody knows where fc stands
+    assert rows == [("conv0", None), ("stem", "kept"), ("conv1", None)]
+    table = next(part for part in parts if isinstance(part, PageTable))
+    assert [line[0] for line in table.rows] == ["conv0", "conv1"]
+
+
+def test_the_place_of_a_layer_is_among_the_groups_of_the_network() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    structure = discover(network, (torch.randn(1, 4),))
+    assert [group.name for group in structure.groups] == ["0", "2"]
+    assert groups_before(structure, ["4", "2", "1"]) == {"4": 2, "2": 1}

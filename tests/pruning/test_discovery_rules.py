@@ -287,3 +287,27 @@ def test_a_model_that_makes_indices_of_its_floats_is_verified_on_the_example() -
 
     structure = discover(Rounded(), (torch.tensor([[0.0, 4.0, 2.0]]),))
     assert "hidden" in {group.name for group in structure.groups}
+
+
+class MaskedInTraining(nn.Module):
+    """Some samples' features become a learned mask, in training only, and by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.mask = nn.Parameter(torch.zeros(8))
+        self.second = nn.Linear(8, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x)
+        if self.training and torch.rand(()) < 2.0:
+            features = torch.where(torch.rand(len(x), 1) < 0.5, self.mask, features)
+        return self.head(self.second(features.relu()).relu())
+
+
+def test_what_breaks_in_train_mode_alone_stays_whole() -> None:
+    structure = discover(MaskedInTraining(), (torch.randn(1, 4),))
+    assert structure.source == "export"
+    assert sizes(structure) == {"second": 6}
+    assert "breaks the forward pass" in reasons(structure)["first"]

@@ -60,8 +60,10 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     """Trace a copy in eval mode at these inputs, of batch 1.
 
     If some parameters were not reached, a second walk in train mode follows. It only adds ties, as
-    of auxiliary heads that run in training; costs are those of eval mode.
-    Errors: whatever `torch.export` raises.
+    of auxiliary heads that run in training; costs are those of eval mode. A forward pass that draws
+    its shapes or branches in training does not export: then no tie is added, and the verification
+    freezes what breaks in train mode.
+    Errors: whatever `torch.export` raises in eval mode.
     """
     twin = copy_of(model).eval()
     if attention == "head_dim":
@@ -75,17 +77,26 @@ def trace_model(model: nn.Module, inputs: Inputs, attention: AttentionUnit = "he
     parameters = set(dict(twin.named_parameters()))
     reached = {name for name, _ in trace.axes}
     if parameters - reached:
-        eval_products = list(trace.products)
-        trace.values.clear()
-        trace.tensors.clear()
-        trace.static.clear()
-        twin.train()
-        # batch norm refuses to train on one value per channel, hence two samples
-        _walk(trace, exported_program(twin, inputs.repeated(2)))
-        trace.products[:] = eval_products
-        trace.trained = True
-        twin.eval()
+        _walk_in_training(trace, twin, inputs)
     return trace
+
+
+def _walk_in_training(trace: Trace, twin: nn.Module, inputs: Inputs) -> None:
+    trace.trained = True
+    twin.train()
+    try:
+        # batch norm refuses to train on one value per channel, hence two samples
+        program = exported_program(twin, inputs.repeated(2))
+    except Exception:  # whatever the model's code raises; in eval mode it did export
+        return
+    finally:
+        twin.eval()
+    eval_products = list(trace.products)
+    trace.values.clear()
+    trace.tensors.clear()
+    trace.static.clear()
+    _walk(trace, program)
+    trace.products[:] = eval_products
 
 
 def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:

@@ -16,7 +16,7 @@ from orchestrator.report.sections.parts import (
     picked_param,
 )
 from orchestrator.report.sections.requested import requested_parts
-from orchestrator.report.view import StudyView
+from orchestrator.report.view import Network, StudyView
 from orchestrator.results.quantities import percent
 from orchestrator.results.requested import Requested
 
@@ -31,12 +31,16 @@ _PICKED = "picked !== null && datum.trial === picked"
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the map: a group, or a tensor of which single weights are pruned."""
+    """One row of the map: a group, a layer that stays whole, or a tensor of single weights.
+
+    `whole` is the reason why a layer stays whole, empty for what can be pruned.
+    """
 
     name: str
     kind: str
-    units: int | None
-    macs_share: float | None
+    units: int | None = None
+    macs_share: float | None = None
+    whole: str = ""
 
 
 def pruned_section(view: StudyView) -> Section:
@@ -45,7 +49,7 @@ def pruned_section(view: StudyView) -> Section:
         "Each row is a group of coupled layers in the order of the network, each column a model of "
         "the front from large to small; the colour says how much of the group is kept, and a row "
         "is as high as its share of the MACs, but never too low to be read. A cross marks a whole "
-        "block that is gone. Below it: the units that the model that you point at keeps of each "
+        "block that is gone; a grey row is a layer that stays whole, and says why. Below it: the units that the model that you point at keeps of each "
         "group, within the outline of the dense network; a short line stands where another number "
         "was asked for."
     )
@@ -58,7 +62,8 @@ def pruned_section(view: StudyView) -> Section:
     counted = [record for record in records if record["units"] and record["kind"] != "block"]
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
-    parts.append(_groups_table(view, rows))
+    prunable = [row for row in rows if not row.whole]
+    parts.append(_groups_table(view, prunable))
     parts += requested_parts(view, _models(view))
     if view.network.skipped:
         parts.append(_skipped_table(view))
@@ -66,13 +71,27 @@ def pruned_section(view: StudyView) -> Section:
 
 
 def _rows(view: StudyView) -> list[_Row]:
-    """Groups in network order, then the tensors of which some model keeps a part."""
+    """Groups and whole layers in network order, then tensors of which some model keeps a part."""
+    network = view.network
     rows = []
-    for group in view.network.groups:
+    for place, group in enumerate(network.groups):
+        rows += _whole_rows(network, place)
         rows.append(_Row(group.name, group.kind, group.units, group.macs_share))
+    rows += _whole_rows(network, len(network.groups))
     named = {row.name for row in rows}
     tensors = dict.fromkeys([name for kept in view.kept.values() for name in kept])
-    rows += [_Row(name, "weights", None, None) for name in tensors if name not in named]
+    rows += [_Row(name, "weights") for name in tensors if name not in named]
+    return rows
+
+
+def _whole_rows(network: Network, place: int) -> list[_Row]:
+    """The layers that stay whole, and stand right behind so many groups."""
+    groups = {group.name for group in network.groups}
+    rows = []
+    for name, before in network.before.items():
+        # a layer that stays whole in part is a group as well
+        if before == place and name not in groups:
+            rows.append(_Row(name, "whole", whole=network.skipped[name]))
     return rows
 
 
@@ -100,6 +119,8 @@ def _records(view: StudyView, rows: Sequence[_Row]) -> list[Record]:
                 "top": top,
                 "bottom": bottom,
             }
+            if row.whole:
+                record["why"] = row.whole
             if row.name in requested.otherwise:
                 record["asked"] = requested.units[row.name]
                 record["why"] = requested.otherwise[row.name]
@@ -178,8 +199,9 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
     models = _models(view)
     return {
         "description": (
-            f"Map of {len(rows)} groups and {len(models)} models of the study {view.name}; the "
-            "colour is the share of the group that is kept. The table below says it in numbers."
+            f"Map of {len(rows)} groups and layers and {len(models)} models of the study "
+            f"{view.name}; the colour is the share that is kept, grey what cannot be pruned. The "
+            "tables below say it in numbers."
         ),
         "width": "container",
         "height": _places(rows)[-1][1],
@@ -199,7 +221,7 @@ def _map(view: StudyView, rows: Sequence[_Row], records: list[Record]) -> Record
             "y": _places_axis(rows),
             "tooltip": _tooltip(),
         },
-        "layer": [_cells(), _crosses()],
+        "layer": [_cells(), _whole_cells(), _crosses()],
     }
 
 
@@ -209,6 +231,16 @@ def _cells() -> Record:
         "name": "cells",
         "mark": {"type": "rect", "stroke": colours.BASELINE_COLOURS[0], "aria": False},
         "encoding": {"y2": {"field": "bottom"}, "color": _colour(), "strokeWidth": line},
+    }
+
+
+def _whole_cells() -> Record:
+    """Grey over the rows of layers that stay whole."""
+    return {
+        "name": "whole",
+        "transform": [{"filter": "datum.kind === 'whole'"}],
+        "mark": {"type": "rect", "color": colours.TRIAL, "aria": False},
+        "encoding": {"y2": {"field": "bottom"}},
     }
 
 
