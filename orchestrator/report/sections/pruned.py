@@ -49,9 +49,9 @@ def pruned_section(view: StudyView) -> Section:
         "Each row is a group of coupled layers in the order of the network, each column a model of "
         "the front from large to small; the colour says how much of the group is kept, and a row "
         "is as high as its share of the MACs, but never too low to be read. A cross marks a whole "
-        "block that is gone; a grey row is a layer that stays whole, and says why. Below it: the units that the model that you point at keeps of each "
-        "group, within the outline of the dense network; a short line stands where another number "
-        "was asked for."
+        "block that is gone; a grey row is a layer that stays whole, and says why. Below it: the "
+        "units that the model that you point at keeps of each group, within the outline of the "
+        "dense network; a short line stands where another number was asked for."
     )
     rows = _rows(view)
     if not rows or not view.kept:
