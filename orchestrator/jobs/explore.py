@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -30,7 +30,6 @@ from orchestrator.search.plans.given import read_plans
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.ready import (
     DENSE,
-    OVER,
     Ready,
     make_ready,
     require_one_dense,
@@ -68,7 +67,6 @@ from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.settings import ChainSettings, Settings
 from orchestrator.tracking import Tracker
 from orchestrator.workers.exchange import exchange_of
-from orchestrator.workers.pool import Workers
 
 
 @dataclass(frozen=True)
@@ -117,12 +115,16 @@ class Explored:
 
 @dataclass(frozen=True)
 class Exploration:
-    """One run of the search, without what follows it: the chain, then trials around it."""
+    """One run of the search, without what follows it: the chain, then trials around it.
+
+    `look` looks after the processes that run the trials; None: this process runs them.
+    """
 
     settings: Settings
     lab: Lab
     parts: StudyParts
     progress: Progress
+    look: Callable[[], None] | None = None
 
     @property
     def facts(self) -> Facts:
@@ -243,9 +245,9 @@ class Exploration:
         parts.exchange.publish_dense(dense_folder(settings))
         # from here on others may help
         study.set_user_attr(DENSE, self.facts.dense_digest)
-        if settings.workers > 1:
-            with self.progress.timed("workers"), Workers(settings, study, leads=True) as workers:
-                supply(trials, n_trials, on_trial, lambda: workers.look(self.progress))
+        if self.look is not None:
+            with self.progress.timed("workers"):
+                supply(trials, n_trials, on_trial, self.look)
         elif pacing is None:
             run_trials(trials, n_trials, on_trial)
         else:
@@ -253,7 +255,6 @@ class Exploration:
         parts.leases.require_lead()
         # trials of helpers that ended before this process looked
         self._record_ended()
-        study.set_user_attr(OVER, True)
         parts.exchange.fetch()
 
     def _expected_models(self, trials: Sequence[TrialRow]) -> int:
@@ -302,8 +303,8 @@ def seconds_left(
     """Seconds of the trials that are left and of the confirmation of so many `models`.
 
     They are estimated from what trials of this study have taken so far. A round of finetuning is
-    priced at the mean FLOPs ratio of the chain's range. Workers share the trials; one process
-    confirms.
+    priced at the mean FLOPs ratio of the chain's range. Workers share the trials, the models that
+    are confirmed, and the ladders, of which each is one process's.
     """
     if settings.phases.untrained:
         return _untrained_seconds_left(settings, trials, n_trials, models)
@@ -318,10 +319,11 @@ def seconds_left(
     # a ladder is finetuned as long as the front, and some of its models are confirmed
     finetuned = models * rounds
     per_ladder = finetuned + min(models, confirm.max_baseline_models) * rounds_per_model
-    left = max(0, n_trials - len(trials)) * rounds / settings.workers
+    left = max(0, n_trials - len(trials)) * rounds * per_round
     # the dense model is confirmed, too
-    dense = rounds_per_model * per_dense_round
-    return dense + per_round * (left + confirmed + len(confirm.baselines) * per_ladder)
+    models_left = confirmed * per_round + rounds_per_model * per_dense_round
+    in_turn = math.ceil(len(confirm.baselines) / settings.workers)
+    return (left + models_left) / settings.workers + in_turn * per_ladder * per_round
 
 
 def _rounds(trial: FrozenTrial) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from lightning_modules.data.contract import ready_data
@@ -23,6 +24,7 @@ from orchestrator.results.undertrained import late_gain
 from orchestrator.search.confirmation.beside import run_baselines, with_ladders
 from orchestrator.search.confirmation.final import Confirmation, confirm_front
 from orchestrator.search.confirmation.ladders import LadderStep
+from orchestrator.search.confirmation.sharing import HELPED, SHARED, Sharing, take_part
 from orchestrator.search.goals import Reference, study_reference
 from orchestrator.search.lab.dense import dense_curve
 from orchestrator.search.lab.lab import FinalLab
@@ -39,6 +41,7 @@ from orchestrator.search.studies.study import bind_study
 from orchestrator.search.studies.trial import DAMAGED, WARM
 from orchestrator.settings import Settings
 from orchestrator.tracking import StudyEnd, StudyResults, Tracker
+from orchestrator.workers.pool import Crew
 
 
 def search(settings: Settings) -> Outputs:
@@ -56,10 +59,13 @@ def search(settings: Settings) -> Outputs:
         with parts.leases.leading(lambda line: progress.phase("study", line)):
             bind_study(parts.study, settings)
             parts.study.set_user_attr(OVER, False)
+            parts.study.set_user_attr(SHARED, None)
             record_study(parts.tracker, settings, parts.study)
             try:
                 final = prepare(settings, data, progress)
-                outputs = _Job(settings, final, parts, progress, begin).run()
+                with Crew(settings, parts.study, progress) as crew:
+                    look = crew.look if settings.workers > 1 else None
+                    outputs = _Job(settings, final, parts, progress, begin, look).run()
             except BaseException as error:
                 end: StudyEnd = "failed" if isinstance(error, Exception) else "interrupted"
                 parts.tracker.close_study(StudyResults(), end)
@@ -73,7 +79,7 @@ def search(settings: Settings) -> Outputs:
 class _Job:
     """The search and what follows it: confirmation, baselines, outputs.
 
-    `begin` is when the run began.
+    `begin` is when the run began. `look` looks after the workers; None where there are none.
     """
 
     settings: Settings
@@ -81,6 +87,7 @@ class _Job:
     parts: StudyParts
     progress: Progress
     begin: float
+    look: Callable[[], None] | None
 
     def run(self) -> Outputs:
         settings = self.settings
@@ -89,18 +96,17 @@ class _Job:
         reference = study_reference(settings, facts.goals, facts.dense_metrics, facts.dense_costs)
         write_known(settings, facts, _begun(settings, reference))
         study.set_user_attr("reference", reference.plain())
-        exploration = Exploration(settings, self.final.lab, self.parts, self.progress)
-        explored = exploration.run(Clock(self.begin))
-        if explored.nothing_left:
-            self.progress.phase(
-                "search",
-                f"every combination of the space was tried, {len(explored.trials)} trials in all",
-            )
-        _require_completed(explored.trials)
+        explored = self._explored()
         chosen = self._chosen(explored.trials)
         confirmation = self._confirmation(explored, chosen)
+        sharing = self._sharing(confirmation, explored)
+        if sharing is not None:
+            sharing.models(chosen)
         members, dense = confirm_front(confirmation, chosen)
+        if sharing is not None:
+            sharing.ladders(members)
         baselines, left_out = self._baselines(confirmation, explored, members)
+        study.set_user_attr(OVER, True)
         members = with_ladders(facts.goals, members, baselines)
         summary = {
             **self._summary(reference, explored, members),
@@ -121,6 +127,19 @@ class _Job:
             summary,
         )
         return self._written(outputs)
+
+    def _explored(self) -> Explored:
+        """The search. Errors: UserError where no trial completed."""
+        lab = self.final.lab
+        exploration = Exploration(self.settings, lab, self.parts, self.progress, self.look)
+        explored = exploration.run(Clock(self.begin))
+        if explored.nothing_left:
+            self.progress.phase(
+                "search",
+                f"every combination of the space was tried, {len(explored.trials)} trials in all",
+            )
+        _require_completed(explored.trials)
+        return explored
 
     def _written(self, outputs: Outputs) -> Outputs:
         """The outputs, with their files."""
@@ -143,6 +162,21 @@ class _Job:
             round_steps = explored.pacing.confirming(self.settings.phases, ratios)
         folder = self.settings.study.folder
         return Confirmation(self.final, explored.store, folder, self.progress, round_steps)
+
+    def _sharing(self, confirmation: Confirmation, explored: Explored) -> Sharing | None:
+        """How the processes of the study share the confirmation; None where this one confirms all.
+
+        They need a common folder. A budget in time is one process's, and so is a latency that
+        counts: it is not measured beside other work.
+        """
+        study = self.parts.study
+        if not (self.look is not None or study.user_attrs.get(HELPED)):
+            return None
+        parted = explored.pacing is not None or self.parts.exchange.store is not None
+        if parted or self.final.facts.goals.uses("latency_ms"):
+            return None
+        own_share = partial(take_part, study, confirmation, explored.methods[0])
+        return Sharing(study, confirmation, self.look or own_share)
 
     def _baselines(
         self, confirmation: Confirmation, explored: Explored, members: list[ConfirmedRow]

@@ -9,6 +9,8 @@ from lightning_modules.data.contract import ready_data
 from lightning_modules.errors import ConfigError
 from orchestrator.files import require_writable
 from orchestrator.progress import Progress
+from orchestrator.search.confirmation.final import Confirmation
+from orchestrator.search.confirmation.sharing import HELPED, SHARED, take_part
 from orchestrator.search.lab.dense import dense_folder
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.ready import (
@@ -29,7 +31,7 @@ from orchestrator.search.studies.study import Trials, join_study
 from orchestrator.search.studies.trial import FrozenTrial, Study
 from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
-from orchestrator.search.trials.methods import check_method
+from orchestrator.search.trials.methods import PreparedMethod, check_method
 from orchestrator.settings import Settings
 from orchestrator.workers.exchange import exchange_of
 
@@ -89,26 +91,34 @@ def dense_is_ready(study: Study, leases: Leases, progress: Progress) -> bool:
 
 def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, name: str) -> None:
     space = settings.space.build()
-    stopping = settings.stopping.build()
     check_method(settings, space)
     data = ready_data(settings.data)
     exchange = exchange_of(settings, study)
     exchange.fetch_dense(dense_folder(settings))
-    lab = prepare(settings, data, progress).lab
-    require_same_dense(study, lab.facts)
-    ready = make_ready(settings, lab, space, progress)
-    store = store_of(settings, lab.facts, study)
+    final = prepare(settings, data, progress)
+    require_same_dense(study, final.facts)
+    ready = make_ready(settings, final.lab, space, progress)
+    store = store_of(settings, final.facts, study)
+    rules = rules_of(settings, final.facts, settings.stopping.build())
     evaluator = Evaluator(
-        lab,
-        trial_recipe(settings, lab),
+        final.lab,
+        trial_recipe(settings, final.lab),
         store,
         may_save=leases.require,
-        allocations=allocation_search(settings, lab),
+        allocations=allocation_search(settings, final.lab),
     )
-    rules = rules_of(settings, lab.facts, stopping)
     trials = Trials(study, ready.space, ready.context, evaluator, rules, leases, exchange)
-    goals = lab.facts.goals
+    confirmation = Confirmation(final, store, settings.study.folder, progress)
+    study.set_user_attr(HELPED, True)
     progress.phase(f"work {name}".strip(), f"trials of study '{settings.study.name}', as they come")
+    _help(trials, confirmation, ready.methods[0])
+
+
+def _help(trials: Trials, confirmation: Confirmation, method: PreparedMethod) -> None:
+    """Run trials, then confirm models, as they come, until the leader has all or is gone."""
+    study = trials.study
+    goals = trials.rules.goals
+    progress = confirmation.progress
 
     def on_trial(trial: FrozenTrial) -> None:
         ended = [other for other in own_trials(study) if other.state.is_finished()]
@@ -116,10 +126,15 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
         progress.trial(row, front(rows(study, goals), goals), len(ended), len(own_trials(study)))
 
     def go_on() -> bool:
-        if study.user_attrs.get(OVER):
+        if study.user_attrs.get(OVER) or study.user_attrs.get(SHARED):
             return False
         left = [*waiting(study, study.user_attrs.get(WANTED, 0)), *running(study)]
         # without a leader, the trials that are left are still done
-        return leases.led() or bool(left)
+        return trials.leases.led() or bool(left)
 
-    help_search(trials, go_on, on_trial)
+    while True:
+        help_search(trials, go_on, on_trial)
+        if study.user_attrs.get(OVER) or not trials.leases.led():
+            return
+        if not take_part(study, confirmation, method):
+            time.sleep(POLL_SECONDS)

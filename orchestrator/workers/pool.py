@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
@@ -163,6 +164,32 @@ class Workers:
 
     def _log(self, index: int) -> Path:
         return self._folder / f"{index}.log"
+
+
+class Crew:
+    """A context: the workers of the process that leads a study.
+
+    They begin when they are first looked at, and end with the context.
+    """
+
+    def __init__(self, settings: Settings, study: Study, progress: Progress) -> None:
+        self._stack = ExitStack()
+        self._workers = Workers(settings, study, leads=True)
+        self._progress = progress
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def look(self) -> None:
+        """As `Workers.look`."""
+        if not self._begun:
+            self._stack.enter_context(self._workers)
+            self._begun = True
+        self._workers.look(self._progress)
 
 
 def share_of(settings: Settings, index: int) -> Settings:

@@ -33,6 +33,7 @@ SMALL = [
     "phases.confirm.max_models=2",
     "search.chain.targets=3",
     "threads=1",
+    "memory_format=contiguous",  # auto measures, and a busy machine may choose otherwise
     "study.n_trials=6",
 ]
 BRIEF = ["phases.confirm.baselines=[]", "tracking=none"]  # where trials are what counts

@@ -53,6 +53,20 @@ def test_two_workers_do_what_one_process_does(home: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.family
+def test_two_workers_share_the_confirmation(home: tuple[Path, str]) -> None:
+    folder, said = home
+    study = folder / "runs" / "tiny"
+    models = [path.stem for path in (study / "confirm").glob("*.json")]
+    marks = [path.stem for path in (study / "confirm" / "shared").glob("*.json")]
+    trials = [name for name in models if name.startswith("trial-")]
+    assert sorted(marks) == ["baseline-uniform", "dense", *sorted(trials)]
+    # the process that searches trained none of them itself
+    assert "shared by the processes of the study" in said
+    assert ", seed" not in said
+
+
+@pytest.mark.slow
 def test_there_is_nothing_to_help_with_in_a_study_that_is_over(
     home: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,22 +56,46 @@ def run_baselines(
     """
     confirm = confirmation.final.lab.phases.confirm
     progress = confirmation.progress
-    ladder = [_ladder_step(confirmation, row.trial) for row in front if row.trial is not None]
-    chosen = spread_out([float(row.cost) for row in front], confirm.max_baseline_models)
-    matched = {ladder[index].trial for index in chosen}
-    confirmed = [step for step in ladder if step.trial in matched]
+    matches = matches_of(confirmation, front)
+    ladder = [_ladder_step(confirmation, trial) for trial in matches.trials]
+    confirmed = [step for step in ladder if step.trial in matches.confirmed]
     rows: list[ConfirmedRow] = []
     for name in confirm.baselines:
-        if not afford(name, ladder, confirmed):
-            progress.phase(f"baseline {name}", "left out: it would not end within study.budget")
+        label = f"baseline {name}"
+        if label in confirmation.failed:
+            # in another process of the study
             continue
-        progress.phase(
-            f"baseline {name}",
-            f"{len(ladder)} models at the front's FLOPs, {len(matched)} confirmed",
-        )
-        with confirmation.left_out(f"baseline {name}"):
-            rows += _Ladder(confirmation, method, name, ladder).rows(matched)
+        if not afford(name, ladder, confirmed):
+            progress.phase(label, "left out: it would not end within study.budget")
+            continue
+        models = f"{len(ladder)} models at the front's FLOPs, {len(confirmed)} confirmed"
+        progress.phase(label, models)
+        with confirmation.left_out(label):
+            rows += climbed(confirmation, method, name, matches)
     return rows
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The front's trials at whose costs a ladder has models, and those whose match is confirmed."""
+
+    trials: tuple[int, ...]
+    confirmed: tuple[int, ...]
+
+
+def matches_of(confirmation: Confirmation, front: Sequence[ConfirmedRow]) -> Matches:
+    most = confirmation.final.lab.phases.confirm.max_baseline_models
+    trials = tuple([row.trial for row in front if row.trial is not None])
+    chosen = spread_out([float(row.cost) for row in front], most)
+    return Matches(trials, tuple([trials[index] for index in chosen]))
+
+
+def climbed(
+    confirmation: Confirmation, method: PreparedMethod, name: Name, matches: Matches
+) -> list[ConfirmedRow]:
+    """One ladder, and a row for each of its models that is confirmed."""
+    ladder = [_ladder_step(confirmation, trial) for trial in matches.trials]
+    return _Ladder(confirmation, method, name, ladder).rows(set(matches.confirmed))
 
 
 def _ladder_step(confirmation: Confirmation, trial: int) -> LadderStep:

@@ -105,8 +105,12 @@ def confirm_front(
     )
     confirmed: list[tuple[TrialRow, Confirmed]] = []
     for row in chosen:
-        with confirmation.left_out(f"trial-{row.number}"):
-            confirmed.append((row, _confirmed_trial(confirmation, row.number)))
+        name = f"trial-{row.number}"
+        if name in confirmation.failed:
+            # in another process of the study
+            continue
+        with confirmation.left_out(name):
+            confirmed.append((row, confirm_trial(confirmation, row.number)))
     if chosen and not confirmed:
         times, reason = most_common(list(confirmation.failed.values()))
         raise UserError(
@@ -114,7 +118,7 @@ def confirm_front(
             "all trials are kept: mend it (phases.finetune, phases.confirm) and give the same "
             "command again"
         )
-    return _members(confirmation, confirmed), _confirmed_dense(confirmation)
+    return _members(confirmation, confirmed), _dense_row(confirmation)
 
 
 def _members(
@@ -147,7 +151,7 @@ def _members(
     return members
 
 
-def _confirmed_trial(confirmation: Confirmation, number: int) -> Confirmed:
+def confirm_trial(confirmation: Confirmation, number: int) -> Confirmed:
     """One trial's model, confirmed and exported."""
     lab = confirmation.final.lab
     store = confirmation.store
@@ -232,7 +236,11 @@ def confirmation_record(
     return {"confirmed": by_seed, "confirmed_seed": best, "confirmation": finetuning}
 
 
-def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
+def confirm_dense(confirmation: Confirmation) -> Confirmed:
+    """The dense model, finetuned as long as the others.
+
+    Errors: UserError where it does not fit into memory.
+    """
     facts = confirmation.facts
     candidate = Candidate(
         "dense",
@@ -246,6 +254,12 @@ def _confirmed_dense(confirmation: Confirmation) -> ConfirmedRow:
         SMALLER.format("finetune"),
     ):
         result, _ = confirmation.confirmed(candidate)
+    return result
+
+
+def _dense_row(confirmation: Confirmation) -> ConfirmedRow:
+    facts = confirmation.facts
+    result = confirm_dense(confirmation)
     # what ratios are against, not a second measurement of it
     latency = {"latency_ms": facts.prices.bench.dense_ms}
     return confirmed_row(facts, "dense", None, replace(result, costs={**result.costs, **latency}))
