@@ -22,7 +22,7 @@ PIXELS = {"swin": 224, "vit": 224, "maxvit": 224, "inception": 128, "deit": 224}
 TIMM_PIXELS = {
     "beit": 224,
     "cait": 224,
-    "coatnet": 224,
+    "coat": 224,
     "convit": 224,
     "eva02": 224,
     "gcvit": 224,

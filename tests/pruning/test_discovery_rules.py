@@ -311,3 +311,31 @@ def test_what_breaks_in_train_mode_alone_stays_whole() -> None:
     assert structure.source == "export"
     assert sizes(structure) == {"second": 6}
     assert "breaks the forward pass" in reasons(structure)["first"]
+
+
+class Anchored(nn.Module):
+    """Keeps what it makes for the size of an input, as YOLO's head does."""
+
+    size: object = None
+    anchors = torch.zeros(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.head(self.first(x).relu())
+        if self.size != x.shape:
+            self.size = x.shape
+            self.anchors = torch.arange(x.shape[-1], dtype=x.dtype) + 0.5
+        return features + self.anchors
+
+
+def test_what_a_forward_pass_keeps_while_it_is_exported_is_taken_back() -> None:
+    model = Anchored()
+    structure = discover(model, (torch.randn(1, 3, 4, 4),))
+    assert structure.source == "export"
+    assert sizes(structure) == {"first": 8}
+    # it works on copies
+    assert model.size is None

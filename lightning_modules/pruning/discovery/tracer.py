@@ -107,13 +107,32 @@ def exported_program(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     no fault here.
     """
     logged_from = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _attributes_kept(model):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             return torch.export.export(model, inputs.args, dict(inputs.kwargs))
         finally:
             logging.disable(logged_from)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Takes back what the forward pass sets on modules, such as anchors for its input's size.
+
+    While a model is exported these are symbols without values, which no later pass can use.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    try:
+        yield
+    finally:
+        for module, before, named in zip(modules, attributes, buffers, strict=True):
+            vars(module).clear()
+            vars(module).update(before)
+            module._buffers.clear()
+            module._buffers.update(named)
 
 
 def _transient(model: nn.Module) -> frozenset[str]:
