@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +22,26 @@ SCALES = (1, 10)
 """Factors of the inputs at which a module is tried: what saturates shows only at large inputs."""
 
 
-def droppable(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Paths of the innermost modules that `nn.Identity` can replace, in `named_modules` order.
+class PassThrough(nn.Identity):
+    """Stands where a block was: it returns its first input, whatever else it is called with."""
 
-    Such a module is called once, with one tensor and nothing else. It returns a tensor of the same
+    def forward(self, input: Tensor, *others: object, **options: object) -> Tensor:
+        return input
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a module was called with: `x` first, then other arguments such as masks."""
+
+    x: Tensor
+    others: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+def droppable(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Paths of the innermost modules that `PassThrough` can replace, in `named_modules` order.
+
+    Such a module is called once, with a tensor first. It returns a tensor of the same
     shape and dtype, and shares no parameter with the rest. `model` must be in eval mode with
     randomised parameters, because zeros may hide a module's effect. Inputs ten times as large
     reveal what saturates.
@@ -32,7 +50,7 @@ def droppable(model: nn.Module, inputs: Inputs) -> list[str]:
     passing: list[str] | None = None
     for scale in SCALES:
         calls = _calls(model, inputs.map(partial(_scaled, scale=scale)))
-        candidates = {path: x for path, x in calls.items() if _owns_tensors(names, path)}
+        candidates = {path: call for path, call in calls.items() if _owns_tensors(names, path)}
         passing_now = _innermost(candidates, model)
         still_passing = passing_now if passing is None else passing
         passing = [path for path in still_passing if path in passing_now]
@@ -43,7 +61,7 @@ def _scaled(x: Tensor, scale: int) -> Tensor:
     return x * scale if x.is_floating_point() else x
 
 
-def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+def _innermost(calls: Mapping[str, _Call], model: nn.Module) -> list[str]:
     """Those of the called modules that return their input when zeroed, and contain no other
     such.
     """
@@ -56,9 +74,9 @@ def _innermost(calls: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     return [path for path in calls if path in chosen]
 
 
-def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """The input of each module with parameters that was called once, as `droppable` says."""
-    calls: dict[str, list[Tensor | None]] = {}
+def _calls(model: nn.Module, inputs: Inputs) -> dict[str, _Call]:
+    """The call of each module with parameters that was called once, as `droppable` says."""
+    calls: dict[str, list[_Call | None]] = {}
     handles: list[RemovableHandle] = []
     for path, module in model.named_modules():
         if path and next(module.parameters(), None) is not None:
@@ -71,42 +89,54 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    single: dict[str, Tensor] = {}
+    single: dict[str, _Call] = {}
     for path, seen in calls.items():
         if len(seen) == 1 and seen[0] is not None:
             single[path] = seen[0]
     return single
 
 
-def _before(seen: list[Tensor | None]) -> Any:
-    """A hook that records the input, None if it is anything but one tensor."""
+def _before(seen: list[_Call | None]) -> Any:
+    """A hook that records the call, None if it does not begin with a tensor."""
 
     def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        alone = len(args) == 1 and not options and isinstance(args[0], Tensor)
-        seen.append(args[0].clone() if alone else None)
+        if args and isinstance(args[0], Tensor):
+            # the block may write into them, as decoders do into their caches
+            others, named = copy.deepcopy((args[1:], options))
+            seen.append(_Call(args[0].clone(), others, named))
+        else:
+            seen.append(None)
 
     return record
 
 
-def _after(seen: list[Tensor | None]) -> Any:
-    """A hook that replaces the recorded input by None if the output does not look like it."""
+def _after(seen: list[_Call | None]) -> Any:
+    """A hook that replaces the recorded call by None if the output does not look like its input."""
 
     def compare(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        x = seen[-1]
-        same_kind = isinstance(output, Tensor) and x is not None
-        if not same_kind or output.shape != x.shape or output.dtype != x.dtype:  # type: ignore[attr-defined, union-attr]
+        call = seen[-1]
+        if call is not None and not _alike(output, call.x):
             seen[-1] = None
 
     return compare
 
 
-def _returns_input(module: nn.Module, x: Tensor) -> bool:
-    """Whether the module with all parameters at zero returns exactly `x`."""
+def _alike(output: object, x: Tensor) -> bool:
+    """Whether it is a tensor of the same shape and dtype."""
+    return isinstance(output, Tensor) and output.shape == x.shape and output.dtype == x.dtype
+
+
+def _returns_input(module: nn.Module, call: _Call) -> bool:
+    """Whether the module with all parameters at zero returns exactly its first input."""
     twin = copy_of(module)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-        return torch.equal(twin(x.clone()), x)
+        try:
+            output = twin(call.x.clone(), *call.others, **call.options)
+        except Exception:  # whatever the model's own code raises at zeros
+            return False
+        return torch.equal(output, call.x)
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

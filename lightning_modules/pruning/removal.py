@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_modules.errors import PlanError
 from lightning_modules.pruning.clone import clone
+from lightning_modules.pruning.depth import PassThrough
 from lightning_modules.pruning.repair import repair
 from lightning_modules.pruning.structure import AttentionUnit, Keep, Structure, inside
 from lightning_modules.pruning.structure import dropped as blocks_dropped
@@ -139,7 +140,7 @@ def rebuild(
     """A copy of the modules of `model` around `tensors`, which may have other sizes.
 
     The attributes of modules are brought in line with the sizes. `dropped` are the paths of modules
-    that become `nn.Identity`; `attention` is that of the structure that cut `tensors`. The copy
+    that become `PassThrough`; `attention` is that of the structure that cut `tensors`. The copy
     uses `tensors` without copying them, and clones from `model` those that are not named.
     Parameters keep `requires_grad`, and shared ones stay shared; gradients are not copied.
     Errors: PlanError for a name that the model does not have, or for a tensor with another number
@@ -199,7 +200,7 @@ def _identities(model: nn.Module, paths: Sequence[str]) -> dict[int, Any]:
             f"dropped blocks must be modules of the model; it has no {unknown[:5]}; rebuild from "
             "the same dense model"
         )
-    return {id(modules[path]): nn.Identity().train(modules[path].training) for path in paths}
+    return {id(modules[path]): PassThrough().train(modules[path].training) for path in paths}
 
 
 def _named(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class Group:
     `mask_exact` says that zeroing a unit on both sides gives the same output as removing it. That
     holds if no reduction over the pruned axis (softmax, LayerNorm, mean) stands between producer
     and consumer. A group of kind `block` is one unit without members: the module whose path is the
-    group's name, which `nn.Identity` replaces.
+    group's name, which `depth.PassThrough` replaces.
     """
 
     name: str

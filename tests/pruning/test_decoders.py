@@ -65,6 +65,27 @@ CASES: dict[str, tuple[Any, dict[str, Tensor], dict[str, int]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "layers"),
+    [("gpt2", WIDE, "transformer.h"), ("llama", LLAMA, "model.layers")],
+)
+def test_whole_layers_of_decoders_are_units(
+    name: str, options: dict[str, Any], layers: str
+) -> None:
+    """They are called with masks, positions and caches beside the hidden states."""
+    torch.manual_seed(0)
+    made = hugging_face("language_model", name, **{**options, "num_hidden_layers": 2})
+    model = randomise(made)
+    structure = discover(model.eval(), Inputs((), TOKENS), depth=True)
+    blocks = [group.name for group in structure.groups if group.kind == "block"]
+    assert blocks == [f"{layers}.0", f"{layers}.1"]
+    keep = structure.full()
+    keep[structure.groups[-2].units] = False
+    small = remove(model, structure, keep)
+    assert apart(_outputs(small, TOKENS), _outputs(masked(model, structure, keep), TOKENS)) < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_groups_that_are_removed_compute_what_masked_ones_do(name: str) -> None:
     make, inputs, sizes = CASES[name]

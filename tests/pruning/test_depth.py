@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lightning_modules.errors import PlanError
 from lightning_modules.models.small import SmallResNet
 from lightning_modules.pruning.cost import Cost, prunable_macs_fraction
+from lightning_modules.pruning.depth import PassThrough
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.masks import masked
 from lightning_modules.pruning.optimizer import by_name, slice_state
@@ -154,7 +155,7 @@ def test_a_block_at_zero_is_a_block_that_is_gone(name: str) -> None:
         small = remove(this.model, structure, keep)
         paths = dropped(structure, keep)
         assert list(paths) == [structure.groups[i].name for i in gone]
-        assert all(type(small.get_submodule(path)) is nn.Identity for path in paths)
+        assert all(type(small.get_submodule(path)) is PassThrough for path in paths)
         assert (
             apart(
                 outputs(small, this.inputs),
@@ -270,7 +271,7 @@ def found_in(model: nn.Module) -> tuple[list[str], dict[str, str]]:
     return names, {skipped.name: skipped.reason for skipped in structure.skipped}
 
 
-def test_a_block_is_called_once_with_one_tensor_and_shares_nothing() -> None:
+def test_a_block_is_called_once_with_a_tensor_first_and_shares_nothing() -> None:
     shared = Around(Add(), lambda body, x: body(x))
     shared.body.inner.weight = nn.Parameter(torch.randn(4, 4))
     shared.other = nn.Linear(4, 4)
@@ -279,8 +280,9 @@ def test_a_block_is_called_once_with_one_tensor_and_shares_nothing() -> None:
         (Around(Add(), lambda body, x: body(x)), ["body"]),
         (Around(nn.Sequential(Add(), Add()), lambda body, x: body(x)), ["body.0", "body.1"]),
         (Around(Add(), lambda body, x: body(body(x))), []),
-        (Around(Add(), lambda body, x: body(x, 2.0)), []),
-        (Around(Add(), lambda body, x: body(x, scale=2.0)), []),
+        (Around(Add(), lambda body, x: body(x, 2.0)), ["body"]),
+        (Around(Add(), lambda body, x: body(x, scale=2.0)), ["body"]),
+        (Around(Add(), lambda body, x: body(x, scale=torch.ones(()))), ["body"]),
         (Around(Add(), lambda body, x: -body(x)), ["body"]),
         (Around(nn.Sequential(nn.Linear(4, 4)), lambda body, x: body(x)), []),
         (shared, []),

@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_modules.pruning.criteria.ablation import mean_loss
 from lightning_modules.pruning.criteria.contract import Calibration
+from lightning_modules.pruning.depth import PassThrough
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Group, Structure
 from lightning_modules.pruning.thresholds import Scores
@@ -35,6 +36,6 @@ def _present_blocks(model: nn.Module, structure: Structure) -> list[Group]:
     """The blocks that no identity has replaced."""
     blocks = []
     for group in structure.groups:
-        if group.kind == "block" and not isinstance(model.get_submodule(group.name), nn.Identity):
+        if group.kind == "block" and not isinstance(model.get_submodule(group.name), PassThrough):
             blocks.append(group)
     return blocks
