@@ -229,17 +229,18 @@ def _cells() -> Record:
     line = {"condition": {"test": _PICKED, "value": 2}, "value": 0}
     return {
         "name": "cells",
+        "transform": [{"filter": "datum.kind !== 'whole'"}],
         "mark": {"type": "rect", "stroke": colours.BASELINE_COLOURS[0], "aria": False},
         "encoding": {"y2": {"field": "bottom"}, "color": _colour(), "strokeWidth": line},
     }
 
 
 def _whole_cells() -> Record:
-    """Grey over the rows of layers that stay whole."""
+    """Rows of layers that stay whole, paler than the grey in the middle of the colours."""
     return {
         "name": "whole",
         "transform": [{"filter": "datum.kind === 'whole'"}],
-        "mark": {"type": "rect", "color": colours.TRIAL, "aria": False},
+        "mark": {"type": "rect", "color": colours.TRIAL, "opacity": 0.25, "aria": False},
         "encoding": {"y2": {"field": "bottom"}},
     }
 
