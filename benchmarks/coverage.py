@@ -54,6 +54,17 @@ DECISIVE = (
     "timm:resnetv2_50x1_bit",
 )
 """What is measured by default: models that differ in what makes pruning hard."""
+TITLES = {
+    "": "Classification, torchvision",
+    "detection": "Detection, torchvision",
+    "segmentation": "Segmentation, torchvision",
+    "video": "Video, torchvision",
+    "timm": "timm",
+    "hf": "Hugging Face",
+    "yolo": "Ultralytics",
+    "recurrent": "Recurrent networks",
+}
+"""Of the families, by how the names of their models begin."""
 COLUMNS = (
     ("model", "model"),
     ("input", "input"),
@@ -260,24 +271,49 @@ def reasons(structure: Structure) -> str:
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown."""
+    """The tables as Markdown, one for each family, and what they come to."""
     lines = [
         "# What can be pruned in other people's models",
         "",
-        "Made by `python benchmarks/coverage.py --write`: random weights, batch 1, one thread,",
-        "each model in a process of its own. *Removed vs masked* is the largest difference over",
-        "the largest output on a random plan of the groups for which both must agree, in double",
-        "precision. *MACs exact*: those of the dense and of a smaller model equal torch's count.",
-        "*torch-pruning*: its groups, and whether the model runs with half of all channels.",
-        f"torch {torch.__version__}.",
+        "Made by `python benchmarks/coverage.py --write --families ...`: random weights, batch 1,",
+        "one thread, each model in a process of its own. *Removed vs masked* is the largest",
+        "difference over the largest output on a random plan of the groups for which both must",
+        "agree, in double precision. *MACs exact*: those of the dense and of a smaller model equal",
+        "torch's count. *torch-pruning*: its groups, and whether the model runs with half of all",
+        f"channels. torch {torch.__version__}.",
         "",
+        *totals(rows),
+    ]
+    for family, title in TITLES.items():
+        members = [row for row in rows if row["model"].rpartition(":")[0] == family]
+        if members:
+            lines += ["", f"## {title}", "", *table(members)]
+    return "\n".join(lines) + "\n"
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many models are found, how much of them can go, and where torch-pruning fails."""
+    found = [row for row in rows if "groups" in row]
+    shares = [float(row["prunable_macs"].rstrip("%")) for row in found]
+    most = sum(share >= 90.0 for share in shares)
+    exact = sum(row["exact"] == "yes" for row in found)
+    theirs = sum(str(row["theirs"]).endswith("runs") for row in found)
+    return [
+        f"Of {len(rows)} models {len(found)} are found. In {most} of these at least 90 % of the",
+        f"MACs can be pruned, and in {exact} the MACs are exact. torch-pruning halves {theirs}.",
+    ]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows of one family, as lines of Markdown."""
+    lines = [
         "| " + " | ".join(title for _, title in COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
     ]
     for row in rows:
         cells = [str(row.get(key, "")).replace("|", "/") for key, _ in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":
