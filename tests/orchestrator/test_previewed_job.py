@@ -90,7 +90,7 @@ def test_the_chain_follows_its_allocations_and_trains_them_anew(
     follows()
     assert summary("after")["taken_over"] == 0
     assert all(trial.params for trial in stored("after"))
-    # complete, continued and helped without the preview
+    # continued without the preview
     shutil.rmtree("runs/seen")
     assert main([*AFTER, "study.n_trials=7"]) == 0
     assert len(trials("after")) == 7
@@ -105,6 +105,14 @@ def test_targets_between_its_models_are_shared_out_between_them() -> None:
     seen = kept("seen", 3)
     assert (between[1] >= seen[1]).all()
     assert (between[3] >= seen[2]).all()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_chain_under_a_budget_follows_it_too() -> None:
+    assert main([*AFTER, "study.budget=3epochs", "search.chain.most_epochs=1"]) == 0
+    rows = [row for row in trials("after") if row.kind == "chain"]
+    assert len(rows) == 3
+    follows()
 
 
 @pytest.mark.usefixtures("here")
