@@ -165,6 +165,8 @@ def _errors_in(folder: Path) -> ErrorCurves:
         curves = {}
         for name, points in data.items():
             curves[name] = [(float(share), float(error)) for share, error in points]
+            if len(points) < 2:
+                raise ValueError(f"a curve has two points at least; that of '{name}' has not")
         return curves
 
     return read_cache(folder / ERRORS, parsed) or {}

@@ -16,7 +16,7 @@ import orchestrator
 from orchestrator.__main__ import main
 from orchestrator.files import write_atomic
 from orchestrator.jobs.environment import environment
-from orchestrator.jobs.view import Known, view_of
+from orchestrator.jobs.view import ERRORS, Known, view_of, write_errors
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
 from orchestrator.report.sections.decided import MOST_AXES, decided_section
@@ -350,6 +350,15 @@ def test_error_curves_stand_beside_what_was_pruned_with_each_models_place_on_the
     # model 3 keeps a quarter: 12 of 16 units are gone
     (place,) = [one for one in places if one["trial"] == "3" and one["group"] == "conv0"]
     assert place == {"trial": "3", "group": "conv0", "removed": 0.75, "error": 1.44}
+
+
+@pytest.mark.parametrize("damaged", ["[]", '{"conv0": []}', '{"conv0": [[0.0]]}', '{"conv0'])
+def test_damaged_error_curves_are_left_out(damaged: str, tmp_path: Path) -> None:
+    known = Known("accuracy", 1.0, ("flops",), view().network)
+    write_errors(tmp_path, view().errors)
+    assert view_of(tmp_path, known, view().rows, (), {}).errors == view().errors
+    (tmp_path / ERRORS).write_text(damaged)
+    assert view_of(tmp_path, known, view().rows, (), {}).errors == {}
 
 
 def test_without_errors_there_is_no_curve() -> None:
