@@ -42,6 +42,7 @@ from orchestrator.search.studies.exchange import Exchange
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import run_trials, supply
 from orchestrator.search.studies.orphans import remove_orphans
+from orchestrator.search.studies.previewed import allocations_in, take_allocations
 from orchestrator.search.studies.queue import (
     WANTED,
     done,
@@ -139,7 +140,7 @@ class Exploration:
         parts = self.parts
         study = self.parts.study
         require_one_dense(study, self.facts)
-        ready = make_ready(settings, self.lab, parts.space, self.progress)
+        ready = self._ready()
         store = store_of(settings, self.facts, study)
         pacing = self._enqueue(ready, store, clock)
         evaluator = Evaluator(
@@ -159,6 +160,18 @@ class Exploration:
         self._search(trials, pacing)
         nothing_left = exhausted(study, trials.distributions)
         return Explored(rows(study, self.facts.goals), ready.methods, store, pacing, nothing_left)
+
+    def _ready(self) -> Ready:
+        """The methods and the space, around the allocations of a preview where there is one."""
+        settings = self.settings
+        study = self.parts.study
+        allocations = take_allocations(settings, study, self.facts)
+        if allocations:
+            self.progress.phase(
+                "warm start", f"{allocations} allocations of preview {settings.search.warm_start}"
+            )
+        ready = make_ready(settings, self.lab, self.parts.space, self.progress)
+        return ready.with_allocations(allocations_in(study, self.facts.structure))
 
     def _mixed_copies(self, pacing: Pacing | None) -> int | None:
         copies = mixed_copies(self.lab, self.parts.study, pacing)

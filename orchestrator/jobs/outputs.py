@@ -13,7 +13,7 @@ import yaml
 from lightning_modules.errors import ConfigError, DataError
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
-from orchestrator.jobs.view import DECISIONS, GROUPS, known_from, read_known, view_of
+from orchestrator.jobs.view import DECISIONS, ERRORS, GROUPS, known_from, read_known, view_of
 from orchestrator.redact import redact_tree
 from orchestrator.report.page import write_page
 from orchestrator.report.picture import pareto
@@ -79,7 +79,7 @@ class Outputs:
 
     def files(self) -> list[Path]:
         """The tables, the pictures and the summary."""
-        tables = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, DECISIONS)
+        tables = (CONFIG, TRIALS, RUNGS_FILE, FRONT, BASELINES, GROUPS, DECISIONS, ERRORS)
         names = (*tables, PAGE, PICTURE, SUMMARY)
         paths = [self.folder / name for name in names]
         # a study that an earlier version finished has no page

@@ -17,7 +17,7 @@ from orchestrator.jobs.environment import environment
 from orchestrator.jobs.explore import Exploration, Explored, StudyParts, parts_of
 from orchestrator.jobs.outputs import Outputs, key
 from orchestrator.jobs.records import record_study
-from orchestrator.jobs.view import write_decisions, write_known
+from orchestrator.jobs.view import write_decisions, write_errors, write_known
 from orchestrator.progress import Progress
 from orchestrator.results.rows import ConfirmedRow, TrialRow
 from orchestrator.results.undertrained import late_gain
@@ -133,6 +133,8 @@ class _Job:
         lab = self.final.lab
         exploration = Exploration(self.settings, lab, self.parts, self.progress, self.look)
         explored = exploration.run(Clock(self.begin))
+        curves = explored.methods[0].stages[0].error_curves()
+        write_errors(self.settings.study.folder, curves)
         if explored.nothing_left:
             self.progress.phase(
                 "search",

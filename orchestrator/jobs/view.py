@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.files import write_atomic
 from orchestrator.report.view import GroupFacts, Network, StudyView
 from orchestrator.results.decisions import Decisions, Importance
+from orchestrator.results.error_curves import ErrorCurves
 from orchestrator.results.requested import Requested, requested
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow, Rows, RungRow
 from orchestrator.results.who_pays import SeedResults
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 GROUPS = "groups.json"
 DECISIONS = "decisions.json"
+ERRORS = "errors.json"
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,26 @@ def _decisions_in(folder: Path) -> Decisions:
     return read_cache(folder / DECISIONS, parsed) or Decisions()
 
 
+def write_errors(folder: Path, curves: ErrorCurves) -> None:
+    """Writes errors.json, where the method knows the errors. Errors: StorageError."""
+    if curves:
+        write_atomic(folder / ERRORS, json.dumps(curves, separators=(",", ":")))
+
+
+def _errors_in(folder: Path) -> ErrorCurves:
+    """What errors.json says; nothing where there is none."""
+
+    def parsed(data: Mapping[str, Any]) -> ErrorCurves:
+        curves = {}
+        for name, points in data.items():
+            curves[name] = [(float(share), float(error)) for share, error in points]
+            if len(points) < 2:
+                raise ValueError(f"a curve has two points at least; that of '{name}' has not")
+        return curves
+
+    return read_cache(folder / ERRORS, parsed) or {}
+
+
 def view_of(
     folder: Path,
     known: Known,
@@ -177,6 +199,7 @@ def view_of(
         decisions=_decisions_in(folder) if decisions is None else decisions,
         tested=_tested(folder, rows),
         signs={known.quality: known.sign, **known.signs},
+        errors=_errors_in(folder),
     )
 
 

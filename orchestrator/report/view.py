@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.results.decisions import Decisions
+from orchestrator.results.error_curves import ErrorCurves
 from orchestrator.results.requested import Requested
 from orchestrator.results.rows import Rows, RungRow
 from orchestrator.results.who_pays import SeedResults
@@ -48,7 +49,8 @@ class StudyView:
     `kept` has, by the name of a model of the front, the share that is kept: of a group's units, or
     of a tensor's weights; `requested` has what their plans asked for, where they say it. `summary`
     is summary.json; while the study runs it has what was known at its beginning. `tested` has the
-    test results of the front's models and of the dense one by name.
+    test results of the front's models and of the dense one by name. `errors` are the curves of the
+    dense network's groups, where the method knows them.
     """
 
     name: str
@@ -63,3 +65,4 @@ class StudyView:
     decisions: Decisions = field(default_factory=Decisions)
     tested: Mapping[str, SeedResults] = field(default_factory=dict)
     signs: Mapping[str, float] = field(default_factory=dict)
+    errors: ErrorCurves = field(default_factory=dict)

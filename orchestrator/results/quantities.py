@@ -67,8 +67,12 @@ def cost_words(cost: str, value: float) -> str:
     return count(value)
 
 
+FREE_ERROR = 0.01
+"""Squared error, over the variance, up to which what follows a group is as it was."""
+
+
 def free_in_words(free: Mapping[str, float]) -> str:
     """The groups of whose units the others can stand in for most."""
     most = sorted(free, key=lambda name: -free[name])[:3]
     named = ", ".join([f"{percent(free[name])} of {name}" for name in most])
-    return f"{named}: what follows stays the same without them, all but 1 %"
+    return f"{named}: what follows stays the same without them, all but {percent(FREE_ERROR)}"

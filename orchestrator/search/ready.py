@@ -5,10 +5,11 @@ These are the methods, the space, and what evaluates a plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_modules.errors import DataError
+from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.lab import Lab
@@ -43,6 +44,14 @@ class Ready:
     @property
     def context(self) -> SearchContext:
         return self.contexts[0]
+
+    def with_allocations(self, allocations: Counts | None) -> Ready:
+        """With these in place of equal ratios; see `SearchContext`."""
+        contexts = {}
+        for context in self.contexts:
+            contexts[context.method] = replace(context, allocations=allocations)
+        space = replace(self.space, contexts=contexts)
+        return Ready(space, self.methods, tuple(contexts.values()))
 
 
 def make_ready(settings: Settings, lab: Lab, space: Any, progress: Progress) -> Ready:

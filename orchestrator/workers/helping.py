@@ -23,6 +23,7 @@ from orchestrator.search.ready import (
 )
 from orchestrator.search.studies.leases import Leases
 from orchestrator.search.studies.loop import help_search
+from orchestrator.search.studies.previewed import allocations_in
 from orchestrator.search.studies.queue import WANTED, own_trials, running, waiting
 from orchestrator.search.studies.recorded import with_recorded_depth
 from orchestrator.search.studies.results import front, rows, trial_row
@@ -98,6 +99,7 @@ def _work(settings: Settings, study: Study, leases: Leases, progress: Progress, 
     final = prepare(settings, data, progress)
     require_same_dense(study, final.facts)
     ready = make_ready(settings, final.lab, space, progress)
+    ready = ready.with_allocations(allocations_in(study, final.facts.structure))
     store = store_of(settings, final.facts, study)
     rules = rules_of(settings, final.facts, settings.stopping.build())
     evaluator = Evaluator(

@@ -29,7 +29,7 @@ from tests.structures import discovered, small_resnet
 
 SPACES = sorted((Path(__file__).parents[2] / "conf" / "space").glob("*.yaml"))
 MATCH = {"patterns": ["patterns"], "hybrid": ["hybrid", "hybrid of patterns"]}
-PLAIN = ["units", "blocks", "shallow", "weights", "global", "rounded"]
+PLAIN = ["units", "blocks", "shallow", "weights", "global", "rounded", "previewed"]
 PAIRS = [(path, name) for path in SPACES for name in MATCH.get(path.stem, PLAIN)]
 
 
@@ -55,6 +55,14 @@ def on_weights(how: Weight) -> SearchContext:
     return replace(context_of(structure), weight=how)
 
 
+def previewed(context: SearchContext) -> SearchContext:
+    """With two allocations of a preview, of which the smaller one is not even."""
+    sizes = context.structure.sizes
+    small = sizes // 2
+    small[0] = 1
+    return replace(context, allocations=np.array([sizes // 2, small]))
+
+
 @cache
 def context_named(name: str) -> SearchContext:
     makers: dict[str, Callable[[], SearchContext]] = {
@@ -67,6 +75,7 @@ def context_named(name: str) -> SearchContext:
             pools=[list(range(len(context_named("units").structure.groups)))],
         ),
         "shallow": lambda: replace(context_named("blocks"), depth=0.8),
+        "previewed": lambda: previewed(context_named("global")),
         "rounded": lambda: replace(context_named("units"), round_to=4),
         "hybrid": lambda: replace(context_named("units"), then=context_named("weights")),
         "hybrid of patterns": lambda: replace(
@@ -182,6 +191,16 @@ def test_a_global_scope_has_one_threshold_and_ranks_all_units_together() -> None
     ]
     several = found > 1
     assert np.array(worst_kept)[several].min() >= np.array(best_gone).max()
+
+
+def test_allocations_of_a_preview_stand_in_for_equal_ratios_and_for_a_ranking() -> None:
+    context, space = context_named("previewed"), Allocation()
+    allocations = context.allocations
+    assert allocations is not None
+    for wanted in allocations:
+        target = context.macs(wanted) / context.dense_macs
+        plan = space.propose(context, space.chain(context, target + 1e-9))
+        assert (kept(context, plan) == wanted).all()
 
 
 def test_whole_blocks_go_in_the_order_of_their_scores_and_their_cost_with_them() -> None:

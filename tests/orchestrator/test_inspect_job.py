@@ -179,6 +179,8 @@ def test_what_is_free_to_go_is_known_once_the_dense_model_is_trained(
     assert main([*words, "job=inspect"]) == 0
     shown = capsys.readouterr().out
     assert "what follows stays the same without them" in shown
+    (header,) = [line for line in shown.splitlines() if "cut with" in line]
+    assert "free" in header
     assert max(map(len, shown.splitlines())) <= INSPECT_WIDTH
 
 

@@ -15,7 +15,7 @@ from tests.orchestrator.test_report_page import view
 
 CHROMIUM = shutil.which("chromium")
 MOST_MS = 2000
-CHARTS = 7
+CHARTS = 8
 PROBE = """
 <script>
 // what a person does, and what came of it, as attributes that the dump of the page has

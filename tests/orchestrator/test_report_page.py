@@ -16,13 +16,14 @@ import orchestrator
 from orchestrator.__main__ import main
 from orchestrator.files import write_atomic
 from orchestrator.jobs.environment import environment
-from orchestrator.jobs.view import Known, view_of
+from orchestrator.jobs.view import ERRORS, Known, view_of, write_errors
 from orchestrator.report.page import page
 from orchestrator.report.sections import SECTIONS
 from orchestrator.report.sections.decided import MOST_AXES, decided_section
 from orchestrator.report.sections.front import front_section
 from orchestrator.report.sections.honest import honest_section
 from orchestrator.report.sections.parts import Chart, Line, PageTable, Section
+from orchestrator.report.sections.pruned import pruned_section
 from orchestrator.report.sections.volume import volume_parts
 from orchestrator.report.sections.who_pays import who_pays_section
 from orchestrator.report.view import GroupFacts, Network, StudyView
@@ -71,6 +72,7 @@ def view(trials: int = 20, groups: int = 6, models: int = 4, group: str = "conv"
         summary={"phases": {"finetune": 12.0}, "seconds": 20.0, "failed": {"trial-3": "no disk"}},
         decisions=decided(trials),
         tested={name: by_seed(name) for name in ("dense", *kept)},
+        errors={fact.name: [(n / 16, 0.01 * n**2) for n in range(17)] for fact in facts},
     )
 
 
@@ -336,3 +338,29 @@ def test_the_job_shows_a_study_that_is_not_confirmed_yet(
     assert "No model is confirmed yet" in content
     settings = orchestrator.load_settings({"study": {"name": "small"}})
     assert orchestrator.report(settings).read_text() == content
+
+
+def test_error_curves_stand_beside_what_was_pruned_with_each_models_place_on_them() -> None:
+    spec = chart_of(pruned_section(view()), "errors")
+    layers = {layer["name"]: layer for layer in spec["layer"]}
+    lines = layers["curves"]["data"]["values"]
+    assert {record["group"] for record in lines} == {f"conv{n}" for n in range(6)}
+    places = layers["places"]["data"]["values"]
+    assert len(places) == 4 * 6
+    # model 3 keeps a quarter: 12 of 16 units are gone
+    (place,) = [one for one in places if one["trial"] == "3" and one["group"] == "conv0"]
+    assert place == {"trial": "3", "group": "conv0", "removed": 0.75, "error": 1.44}
+
+
+@pytest.mark.parametrize("damaged", ["[]", '{"conv0": []}', '{"conv0": [[0.0]]}', '{"conv0'])
+def test_damaged_error_curves_are_left_out(damaged: str, tmp_path: Path) -> None:
+    known = Known("accuracy", 1.0, ("flops",), view().network)
+    write_errors(tmp_path, view().errors)
+    assert view_of(tmp_path, known, view().rows, (), {}).errors == view().errors
+    (tmp_path / ERRORS).write_text(damaged)
+    assert view_of(tmp_path, known, view().rows, (), {}).errors == {}
+
+
+def test_without_errors_there_is_no_curve() -> None:
+    parts = pruned_section(replace(view(), errors={})).parts
+    assert "errors" not in [part.name for part in parts if isinstance(part, Chart)]

@@ -109,7 +109,8 @@ def test_without_targets_there_is_no_column_for_them() -> None:
 
 
 def test_models_that_have_what_was_asked_say_so_in_a_line() -> None:
-    shown = replace(view(models=1), requested={"0": Requested({"conv0": 1})})
+    asked = {"0": Requested({"conv0": 1})}
+    shown = replace(view(models=1), requested=asked, errors={})
     lines = [part.text for part in pruned_section(shown).parts if isinstance(part, Line)]
     assert lines == ["Every group of these models keeps as many units as were asked for."]
 

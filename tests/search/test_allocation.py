@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.space.allocation import Sensitivity, Shares, allocate, scaled
+from orchestrator.search.space.allocation import Sensitivity, Shares, allocate, along, scaled
 from tests.structures import small_resnet
 
 
@@ -80,3 +80,28 @@ def test_uniform_chains_are_nested() -> None:
         kept = scaled(sizes(), cost().macs, int(target * dense()), np.ones(len(sizes())))
         assert (kept <= before).all()
         before = kept
+
+
+def test_the_way_from_one_allocation_to_the_next_goes_through_both_and_is_nested() -> None:
+    first = sizes() // 2
+    second = first.copy()
+    second[0] = 1
+    allocations = np.array([first, second])
+    for allocation in allocations:
+        target = cost().macs(allocation)
+        assert (along(sizes(), cost().macs, target, allocations) == allocation).all()
+    before = sizes()
+    for target in np.geomspace(0.95, 0.03, 20) * dense():
+        kept = along(sizes(), cost().macs, int(target), allocations)
+        assert cost().macs(kept) <= target
+        assert (kept >= 1).all()
+        assert (kept <= before).all()
+        before = kept
+
+
+def test_without_an_allocation_on_the_way_all_groups_shrink_alike() -> None:
+    none = np.zeros((0, len(sizes())), dtype=np.int64)
+    for target in (dense() // 2, dense() // 10):
+        kept = along(sizes(), cost().macs, target, none)
+        even = scaled(sizes(), cost().macs, target, np.ones(len(sizes())))
+        assert (kept == even).all()

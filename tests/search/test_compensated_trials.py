@@ -107,6 +107,9 @@ def test_a_preview_trains_nothing_and_ends_with_a_front(
     free = json.loads((folder / "summary.json").read_text())["free"]
     assert set(free) == set(plans[0]["plan"]["kept"])
     assert all(0.0 <= share <= 1.0 for share in free.values())
+    curves = json.loads((folder / "errors.json").read_text())
+    assert set(curves) == set(free)
+    assert 'id="chart-errors"' in (folder / "report.html").read_text()
     front = read_csv(folder / "front.csv", ConfirmedRow)
     dense, *baselines = read_csv(folder / "baselines.csv", ConfirmedRow)
     assert {row.origin for row in baselines} == {"uniform", "plain"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.report import colours
+from orchestrator.report.sections.errors import error_parts
 from orchestrator.report.sections.parts import (
     Chart,
     Line,
@@ -62,6 +63,7 @@ def pruned_section(view: StudyView) -> Section:
     counted = [record for record in records if record["units"] and record["kind"] != "block"]
     if counted:
         parts.append(Chart("units", _outline(view, counted)))
+    parts += error_parts(view, _models(view))
     prunable = [row for row in rows if not row.whole]
     parts.append(_groups_table(view, prunable))
     parts += requested_parts(view, _models(view))

@@ -13,7 +13,13 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.plan import Plan, Thresholds
 from lightning_modules.pruning.structure import Counts
 from lightning_modules.pruning.thresholds import counts, quantiles
-from orchestrator.search.space.allocation import Ratios, Shares, allocate, lowest_level
+from orchestrator.search.space.allocation import (
+    Ratios,
+    Shares,
+    allocate,
+    along,
+    lowest_level,
+)
 from orchestrator.search.space.contract import Params, SearchContext
 from orchestrator.search.space.recovery import Recovery, block_dimension, block_first
 from orchestrator.settings import within_reach
@@ -25,7 +31,8 @@ class Allocation(Recovery):
 
     It is shared out by a blend of uniform and equal-loss allocation. `flops_ratio` is [least, most]
     of the target, laid out above what can be reached. Offsets are in octaves. Under a global or
-    isomorphic scope the even allocation is that of the ranking instead of equal ratios.
+    isomorphic scope the even allocation is that of the ranking instead of equal ratios, and in a
+    study that begins from a preview it is the preview's.
     """
 
     flops_ratio: Sequence[float] = (0.05, 0.8)
@@ -103,11 +110,23 @@ class Allocation(Recovery):
             params["equal_loss"],
             sensitivity,
             self.octaves(context, params),
-            ranked(context, macs),
+            _instead_of_even(context, macs),
         )
         target = int(params["flops_ratio"] * context.dense_macs)
         kept = allocate(context.structure.sizes[:widths], macs, target, shares)
         return np.concatenate([kept, blocks])
+
+
+def _instead_of_even(
+    context: SearchContext, macs: Callable[[Counts], int]
+) -> Callable[[int], Counts] | None:
+    """Maps a target to counts that stand in for equal ratios; None where these are taken."""
+    if context.allocations is None:
+        return ranked(context, macs)
+    widths = context.widths
+    sizes = context.structure.sizes[:widths]
+    allocations = context.allocations[:, :widths]
+    return lambda target: along(sizes, macs, target, allocations)
 
 
 def ranked(context: SearchContext, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:

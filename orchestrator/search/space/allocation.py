@@ -81,6 +81,25 @@ def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
 
 
+def along(sizes: Counts, macs: Macs, target: int, allocations: Counts) -> Counts:
+    """Counts on the way from one of the `allocations` to the next, within `target` MACs.
+
+    Each allocation lies within the one before; shape (n_allocations, n_groups). The way begins at
+    `sizes`, and behind the last allocation all groups shrink alike. Counts at a smaller target lie
+    within those at a larger one.
+    """
+    points = np.vstack([sizes, allocations, np.zeros_like(sizes)])
+    last = len(points) - 1
+
+    def counts(level: float) -> Counts:
+        before = min(int(level), last - 1)
+        part = level - before
+        kept = (1.0 - part) * points[before] + part * points[before + 1]
+        return counts_of(sizes, 1.0 - kept / sizes)
+
+    return counts(lowest_level(counts, macs, target, 0.0, float(last)))
+
+
 def evenly(structure: Structure, flops_ratio: float) -> Counts:
     """Units kept at equal ratios of all groups within `flops_ratio`; whole blocks stay."""
     macs = Cost(structure).macs
@@ -102,8 +121,8 @@ class Shares:
 
     `blend` goes from uniform (0) to equal loss (1), for which there must be a `sensitivity`.
     `offsets` are octaves: group g keeps 2^offset as much as its share; shape (n_groups,). `ranked`
-    gives the counts of a ranking over several groups at a target, which then stand in for uniform
-    ones.
+    gives other counts at a target that stand in for uniform ones: those of a ranking over several
+    groups, or of a preview.
     """
 
     blend: float = 0.0

@@ -26,7 +26,8 @@ class SearchContext:
     removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
     the context of the second stage of a hybrid method. A target of the chain keeps
     flops_ratio^`depth` of the blocks. `least_ratio` is the smallest ratio that a plan can have, 0
-    where that is not known.
+    where that is not known. `allocations` are those of a preview, each within the one before, which
+    stand in for equal ratios; shape (n_allocations, n_groups).
     """
 
     structure: Structure
@@ -43,6 +44,7 @@ class SearchContext:
     then: SearchContext | None = None
     depth: float = 0.0
     weight: Weight | None = None
+    allocations: Counts | None = None
 
     @property
     def blocks(self) -> list[int]:

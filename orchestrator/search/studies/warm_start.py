@@ -7,7 +7,6 @@ methods, spaces and objectives may differ.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_modules.errors import ConfigError, PlanError
@@ -26,12 +24,12 @@ from orchestrator.files import write_atomic, writing
 from orchestrator.redact import redact_tree
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.plans.finished import PLAN, read_plan
-from orchestrator.search.plans.lineage import Lineage, differences, lineage_in, recipe_of
+from orchestrator.search.plans.lineage import Lineage, differences, recipe_of
 from orchestrator.search.plans.store import PlanStore
 from orchestrator.search.space import Params, SearchContext, Space
 from orchestrator.search.studies.optuna_inside import contains
-from orchestrator.search.studies.orphans import SAVED
-from orchestrator.search.studies.storage import storage_of
+from orchestrator.search.studies.other_study import TAKEN_OVER, other_study
+from orchestrator.search.studies.previewed import check_preview, of_dense
 from orchestrator.search.studies.study import IDENTITY
 from orchestrator.search.studies.trial import (
     KIND,
@@ -46,7 +44,6 @@ from orchestrator.search.studies.trial import (
 )
 from orchestrator.settings import MethodSettings, Settings
 
-TAKEN_OVER = "taken_over"
 ABOUT = 0.1
 """Largest relative distance at which a cost is about that of a target; targets lie further apart.
 """
@@ -57,39 +54,26 @@ def check_warm_start(settings: Settings, study: Study) -> None:
 
     Errors: ConfigError for a study that does not exist, or was made otherwise.
     """
-    name = settings.search.warm_start
-    if name is None or study.user_attrs.get(TAKEN_OVER):
+    other = other_study(settings, study)
+    if other is None:
         return
-    _require_study(settings, name)
+    other.require_plans()
     recipe = json.loads(json.dumps(recipe_of(settings)))
-    for number in sorted(_plans(settings)):
-        lineage = _lineage(settings, number)
-        changes = differences(dict(lineage.recipe), recipe)
+    for number in sorted(other.plans):
+        lineage = other.lineage(number)
+        theirs = dict(lineage.recipe)
+        ours = recipe
+        if other.is_preview:
+            check_preview(settings, lineage.methods)
+            theirs = of_dense(theirs)
+            ours = of_dense(ours)
+        changes = differences(theirs, ours)
         if changes:
             raise ConfigError(
-                f"search.warm_start={name} needs the same model, data and training; "
+                f"search.warm_start={other.name} needs the same model, data and training; "
                 f"{'; '.join(changes)}. "
                 "Give the values it had, or search.warm_start=null"
             )
-
-
-def _require_study(settings: Settings, name: str) -> None:
-    """Errors: ConfigError with the nearest names where no other study has finished plans."""
-    known: set[str] = set()
-    for path in settings.study.out.glob("*/trials/*/" + PLAN):
-        known.add(path.parents[2].name)
-    known.discard(settings.study.name)
-    if name in known:
-        return
-
-    def distance(other: str) -> float:
-        return -difflib.SequenceMatcher(None, name, other).ratio()
-
-    nearest_first = sorted(sorted(known), key=distance)
-    raise ConfigError(
-        "search.warm_start must name another study with finished plans in "
-        f"{settings.study.out}; got '{name}'; there: {', '.join(nearest_first) or 'none'}"
-    )
 
 
 @dataclass(frozen=True)
@@ -118,19 +102,20 @@ def import_trials(receiver: Receiver, store: PlanStore) -> int:
     settings = receiver.settings
     study = receiver.study
     numbers = _imported(study)
-    if settings.search.warm_start is None or study.user_attrs.get(TAKEN_OVER):
+    other = other_study(settings, study)
+    if other is None:
         return len(numbers)
-    other = _other_study(settings)
-    alike = _same_parameters(other, settings)
-    for trial in _importable(other, settings):
+    trials = other.load()
+    alike = _same_parameters(trials, settings)
+    for trial in other.finished(trials):
         if trial.number in numbers:
             continue
-        lineage = _lineage(settings, trial.number)
-        _require_same_weights(settings, lineage, receiver.facts)
+        lineage = other.lineage(trial.number)
+        other.require_same_weights(lineage, receiver.facts)
         study.add_trial(_trial(receiver, trial, lineage, alike))
         numbers[trial.number] = len(study.get_trials(deepcopy=False)) - 1
     for old, new in numbers.items():
-        _copy(_plans(settings)[old], store.of(new), numbers)
+        _copy(other.plans[old], store.of(new), numbers)
     study.set_user_attr(TAKEN_OVER, True)
     return len(numbers)
 
@@ -144,29 +129,6 @@ def _imported(study: Study) -> dict[int, int]:
     return numbers
 
 
-def _other_study(settings: Settings) -> Study:
-    """Errors: ConfigError where its trials are not in this study's storage."""
-    name = settings.search.warm_start
-    assert name is not None
-    try:
-        return optuna.load_study(study_name=name, storage=storage_of(_other(settings)))
-    except KeyError as error:
-        raise ConfigError(
-            f"search.warm_start={name} has plans, and its trials are not in the storage of this "
-            "study; give study.storage the value it had"
-        ) from error
-
-
-def _importable(other: Study, settings: Settings) -> list[FrozenTrial]:
-    """Trials of the other study that have a finished plan, by number."""
-    plans = _plans(settings)
-    trials = []
-    for trial in other.get_trials(deepcopy=False):
-        if trial.number in plans and trial.user_attrs.get(STATE) in SAVED:
-            trials.append(trial)
-    return sorted(trials, key=lambda trial: trial.number)
-
-
 def _same_parameters(other: Study, settings: Settings) -> bool:
     """Whether parameters of the other study mean the same in this one.
 
@@ -175,15 +137,6 @@ def _same_parameters(other: Study, settings: Settings) -> bool:
     identity = other.user_attrs[IDENTITY]
     same_method = identity["method"] == _plain(settings)["method"]
     return bool(same_method and identity["space"]["_target_"] == settings.space.target)
-
-
-def _require_same_weights(settings: Settings, lineage: Lineage, facts: Facts) -> None:
-    if lineage.dense != facts.dense_digest:
-        raise ConfigError(
-            f"search.warm_start={settings.search.warm_start} begins with other dense weights: "
-            f"{lineage.dense[:12]} there, {facts.dense_digest[:12]} here; take the same "
-            "study.baselines (or phases.train.checkpoint), or null"
-        )
 
 
 class FilledTargets:
@@ -347,26 +300,6 @@ def _share(source: Path, target: Path) -> None:
 def _renumbered(plan: Mapping[str, Any], numbers: Mapping[int, int]) -> dict[str, Any]:
     parent = plan["parent"]
     return {**plan, "parent": None if parent is None else numbers[parent]}
-
-
-def _plans(settings: Settings) -> dict[int, Path]:
-    """Folders of the other study's finished plans by their trial."""
-    folders: dict[int, Path] = {}
-    for path in _other(settings).study.folder.glob(f"trials/*/{PLAN}"):
-        folder = path.parent
-        if folder.name.isdigit():
-            folders[int(folder.name)] = folder
-    return folders
-
-
-def _lineage(settings: Settings, number: int) -> Lineage:
-    folder = _plans(settings)[number]
-    return lineage_in(read_plan(folder), folder)
-
-
-def _other(settings: Settings) -> Settings:
-    study = settings.study.model_copy(update={"name": settings.search.warm_start})
-    return settings.model_copy(update={"study": study})
 
 
 def _plain(settings: Settings) -> Any:

@@ -11,6 +11,8 @@ from lightning_modules.errors import ConfigError
 from lightning_modules.pruning.schedules import RETURNING
 from lightning_modules.pruning.thresholds import Scores
 from orchestrator.export.formats import EXPORT_FORMATS
+from orchestrator.results.error_curves import ErrorCurve, ErrorCurves
+from orchestrator.results.quantities import FREE_ERROR
 from orchestrator.search.lab.lab import Lab
 from orchestrator.search.space import Hybrid, Patterns, SearchContext
 from orchestrator.search.space.allocation import Sensitivity
@@ -19,8 +21,8 @@ from orchestrator.search.trials.pruners import UnitPruner, WeightPruner, compara
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import MethodSettings, Settings
 
-FREE_ERROR = 0.01
-"""Squared error, over the variance, up to which what follows a group is as it was."""
+CURVE_POINTS = 20
+"""Most points of a group's error curve, its two ends included."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,36 @@ class PreparedStage:
         if self.errors is None:
             return None
         shares = {}
-        for group in self.pruner.structure.groups:
-            if group.kind != "block":
-                shares[group.name] = float(np.mean(self.errors[group.units] < FREE_ERROR))
+        for name, errors in self._errors_by_group().items():
+            shares[name] = float(np.mean(errors < FREE_ERROR))
         return shares
+
+    def error_curves(self) -> ErrorCurves:
+        """The error of what follows each group as its units go; empty without errors."""
+        curves = {}
+        for name, errors in self._errors_by_group().items():
+            curves[name] = error_curve(errors)
+        return curves
+
+    def _errors_by_group(self) -> dict[str, Scores]:
+        """The errors at which the units of each group go; without groups that nothing consumes."""
+        errors = {}
+        for group in self.pruner.structure.groups:
+            consumed = any([member.role == "in" for member in group.members])
+            if self.errors is not None and consumed:
+                errors[group.name] = self.errors[group.units]
+        return errors
+
+
+def error_curve(errors: Scores) -> ErrorCurve:
+    """From the error at which each unit goes, shape (units,), to the error of so many units.
+
+    Units go in the order of their errors.
+    """
+    units = len(errors)
+    after = np.concatenate([[0.0], np.sort(errors)])
+    counts = np.unique(np.linspace(0, units, CURVE_POINTS).round().astype(int))
+    return [(count / units, float(after[count])) for count in counts]
 
 
 @dataclass(frozen=True)
