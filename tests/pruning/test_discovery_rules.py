@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from models import Hopeless, build, case, plan
 from torch import Tensor, nn
 
 from lightning_modules.errors import DiscoveryError
+from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.discovery import discover
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Structure
@@ -339,3 +342,36 @@ def test_what_a_forward_pass_keeps_while_it_is_exported_is_taken_back() -> None:
     assert sizes(structure) == {"first": 8}
     # it works on copies
     assert model.size is None
+
+
+class Exchanged(nn.Module):
+    """Axes 1 and 2 of (batch, windows, positions, features) change places, as in MaxViT."""
+
+    def __init__(self, op: Callable[..., Tensor], *axes: object) -> None:
+        super().__init__()
+        self.op = op
+        self.axes = axes
+        self.first = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.op(self.first(x), *self.axes))
+
+
+@pytest.mark.parametrize(
+    ("op", "axes"),
+    [
+        (torch.swapaxes, (-2, -3)),
+        (torch.swapdims, (1, 2)),
+        (torch.transpose, (-2, -3)),
+        (torch.permute, ((0, 2, 1, 3),)),
+        (torch.movedim, (1, 2)),
+    ],
+)
+def test_axes_that_change_places_are_followed(
+    op: Callable[..., Tensor], axes: tuple[object, ...]
+) -> None:
+    x = torch.randn(1, 3, 5, 4)
+    structure = discover(Exchanged(op, *axes), (x,))
+    assert sizes(structure) == {"first": 6}
+    assert Cost(structure).macs(structure.sizes) == 15 * (4 * 6 + 6 * 2)

@@ -20,9 +20,10 @@ def permute(trace: Trace, node: Node) -> Dims:
     x = trace.dims(a["self"])
     if "dims" in a:
         return [x[dim] for dim in a["dims"]]
-    if "dim0" in a:
-        x[a["dim0"]], x[a["dim1"]] = x[a["dim1"]], x[a["dim0"]]
-        return x
+    for first, second in (("dim0", "dim1"), ("axis0", "axis1")):
+        if first in a:
+            x[a[first]], x[a[second]] = x[a[second]], x[a[first]]
+            return x
     return x[::-1]
 
 
