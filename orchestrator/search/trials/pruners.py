@@ -202,7 +202,8 @@ def comparable(pruner: UnitPruner | WeightPruner, scores: Scores) -> Scores:
     method = pruner.method
     structure = pruner.structure
     if method.scope == "per_mac":
-        return by_saving(structure, scores, pruner.cost.macs_batch)
+        target = pruner.lab.facts.target
+        return by_saving(structure, scores, target.parts, target.doublings)
     if method.scope == "local" or not method.normalize:
         return scores
     return thresholds.normalised(structure, scores, structure.full())
