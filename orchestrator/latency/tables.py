@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ BLOCK = 8
 """Channels between the first points of a table."""
 LAYER_SECONDS = 0.01
 """Time that the turns of one point may take, within the bounds of any measurement."""
-LEAST_MS = 1e-6
-"""What a layer takes at least."""
+LEAST_MS = 1e-4
+"""What a layer takes at least: a profile counts in whole microseconds."""
 TIMED_AS = {"compile": "pytorch", "onnxruntime_int8": "onnxruntime"}
 """Engines that take seconds to make one layer ready, and those whose tables stand in for theirs."""
 
@@ -142,28 +141,22 @@ class Tabulation:
         measured = np.zeros((len(inputs), len(outputs)))
         for row, column in product(range(len(inputs)), range(len(outputs))):
             alone = self._milliseconds(shape, inputs[row], outputs[column])
-            measured[row, column] = max(alone - self._empty, LEAST_MS)
+            measured[row, column] = max(alone, LEAST_MS)
         if path is not None:
             document = {"shape": shape.to_json(), "inputs": inputs, "outputs": outputs}
             write_atomic(path, json.dumps({**document, "ms": measured.tolist()}, indent=1))
         return _of(measured, inputs, outputs)
 
-    @cached_property
-    def _empty(self) -> float:
-        """Milliseconds of a pass of next to nothing, which a layer in a network does not take."""
-        return self._milliseconds(LayerShape("Linear", (1,), {}), 1, 1)
-
     def _milliseconds(self, shape: LayerShape, inputs: int, outputs: int) -> float:
         """The lower quartile: other work on the machine only makes a layer slower."""
         layer, example = shape.layer(inputs, outputs)
-        run = layer_conditions(self.conditions, example.to(self.conditions.example.device))
-        return Spread.of(timed_in_turn([run.prepare(layer)], LAYER_SECONDS)[:, 0]).lower
-
-
-def layer_conditions(conditions: LatencyConditions, example: Any) -> LatencyConditions:
-    """The conditions of a single layer on `example`."""
-    name = conditions.engine.name
-    return replace(conditions, engine=ENGINES[TIMED_AS.get(name, name)], example=example)
+        example = example.to(self.conditions.example.device)
+        name = self.conditions.engine.name
+        engine = ENGINES[TIMED_AS.get(name, name)]
+        if engine.kernels is not None:
+            return engine.kernels(layer, example, self.conditions.threads)
+        run = engine.prepare(layer, example, self.conditions.threads)
+        return Spread.of(timed_in_turn([run], LAYER_SECONDS)[:, 0]).lower
 
 
 def _of(measured: Floats, inputs: Sequence[int], outputs: Sequence[int]) -> Table:

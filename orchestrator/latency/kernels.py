@@ -1,0 +1,60 @@
+"""The time of ONNX Runtime's kernels, as its own profile tells it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_modules.pruning.clone import copy_of
+from lightning_modules.pruning.inputs import Inputs
+from orchestrator.export.onnx import ERRORS_ONLY, export_onnx_quickly
+from orchestrator.latency.timing import WARM_UP
+
+PASSES = 16
+"""Passes of which kernels are timed, those for warming up left out."""
+MICRO_TO_MILLI = 1e-3
+_LAYOUT = ("ReorderInput", "ReorderOutput")
+"""Nodes that change the order of channels at both ends of a model: once in a network, not in each
+of its layers."""
+
+
+def kernel_ms(model: nn.Module, example: Inputs, threads: int | None) -> float:
+    """Milliseconds of the kernels in a pass of a small model; the lower quartile of some passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx_quickly(copy_of(model).eval(), example, path)
+        events = _profile(path, example, threads)
+    durations: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        is_kernel = event["name"].endswith("_kernel_time")
+        if is_kernel and event["args"]["op_name"] not in _LAYOUT:
+            durations[event["name"]].append(event["dur"])
+    total = 0.0
+    for microseconds in durations.values():
+        total += MICRO_TO_MILLI * float(np.quantile(microseconds[WARM_UP:], 0.25))
+    return total
+
+
+def _profile(path: Path, example: Inputs, threads: int | None) -> list[Any]:
+    """What ONNX Runtime records of some passes of a file, next to which the record is written."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    arrays = [tensor.detach().cpu().numpy() for tensor in example.tensors()]
+    for _ in range(WARM_UP + PASSES):
+        session.run(None, dict(zip(names, arrays, strict=True)))
+    events: list[Any] = json.loads(Path(session.end_profiling()).read_text())
+    return events
