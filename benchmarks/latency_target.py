@@ -4,6 +4,9 @@ Models are cut from one dense model, compensated and never trained. They are sha
 ratios, by least error per MAC, and by least error per millisecond of the tables; each within the
 target of its own cost. Widths are in the multiples that suit the engine. All models are timed in
 the same turns with the dense one: `python benchmarks/latency_target.py`.
+
+Accuracies are coarse, so that layouts are compared by the divergence (KL, nats) from the dense
+model's outputs on validation inputs: the last lines say how long a model takes that is as near.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import machine
-from preview import composed
+from search import composed
 from torch import nn
 
 from lightning_modules.pruning import thresholds
 from lightning_modules.pruning.structure import Counts
 from orchestrator.progress import Progress
 from orchestrator.search.lab.facts import Facts
+from orchestrator.search.lab.judge import validation_judge
 from orchestrator.search.lab.lab import FinalLab, Lab
 from orchestrator.search.lab.prepare import prepare
 from orchestrator.search.space.allocated import ranked
@@ -55,7 +59,9 @@ def main() -> None:
     parser.add_argument("--experiment", default="mobilenet_v2")
     parser.add_argument("--pixels", type=int, default=48)
     parser.add_argument("--engine", default="onnxruntime")
-    parser.add_argument("--targets", nargs="+", type=float, default=[0.6, 0.4, 0.3, 0.2])
+    parser.add_argument(
+        "--targets", nargs="+", type=float, default=[0.7, 0.55, 0.4, 0.3, 0.2, 0.15]
+    )
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--baselines", type=Path, default=Path("baselines"))
     given = parser.parse_args()
@@ -68,10 +74,15 @@ def main() -> None:
     print(f"{machine()}; {given.engine}, one thread, {given.pixels} px, {given.experiment}")
     print(f"dense: {lab.facts.dense_quality:.1%}, {lab.facts.prices.bench.dense_ms:.3g} ms")
     print(f"estimate: {model.mean_error:.1%} off, {model.worst_error:.1%} at worst\n")
-    print("| shared out by | target | FLOPs | estimated | measured | validation | test |")
-    print("|---|---|---|---|---|---|---|")
-    for line in lines(final, list(cuts(settings, lab, given.targets))):
-        print(line, flush=True)
+    print("| shared out by | target | FLOPs | estimated | measured | divergence | val. | test |")
+    print("|---|---|---|---|---|---|---|---|")
+    fronts: dict[str, list[tuple[float, float]]] = {}
+    for found in measured(final, list(cuts(settings, lab, given.targets))):
+        print(found.line(), flush=True)
+        fronts.setdefault(found.cut.layout, []).append((found.divergence, found.latency))
+    print()
+    for layout in LAYOUTS:
+        print(f"{layout}: {faster(fronts[layout], fronts[LAYOUTS[1]])}")
 
 
 def laboratory(given: argparse.Namespace) -> tuple[Settings, FinalLab]:
@@ -152,18 +163,60 @@ def cut(pruner: UnitPruner, errors: np.ndarray, kept: Counts) -> nn.Module:
     return model
 
 
-def lines(final: FinalLab, models: list[Cut]) -> Iterator[str]:
-    facts = final.lab.facts
-    bench = facts.prices.bench
+@dataclass(frozen=True)
+class Measured:
+    """A model with its latency against the dense one's, and how good it is."""
+
+    cut: Cut
+    estimated: float
+    latency: float
+    divergence: float
+    validation: float
+    test: float
+
+    def line(self) -> str:
+        cut = self.cut
+        return (
+            f"| {cut.layout} | {cut.target:.0%} | {cut.flops_ratio:.1%} | {self.estimated:.1%} "
+            f"| {self.latency:.1%} | {self.divergence:.4f} | {self.validation:.1%} "
+            f"| {self.test:.1%} |"
+        )
+
+
+def measured(final: FinalLab, models: list[Cut]) -> Iterator[Measured]:
+    lab = final.lab
+    bench = lab.facts.prices.bench
+    judge = validation_judge(lab, "this benchmark")
     latencies = bench.all_of([one.model for one in models])
     for one, latency in zip(models, latencies, strict=True):
-        accuracy = final.lab.validate(one.model)["accuracy"]
-        tested = final.test(one.model).metrics["accuracy"]
-        yield (
-            f"| {one.layout} | {one.target:.0%} | {one.flops_ratio:.1%} "
-            f"| {one.estimated_ms / bench.dense_ms:.1%} | {latency.median / bench.dense_ms:.1%} "
-            f"| {accuracy:.1%} | {tested:.1%} |"
+        yield Measured(
+            one,
+            one.estimated_ms / bench.dense_ms,
+            latency.median / bench.dense_ms,
+            judge(one.model),
+            lab.validate(one.model)["accuracy"],
+            final.test(one.model).metrics["accuracy"],
         )
+
+
+def faster(front: list[tuple[float, float]], other: list[tuple[float, float]]) -> str:
+    """Latency of a layout over that of another one at the divergences of its own models."""
+    divergences, latencies = np.log(np.array(undominated(other))).T
+    ratios = []
+    for divergence, latency in undominated(front):
+        if divergences[0] <= np.log(divergence) <= divergences[-1]:
+            ratios.append(latency / np.exp(np.interp(np.log(divergence), divergences, latencies)))
+    words = ", ".join([f"{ratio:.2f}" for ratio in ratios])
+    return f"latency over that of {LAYOUTS[1]} at equal divergence: {words}"
+
+
+def undominated(front: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The pairs that no other pair is below in both, by rising divergence."""
+    left: list[tuple[float, float]] = []
+    for divergence, latency in sorted(front):
+        if not left or latency < left[-1][1]:
+            left.append((divergence, latency))
+    return left
 
 
 if __name__ == "__main__":

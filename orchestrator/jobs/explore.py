@@ -65,7 +65,8 @@ from orchestrator.search.studies.warm_start import (
 from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import PreparedMethod
-from orchestrator.settings import TARGET_WORDS, ChainSettings, Settings
+from orchestrator.settings import ChainSettings, Settings
+from orchestrator.settings.targets import TARGET_WORDS
 from orchestrator.tracking import Tracker
 from orchestrator.workers.exchange import exchange_of
 from orchestrator.workers.pool import Workers

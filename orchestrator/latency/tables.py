@@ -151,8 +151,9 @@ class Tabulation:
         """The lower quartile: other work on the machine only makes a layer slower."""
         layer, example = shape.layer(inputs, outputs)
         example = example.to(self.conditions.example.device)
-        name = self.conditions.engine.name
-        engine = ENGINES[TIMED_AS.get(name, name)]
+        engine = self.conditions.engine
+        if engine.name in TIMED_AS:
+            engine = ENGINES[TIMED_AS[engine.name]]
         if engine.kernels is not None:
             return engine.kernels(layer, example, self.conditions.threads)
         run = engine.prepare(layer, example, self.conditions.threads)

@@ -21,7 +21,7 @@ from lightning_modules.recipe import Recipe, digest, nearest
 from orchestrator.settings.budget import Budget, parse_budget, parse_time
 from orchestrator.settings.deleted import instead
 from orchestrator.settings.method import ActivationSettings, MethodSettings
-from orchestrator.settings.objectives import LATENCIES, ObjectiveSettings
+from orchestrator.settings.objectives import ObjectiveSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
 from orchestrator.settings.phases import (
     FinetuneSettings,
@@ -29,6 +29,7 @@ from orchestrator.settings.phases import (
     OptimizerSettings,
     PhaseSettings,
 )
+from orchestrator.settings.targets import target_of
 from orchestrator.settings.trainer import TrainerSettings
 
 __all__ = [
@@ -47,12 +48,6 @@ __all__ = [
     "TrainerSettings",
     "load",
 ]
-
-FLOPS_TARGET = "flops_ratio"
-"""The parameter of a plan that says how many of the FLOPs it may have."""
-LATENCY_TARGET = "latency_ratio"
-"""The parameter of a plan that says how much of the estimated latency it may have."""
-TARGET_WORDS = {FLOPS_TARGET: "FLOPs", LATENCY_TARGET: "estimated latency"}
 
 
 def _optional_budget(value: Any) -> Any:
@@ -225,21 +220,8 @@ class Settings(Part):
 
     @property
     def target(self) -> str:
-        """What targets are ratios of, by the name of the parameter.
-
-        It is the latency where that is the first cost and plans remove units and do nothing else:
-        zeros, activations and int8 have latencies that no table of shapes tells.
-        """
-        method = self.method
-        by_shape = method.activation is None and not any(method.int8)
-        for choice in method.choices():
-            by_shape = by_shape and choice.removes_units and choice.then is None
-        return LATENCY_TARGET if by_shape and self.objectives.layout in LATENCIES else FLOPS_TARGET
-
-    @property
-    def estimates_latency(self) -> bool:
-        """Whether plans are asked for their estimated latency."""
-        return self.target == LATENCY_TARGET or self.objectives.uses("estimated_latency_ms")
+        """What targets are ratios of, by the name of the parameter."""
+        return target_of(self.method, self.objectives)
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

@@ -20,7 +20,7 @@ from orchestrator.search.costs import Prices
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.space.allocation import TargetCost
-from orchestrator.settings import FLOPS_TARGET, LATENCY_TARGET
+from orchestrator.settings.targets import FLOPS_TARGET, LATENCY_TARGET
 
 STAIRS = 4
 """Doublings of a step of a ranking by latency: a sixteenth of a group, twice, up to half of it."""

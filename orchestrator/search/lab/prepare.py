@@ -56,7 +56,8 @@ from orchestrator.search.plans.given import check_plans
 from orchestrator.search.samplers import sampler
 from orchestrator.search.space.outline import outline
 from orchestrator.seeds import Stream, seed_of
-from orchestrator.settings import LATENCY_TARGET, Settings
+from orchestrator.settings import Settings
+from orchestrator.settings.targets import LATENCY_TARGET
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -233,7 +234,8 @@ def find_latency_model(
 
     None where no target is a latency, and no estimated one is optimised or bounded.
     """
-    if not settings.estimates_latency:
+    wanted = settings.objectives.uses("estimated_latency_ms")
+    if not wanted and settings.target != LATENCY_TARGET:
         return None
     words = bench.conditions.engine.words
     progress.phase("latency", f"tables of single layers and a few models, measured in {words}")

@@ -13,7 +13,7 @@ from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Pools, Scores, counts, rounded
 from lightning_modules.pruning.weights import Weight, shares_left
 from orchestrator.search.space.allocation import Macs, Sensitivity
-from orchestrator.settings import FLOPS_TARGET
+from orchestrator.settings.targets import FLOPS_TARGET
 
 Params = dict[str, Any]
 

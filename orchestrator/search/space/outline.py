@@ -14,7 +14,8 @@ from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Weight, weight_structure
 from orchestrator.search.space import Choices, SearchContext
 from orchestrator.search.space.allocation import Sensitivity, TargetCost
-from orchestrator.settings import LATENCY_TARGET, MethodSettings, Settings
+from orchestrator.settings import MethodSettings, Settings
+from orchestrator.settings.targets import LATENCY_TARGET
 
 NANOSECONDS = 1e6
 """Nanoseconds of a millisecond."""
