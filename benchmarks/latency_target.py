@@ -200,14 +200,17 @@ def measured(final: FinalLab, models: list[Cut]) -> Iterator[Measured]:
 
 
 def faster(front: list[tuple[float, float]], other: list[tuple[float, float]]) -> str:
-    """Latency of a layout over that of another one at the divergences of its own models."""
-    divergences, latencies = np.log(np.array(undominated(other))).T
-    ratios = []
-    for divergence, latency in undominated(front):
-        if divergences[0] <= np.log(divergence) <= divergences[-1]:
-            ratios.append(latency / np.exp(np.interp(np.log(divergence), divergences, latencies)))
-    words = ", ".join([f"{ratio:.2f}" for ratio in ratios])
-    return f"latency over that of {LAYOUTS[1]} at equal divergence: {words}"
+    """Latency of a layout over that of another one where both have models as near as that."""
+    ours = np.log(np.array(undominated(front))).T
+    theirs = np.log(np.array(undominated(other))).T
+    at = np.unique(np.concatenate([ours[0], theirs[0]]))
+    within = (at >= max(ours[0][0], theirs[0][0])) & (at <= min(ours[0][-1], theirs[0][-1]))
+    at = at[within]
+    if not len(at):
+        return "no divergence in common"
+    logs = np.interp(at, *ours) - np.interp(at, *theirs)
+    words = ", ".join([f"{ratio:.2f}" for ratio in np.exp(logs)])
+    return f"{np.exp(logs.mean()):.2f} of the latency of {LAYOUTS[1]} at equal divergence ({words})"
 
 
 def undominated(front: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -32,15 +32,15 @@ class Engine:
 
     `require` raises ConfigError where packages or tools are missing, and says what to install.
     `prepare` loads a model; it raises ConfigError for one that the engine does not take. `kernels`
-    gives the milliseconds of a single layer as the engine itself tells them; None: its passes are
-    timed.
+    gives the milliseconds of a single layer as the engine itself tells them, with something that
+    runs before each pass; None: its passes are timed.
     """
 
     name: str
     words: str
     require: Callable[[], None]
     prepare: Prepare
-    kernels: Callable[[nn.Module, Inputs, int | None], float] | None = None
+    kernels: Callable[[nn.Module, Inputs, int | None, Pass], float] | None = None
 
 
 def _nothing() -> None:

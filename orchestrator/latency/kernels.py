@@ -15,22 +15,20 @@ from torch import nn
 from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from orchestrator.export.onnx import ERRORS_ONLY, export_onnx_quickly
-from orchestrator.latency.timing import WARM_UP
+from orchestrator.latency.timing import COLD_PASSES, COLD_WARM_UP, Pass
 
-PASSES = 16
-"""Passes of which kernels are timed, those for warming up left out."""
 MICRO_TO_MILLI = 1e-3
 _LAYOUT = ("ReorderInput", "ReorderOutput")
 """Nodes that change the order of channels at both ends of a model: once in a network, not in each
 of its layers."""
 
 
-def kernel_ms(model: nn.Module, example: Inputs, threads: int | None) -> float:
-    """Milliseconds of the kernels in a pass of a small model; the lower quartile of some passes."""
+def kernel_ms(model: nn.Module, example: Inputs, threads: int | None, evict: Pass) -> float:
+    """Milliseconds of the kernels in a pass of a small model, as `cold_ms` times passes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx_quickly(copy_of(model).eval(), example, path)
-        events = _profile(path, example, threads)
+        events = _profile(path, example, threads, evict)
     durations: dict[str, list[float]] = defaultdict(list)
     for event in events:
         is_kernel = event["name"].endswith("_kernel_time")
@@ -38,11 +36,11 @@ def kernel_ms(model: nn.Module, example: Inputs, threads: int | None) -> float:
             durations[event["name"]].append(event["dur"])
     total = 0.0
     for microseconds in durations.values():
-        total += MICRO_TO_MILLI * float(np.quantile(microseconds[WARM_UP:], 0.25))
+        total += MICRO_TO_MILLI * float(np.quantile(microseconds[COLD_WARM_UP:], 0.25))
     return total
 
 
-def _profile(path: Path, example: Inputs, threads: int | None) -> list[Any]:
+def _profile(path: Path, example: Inputs, threads: int | None, evict: Pass) -> list[Any]:
     """What ONNX Runtime records of some passes of a file, next to which the record is written."""
     import onnxruntime
 
@@ -54,7 +52,8 @@ def _profile(path: Path, example: Inputs, threads: int | None) -> list[Any]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     arrays = [tensor.detach().cpu().numpy() for tensor in example.tensors()]
-    for _ in range(WARM_UP + PASSES):
+    for _ in range(COLD_WARM_UP + COLD_PASSES):
+        evict()
         session.run(None, dict(zip(names, arrays, strict=True)))
     events: list[Any] = json.loads(Path(session.end_profiling()).read_text())
     return events

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from orchestrator.files import write_atomic
 from orchestrator.latency.bench import LatencyConditions
 from orchestrator.latency.engines import ENGINES
 from orchestrator.latency.layers import Layer, LayerShape
-from orchestrator.latency.timing import Spread, timed_in_turn
+from orchestrator.latency.timing import cold_ms
 from orchestrator.stored import read_cache
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 BLOCK = 8
 """Channels between the first points of a table."""
-LAYER_SECONDS = 0.01
-"""Time that the turns of one point may take, within the bounds of any measurement."""
+LEAST_EVICTED = 2**10
+MOST_EVICTED = 2**26
+"""Bytes that are read before a pass of a layer; more than caches hold say nothing more."""
 LEAST_MS = 1e-4
 """What a layer takes at least: a profile counts in whole microseconds."""
 TIMED_AS = {"compile": "pytorch", "onnxruntime_int8": "onnxruntime"}
@@ -95,12 +97,14 @@ def monotone(values: Floats) -> Floats:
 class Tabulation:
     """How tables come about: the `conditions`, the `multiple` of widths, and where they are kept.
 
-    `name` is plain data that says on which machine, and how, layers are timed. `folder` None: they
-    are not kept. `tick` is called with (tables, of how many).
+    `name` is plain data that says on which machine, and how, layers are timed. A network moves
+    through all its weights between two passes of a layer: before each of them, `weights` bytes are
+    read. `folder` None: tables are not kept. `tick` is called with (tables, of how many).
     """
 
     conditions: LatencyConditions
     multiple: int
+    weights: int
     name: object
     folder: Path | None
     tick: Callable[[int, int], None]
@@ -133,7 +137,7 @@ class Tabulation:
         """Read back, or measured and kept."""
         path = None
         if self.folder is not None:
-            key = digest([self.name, shape.to_json(), inputs, outputs])
+            key = digest([self.name, len(self._elsewhere), shape.to_json(), inputs, outputs])
             path = self.folder / f"latency-layer-{key}.json"
             stored = read_cache(path, lambda data: _parsed(data, inputs, outputs))
             if stored is not None:
@@ -148,16 +152,22 @@ class Tabulation:
         return _of(measured, inputs, outputs)
 
     def _milliseconds(self, shape: LayerShape, inputs: int, outputs: int) -> float:
-        """The lower quartile: other work on the machine only makes a layer slower."""
         layer, example = shape.layer(inputs, outputs)
         example = example.to(self.conditions.example.device)
         engine = self.conditions.engine
         if engine.name in TIMED_AS:
             engine = ENGINES[TIMED_AS[engine.name]]
         if engine.kernels is not None:
-            return engine.kernels(layer, example, self.conditions.threads)
+            return engine.kernels(layer, example, self.conditions.threads, self._elsewhere.sum)
         run = engine.prepare(layer, example, self.conditions.threads)
-        return Spread.of(timed_in_turn([run], LAYER_SECONDS)[:, 0]).lower
+        return cold_ms(run, self._elsewhere.sum)
+
+    @cached_property
+    def _elsewhere(self) -> npt.NDArray[np.uint64]:
+        """As many bytes as a network of this size has elsewhere, to a power of two."""
+        least = np.clip(self.weights, LEAST_EVICTED, MOST_EVICTED)
+        size = 2 ** int(np.ceil(np.log2(least)))
+        return np.ones(size // 8, dtype=np.uint64)
 
 
 def _of(measured: Floats, inputs: Sequence[int], outputs: Sequence[int]) -> Table:

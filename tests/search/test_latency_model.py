@@ -57,7 +57,7 @@ class Told:
     seen: list[str] = field(default_factory=list)
 
     def engine(self) -> Engine:
-        def kernels(layer: Any, example: Inputs, threads: int | None) -> float:
+        def kernels(layer: Any, example: Inputs, threads: int | None, evict: Any) -> float:
             self.layers += 1
             if isinstance(layer, nn.Linear):
                 return self.ms(layer.in_features, layer.out_features)
@@ -74,7 +74,7 @@ class Told:
 
     def sum_of(self, structure: Structure, model: nn.Module, example: Inputs) -> LayerSum:
         layers = layers_of(model, structure, example)
-        tabulation = Tabulation(self.conditions(example), 8, "m", None, lambda *_: None)
+        tabulation = Tabulation(self.conditions(example), 8, 0, "m", None, lambda *_: None)
         return LayerSum(structure, layers, tabulation.tables(layers))
 
     def estimated(self, folder: Path | None, structure: Structure | None = None) -> LatencyModel:
@@ -170,7 +170,9 @@ def test_macs_without_a_table_count_at_the_rate_of_the_others() -> None:
     structure = shallow()
     layers = layers_of(MODEL, structure, EXAMPLE)
     few = [layer for layer in layers if layer.weight == "conv1.weight"]
-    tables = Tabulation(Told(in_proportion).conditions(), 8, "m", None, lambda *_: None).tables(few)
+    tables = Tabulation(Told(in_proportion).conditions(), 8, 0, "m", None, lambda *_: None).tables(
+        few
+    )
     total = LayerSum(structure, few, tables)
     cost = Cost(structure)
     share = 16 * 9 * 64 / cost.macs(structure.sizes)
@@ -257,7 +259,7 @@ def test_layers_take_longer_the_more_channels_they_have(engine: str) -> None:
     conditions = LatencyConditions(ENGINES[engine], EXAMPLE, 1)
     layers = layers_of(MODEL, shallow(), EXAMPLE)
     last = [layer for layer in layers if layer.weight == "stages.2.1.conv2.weight"]
-    tabulation = Tabulation(conditions, 32, "m", None, lambda *_: None)
+    tabulation = Tabulation(conditions, 32, 0, "m", None, lambda *_: None)
     (table,) = tabulation.tables(last).values()
     assert table.inputs.tolist() == [32, 64]
     assert (table.ms > 0.0).all()

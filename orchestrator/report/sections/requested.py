@@ -10,8 +10,9 @@ from orchestrator.report.view import StudyView
 from orchestrator.results.quantities import axis_words, percent
 from orchestrator.results.requested import Requested
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow
+from orchestrator.settings.targets import FLOPS_TARGET, LATENCY_TARGET
 
-_TARGETS = {"flops_ratio": "flops", "latency_ratio": "estimated_latency_ms"}
+_TARGETS = {FLOPS_TARGET: "flops", LATENCY_TARGET: "estimated_latency_ms"}
 """The decision that asks for a share of the dense model's cost, where units are removed."""
 _UNKNOWN = "the study does not say why"
 
@@ -61,9 +62,9 @@ def _models_table(view: StudyView, models: Sequence[str]) -> PageTable:
 def _decision(view: StudyView) -> str:
     """The decision by which this study's plans ask for a share of a cost."""
     for decided in view.decisions.trials.values():
-        if "latency_ratio" in decided:
-            return "latency_ratio"
-    return "flops_ratio"
+        if LATENCY_TARGET in decided:
+            return LATENCY_TARGET
+    return FLOPS_TARGET
 
 
 def _target(view: StudyView, row: ConfirmedRow, decision: str) -> float | None:

@@ -150,6 +150,7 @@ class Estimation:
         tabulation = Tabulation(
             conditions,
             self.multiple,
+            sum([weight.nbytes for weight in self.model.parameters()]),
             [*machine(conditions), TIMED_AS.get(engine, engine)],
             self.folder,
             lambda done, of: self.tick(f"{done} of {of} tables of layers"),
