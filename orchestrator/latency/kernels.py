@@ -27,8 +27,9 @@ def kernel_ms(model: nn.Module, example: Inputs, threads: int | None, evict: Pas
     """Milliseconds of the kernels in a pass of a small model, as `cold_ms` times passes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx_quickly(copy_of(model).eval(), example, path)
-        events = _profile(path, example, threads, evict)
+        here = example.to(torch.device("cpu"))
+        export_onnx_quickly(copy_of(model).eval(), here, path)
+        events = _profile(path, here, threads, evict)
     durations: dict[str, list[float]] = defaultdict(list)
     for event in events:
         is_kernel = event["name"].endswith("_kernel_time")
@@ -51,7 +52,7 @@ def _profile(path: Path, example: Inputs, threads: int | None, evict: Pass) -> l
     options.profile_file_prefix = str(path.with_suffix(""))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    arrays = [tensor.detach().cpu().numpy() for tensor in example.tensors()]
+    arrays = [tensor.detach().numpy() for tensor in example.tensors()]
     for _ in range(COLD_WARM_UP + COLD_PASSES):
         evict()
         session.run(None, dict(zip(names, arrays, strict=True)))

@@ -92,6 +92,9 @@ def _calls(model: nn.Module, example: Inputs) -> list[tuple[str, nn.Module, tupl
     calls: list[tuple[str, nn.Module, tuple[int, ...]]] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not args:
+            # called by keyword: what is not noted has no table
+            return
         shape = list(args[0].shape)
         del shape[-1 if isinstance(module, nn.Linear) else 1]
         calls.append((name, module, tuple(shape)))
