@@ -11,12 +11,12 @@ from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Scores
 
 CostOfMany = Callable[[Counts], npt.NDArray[np.int64]]
-"""Cost of plans, such as MACs: counts of shape (..., n_groups) give costs of shape (...)."""
+"""A cost of plans, such as MACs: counts (..., n_groups) give costs of shape (...)."""
 STEPS = 32
 """A group gives up its units in so many steps: the errors of single units are noisy."""
 
 
-def by_saving(structure: Structure, errors: Scores, cost: CostOfMany, doublings: int = 0) -> Scores:
+def by_saving(structure: Structure, errors: Scores, cost: CostOfMany) -> Scores:
     """The place of each unit in the order in which units go, from 1 on; shape (n_units,).
 
     `errors` are those behind a group when a unit and all with smaller errors are gone, as
@@ -24,9 +24,6 @@ def by_saving(structure: Structure, errors: Scores, cost: CostOfMany, doublings:
     is least for the cost that they save at that size. So those who go first are an allocation of
     little error to the groups, for every size. The last unit of a group is the last to go. Whole
     blocks take no part, and keep their scores.
-
-    A cost may fall in stairs, as latencies do: a small step then saves nothing. A group may take
-    its step doubled so many times at once (`doublings`), where that is cheaper.
     Source: Shoham and Gersho 1988, "Efficient Bit Allocation for an Arbitrary Set of Quantizers",
     step by step, since what a unit saves depends on the size of the other groups.
     """
@@ -34,8 +31,8 @@ def by_saving(structure: Structure, errors: Scores, cost: CostOfMany, doublings:
     order = _Order(structure, errors)
     kept = structure.sizes
     place = 0
-    while order.steps(kept).any():
-        index, steps = _cheapest(order, kept, cost, doublings)
+    while (steps := order.steps(kept)).any():
+        index = _cheapest(order.added(kept, steps), kept, steps, cost)
         for unit in order.units_at(index, kept, steps):
             place += 1
             places[unit] = place
@@ -60,10 +57,9 @@ class _Order:
             self._units.append(group.start + order)
             self._errors.append(np.concatenate([[0.0], errors[group.units][order]]))
 
-    def steps(self, kept: Counts, factor: int = 1) -> Counts:
-        """How many units each group would lose in so many steps; shape (n_groups,)."""
-        steps: Counts = np.minimum(factor * self._usual, kept - self.least)
-        return steps
+    def steps(self, kept: Counts) -> Counts:
+        """How many units each group would lose next; shape (n_groups,)."""
+        return np.minimum(self._usual, kept - self.least)
 
     def units_at(self, index: int, kept: Counts, count: Counts) -> npt.NDArray[np.intp]:
         """The next units of a group."""
@@ -79,22 +75,8 @@ class _Order:
         return np.array(added)
 
 
-def _cheapest(order: _Order, kept: Counts, cost: CostOfMany, doublings: int) -> tuple[int, Counts]:
-    """The group whose next units add the least error for what they save, and how many go.
-
-    The numbers are those of all groups; shape (n_groups,).
-    """
-    choices = []
-    for doubled in range(doublings + 1):
-        steps = order.steps(kept, 2**doubled)
-        prices = _prices(order.added(kept, steps), kept, steps, cost)
-        choices.append((prices.min(), doubled, int(np.argmin(prices)), steps))
-    _, _, index, steps = min(choices, key=lambda choice: choice[:2])
-    return index, steps
-
-
-def _prices(added: Scores, kept: Counts, steps: Counts, cost: CostOfMany) -> Scores:
-    """The error that the next units of each group add for each unit of cost that they save."""
+def _cheapest(added: Scores, kept: Counts, steps: Counts, cost: CostOfMany) -> int:
+    """The group whose next step adds the least error for what it saves."""
     saved = cost(kept) - cost(kept - np.diag(steps))
-    prices: Scores = np.where(steps > 0, added / np.maximum(saved, 1), np.inf)
-    return prices
+    prices = np.where(steps > 0, added / np.maximum(saved, 1), np.inf)
+    return int(np.argmin(prices))

@@ -90,20 +90,3 @@ def test_of_equal_errors_the_group_that_saves_more_goes_first(structure: Structu
     places = by_saving(structure, equal, macs)
     middles = [np.median(places[group.units]) for group in structure.groups]
     assert middles == sorted(middles, reverse=True)
-
-
-def test_a_group_jumps_down_a_stair_where_a_single_step_saves_nothing(
-    structure: Structure,
-) -> None:
-    """Costs in blocks of 8 units: single steps save nothing until a block is gone."""
-    equal = np.zeros(structure.n_units)
-    for group in structure.groups:
-        equal[group.units] = np.arange(1.0, group.size + 1.0)
-    prices = np.arange(1, len(structure.groups) + 1) ** 4
-
-    def stairs(kept: Counts) -> npt.NDArray[np.int64]:
-        return np.asarray(-(-kept // 8) @ prices)
-
-    places = by_saving(structure, equal, stairs, doublings=4)
-    middles = [np.median(places[group.units]) for group in structure.groups]
-    assert middles == sorted(middles, reverse=True)

@@ -22,9 +22,6 @@ from orchestrator.search.plans.lineage import weights_digest
 from orchestrator.search.space.allocation import TargetCost
 from orchestrator.settings.targets import FLOPS_TARGET, LATENCY_TARGET
 
-STAIRS = 4
-"""Doublings of a step of a ranking by latency: a sixteenth of a group, twice, up to half of it."""
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -60,8 +57,7 @@ class Facts:
         latency = self.prices.latency
         if latency is None or not self.latency_targets:
             return TargetCost(FLOPS_TARGET, self.cost.macs, self.cost.macs_batch)
-        parts = latency.layers.nanoseconds
-        return TargetCost(LATENCY_TARGET, latency.nanoseconds, parts, doublings=STAIRS)
+        return TargetCost(LATENCY_TARGET, latency.nanoseconds, latency.layers.nanoseconds)
 
     @property
     def example(self) -> Inputs:

@@ -36,13 +36,12 @@ class TargetCost:
     """What targets are ratios of, and their `name` among a plan's parameters.
 
     `of` is the cost of a plan. `parts` is what units save in many plans at once, up to a curve over
-    the whole; it falls in stairs where `doublings` are above 0 (see `by_saving`).
+    the whole.
     """
 
     name: str
     of: Macs
     parts: CostOfMany
-    doublings: int = 0
 
 
 @dataclass(frozen=True)

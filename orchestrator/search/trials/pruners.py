@@ -202,8 +202,7 @@ def comparable(pruner: UnitPruner | WeightPruner, scores: Scores) -> Scores:
     method = pruner.method
     structure = pruner.structure
     if method.scope == "per_mac":
-        target = pruner.lab.facts.target
-        return by_saving(structure, scores, target.parts, target.doublings)
+        return by_saving(structure, scores, pruner.lab.facts.target.parts)
     if method.scope == "local" or not method.normalize:
         return scores
     return thresholds.normalised(structure, scores, structure.full())
