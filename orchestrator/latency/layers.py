@@ -44,11 +44,16 @@ class LayerShape:
         return repr(sorted(self.to_json().items()))
 
     def layer(self, inputs: int, outputs: int) -> tuple[nn.Module, Inputs]:
-        """A layer of so many channels, and inputs for it; in groups, `inputs` follows."""
+        """A layer of so many channels, and inputs for it.
+
+        In groups it has as many whole ones as these outputs are nearest to, and their inputs.
+        """
         options = dict(self.options)
         if self.grouped is not None:
-            options["groups"] = outputs // self.grouped[1]
-            inputs = options["groups"] * self.grouped[0]
+            groups = max(1, round(outputs / self.grouped[1]))
+            options["groups"] = groups
+            inputs = groups * self.grouped[0]
+            outputs = groups * self.grouped[1]
         layer = _KINDS[self.kind](inputs, outputs, **options).eval()
         if self.kind == _LINEAR:
             return layer, Inputs((torch.ones(*self.around, inputs),))

@@ -20,7 +20,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Counts, Structure
 from orchestrator.latency.bench import Bench, LatencyConditions
 from orchestrator.latency.engines import ENGINES, Engine
-from orchestrator.latency.layers import layers_of
+from orchestrator.latency.layers import LayerShape, layers_of
 from orchestrator.latency.tables import Table, Tabulation, monotone, points
 from orchestrator.search.lab.latency_model import (
     Estimation,
@@ -164,6 +164,19 @@ def test_layers_in_groups_are_timed_by_their_outputs() -> None:
     assert float(layers(np.array([8]))) == pytest.approx(
         in_proportion(3, 8) + in_proportion(8, 8) + in_proportion(128, 2)
     )
+
+
+def test_a_layer_in_groups_has_whole_ones() -> None:
+    options = {"kernel_size": 3}
+    shape = LayerShape("Conv2d", (1, 8, 8), options, grouped=(4, 6))
+    for asked, groups in ((1, 1), (8, 1), (16, 3), (24, 4)):
+        layer, example = shape.layer(0, asked)
+        assert (layer.groups, layer.in_channels, layer.out_channels) == (
+            groups,
+            4 * groups,
+            6 * groups,
+        )
+        assert example.call(layer).shape[1] == 6 * groups
 
 
 def test_macs_without_a_table_count_at_the_rate_of_the_others() -> None:
