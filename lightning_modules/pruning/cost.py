@@ -45,24 +45,21 @@ class Cost:
         return np.asarray(self._params(counts))
 
 
-class Features:
-    """The features of a linear model of latency.
+class Lengths:
+    """Lengths of axes as functions of the units kept per group.
 
-    They are the distinct products of axis lengths, each as a share of its dense value. The MACs of
-    layers and the elements of tensors are such products. Layers with the same product share a
-    feature.
+    Each axis is its unit ids per position, -1 for a fixed one.
     """
 
-    def __init__(self, structure: Structure) -> None:
-        self._sum = _Sum(structure, [*structure.macs, *structure.params])
-        self._dense = self._sum.terms(structure.sizes).astype(float)
+    def __init__(self, structure: Structure, axes: Sequence[npt.NDArray[np.int32]]) -> None:
+        forms = _Forms(structure)
+        indices = [forms.index(axis) for axis in axes]
+        self._matrix = forms.matrix()[indices]
 
-    def __call__(self, counts: Counts) -> npt.NDArray[np.float64]:
-        """Shape (..., n_features), each in [0, 1]; the last feature is the constant 1."""
-        shares = self._sum.terms(counts).astype(float) / self._dense
-        constant = np.ones((*shares.shape[:-1], 1))
-        features: npt.NDArray[np.float64] = np.concatenate([shares, constant], axis=-1)
-        return features
+    def __call__(self, counts: Counts) -> npt.NDArray[np.int64]:
+        """Counts of shape (..., n_groups) give lengths of shape (..., n_axes)."""
+        lengths: npt.NDArray[np.int64] = counts @ self._matrix[:, :-1].T + self._matrix[:, -1]
+        return lengths
 
 
 class _Sum:

@@ -1,4 +1,4 @@
-"""One ranking of the units of all groups, by the error of a unit for the MACs that it saves."""
+"""One ranking of the units of all groups, by the error of a unit for what it saves."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy.typing as npt
 from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Scores
 
-MacsOfMany = Callable[[Counts], npt.NDArray[np.int64]]
-"""MACs of plans of shape (n_plans, n_groups); shape (n_plans,)."""
+CostOfMany = Callable[[Counts], npt.NDArray[np.int64]]
+"""A cost of plans, such as MACs: counts (..., n_groups) give costs of shape (...)."""
 STEPS = 32
 """A group gives up its units in so many steps: the errors of single units are noisy."""
 
 
-def by_saving(structure: Structure, errors: Scores, macs: MacsOfMany) -> Scores:
+def by_saving(structure: Structure, errors: Scores, cost: CostOfMany) -> Scores:
     """The place of each unit in the order in which units go, from 1 on; shape (n_units,).
 
     `errors` are those behind a group when a unit and all with smaller errors are gone, as
     second-order scores are. From the dense model on, that group loses units whose additional error
-    is least for the MACs that they save at that size. So those who go first are an allocation of
+    is least for the cost that they save at that size. So those who go first are an allocation of
     little error to the groups, for every size. The last unit of a group is the last to go. Whole
     blocks take no part, and keep their scores.
     Source: Shoham and Gersho 1988, "Efficient Bit Allocation for an Arbitrary Set of Quantizers",
-    step by step, since the MACs that a unit saves depend on the size of the other groups.
+    step by step, since what a unit saves depends on the size of the other groups.
     """
     places = errors.copy()
     order = _Order(structure, errors)
     kept = structure.sizes
     place = 0
     while (steps := order.steps(kept)).any():
-        index = _cheapest(order.added(kept, steps), kept, steps, macs)
+        index = _cheapest(order.added(kept, steps), kept, steps, cost)
         for unit in order.units_at(index, kept, steps):
             place += 1
             places[unit] = place
@@ -75,8 +75,8 @@ class _Order:
         return np.array(added)
 
 
-def _cheapest(added: Scores, kept: Counts, steps: Counts, macs: MacsOfMany) -> int:
-    """The group whose next step adds the least error for each MAC that it saves."""
-    saved = macs(kept) - macs(kept - np.diag(steps))
+def _cheapest(added: Scores, kept: Counts, steps: Counts, cost: CostOfMany) -> int:
+    """The group whose next step adds the least error for what it saves."""
+    saved = cost(kept) - cost(kept - np.diag(steps))
     prices = np.where(steps > 0, added / np.maximum(saved, 1), np.inf)
     return int(np.argmin(prices))

@@ -66,6 +66,7 @@ from orchestrator.search.trials.allocation_search import allocation_search
 from orchestrator.search.trials.evaluate import Evaluator, trial_recipe
 from orchestrator.search.trials.methods import PreparedMethod
 from orchestrator.settings import ChainSettings, Settings
+from orchestrator.settings.targets import TARGET_WORDS
 from orchestrator.tracking import Tracker
 from orchestrator.workers.exchange import exchange_of
 
@@ -198,13 +199,14 @@ class Exploration:
         least = ready.context.least_ratio
         if chain.smallest < least:
             self.progress.phase(
-                "targets", f"above {least:.1%} of the FLOPs, the least that a plan reaches"
+                "targets",
+                f"above {least:.1%} of the {TARGET_WORDS[settings.target]}, the least that a plan "
+                "reaches",
             )
         plans = Plans(self.facts, ready.space, ready.context)
         pacing = pacing_of(settings, self.lab, plans, study, clock, self.progress)
         if pacing is None:
-            most = settings.objectives.largest_ratio
-            targets: Sequence[float] = chain.ratios(most, least)
+            targets: Sequence[float] = chain.ratios(ready.context.largest_ratio, least)
             target_steps = self._chain_steps(ready, targets)
         else:
             targets = pacing.targets

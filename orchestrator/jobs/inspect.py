@@ -122,7 +122,9 @@ def _check_bounds(
     """Errors: ConfigError for bounds that no plan meets."""
     progress = Progress(quiet=settings.quiet)
     bench = bench_of(settings, model, example, progress, keep=False)
-    latency = find_latency_model(settings, structure, model, bench, progress, keep=False)
+    latency = None
+    if settings.objectives.bounded("estimated_latency_ms"):
+        latency = find_latency_model(settings, structure, model, bench, progress, keep=False)
     check_bounds(settings, Prices(structure, Cost(structure), example, bench, latency), model)
 
 

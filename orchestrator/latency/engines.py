@@ -18,6 +18,7 @@ from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.tasks.whole import pruned_part
 from orchestrator.export.int8 import quantise
 from orchestrator.export.onnx import OnnxModel, export_onnx_quickly, require_packages
+from orchestrator.latency.kernels import kernel_ms
 from orchestrator.latency.timing import Pass
 
 _CPU = torch.device("cpu")
@@ -30,13 +31,16 @@ class Engine:
     """An engine by `name`, and in `words` for people.
 
     `require` raises ConfigError where packages or tools are missing, and says what to install.
-    `prepare` loads a model; it raises ConfigError for one that the engine does not take.
+    `prepare` loads a model; it raises ConfigError for one that the engine does not take. `kernels`
+    gives the milliseconds of a single layer as the engine itself tells them, with something that
+    runs before each pass; None: its passes are timed.
     """
 
     name: str
     words: str
     require: Callable[[], None]
     prepare: Prepare
+    kernels: Callable[[nn.Module, Inputs, int | None, Pass], float] | None = None
 
 
 def _nothing() -> None:
@@ -122,7 +126,7 @@ ENGINES = {
     for engine in (
         Engine("pytorch", "PyTorch", _nothing, _pytorch),
         Engine("compile", "torch.compile", _require_compiler, _compiled),
-        Engine("onnxruntime", "ONNX Runtime", require_packages, _onnxruntime),
+        Engine("onnxruntime", "ONNX Runtime", require_packages, _onnxruntime, kernel_ms),
         Engine("onnxruntime_int8", "ONNX Runtime, int8", require_packages, _onnxruntime_int8),
     )
 }

@@ -25,6 +25,9 @@ LEAST_TURNS = 9
 """Fewer turns than these say nothing of a spread."""
 WARM_UP = 3
 """Untimed turns at first: allocators and kernels settle."""
+COLD_WARM_UP = 2
+COLD_PASSES = 8
+"""Untimed and timed passes of a single layer."""
 MILLI = 1000.0
 NANO = 1e-9
 LEAST_COUNTED = 0.05
@@ -86,6 +89,22 @@ def _turn(runs: Sequence[Pass]) -> list[float]:
         passed = time.perf_counter() - begin
         seconds.append(max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed))
     return seconds
+
+
+def cold_ms(run: Pass, evict: Pass) -> float:
+    """Milliseconds of a pass that finds the caches as `evict` leaves them.
+
+    It is the lower quartile: other work on the machine only makes a pass slower.
+    """
+    seconds = []
+    for _ in range(COLD_WARM_UP + COLD_PASSES):
+        evict()
+        before = waited()
+        begin = time.perf_counter()
+        run()
+        passed = time.perf_counter() - begin
+        seconds.append(max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed))
+    return MILLI * float(np.quantile(seconds[COLD_WARM_UP:], 0.25))
 
 
 def waited() -> dict[str, float]:

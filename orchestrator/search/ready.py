@@ -62,7 +62,9 @@ def make_ready(settings: Settings, lab: Lab, space: Any, progress: Progress) -> 
         method = prepare_method(lab, choice)
         methods.append(method)
         sensitivity = _profiled(settings, lab, method, progress) if space.needs_profile else None
-        contexts[choice.name] = within_study(method.context(lab, sensitivity), settings)
+        contexts[choice.name] = within_study(
+            method.context(lab, sensitivity), settings, lab.facts.target
+        )
     choices = Choices(space, settings.method, contexts)
     return Ready(choices, tuple(methods), tuple(contexts.values()))
 

@@ -29,6 +29,7 @@ from orchestrator.settings.phases import (
     OptimizerSettings,
     PhaseSettings,
 )
+from orchestrator.settings.targets import target_of
 from orchestrator.settings.trainer import TrainerSettings
 
 __all__ = [
@@ -216,6 +217,11 @@ class Settings(Part):
     def command(self) -> str | None:
         """The command line that was given, without secrets; None from Python."""
         return self._command
+
+    @property
+    def target(self) -> str:
+        """What targets are ratios of, by the name of the parameter."""
+        return target_of(self.method, self.objectives)
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

@@ -16,6 +16,8 @@ EngineName = Literal["pytorch", "compile", "onnxruntime", "onnxruntime_int8"]
 """The engines of `orchestrator/latency/engines.py`."""
 CHANNEL_BLOCK = 8
 """Channels that ONNX Runtime's convolutions take at a time (with AVX2; 16 with AVX-512)."""
+LATENCIES = ("latency_ms", "estimated_latency_ms")
+"""Costs in which the time of a pass counts."""
 MOST_OBJECTIVES = 4
 """Largest number of objectives of a study."""
 
@@ -131,7 +133,7 @@ class ObjectiveSettings(Part):
         kernels: MobileNetV2 at 50 % of its FLOPs is slower than the dense model with widths as
         they come, and 1.8 times as fast with multiples of 8.
         """
-        counts = self.uses("latency_ms") or self.uses("estimated_latency_ms")
+        counts = any([self.uses(latency) for latency in LATENCIES])
         return CHANNEL_BLOCK if counts and self.engine.startswith("onnxruntime") else 1
 
     def uses(self, cost: str) -> bool:
@@ -153,6 +155,15 @@ class ObjectiveSettings(Part):
             bound = self.bounds.get(ratio_name(cost))
             if bound is not None and bound.most is not None:
                 largest.append(bound.most)
+        return min(largest, default=None)
+
+    def largest_latency_ratio(self, dense_ms: float) -> float | None:
+        """The largest ratio of the first cost, a latency, that its bounds leave; None: any."""
+        largest = []
+        for name, whole in ((ratio_name(self.layout), 1.0), (self.layout, dense_ms)):
+            bound = self.bounds.get(name)
+            if bound is not None and bound.most is not None:
+                largest.append(min(1.0, bound.most / whole))
         return min(largest, default=None)
 
     @model_validator(mode="after")

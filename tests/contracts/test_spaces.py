@@ -45,7 +45,7 @@ def context_of(structure: Structure) -> SearchContext:
         "quantile",
         scores,
         Sensitivity(loss),
-        max_flops_ratio=0.9,
+        largest_ratio=0.9,
     )
 
 

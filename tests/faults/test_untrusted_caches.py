@@ -12,7 +12,7 @@ import torch
 from orchestrator.latency.timing import Spread
 from orchestrator.search.confirmation.confirm import Candidate, confirm
 from orchestrator.search.lab.kernels import choose_threads
-from orchestrator.search.lab.latency_model import latency_model
+from orchestrator.search.lab.latency_model import Estimation
 from orchestrator.search.lab.sensitivity import profile
 from orchestrator.search.space.allocation import Sensitivity
 from orchestrator.stored import read_cache
@@ -52,20 +52,21 @@ def test_a_damaged_latency_model_is_fitted_anew(
     lab = plan[0].lab
 
     def made() -> Any:
-        return latency_model(
-            lab.facts.model,
-            lab.facts.structure,
-            lab.facts.prices.bench,
-            tmp_path,
-            "m",
-            lambda *_: None,
-        )
+        facts = lab.facts
+        bench = facts.prices.bench
+        return Estimation(
+            facts.model, facts.structure, bench, "m", 1, tmp_path, lambda _: None
+        ).made()
 
     first = made()
-    (path,) = tmp_path.glob("latency-*.json")
-    change(path, lambda d: {**d, "coefficients_ms": [-1.0] * 10**4})
-    assert np.allclose(made().coefficients, first.coefficients)
-    assert "is damaged and is made anew" in capsys.readouterr().err
+    (models,) = tmp_path.glob("latency-models-*.json")
+    change(models, lambda d: {**d, "measured_ms": [-1.0] * 10**4})
+    assert np.allclose(made().ms, first.ms)
+    assert f"{models} is damaged and is made anew" in capsys.readouterr().err
+    table = next(tmp_path.glob("latency-layer-*.json"))
+    change(table, lambda d: {**d, "ms": [[-1.0]]})
+    made()
+    assert f"{table} is damaged and is made anew" in capsys.readouterr().err
 
 
 def test_a_file_does_not_ask_for_a_million_threads(

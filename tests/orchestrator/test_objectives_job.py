@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 
 from orchestrator.__main__ import main
@@ -52,6 +53,38 @@ def test_a_latency_study_has_the_latency_front(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr()
     assert "of the latency" in said.err
     assert "FLOPs left" in said.out
+    assert "plans it has not seen" in said.err
+
+
+def test_targets_of_a_latency_study_are_ratios_of_the_estimated_latency() -> None:
+    command = [*TINY, "tracking=none", "objectives=quality_latency", "search.lineage=false"]
+    assert main(command) == 0
+    asked = targets_of(RUN)
+    assert asked
+    rows = {row.number: row for row in read_csv(RUN / "trials.csv", TrialRow)}
+    for number, ratio in asked.items():
+        assert rows[number].ratios["estimated_latency_ms"] <= ratio + 1e-6
+    # the tables are read back by another study: nothing is measured again
+    kept = {path: path.stat().st_mtime_ns for path in Path("baselines").glob("latency-*.json")}
+    assert len(kept) > 3
+    assert main([*command, "study.name=other"]) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in Path("baselines").glob("latency-*")}
+
+
+def targets_of(folder: Path) -> dict[int, float]:
+    """The targets of the completed trials, by their numbers."""
+    (study,) = optuna.get_all_study_names(storage_of(folder))
+    targets = {}
+    for trial in optuna.load_study(study_name=study, storage=storage_of(folder)).trials:
+        assert "flops_ratio" not in trial.params
+        if trial.state == optuna.trial.TrialState.COMPLETE:
+            targets[trial.number] = trial.params["latency_ratio"]
+    return targets
+
+
+def storage_of(folder: Path) -> optuna.storages.JournalStorage:
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    return optuna.storages.JournalStorage(backend)
 
 
 @pytest.mark.slow

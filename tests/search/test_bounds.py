@@ -33,7 +33,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _a_latency_is_estimated_from_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.search.lab.latency_model.PLANS", 20)
+    monkeypatch.setattr("orchestrator.search.lab.latency_model.CURVE", (0.5,))
+    monkeypatch.setattr("orchestrator.search.lab.latency_model.HELD_OUT", 2)
 
 
 def evaluated(case: Prepared, threshold: float, folder: Path) -> Measurement:

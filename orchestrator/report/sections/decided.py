@@ -29,6 +29,7 @@ MOST_BARS = 12
 """Parameters whose importance is drawn; the table has all."""
 WORDS = {
     "flops_ratio": "target",
+    "latency_ratio": "target",
     "equal_loss": "equal loss",
     "offsets": "spread of offsets",
     "stages": "spread of stages",
@@ -46,8 +47,8 @@ WORDS = {
     "then.applied": "pattern",
 }
 """Decisions as people read them; others are called as their parameter."""
-_ON_LOG = ("flops_ratio", "ratio")
-_PERCENT = ("flops_ratio", "ratio", "patterns", "then.sparsity")
+_ON_LOG = ("flops_ratio", "latency_ratio", "ratio")
+_PERCENT = ("flops_ratio", "latency_ratio", "ratio", "patterns", "then.sparsity")
 _FOUND = ("quality", "ratio", "latency_ms")
 """Outcomes, drawn behind the decisions."""
 _WIDE_AXIS = 95

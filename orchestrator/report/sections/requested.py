@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from orchestrator.report.sections.parts import Line, PageTable, SectionPart
 from orchestrator.report.view import StudyView
-from orchestrator.results.quantities import percent
+from orchestrator.results.quantities import axis_words, percent
 from orchestrator.results.requested import Requested
 from orchestrator.results.rows import FRONT_ORIGIN, ConfirmedRow
+from orchestrator.settings.targets import FLOPS_TARGET, LATENCY_TARGET
 
-_TARGET = "flops_ratio"
-"""The decision that asks for a share of the dense model's FLOPs, where units are removed."""
+_TARGETS = {FLOPS_TARGET: "flops", LATENCY_TARGET: "estimated_latency_ms"}
+"""The decision that asks for a share of the dense model's cost, where units are removed."""
 _UNKNOWN = "the study does not say why"
 
 
@@ -34,15 +35,18 @@ def requested_parts(view: StudyView, models: Sequence[str]) -> list[SectionPart]
 
 def _models_table(view: StudyView, models: Sequence[str]) -> PageTable:
     rows = {row.name: row for row in view.rows.front}
-    targets = {name: _target(view, rows[name]) for name in models}
-    header = ["model", "FLOPs reached", "groups otherwise", "why"]
+    decision = _decision(view)
+    cost = _TARGETS[decision]
+    words = axis_words(cost)
+    targets = {name: _target(view, rows[name], decision) for name in models}
+    header = ["model", f"{words} reached", "groups otherwise", "why"]
     # a space of thresholds has no targets
     if any([target is not None for target in targets.values()]):
-        header.insert(1, "FLOPs asked for")
+        header.insert(1, f"{words} asked for")
     cells = []
     for name, target in targets.items():
         requested = view.requested[name]
-        reached = rows[name].ratios.get("flops", 0.0)
+        reached = rows[name].ratios.get(cost, 0.0)
         line = [
             rows[name].words,
             percent(reached),
@@ -55,11 +59,19 @@ def _models_table(view: StudyView, models: Sequence[str]) -> PageTable:
     return PageTable("Asked for and reached", header, cells, models)
 
 
-def _target(view: StudyView, row: ConfirmedRow) -> float | None:
-    """The share of the FLOPs that the trial's plan was made for; None where there was none."""
+def _decision(view: StudyView) -> str:
+    """The decision by which this study's plans ask for a share of a cost."""
+    for decided in view.decisions.trials.values():
+        if LATENCY_TARGET in decided:
+            return LATENCY_TARGET
+    return FLOPS_TARGET
+
+
+def _target(view: StudyView, row: ConfirmedRow, decision: str) -> float | None:
+    """The share of the cost that the trial's plan was made for; None where there was none."""
     if row.origin != FRONT_ORIGIN or row.trial is None:
         return None
-    target = view.decisions.trials.get(row.trial, {}).get(_TARGET)
+    target = view.decisions.trials.get(row.trial, {}).get(decision)
     return None if target is None else float(target)
 
 

@@ -19,6 +19,8 @@ from lightning_modules.pruning.weights import effective_macs, macs_by_tensor
 from orchestrator.search.costs import Prices
 from orchestrator.search.goals import Goals
 from orchestrator.search.plans.lineage import weights_digest
+from orchestrator.search.space.allocation import TargetCost
+from orchestrator.settings.targets import FLOPS_TARGET, LATENCY_TARGET
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Facts:
     `prices` is what costs follow from. `goals` are what the study is after. `dense_metrics` are the
     dense model's validation metrics and `dense_costs` its costs by name. `scale` is one small
     difference of the quality metric, of which tolerances are multiples. `rewound` is the model in
-    an early state of its training, where one was kept.
+    an early state of its training, where one was kept. `latency_targets` says whether targets are
+    ratios of the estimated latency instead of FLOPs.
     """
 
     model: nn.Module
@@ -38,6 +41,7 @@ class Facts:
     scale: float
     dense_costs: Mapping[str, float] = field(default_factory=dict)
     rewound: nn.Module | None = None
+    latency_targets: bool = False
 
     @property
     def structure(self) -> Structure:
@@ -46,6 +50,14 @@ class Facts:
     @property
     def cost(self) -> Cost:
         return self.prices.closed_form
+
+    @cached_property
+    def target(self) -> TargetCost:
+        """What targets are ratios of, and what the units of a ranking save."""
+        latency = self.prices.latency
+        if latency is None or not self.latency_targets:
+            return TargetCost(FLOPS_TARGET, self.cost.macs, self.cost.macs_batch)
+        return TargetCost(LATENCY_TARGET, latency.nanoseconds, latency.layers.nanoseconds)
 
     @property
     def example(self) -> Inputs:

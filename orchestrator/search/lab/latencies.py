@@ -64,11 +64,15 @@ def architecture(settings: Settings) -> dict[str, Any]:
 
 def under(conditions: LatencyConditions) -> list[object]:
     """The conditions as plain data, with the machine, the device and its threads."""
+    return [*machine(conditions), conditions.engine.name, conditions.example.to_json()]
+
+
+def machine(conditions: LatencyConditions) -> list[object]:
+    """The machine, the device and its threads as plain data."""
     device = conditions.example.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     threads = conditions.threads or torch.get_num_threads()
-    inputs = conditions.example.to_json()
-    return [platform.node(), platform.machine(), kind, threads, conditions.engine.name, inputs]
+    return [platform.node(), platform.machine(), kind, threads]
 
 
 def _dense_latency(

@@ -1,76 +1,217 @@
-"""Latency estimated from kept counts alone: a linear model fitted to measurements on this device.
+"""Latency estimated from kept counts alone: tables of single layers, and a curve through models.
 
-The features are products of axis lengths (see `Features`). The coefficients are milliseconds and
-not negative, so that a plan that keeps less of everything is never estimated slower.
+The tables say how the time of a layer goes with its channels. What a layer takes alone is not what
+it takes in a network: caches are others, and steps between layers are merged or added. So a few
+networks of equal ratios are measured, and their times stand on a curve over the sums of their
+layers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 from torch import nn
 
-from lightning_modules.pruning.cost import Features
+from lightning_modules.pruning.cost import Cost, Lengths
 from lightning_modules.pruning.removal import remove
 from lightning_modules.pruning.structure import Counts, Structure, some_of
+from lightning_modules.pruning.thresholds import rounded
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.latency.bench import Bench
+from orchestrator.latency.layers import Layer, layers_of
+from orchestrator.latency.tables import TIMED_AS, Table, Tabulation, monotone
+from orchestrator.search.lab.latencies import machine, under
+from orchestrator.search.space.allocation import evenly
 from orchestrator.stored import read_cache
 
-PLANS = 48
-"""Number of plans that are measured."""
-HELD_OUT = 12
-"""Number of those plans that give the error of the model."""
+Floats = npt.NDArray[np.float64]
+CURVE = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06)
+"""FLOPs ratios of the models of equal ratios that are measured, beside the two ends."""
+HELD_OUT = 8
+"""Number of random plans that give the error of the estimate."""
+MS_PER_MAC = 1e-7
+"""What a MAC counts where no layer has a table: any number does, as the curve corrects it."""
+
+
+class LayerSum:
+    """Milliseconds of all layers of a plan, each alone.
+
+    MACs of nodes without a table count at the mean rate of the dense layers that have one.
+    `untabled` is the share of the dense MACs in such nodes.
+    """
+
+    def __init__(
+        self, structure: Structure, layers: Sequence[Layer], tables: Mapping[str, Table]
+    ) -> None:
+        axes: list[npt.NDArray[np.int32]] = []
+        for layer in layers:
+            axes += [layer.inputs, layer.outputs]
+        self._lengths = Lengths(structure, axes)
+        self._blocks = []
+        for index, layer in enumerate(layers):
+            if layer.blocks:
+                self._blocks.append((index, Lengths(structure, layer.blocks)))
+        self._places = [
+            (table, [index for index, layer in enumerate(layers) if layer.shape.key == key])
+            for key, table in tables.items()
+        ]
+        self._n_layers = len(layers)
+        tabled = {layer.weight for layer in layers}
+        rest = [product for product in structure.macs if product.tensor not in tabled]
+        self._rest = Cost(replace(structure, macs=tuple(rest)))
+        dense = structure.sizes
+        untabled = self._rest.macs(dense)
+        whole = Cost(structure).macs(dense)
+        self.untabled = untabled / whole
+        self._rate = MS_PER_MAC
+        if untabled < whole:
+            self._rate = float(self._tabled(dense)) / (whole - untabled)
+
+    def __call__(self, counts: Counts) -> Floats:
+        """Counts of shape (..., n_groups) give times of shape (...)."""
+        total: Floats = self._tabled(counts) + self._rate * self._rest.macs_batch(counts)
+        return total
+
+    def nanoseconds(self, counts: Counts) -> npt.NDArray[np.int64]:
+        """As a call, in whole nanoseconds."""
+        return np.rint(1e6 * self(counts)).astype(np.int64)
+
+    def _tabled(self, counts: Counts) -> Floats:
+        lengths = self._lengths(counts).astype(np.float64)
+        times = np.zeros((*counts.shape[:-1], self._n_layers))
+        for table, places in self._places:
+            inputs = lengths[..., [2 * place for place in places]]
+            outputs = lengths[..., [2 * place + 1 for place in places]]
+            times[..., places] = table(inputs, outputs)
+        for place, blocks in self._blocks:
+            times[..., place] *= blocks(counts).prod(-1)
+        total: Floats = times.sum(-1)
+        return total
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """`coefficients` in ms per feature, of shape (n_features,).
+    """The milliseconds of plans: the curve (`sums`, `ms`) at the sum of their layers.
 
-    `mean_error` and `worst_error` are |estimated / measured - 1| of plans that it was not fitted
-    to.
+    `sums` rise and `ms` do not fall; both have shape (n_models,). The last point is the dense
+    model. `mean_error` and `worst_error` are |estimated / measured - 1| of random plans that are
+    not on the curve.
     """
 
-    features: Features
-    coefficients: npt.NDArray[np.float64]
+    layers: LayerSum
+    sums: Floats
+    ms: Floats
     mean_error: float
     worst_error: float
 
     def __call__(self, counts: Counts) -> float:
-        """Milliseconds at batch 1; `counts` has shape (n_groups,)."""
-        return float(self.features(counts) @ self.coefficients)
+        """Milliseconds of a pass; `counts` has shape (n_groups,)."""
+        return float(self.many(counts))
+
+    def many(self, counts: Counts) -> Floats:
+        """Counts of shape (..., n_groups) give milliseconds of shape (...)."""
+        at = np.log(np.maximum(self.layers(counts), 1e-12))
+        estimated: Floats = np.exp(np.interp(at, np.log(self.sums), np.log(self.ms)))
+        return estimated
+
+    def nanoseconds(self, counts: Counts) -> int:
+        """As a call, in whole nanoseconds."""
+        return round(1e6 * self(counts))
 
 
-def fit_latency(
-    features: Features, counts: Counts, measured: npt.NDArray[np.float64], held: int = HELD_OUT
-) -> LatencyModel:
-    """Least squares of the relative error; shapes (n_plans, n_groups) and (n_plans,).
+@dataclass(frozen=True)
+class Estimation:
+    """What a latency model is made from and for.
 
-    The last `held` plans give the error of a model fitted to the others; the model returned is
-    fitted to all.
+    `name` is plain data that says which network it is. Widths of plans are in multiples of
+    `multiple`. `folder` None: nothing is kept. `tick` is called with what was done.
     """
-    x = features(counts)
-    coefficients = _coefficients(x[:-held], measured[:-held])
-    estimated = x[-held:] @ coefficients
-    errors = np.abs(estimated / measured[-held:] - 1.0)
-    mean = float(errors.mean())
-    worst = float(errors.max())
-    return LatencyModel(features, _coefficients(x, measured), mean, worst)
+
+    model: nn.Module
+    structure: Structure
+    bench: Bench
+    name: object
+    multiple: int
+    folder: Path | None
+    tick: Callable[[str], None]
+
+    def made(self) -> LatencyModel:
+        """The latency model, measured once, then read back."""
+        conditions = self.bench.conditions
+        engine = conditions.engine.name
+        tabulation = Tabulation(
+            conditions,
+            self.multiple,
+            sum([weight.nbytes for weight in self.model.parameters()]),
+            [*machine(conditions), TIMED_AS.get(engine, engine)],
+            self.folder,
+            lambda done, of: self.tick(f"{done} of {of} tables of layers"),
+        )
+        layers = layers_of(self.model, self.structure, conditions.example)
+        layer_sum = LayerSum(self.structure, layers, tabulation.tables(layers))
+        return self._fitted(layer_sum)
+
+    def _fitted(self, layer_sum: LayerSum) -> LatencyModel:
+        models = self._on_curve()
+        plans = np.concatenate([models, self._random()])
+        measured = self._measured(plans)
+        # whatever was kept of the dense model, ratios are against its one latency
+        measured[0] = self.bench.dense_ms
+        sums, ms = curve(layer_sum(models), measured[: len(models)])
+        fitted = LatencyModel(layer_sum, sums, ms, math.nan, math.nan)
+        errors = np.abs(fitted.many(plans[len(models) :]) / measured[len(models) :] - 1.0)
+        return replace(fitted, mean_error=float(errors.mean()), worst_error=float(errors.max()))
+
+    def _on_curve(self) -> Counts:
+        """The dense model, models of equal ratios, and the smallest one; (n_models, n_groups)."""
+        plans = [self.structure.sizes]
+        for ratio in CURVE:
+            plans.append(evenly(self.structure, ratio, self.multiple))
+        plans.append(rounded(self.structure, self.structure.least, self.multiple))
+        return np.array(plans)
+
+    def _random(self) -> Counts:
+        drawn = random_counts(self.structure, HELD_OUT + 1, 0)[1:]
+        return np.array([rounded(self.structure, kept, self.multiple) for kept in drawn])
+
+    def _measured(self, plans: Counts) -> Floats:
+        """Milliseconds of each plan beside the dense one, read back or measured and kept."""
+        path = None
+        if self.folder is not None:
+            key = digest([self.name, under(self.bench.conditions), plans.tolist()])
+            path = self.folder / f"latency-models-{key}.json"
+            stored = read_cache(path, lambda data: _parsed(data, len(plans)))
+            if stored is not None:
+                return stored
+        measured = np.zeros(len(plans))
+        for index, kept in enumerate(plans):
+            measured[index] = self.bench(pruned(self.model, self.structure, kept)).median
+            self.tick(f"{index + 1} of {len(plans)} models")
+        if path is not None:
+            document = {"counts": plans.tolist(), "measured_ms": measured.tolist()}
+            write_atomic(path, json.dumps(document, indent=1))
+        return measured
 
 
-def _coefficients(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    coefficients: npt.NDArray[np.float64] = nnls(x / y[:, None], np.ones(len(y)))[0]
-    return coefficients
+def curve(sums: Floats, measured: Floats) -> tuple[Floats, Floats]:
+    """A rising curve through models, the dense one first; as `LatencyModel` has it.
+
+    It goes through the dense model, and for others through the mean of the nearest rising values.
+    """
+    order = np.argsort(sums, kind="stable")
+    ms = np.minimum(monotone(measured[order]), measured[0])
+    ms[order == 0] = measured[0]
+    rising, first = np.unique(sums[order], return_index=True)
+    last = np.append(first[1:], len(ms)) - 1
+    return rising, ms[last]
 
 
 def random_counts(structure: Structure, n_plans: int, seed: int) -> Counts:
@@ -98,52 +239,8 @@ def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
     return remove(model, structure, some_of(structure, kept)).eval()
 
 
-def latency_model(
-    model: nn.Module,
-    structure: Structure,
-    bench: Bench,
-    folder: Path | None,
-    name: object,
-    tick: Callable[[int, int], None],
-) -> LatencyModel:
-    """The latency model, measured and fitted once, then read back from `folder` (None: not kept).
-
-    `name` is plain data that says which model it is, and where it is measured. `tick` is called
-    with (measurements done, of how many).
-    """
-    features = Features(structure)
-    sizes = [[group.name, group.size] for group in structure.groups]
-    key = digest([name, sizes, PLANS])
-    path = None if folder is None else folder / f"latency-{key}.json"
-    if path is not None:
-        stored = read_cache(path, lambda data: _parsed(data, features, structure))
-        if stored is not None:
-            return stored
-    counts = random_counts(structure, PLANS, 0)
-    measured = np.zeros(PLANS)
-    for index in range(PLANS):
-        measured[index] = bench(pruned(model, structure, counts[index])).median
-        tick(index + 1, PLANS)
-    fitted = fit_latency(features, counts, measured)
-    if path is not None:
-        error = {"mean": fitted.mean_error, "worst": fitted.worst_error, "plans": HELD_OUT}
-        document = {
-            "held_out_error": error,
-            "coefficients_ms": fitted.coefficients.tolist(),
-            "counts": counts.tolist(),
-            "measured_ms": measured.tolist(),
-        }
-        write_atomic(path, json.dumps(document, indent=1))
-    return fitted
-
-
-def _parsed(data: Any, features: Features, structure: Structure) -> LatencyModel:
-    coefficients = np.array(data["coefficients_ms"], dtype=np.float64)
-    wanted = features(structure.sizes).shape
-    errors = data["held_out_error"]
-    valid = np.isfinite(coefficients).all() and (coefficients >= 0.0).all()
-    if coefficients.shape != wanted or not valid:
-        raise ValueError(
-            f"it must have {wanted[0]} coefficients from 0 on; it has shape {coefficients.shape}"
-        )
-    return LatencyModel(features, coefficients, float(errors["mean"]), float(errors["worst"]))
+def _parsed(data: Any, n_plans: int) -> Floats:
+    measured = np.array(data["measured_ms"], dtype=np.float64)
+    if measured.shape != (n_plans,) or not (measured > 0.0).all():
+        raise ValueError(f"it must have {n_plans} times above 0; it has shape {measured.shape}")
+    return measured

@@ -48,8 +48,8 @@ from orchestrator.search.lab.dense import (
 from orchestrator.search.lab.facts import Facts
 from orchestrator.search.lab.kernels import choose_memory_format, choose_threads
 from orchestrator.search.lab.lab import FinalLab, Lab, SearchData
-from orchestrator.search.lab.latencies import architecture, bench_of, under
-from orchestrator.search.lab.latency_model import LatencyModel, latency_model
+from orchestrator.search.lab.latencies import architecture, bench_of
+from orchestrator.search.lab.latency_model import Estimation, LatencyModel
 from orchestrator.search.lab.made_up import MadeUpLab, conditions_of
 from orchestrator.search.lab.reload import check_reloads
 from orchestrator.search.plans.given import check_plans
@@ -57,6 +57,7 @@ from orchestrator.search.samplers import sampler
 from orchestrator.search.space.outline import outline
 from orchestrator.seeds import Stream, seed_of
 from orchestrator.settings import Settings
+from orchestrator.settings.targets import LATENCY_TARGET
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -153,6 +154,7 @@ def _facts(
         scale_of(settings.task, goals.quality, metrics[goals.quality]),
         dense_costs(settings, model, prices),
         rewound_model(settings, model),
+        settings.target == LATENCY_TARGET,
     )
 
 
@@ -228,27 +230,31 @@ def find_latency_model(
     progress: Progress,
     keep: bool = True,
 ) -> LatencyModel | None:
-    """The latency model, fitted or read back; its error is reported.
+    """The latency model, measured or read back; its error is reported.
 
-    None where no estimated latency is optimised or bounded.
+    None where no target is a latency, and no estimated one is optimised or bounded.
     """
-    if not settings.objectives.uses("estimated_latency_ms"):
+    wanted = settings.objectives.uses("estimated_latency_ms")
+    if not wanted and settings.target != LATENCY_TARGET:
         return None
-    progress.phase("latency", "a linear model of it, from random plans measured on this device")
+    words = bench.conditions.engine.words
+    progress.phase("latency", f"tables of single layers and a few models, measured in {words}")
     with progress.timed("latency model"):
-        fitted = latency_model(
+        estimated = Estimation(
             model,
             structure,
             bench,
+            architecture(settings),
+            settings.method.choices()[0].rounding,
             settings.study.baselines if keep else None,
-            [architecture(settings), under(bench.conditions)],
-            lambda done, of: progress.tick(f"{done} of {of} measurements"),
-        )
+            progress.tick,
+        ).made()
     progress.phase(
         "latency",
-        f"plans it has not seen: {fitted.mean_error:.1%} off, {fitted.worst_error:.1%} at worst",
+        f"plans it has not seen: {estimated.mean_error:.1%} off, {estimated.worst_error:.1%} at "
+        f"worst; {estimated.layers.untabled:.0%} of the MACs have no table",
     )
-    return fitted
+    return estimated
 
 
 def dense_costs(settings: Settings, model: nn.Module, prices: Prices) -> dict[str, float]:

@@ -297,7 +297,7 @@ def mixed_copies(lab: Lab, study: Study, pacing: Pacing | None) -> int | None:
 
 def _targets(plans: Plans, chain: ChainSettings, count: int) -> list[float]:
     fewer = chain.model_copy(update={"targets": count})
-    return fewer.ratios(plans.context.max_flops_ratio, plans.context.least_ratio)
+    return fewer.ratios(plans.context.largest_ratio, plans.context.least_ratio)
 
 
 @dataclass(frozen=True)

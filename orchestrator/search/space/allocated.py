@@ -27,12 +27,13 @@ from orchestrator.settings import within_reach
 
 @dataclass(frozen=True)
 class Allocation(Recovery):
-    """A FLOPs target, how it is shared out, and an offset per group around that.
+    """A target, how it is shared out, and an offset per group around that.
 
     It is shared out by a blend of uniform and equal-loss allocation. `flops_ratio` is [least, most]
-    of the target, laid out above what can be reached. Offsets are in octaves. Under a global or
-    isomorphic scope the even allocation is that of the ranking instead of equal ratios, and in a
-    study that begins from a preview it is the preview's.
+    of the target, laid out above what can be reached; where the study's first cost is a latency,
+    the target and its limits are ratios of the estimated latency. Offsets are in octaves. Under a
+    scope over several groups the even allocation is that of the ranking instead of equal ratios,
+    and in a study that begins from a preview it is the preview's.
     """
 
     flops_ratio: Sequence[float] = (0.05, 0.8)
@@ -53,9 +54,9 @@ class Allocation(Recovery):
             )
 
     def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]:
-        least, most = self._flops_range(context)
+        least, most = self._range(context)
         dimensions: dict[str, BaseDistribution] = {
-            "flops_ratio": FloatDistribution(least, most, log=True),
+            context.target: FloatDistribution(least, most, log=True),
             "equal_loss": FloatDistribution(self.equal_loss[0], self.equal_loss[1]),
         }
         for name, width in self.offsets(context).items():
@@ -72,18 +73,18 @@ class Allocation(Recovery):
         """The offset of each group; shape (groups that are not blocks,)."""
         return np.array([params.get(f"offset.{name}", 0.0) for name in context.width_names])
 
-    def _flops_range(self, context: SearchContext) -> tuple[float, float]:
+    def _range(self, context: SearchContext) -> tuple[float, float]:
         least, most = within_reach(self.flops_ratio[0], self.flops_ratio[-1], context.least_ratio)
-        most = min(most, context.max_flops_ratio)
+        most = min(most, context.largest_ratio)
         return min(least, most), most
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
-        least, most = self._flops_range(context)
+    def chain(self, context: SearchContext, ratio: float) -> Params:
+        least, most = self._range(context)
         return {
-            "flops_ratio": min(max(flops_ratio, least), most),
+            context.target: min(max(ratio, least), most),
             "equal_loss": self.equal_loss[0],
             **dict.fromkeys(self.offsets(context), 0.0),
-            **block_first(context, flops_ratio),
+            **block_first(context, ratio),
             **self.first(),
         }
 
@@ -112,7 +113,7 @@ class Allocation(Recovery):
             self.octaves(context, params),
             _instead_of_even(context, macs),
         )
-        target = int(params["flops_ratio"] * context.dense_macs)
+        target = int(params[context.target] * context.dense_macs)
         kept = allocate(context.structure.sizes[:widths], macs, target, shares)
         return np.concatenate([kept, blocks])
 
@@ -225,7 +226,7 @@ class Hybrid(Allocation):
             dimensions["then.sparsity"] = FloatDistribution(self.sparsity[0], self.sparsity[-1])
         return dimensions
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
+    def chain(self, context: SearchContext, ratio: float) -> Params:
         """Both stages take the same share of the way, the square root of the target.
 
         A pattern takes what it always takes.
@@ -233,10 +234,10 @@ class Hybrid(Allocation):
         then = _then(context)
         if then.structure.groups[0].kind == "pattern":
             least = then.macs(then.structure.least) / then.dense_macs
-            applied = flops_ratio <= least * self.flops_ratio[-1]
-            first = flops_ratio / least if applied else flops_ratio
+            applied = ratio <= least * self.flops_ratio[-1]
+            first = ratio / least if applied else ratio
             return {**super().chain(context, first), "then.applied": applied}
-        half = flops_ratio**0.5
+        half = ratio**0.5
         sparsity = min(max(1.0 - half, self.sparsity[0]), self.sparsity[-1])
         return {**super().chain(context, half), "then.sparsity": sparsity}
 

@@ -1,4 +1,4 @@
-"""How a FLOPs target is shared out among the groups.
+"""How a target of FLOPs or of latency is shared out among the groups.
 
 It is shared by equal ratios, by equal loss, or anything between.
 """
@@ -14,12 +14,14 @@ from torch import nn
 
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.removal import remove
+from lightning_modules.pruning.saving import CostOfMany
 from lightning_modules.pruning.structure import Counts, Structure
-from lightning_modules.pruning.thresholds import choose
+from lightning_modules.pruning.thresholds import choose, rounded
 
 Ratios = npt.NDArray[np.float64]
 """Pruning ratio per group: the fraction of its dense units removed; shape (n_groups,)."""
 Macs = Callable[[Counts], int]
+"""What a target is a ratio of: MACs, or another whole number that falls with the counts."""
 PROFILED_RATIO = 0.5
 """Share of a group's units that are removed to see what the group costs: the middle."""
 PROFILE_POWER = 2.0
@@ -27,6 +29,19 @@ PROFILE_POWER = 2.0
 
 A divergence is least, 0, where nothing is removed, so that at first it grows with the square.
 """
+
+
+@dataclass(frozen=True)
+class TargetCost:
+    """What targets are ratios of, and their `name` among a plan's parameters.
+
+    `of` is the cost of a plan. `parts` is what units save in many plans at once, up to a curve over
+    the whole.
+    """
+
+    name: str
+    of: Macs
+    parts: CostOfMany
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,20 @@ def along(sizes: Counts, macs: Macs, target: int, allocations: Counts) -> Counts
     return counts(lowest_level(counts, macs, target, 0.0, float(last)))
 
 
-def evenly(structure: Structure, flops_ratio: float) -> Counts:
-    """Units kept at equal ratios of all groups within `flops_ratio`; whole blocks stay."""
-    macs = Cost(structure).macs
+def evenly(structure: Structure, flops_ratio: float, multiple: int = 1) -> Counts:
+    """Units kept at equal ratios of all groups within `flops_ratio`; whole blocks stay.
+
+    Widths are rounded up to a `multiple`.
+    """
+    cost = Cost(structure)
     sizes = structure.sizes
+
+    def macs(kept: Counts) -> int:
+        return cost.macs(rounded(structure, kept, multiple))
+
     even = np.ones(len(structure.groups))
-    target = int(flops_ratio * macs(sizes))
-    return scaled(sizes, macs, target, even)
+    target = int(flops_ratio * cost.macs(sizes))
+    return rounded(structure, scaled(sizes, macs, target, even), multiple)
 
 
 def cut_anyhow(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:

@@ -48,12 +48,12 @@ class Choices:
             dimensions[INT8] = CategoricalDistribution(tuple(self.method.int8))
         return discretised(dimensions, self.levels)
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
+    def chain(self, context: SearchContext, ratio: float) -> Params:
         """The space's parameters by the context's method, without quantisation.
 
         Activations are pruned as gently as possible.
         """
-        params = self.space.chain(context, flops_ratio)
+        params = self.space.chain(context, ratio)
         if len(self.contexts) > 1:
             params[METHOD] = context.method
         activation = self.method.activation

@@ -13,6 +13,7 @@ from lightning_modules.pruning.structure import Counts, Structure
 from lightning_modules.pruning.thresholds import Pools, Scores, counts, rounded
 from lightning_modules.pruning.weights import Weight, shares_left
 from orchestrator.search.space.allocation import Macs, Sensitivity
+from orchestrator.settings.targets import FLOPS_TARGET
 
 Params = dict[str, Any]
 
@@ -21,13 +22,15 @@ Params = dict[str, Any]
 class SearchContext:
     """One method on one model: its groups, costs, sensitivity, rule and dense scores.
 
-    The scores are as the method's scope sees them. `macs` is the cost of the axis: effective MACs
-    where groups are single weights. `weight` says how those are counted, None where units are
-    removed. `pools` are the groups that share a threshold, None where each has its own. `then` is
-    the context of the second stage of a hybrid method. A target of the chain keeps
-    flops_ratio^`depth` of the blocks. `least_ratio` is the smallest ratio that a plan can have, 0
-    where that is not known. `allocations` are those of a preview, each within the one before, which
-    stand in for equal ratios; shape (n_allocations, n_groups).
+    The scores are as the method's scope sees them. `macs` is what targets are ratios of: MACs,
+    effective ones where groups are single weights, or nanoseconds of the estimated latency.
+    `target` is what the ratio is called among a plan's parameters. `weight` says how single weights
+    are counted, None where units are removed. `pools` are the groups that share a threshold, None
+    where each has its own. `then` is the context of the second stage of a hybrid method. A target
+    of the chain keeps ratio^`depth` of the blocks. `largest_ratio` is that of the bounds,
+    `least_ratio` the smallest one that a plan can have, 0 where that is not known. `allocations`
+    are those of a preview, each within the one before, which stand in for equal ratios; shape
+    (n_allocations, n_groups).
     """
 
     structure: Structure
@@ -36,7 +39,8 @@ class SearchContext:
     rule: Rule
     scores: Scores
     sensitivity: Sensitivity | None = None
-    max_flops_ratio: float = 1.0
+    target: str = FLOPS_TARGET
+    largest_ratio: float = 1.0
     least_ratio: float = 0.0
     pools: Pools | None = None
     round_to: int = 1
@@ -122,7 +126,7 @@ class Space(Protocol):
 
     def distributions(self, context: SearchContext) -> dict[str, BaseDistribution]: ...
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params: ...
+    def chain(self, context: SearchContext, ratio: float) -> Params: ...
 
     def unpruned(self, context: SearchContext, params: Params) -> Plan: ...
 

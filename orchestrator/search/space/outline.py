@@ -13,8 +13,12 @@ from lightning_modules.pruning.structure import Structure, isomorphic_classes
 from lightning_modules.pruning.thresholds import Pools, Scores
 from lightning_modules.pruning.weights import Weight, weight_structure
 from orchestrator.search.space import Choices, SearchContext
-from orchestrator.search.space.allocation import Sensitivity
+from orchestrator.search.space.allocation import Sensitivity, TargetCost
 from orchestrator.settings import MethodSettings, Settings
+from orchestrator.settings.targets import LATENCY_TARGET
+
+NANOSECONDS = 1e6
+"""Nanoseconds of a millisecond."""
 
 
 def outline(
@@ -70,16 +74,27 @@ def context_of(
     )
 
 
-def within_study(context: SearchContext, settings: Settings) -> SearchContext:
+def within_study(
+    context: SearchContext, settings: Settings, cost: TargetCost | None = None
+) -> SearchContext:
     """The context with the study's demands on every plan.
 
-    These are the largest FLOPs ratio, and how many blocks the chain drops. The smallest ratio is
-    known where units go and nothing else: one method, without a second stage.
+    These are the largest ratio, and how many blocks the chain drops. The smallest ratio is known
+    where units go and nothing else: one method, without a second stage. Targets are ratios of
+    `cost`; before a latency can be estimated they have its name and are shared out by MACs.
     """
     then = None if context.then is None else within_study(context.then, settings)
+    largest = settings.objectives.largest_ratio
+    if settings.target == LATENCY_TARGET:
+        largest = None
+    if cost is not None and cost.name == LATENCY_TARGET:
+        dense = cost.of(context.structure.sizes)
+        largest = settings.objectives.largest_latency_ratio(dense / NANOSECONDS)
+        context = replace(context, macs=cost.of, dense_macs=dense)
     return replace(
         context,
-        max_flops_ratio=settings.objectives.largest_ratio or 1.0,
+        target=settings.target,
+        largest_ratio=largest or 1.0,
         depth=settings.search.chain.depth,
         least_ratio=_least_ratio(context, settings),
         then=then,

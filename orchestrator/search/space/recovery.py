@@ -127,8 +127,8 @@ def block_dimension(context: SearchContext) -> dict[str, BaseDistribution]:
     return {"blocks": IntDistribution(0, n_blocks)} if n_blocks else {}
 
 
-def block_first(context: SearchContext, flops_ratio: float) -> Params:
-    """Blocks that the chain drops at a target: flops_ratio^depth of them stay.
+def block_first(context: SearchContext, ratio: float) -> Params:
+    """Blocks that the chain drops at a target: ratio^depth of them stay.
 
     That is the nearest whole number. More stay where the others at full width would fall short of
     the target.
@@ -137,8 +137,8 @@ def block_first(context: SearchContext, flops_ratio: float) -> Params:
     if not n_blocks:
         return {}
     full = context.structure.sizes[: context.widths]
-    target = flops_ratio * context.dense_macs
-    dropped = round(n_blocks * (1.0 - flops_ratio**context.depth))
+    target = ratio * context.dense_macs
+    dropped = round(n_blocks * (1.0 - ratio**context.depth))
     while dropped:
         widest = np.concatenate([full, context.without_blocks(dropped)])
         if context.macs(widest) >= target:

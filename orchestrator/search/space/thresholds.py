@@ -34,9 +34,9 @@ class PerGroup(Recovery):
             dimensions[f"threshold.{name}"] = FloatDistribution(self.low, self.high)
         return {**dimensions, **block_dimension(context), **self.recovery()}
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
-        blocks = block_first(context, flops_ratio)
-        level = _uniform_threshold(context, flops_ratio, blocks, self.low, self.high)
+    def chain(self, context: SearchContext, ratio: float) -> Params:
+        blocks = block_first(context, ratio)
+        level = _uniform_threshold(context, ratio, blocks, self.low, self.high)
         thresholds = {f"threshold.{name}": level for name in _pools(context)}
         return {**thresholds, **blocks, **self.first()}
 
@@ -61,9 +61,9 @@ class Uniform(Recovery):
         threshold = {"threshold": FloatDistribution(self.low, self.high)}
         return {**threshold, **block_dimension(context), **self.recovery()}
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
-        blocks = block_first(context, flops_ratio)
-        level = _uniform_threshold(context, flops_ratio, blocks, self.low, self.high)
+    def chain(self, context: SearchContext, ratio: float) -> Params:
+        blocks = block_first(context, ratio)
+        level = _uniform_threshold(context, ratio, blocks, self.low, self.high)
         return {"threshold": level, **blocks, **self.first()}
 
     def propose(self, context: SearchContext, params: Params) -> Plan:
@@ -91,7 +91,7 @@ class Patterns(Recovery):
             dimensions[f"pattern.{group.name}"] = CategoricalDistribution((True, False))
         return {**dimensions, **self.recovery()}
 
-    def chain(self, context: SearchContext, flops_ratio: float) -> Params:
+    def chain(self, context: SearchContext, ratio: float) -> Params:
         """Patterns for the tensors with the most effective MACs first.
 
         More of them get the pattern until the target is met or all have it.
@@ -103,7 +103,7 @@ class Patterns(Recovery):
             alone[index] = 0
             saved.append(context.dense_macs - context.macs(alone))
         for index in np.argsort(-np.array(saved), kind="stable"):
-            if context.macs(kept) <= flops_ratio * context.dense_macs:
+            if context.macs(kept) <= ratio * context.dense_macs:
                 break
             kept[index] = 0
         applied = {}
@@ -159,7 +159,7 @@ def _block_levels(context: SearchContext, params: Params) -> dict[str, float]:
 
 
 def _uniform_threshold(
-    context: SearchContext, flops_ratio: float, blocks: Params, low: float, high: float
+    context: SearchContext, ratio: float, blocks: Params, low: float, high: float
 ) -> float:
     """The lowest common threshold within [low, high] that meets the target beside `blocks`.
 
@@ -184,7 +184,7 @@ def _uniform_threshold(
             return np.zeros(len(context.structure.groups), dtype=np.int64)
         return context.round(units)
 
-    target = int(flops_ratio * context.dense_macs)
+    target = int(ratio * context.dense_macs)
     return lowest_level(kept, context.macs, target, low, high)
 
 

@@ -1,7 +1,7 @@
 """How a plan's units are shared out among the groups, searched on models that are not trained.
 
-Many allocations within the MACs of one plan are cut, compensated and judged without labels; the
-best one takes the plan's place.
+Many allocations within the cost of one plan, its MACs or its estimated latency, are cut,
+compensated and judged without labels; the best one takes the plan's place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AllocationSearch:
     def __call__(self, lab: Lab, method: MethodSettings, plan: Plan, working: Working) -> Plan:
         """The plan with the allocation whose untrained model is nearest to the dense one.
 
-        It is within the plan's MACs, and has no units that the working model has not.
+        It is within the plan's cost, and has no units that the working model has not.
         """
         structure = lab.facts.structure
         pruner = UnitPruner(lab, method)
@@ -95,7 +95,7 @@ class _Cuts:
 
 
 class _Sizes:
-    """Counts within the MACs of a plan, each of shape (n_groups,).
+    """Counts within the cost of a plan, each of shape (n_groups,).
 
     `alive` are those of the working model, `asked` those of the plan. Whole blocks, which stand
     behind all other groups, stay as the plan has them.
@@ -114,7 +114,7 @@ class _Sizes:
         return self._within(np.ones(len(self.asked)))
 
     def around(self, kept: Counts, octaves: Ratios) -> Counts:
-        """Of each group 2^octave as many as `kept`, scaled to the plan's MACs.
+        """Of each group 2^octave as many as `kept`, scaled to the plan's cost.
 
         `octaves` has the shape of `names`.
         """
@@ -123,13 +123,13 @@ class _Sizes:
         return self._within(factors * kept / self._pruner.structure.sizes)
 
     def _within(self, share: Ratios) -> Counts:
-        macs = self._pruner.cost.macs
+        cost = self._pruner.lab.facts.target.of
         sizes = self._pruner.structure.sizes
 
-        def macs_of(kept: Counts) -> int:
-            return macs(self._possible(kept))
+        def cost_of(kept: Counts) -> int:
+            return cost(self._possible(kept))
 
-        return self._possible(scaled(sizes, macs_of, macs(self.asked), share))
+        return self._possible(scaled(sizes, cost_of, cost(self.asked), share))
 
     def _possible(self, kept: Counts) -> Counts:
         up = rounded(self._pruner.structure, kept, self._pruner.method.rounding)

@@ -202,7 +202,7 @@ def comparable(pruner: UnitPruner | WeightPruner, scores: Scores) -> Scores:
     method = pruner.method
     structure = pruner.structure
     if method.scope == "per_mac":
-        return by_saving(structure, scores, pruner.cost.macs_batch)
+        return by_saving(structure, scores, pruner.lab.facts.target.parts)
     if method.scope == "local" or not method.normalize:
         return scores
     return thresholds.normalised(structure, scores, structure.full())
