@@ -29,7 +29,7 @@ from orchestrator.settings.phases import (
     OptimizerSettings,
     PhaseSettings,
 )
-from orchestrator.settings.targets import target_of
+from orchestrator.settings.targets import FLOPS_TARGET, target_of
 from orchestrator.settings.trainer import TrainerSettings
 
 __all__ = [
@@ -358,6 +358,9 @@ class Settings(Part):
             whole.pop("trainer")
         whole["phases"].pop("confirm")
         whole["method"]["depth"] = self.depth
+        if self.target != FLOPS_TARGET:
+            # studies of latencies from before there were targets of them had others
+            whole["target"] = self.target
         return whole
 
     def dense_digest(self) -> str:

@@ -29,7 +29,7 @@ from orchestrator.search.studies.loop import run_trials
 from orchestrator.search.studies.orphans import remove_orphans
 from orchestrator.search.studies.queue import done, enqueue_chain, reclaim_interrupted
 from orchestrator.search.studies.results import candidates, front, rows
-from orchestrator.search.studies.study import Rules, Trials, bind_study, open_study
+from orchestrator.search.studies.study import IDENTITY, Rules, Trials, bind_study, open_study
 from orchestrator.search.studies.trial import KIND, REASON, STATE, TRACE
 from orchestrator.settings import RECIPES, Settings, load
 from tests.structures import small_resnet
@@ -359,6 +359,19 @@ def test_another_search_under_the_same_name_is_refused_with_the_difference(tmp_p
         open_study(other, ["maximize", "minimize"])
     more = settings(tmp_path, study={"name": "s", "n_trials": 99, "out": str(tmp_path)})
     assert done(open_study(more, ["maximize", "minimize"])) == 1
+
+
+def test_a_study_of_latencies_whose_targets_were_of_flops_is_refused(tmp_path: Path) -> None:
+    """As studies of latencies were before there were targets of latency."""
+    latency = settings(tmp_path, objectives={"costs": ["latency_ms"]})
+    study = open_study(latency, ["maximize", "minimize"])
+    study.ask()
+    identity = dict(study.user_attrs[IDENTITY])
+    assert identity.pop("target") == "latency_ratio"
+    assert "target" not in settings(tmp_path).identity()
+    study.set_user_attr(IDENTITY, identity)
+    with pytest.raises(ConfigError, match="target"):
+        open_study(latency, ["maximize", "minimize"])
 
 
 def test_a_study_without_trials_binds_nobody(tmp_path: Path) -> None:
