@@ -24,7 +24,7 @@ from orchestrator.results.undertrained import late_gain
 from orchestrator.search.confirmation.beside import run_baselines, with_ladders
 from orchestrator.search.confirmation.final import Confirmation, confirm_front
 from orchestrator.search.confirmation.ladders import LadderStep
-from orchestrator.search.confirmation.sharing import HELPED, SHARED, Sharing, take_part
+from orchestrator.search.confirmation.sharing import HELPED, SHARED, SharedConfirmation, take_part
 from orchestrator.search.goals import Reference, study_reference
 from orchestrator.search.lab.dense import dense_curve
 from orchestrator.search.lab.lab import FinalLab
@@ -165,7 +165,7 @@ class _Job:
         folder = self.settings.study.folder
         return Confirmation(self.final, explored.store, folder, self.progress, round_steps)
 
-    def _sharing(self, confirmation: Confirmation, explored: Explored) -> Sharing | None:
+    def _sharing(self, confirmation: Confirmation, explored: Explored) -> SharedConfirmation | None:
         """How the processes of the study share the confirmation; None where this one confirms all.
 
         They need a common folder. A budget in time is one process's, and so is a latency that
@@ -178,7 +178,7 @@ class _Job:
         if parted or self.final.facts.goals.uses("latency_ms"):
             return None
         own_share = partial(take_part, study, confirmation, explored.methods[0])
-        return Sharing(study, confirmation, self.look or own_share)
+        return SharedConfirmation(study, confirmation, self.look or own_share)
 
     def _baselines(
         self, confirmation: Confirmation, explored: Explored, members: list[ConfirmedRow]

@@ -16,7 +16,7 @@ from lightning_modules.pruning.clone import copy_of
 from lightning_modules.pruning.inputs import Inputs
 from lightning_modules.pruning.structure import Product, Structure
 
-Ids = npt.NDArray[np.int32]
+UnitIds = npt.NDArray[np.int32]
 """A unit id per channel, -1 for a fixed one."""
 _LINEAR = "Linear"
 _KINDS = {kind.__name__: kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)}
@@ -62,7 +62,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Layer:
+class TimedLayer:
     """A layer of a network: its weight's name, its shape, and its channels.
 
     `inputs` and `outputs` are its channels; a layer in groups has one input, since the others
@@ -71,12 +71,12 @@ class Layer:
 
     weight: str
     shape: LayerShape
-    inputs: Ids
-    outputs: Ids
-    blocks: tuple[Ids, ...]
+    inputs: UnitIds
+    outputs: UnitIds
+    blocks: tuple[UnitIds, ...]
 
 
-def layers_of(model: nn.Module, structure: Structure, example: Inputs) -> list[Layer]:
+def layers_of(model: nn.Module, structure: Structure, example: Inputs) -> list[TimedLayer]:
     """The layers that can be timed alone, one for each call of one.
 
     What calls no such module, as attention and recurrent layers do not, is left out.
@@ -114,7 +114,7 @@ def _calls(model: nn.Module, example: Inputs) -> list[tuple[str, nn.Module, tupl
 
 def _layer(
     weight: str, module: Any, around: tuple[int, ...], structure: Structure, product: Product
-) -> Layer:
+) -> TimedLayer:
     options: dict[str, Any] = {}
     grouped = None
     outputs, inputs = module.weight.shape[:2]
@@ -128,7 +128,7 @@ def _layer(
     for factor in product.factors:
         if _is_block(structure, factor):
             blocks.append(factor)
-    return Layer(
+    return TimedLayer(
         weight,
         shape,
         _ids(structure, weight, 1, inputs) if grouped is None else np.array([-1], dtype=np.int32),
@@ -137,12 +137,12 @@ def _layer(
     )
 
 
-def _ids(structure: Structure, weight: str, dim: int, size: int) -> Ids:
+def _ids(structure: Structure, weight: str, dim: int, size: int) -> UnitIds:
     fixed = np.full(size, -1, dtype=np.int32)
     return structure.table.get((weight, dim), fixed)
 
 
-def _is_block(structure: Structure, factor: Ids) -> bool:
+def _is_block(structure: Structure, factor: UnitIds) -> bool:
     if len(factor) != 1 or factor[0] < 0:
         return False
     for group in structure.groups:

@@ -17,11 +17,11 @@ from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.latency.bench import LatencyConditions
 from orchestrator.latency.engines import ENGINES
-from orchestrator.latency.layers import Layer, LayerShape
+from orchestrator.latency.layers import LayerShape, TimedLayer
 from orchestrator.latency.timing import cold_ms
 from orchestrator.stored import read_cache
 
-Floats = npt.NDArray[np.float64]
+Reals = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 BLOCK = 8
 """Channels between the first points of a table."""
@@ -35,7 +35,7 @@ TIMED_AS = {"compile": "pytorch", "onnxruntime_int8": "onnxruntime"}
 
 
 @dataclass(frozen=True)
-class Table:
+class LatencyTable:
     """Milliseconds of a layer at each of `inputs` and `outputs` channels.
 
     Shapes (n_inputs,), (n_outputs,) and (n_inputs, n_outputs). Times between are interpolated in
@@ -44,25 +44,25 @@ class Table:
 
     inputs: Ints
     outputs: Ints
-    ms: Floats
+    ms: Reals
 
-    def __call__(self, inputs: Floats, outputs: Floats) -> Floats:
+    def __call__(self, inputs: Reals, outputs: Reals) -> Reals:
         """Shapes (...) and (...); the result has the same."""
         row, next_row, down = _between(self.inputs, inputs)
         column, next_column, right = _between(self.outputs, outputs)
         upper = (1.0 - right) * self.ms[row, column] + right * self.ms[row, next_column]
         lower = (1.0 - right) * self.ms[next_row, column] + right * self.ms[next_row, next_column]
-        between: Floats = (1.0 - down) * upper + down * lower
+        between: Reals = (1.0 - down) * upper + down * lower
         return between
 
 
-def _between(points: Ints, at: Floats) -> tuple[Any, Any, Floats]:
+def _between(points: Ints, at: Reals) -> tuple[Any, Any, Reals]:
     """The indices of the points below and above, and how far between them, in [0, 1]."""
     last = len(points) - 1
     below = np.clip(np.searchsorted(points, at, side="right") - 1, 0, max(0, last - 1))
     above = np.minimum(below + 1, last)
     distance = np.maximum(points[above] - points[below], 1)
-    share: Floats = np.clip((at - points[below]) / distance, 0.0, 1.0)
+    share: Reals = np.clip((at - points[below]) / distance, 0.0, 1.0)
     return below, above, share
 
 
@@ -82,14 +82,14 @@ def points(size: int, multiple: int) -> list[int]:
     return sorted(found)
 
 
-def monotone(values: Floats) -> Floats:
+def monotone(values: Reals) -> Reals:
     """The mean of the nearest values above and below that fall along no axis."""
     above = values
     below = values
     for axis in range(values.ndim):
         above = np.maximum.accumulate(above, axis)
         below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
-    mean: Floats = 0.5 * (above + below)
+    mean: Reals = 0.5 * (above + below)
     return mean
 
 
@@ -109,9 +109,9 @@ class Tabulation:
     folder: Path | None
     tick: Callable[[int, int], None]
 
-    def tables(self, layers: Sequence[Layer]) -> dict[str, Table]:
+    def tables(self, layers: Sequence[TimedLayer]) -> dict[str, LatencyTable]:
         """A table for each distinct shape, by its key."""
-        alike: dict[str, list[Layer]] = {}
+        alike: dict[str, list[TimedLayer]] = {}
         for layer in layers:
             alike.setdefault(layer.shape.key, []).append(layer)
         tables = {}
@@ -133,7 +133,7 @@ class Tabulation:
         between = points(largest, self.multiple) if largest else []
         return sorted(sizes | set(between))
 
-    def _table(self, shape: LayerShape, inputs: list[int], outputs: list[int]) -> Table:
+    def _table(self, shape: LayerShape, inputs: list[int], outputs: list[int]) -> LatencyTable:
         """Read back, or measured and kept."""
         path = None
         if self.folder is not None:
@@ -170,11 +170,11 @@ class Tabulation:
         return np.ones(size // 8, dtype=np.uint64)
 
 
-def _of(measured: Floats, inputs: Sequence[int], outputs: Sequence[int]) -> Table:
-    return Table(np.array(inputs), np.array(outputs), monotone(measured))
+def _of(measured: Reals, inputs: Sequence[int], outputs: Sequence[int]) -> LatencyTable:
+    return LatencyTable(np.array(inputs), np.array(outputs), monotone(measured))
 
 
-def _parsed(data: Any, inputs: Sequence[int], outputs: Sequence[int]) -> Table:
+def _parsed(data: Any, inputs: Sequence[int], outputs: Sequence[int]) -> LatencyTable:
     measured = np.array(data["ms"], dtype=np.float64)
     wanted = (len(inputs), len(outputs))
     if measured.shape != wanted or not np.isfinite(measured).all() or (measured <= 0.0).any():

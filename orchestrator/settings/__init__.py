@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -17,9 +16,9 @@ from pydantic import (
 )
 
 from lightning_modules.errors import ConfigError
-from lightning_modules.recipe import Recipe, digest, nearest
+from lightning_modules.recipe import Recipe, digest
 from orchestrator.settings.budget import Budget, parse_budget, parse_time
-from orchestrator.settings.deleted import instead
+from orchestrator.settings.messages import messages
 from orchestrator.settings.method import ActivationSettings, MethodSettings
 from orchestrator.settings.objectives import ObjectiveSettings
 from orchestrator.settings.parts import AnyRecipe, Count, Part, Positive, Ratio
@@ -384,10 +383,6 @@ class Settings(Part):
         return digest([self.model, self.data, self.task, recipe, checkpoint, self.seed])
 
 
-_TYPES = ("literal[", "constrained-")
-"""How pydantic names the types of a value that may be of several, behind its path."""
-
-
 def _plain_recipes(settings: OptimizerSettings) -> dict[str, Any]:
     scheduler = settings.scheduler
     return {
@@ -404,50 +399,8 @@ def load(config: Mapping[str, Any], command: str | None = None) -> Settings:
     try:
         settings = Settings.model_validate(dict(config))
     except ValidationError as error:
-        raise ConfigError("\n".join(_messages(error.errors()))) from error
+        raise ConfigError("\n".join(messages(error.errors(), Settings))) from error
     method = settings.method.with_rounding(settings.objectives.rounding)
     settings = settings.model_copy(update={"method": method})
     settings._command = command
     return settings
-
-
-def _messages(problems: Iterable[Any]) -> list[str]:
-    """A line for each problem; where a value may be of several types, one for all of them."""
-    messages: dict[tuple[Any, ...], str] = {}
-    for problem in problems:
-        path = problem["loc"] or ("",)
-        if not str(path[-1]).startswith(_TYPES):
-            messages[problem["loc"]] = _message(problem)
-            continue
-        parent = tuple(path[:-1])
-        if parent in messages:
-            text, got, value = messages[parent].rpartition("; got ")
-            expected = problem["msg"].removeprefix("Input should be ")
-            messages[parent] = f"{text}, or {expected}{got}{value}"
-        else:
-            messages[parent] = _message({**problem, "loc": parent})
-    return list(messages.values())
-
-
-def _message(problem: Any) -> str:
-    where = ".".join([str(part) for part in problem["loc"]])
-    if problem["type"] == "extra_forbidden":
-        replacement = instead(where)
-        if replacement:
-            return f"{where} is not a setting any more: {replacement}"
-        *section, key = problem["loc"]
-        return f"{where} is not a setting{nearest(str(key), _known(tuple(section)))}"
-    text = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    shown = "" if isinstance(value, Mapping | BaseModel) else f"; got {value!r}"
-    return f"{where}: {text}{shown}" if where else text
-
-
-def _known(path: tuple[Any, ...]) -> list[str]:
-    """Names of the settings in the section at this path."""
-    part: Any = Settings
-    for name in path:
-        fields = getattr(part, "model_fields", None)
-        part = get_args(part)[-1] if fields is None and get_args(part) else (fields or {}).get(name)
-        part = getattr(part, "annotation", part)
-    return list(getattr(part, "model_fields", ()))

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from lightning_modules.pruning.cost import Cost
 from lightning_modules.pruning.structure import Counts
-from orchestrator.search.space.allocation import Sensitivity, Shares, allocate, along, scaled
+from orchestrator.search.space.allocation import (
+    Sensitivity,
+    Shares,
+    allocate,
+    between_allocations,
+    scaled,
+)
 from tests.structures import small_resnet
 
 
@@ -89,10 +95,10 @@ def test_the_way_from_one_allocation_to_the_next_goes_through_both_and_is_nested
     allocations = np.array([first, second])
     for allocation in allocations:
         target = cost().macs(allocation)
-        assert (along(sizes(), cost().macs, target, allocations) == allocation).all()
+        assert (between_allocations(sizes(), cost().macs, target, allocations) == allocation).all()
     before = sizes()
     for target in np.geomspace(0.95, 0.03, 20) * dense():
-        kept = along(sizes(), cost().macs, int(target), allocations)
+        kept = between_allocations(sizes(), cost().macs, int(target), allocations)
         assert cost().macs(kept) <= target
         assert (kept >= 1).all()
         assert (kept <= before).all()
@@ -102,6 +108,6 @@ def test_the_way_from_one_allocation_to_the_next_goes_through_both_and_is_nested
 def test_without_an_allocation_on_the_way_all_groups_shrink_alike() -> None:
     none = np.zeros((0, len(sizes())), dtype=np.int64)
     for target in (dense() // 2, dense() // 10):
-        kept = along(sizes(), cost().macs, target, none)
+        kept = between_allocations(sizes(), cost().macs, target, none)
         even = scaled(sizes(), cost().macs, target, np.ones(len(sizes())))
         assert (kept == even).all()

@@ -21,7 +21,7 @@ from lightning_modules.pruning.structure import Counts, Structure
 from orchestrator.latency.bench import Bench, LatencyConditions
 from orchestrator.latency.engines import ENGINES, Engine
 from orchestrator.latency.layers import LayerShape, layers_of
-from orchestrator.latency.tables import Table, Tabulation, monotone, points
+from orchestrator.latency.tables import LatencyTable, Tabulation, monotone, points
 from orchestrator.search.lab.latency_model import (
     Estimation,
     LatencyModel,
@@ -120,7 +120,7 @@ def test_a_table_is_monotone_and_stays_what_it_is_where_it_is() -> None:
 
 def test_between_its_points_a_table_is_a_plane_over_both_channels() -> None:
     axis = np.array([8, 16, 32])
-    table = Table(axis, axis, np.outer(axis, axis).astype(float))
+    table = LatencyTable(axis, axis, np.outer(axis, axis).astype(float))
     assert table(np.array([8.0, 12.0, 24.0]), np.array([16.0, 20.0, 32.0])) == pytest.approx(
         [8 * 16, 12 * 20, 24 * 32]
     )

@@ -16,7 +16,7 @@ from orchestrator.progress import Progress
 from orchestrator.search.confirmation import sharing
 from orchestrator.search.confirmation.beside import Matches
 from orchestrator.search.confirmation.final import Confirmation
-from orchestrator.search.confirmation.sharing import SHARED, Shared, Sharing, take_part
+from orchestrator.search.confirmation.sharing import SHARED, Shared, SharedConfirmation, take_part
 
 NOTHING = cast(Any, None)
 """What the parts under test do not look at."""
@@ -111,15 +111,17 @@ def test_ladders_go_with_what_they_match(
     assert made == [("uniform", matches), ("global", matches)]
 
 
-def leader(study: optuna.Study, where: Confirmation, work: Callable[[], object]) -> Sharing:
-    return Sharing(study, where, work)
+def leader(
+    study: optuna.Study, where: Confirmation, work: Callable[[], object]
+) -> SharedConfirmation:
+    return SharedConfirmation(study, where, work)
 
 
 def test_the_leader_waits_for_all_and_knows_what_failed(
     study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confirming(monkeypatch, error=ValueError("no memory"))
-    monkeypatch.setattr(sharing, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(sharing, "SETTLED_SECONDS", 0.0)
     helper = confirmation(tmp_path)
     own = confirmation(tmp_path)
     leader(study, own, lambda: take_part(study, helper, NOTHING)).share(MODELS)

@@ -30,7 +30,7 @@ SHARED = "confirming"
 """Attribute of the study: what its processes confirm now; None where they confirm nothing."""
 HELPED = "helped"
 """Attribute of the study: whether a process of another command has helped with it."""
-LOOK_SECONDS = 0.2
+SETTLED_SECONDS = 0.2
 """Seconds between two looks at what is settled."""
 
 
@@ -57,7 +57,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharedConfirmation:
     """The leader's side: it waits until the processes of the study have confirmed all.
 
     `work` is what the leader does meanwhile; it is called again and again. Failures are noted in
@@ -99,7 +99,7 @@ class Sharing:
         while left:
             self.work()
             left = [name for name in left if not self._settled(call, name)]
-            time.sleep(LOOK_SECONDS)
+            time.sleep(SETTLED_SECONDS)
 
     def _settled(self, call: str, name: str) -> bool:
         settled = _Mark(self.confirmation, name).settled(call)

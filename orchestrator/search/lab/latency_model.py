@@ -26,13 +26,12 @@ from lightning_modules.pruning.thresholds import rounded
 from lightning_modules.recipe import digest
 from orchestrator.files import write_atomic
 from orchestrator.latency.bench import Bench
-from orchestrator.latency.layers import Layer, layers_of
-from orchestrator.latency.tables import TIMED_AS, Table, Tabulation, monotone
+from orchestrator.latency.layers import TimedLayer, layers_of
+from orchestrator.latency.tables import TIMED_AS, LatencyTable, Reals, Tabulation, monotone
 from orchestrator.search.lab.latencies import machine, under
 from orchestrator.search.space.allocation import evenly
 from orchestrator.stored import read_cache
 
-Floats = npt.NDArray[np.float64]
 CURVE = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06)
 """FLOPs ratios of the models of equal ratios that are measured, beside the two ends."""
 HELD_OUT = 8
@@ -49,7 +48,7 @@ class LayerSum:
     """
 
     def __init__(
-        self, structure: Structure, layers: Sequence[Layer], tables: Mapping[str, Table]
+        self, structure: Structure, layers: Sequence[TimedLayer], tables: Mapping[str, LatencyTable]
     ) -> None:
         axes: list[npt.NDArray[np.int32]] = []
         for layer in layers:
@@ -75,16 +74,16 @@ class LayerSum:
         if untabled < whole:
             self._rate = float(self._tabled(dense)) / (whole - untabled)
 
-    def __call__(self, counts: Counts) -> Floats:
+    def __call__(self, counts: Counts) -> Reals:
         """Counts of shape (..., n_groups) give times of shape (...)."""
-        total: Floats = self._tabled(counts) + self._rate * self._rest.macs_batch(counts)
+        total: Reals = self._tabled(counts) + self._rate * self._rest.macs_batch(counts)
         return total
 
     def nanoseconds(self, counts: Counts) -> npt.NDArray[np.int64]:
         """As a call, in whole nanoseconds."""
         return np.rint(1e6 * self(counts)).astype(np.int64)
 
-    def _tabled(self, counts: Counts) -> Floats:
+    def _tabled(self, counts: Counts) -> Reals:
         lengths = self._lengths(counts).astype(np.float64)
         times = np.zeros((*counts.shape[:-1], self._n_layers))
         for table, places in self._places:
@@ -93,7 +92,7 @@ class LayerSum:
             times[..., places] = table(inputs, outputs)
         for place, blocks in self._blocks:
             times[..., place] *= blocks(counts).prod(-1)
-        total: Floats = times.sum(-1)
+        total: Reals = times.sum(-1)
         return total
 
 
@@ -107,8 +106,8 @@ class LatencyModel:
     """
 
     layers: LayerSum
-    sums: Floats
-    ms: Floats
+    sums: Reals
+    ms: Reals
     mean_error: float
     worst_error: float
 
@@ -116,10 +115,10 @@ class LatencyModel:
         """Milliseconds of a pass; `counts` has shape (n_groups,)."""
         return float(self.many(counts))
 
-    def many(self, counts: Counts) -> Floats:
+    def many(self, counts: Counts) -> Reals:
         """Counts of shape (..., n_groups) give milliseconds of shape (...)."""
         at = np.log(np.maximum(self.layers(counts), 1e-12))
-        estimated: Floats = np.exp(np.interp(at, np.log(self.sums), np.log(self.ms)))
+        estimated: Reals = np.exp(np.interp(at, np.log(self.sums), np.log(self.ms)))
         return estimated
 
     def nanoseconds(self, counts: Counts) -> int:
@@ -182,7 +181,7 @@ class Estimation:
         drawn = random_counts(self.structure, HELD_OUT + 1, 0)[1:]
         return np.array([rounded(self.structure, kept, self.multiple) for kept in drawn])
 
-    def _measured(self, plans: Counts) -> Floats:
+    def _measured(self, plans: Counts) -> Reals:
         """Milliseconds of each plan beside the dense one, read back or measured and kept."""
         path = None
         if self.folder is not None:
@@ -201,7 +200,7 @@ class Estimation:
         return measured
 
 
-def curve(sums: Floats, measured: Floats) -> tuple[Floats, Floats]:
+def curve(sums: Reals, measured: Reals) -> tuple[Reals, Reals]:
     """A rising curve through models, the dense one first; as `LatencyModel` has it.
 
     It goes through the dense model, and for others through the mean of the nearest rising values.
@@ -239,7 +238,7 @@ def pruned(model: nn.Module, structure: Structure, kept: Counts) -> nn.Module:
     return remove(model, structure, some_of(structure, kept)).eval()
 
 
-def _parsed(data: Any, n_plans: int) -> Floats:
+def _parsed(data: Any, n_plans: int) -> Reals:
     measured = np.array(data["measured_ms"], dtype=np.float64)
     if measured.shape != (n_plans,) or not (measured > 0.0).all():
         raise ValueError(f"it must have {n_plans} times above 0; it has shape {measured.shape}")

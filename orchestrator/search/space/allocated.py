@@ -17,7 +17,7 @@ from orchestrator.search.space.allocation import (
     Ratios,
     Shares,
     allocate,
-    along,
+    between_allocations,
     lowest_level,
 )
 from orchestrator.search.space.contract import Params, SearchContext
@@ -127,7 +127,7 @@ def _instead_of_even(
     widths = context.widths
     sizes = context.structure.sizes[:widths]
     allocations = context.allocations[:, :widths]
-    return lambda target: along(sizes, macs, target, allocations)
+    return lambda target: between_allocations(sizes, macs, target, allocations)
 
 
 def ranked(context: SearchContext, macs: Callable[[Counts], int]) -> Callable[[int], Counts] | None:

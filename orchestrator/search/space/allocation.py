@@ -96,7 +96,7 @@ def scaled(sizes: Counts, macs: Macs, target: int, share: Ratios, least: int = 1
     return counts(lowest_level(counts, macs, target, -8.0, 8.0))
 
 
-def along(sizes: Counts, macs: Macs, target: int, allocations: Counts) -> Counts:
+def between_allocations(sizes: Counts, macs: Macs, target: int, allocations: Counts) -> Counts:
     """Counts on the way from one of the `allocations` to the next, within `target` MACs.
 
     Each allocation lies within the one before; shape (n_allocations, n_groups). The way begins at
