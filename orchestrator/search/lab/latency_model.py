@@ -170,12 +170,16 @@ class Estimation:
         return replace(fitted, mean_error=float(errors.mean()), worst_error=float(errors.max()))
 
     def _on_curve(self) -> Counts:
-        """The dense model, models of equal ratios, and the smallest one; (n_models, n_groups)."""
+        """The dense model, models of equal ratios, and the smallest one; (n_models, n_groups).
+
+        Ratios that round to the same widths are one model.
+        """
         plans = [self.structure.sizes]
         for ratio in CURVE:
             plans.append(evenly(self.structure, ratio, self.multiple))
         plans.append(rounded(self.structure, self.structure.least, self.multiple))
-        return np.array(plans)
+        distinct = dict.fromkeys([tuple(kept) for kept in plans])
+        return np.array(list(distinct))
 
     def _random(self) -> Counts:
         drawn = random_counts(self.structure, HELD_OUT + 1, 0)[1:]
