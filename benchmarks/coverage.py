@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -294,14 +295,20 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
 def totals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many models are found, how much of them can go, and where torch-pruning fails."""
     found = [row for row in rows if "groups" in row]
-    shares = [float(row["prunable_macs"].rstrip("%")) for row in found]
-    most = sum(share >= 90.0 for share in shares)
+    missing = [row["model"] for row in rows if "groups" not in row]
+    less = [row["model"] for row in found if float(row["prunable_macs"].rstrip("%")) < 90.0]
     exact = sum(row["exact"] == "yes" for row in found)
     theirs = sum(str(row["theirs"]).endswith("runs") for row in found)
-    return [
-        f"Of {len(rows)} models {len(found)} are found. In {most} of these at least 90 % of the",
-        f"MACs can be pruned, and in {exact} the MACs are exact. torch-pruning halves {theirs}.",
-    ]
+    text = (
+        f"Of {len(rows)} models {len(found)} are found. In {len(found) - len(less)} of these at "
+        f"least 90 % of the MACs can be pruned, and in {exact} the MACs are exact. torch-pruning "
+        f"halves {theirs}."
+    )
+    if less:
+        text += f" Below 90 %, each with its reasons: {', '.join(less)}."
+    if missing:
+        text += f" Beyond the limits of time and memory: {', '.join(missing)}."
+    return textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
