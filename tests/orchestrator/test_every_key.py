@@ -98,7 +98,6 @@ CHANGED: dict[str, Any] = {
     "job._target_": "orchestrator.jobs.checked.inspect",
     "device": "quantum",
     "threads": 2,
-    "memory_format": "channels_last",
     "made_up": {"noise": 0.5},
     "study.name": "another",
     "study.out": "elsewhere",
@@ -149,6 +148,7 @@ ELSEWHERE = {
     "objectives.engine_threads": "tests/orchestrator/test_latency.py",
     "trainer.precision": "tests/phases/test_trainer_options.py",
     "trainer.accumulate_grad_batches": "tests/phases/test_trainer_options.py",
+    "memory_format": "tests/search/test_kernels.py",
     "method.prune_frozen": "tests/pruning/test_left_whole.py",
     "method.calibration_batches": "tests/search/test_run_plan.py",
 }

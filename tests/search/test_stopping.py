@@ -192,6 +192,14 @@ def test_settings_out_of_range_are_refused() -> None:
         Pareto(max_drop=0.0)
 
 
+@dataclass(frozen=True)
+class MadePlan:
+    """Parameters in the place of a plan."""
+
+    params: dict[str, float]
+    asked: tuple[object, ...] = ()
+
+
 class Made:
     """A space of the log FLOPs and six choices that cost loss where they are off."""
 
@@ -208,8 +216,8 @@ class Made:
     def chain(self, context: Any, flops_ratio: float) -> dict[str, float]:
         return {"octaves": math.log2(flops_ratio), **{f"u{i}": 0.5 for i in range(6)}}
 
-    def propose(self, context: Any, params: Any) -> Any:
-        return params
+    def propose(self, context: Any, params: Any) -> MadePlan:
+        return MadePlan(params)
 
 
 UNITS = 4
@@ -220,8 +228,9 @@ def final_loss(params: dict[str, float]) -> float:
     return 0.05 + 0.1 * 2.0 ** (-0.55 * params["octaves"]) + 0.4 * off
 
 
-def noisy(params: Any, number: int, report: Report) -> Measurement:
+def noisy(plan: Any, number: int, report: Report) -> Measurement:
     """Learning speeds differ, and early rungs are noisier than late ones."""
+    params = plan.params
     rng, ratio = np.random.default_rng([7, number]), 2.0 ** params["octaves"]
     rungs: list[tuple[int, dict[str, float]]] = []
     reason = None
