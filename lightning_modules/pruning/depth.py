@@ -100,14 +100,23 @@ def _before(seen: list[_Call | None]) -> Any:
     """A hook that records the call, None if it does not begin with a tensor."""
 
     def record(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if args and isinstance(args[0], Tensor):
-            # the block may write into them, as decoders do into their caches
-            others, named = copy.deepcopy((args[1:], options))
-            seen.append(_Call(args[0].clone(), others, named))
-        else:
-            seen.append(None)
+        seen.append(_call(args, options))
 
     return record
+
+
+def _call(args: tuple[Any, ...], options: Mapping[str, Any]) -> _Call | None:
+    """The call as it is before the block writes into it, as decoders do into their caches.
+
+    None where no tensor comes first, or something cannot be copied.
+    """
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    try:
+        others, named = copy.deepcopy((args[1:], options))
+    except Exception:  # whatever a user's object raises
+        return None
+    return _Call(args[0].clone(), others, named)
 
 
 def _after(seen: list[_Call | None]) -> Any:

@@ -83,12 +83,17 @@ def _turn(runs: Sequence[Pass]) -> list[float]:
     seconds = []
     for run in runs:
         run()
-        before = waited()
-        begin = time.perf_counter()
-        run()
-        passed = time.perf_counter() - begin
-        seconds.append(max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed))
+        seconds.append(_seconds(run))
     return seconds
+
+
+def _seconds(run: Pass) -> float:
+    """Seconds of one pass, without its wait for a core."""
+    before = waited()
+    begin = time.perf_counter()
+    run()
+    passed = time.perf_counter() - begin
+    return max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed)
 
 
 def cold_ms(run: Pass, evict: Pass) -> float:
@@ -99,11 +104,7 @@ def cold_ms(run: Pass, evict: Pass) -> float:
     seconds = []
     for _ in range(COLD_WARM_UP + COLD_PASSES):
         evict()
-        before = waited()
-        begin = time.perf_counter()
-        run()
-        passed = time.perf_counter() - begin
-        seconds.append(max(passed - longest_wait(before, waited()), LEAST_COUNTED * passed))
+        seconds.append(_seconds(run))
     return MILLI * float(np.quantile(seconds[COLD_WARM_UP:], 0.25))
 
 

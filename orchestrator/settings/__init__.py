@@ -358,7 +358,7 @@ class Settings(Part):
         whole["phases"].pop("confirm")
         whole["method"]["depth"] = self.depth
         if self.target != FLOPS_TARGET:
-            # studies of latencies from before there were targets of them had others
+            # an older study of latencies had targets of FLOPs, and is another search
             whole["target"] = self.target
         return whole
 

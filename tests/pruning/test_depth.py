@@ -5,7 +5,7 @@ costs then.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -289,6 +289,23 @@ def test_a_block_is_called_once_with_a_tensor_first_and_shares_nothing() -> None
     ]
     for model, expected in cases:
         assert found_in(model)[0] == expected
+
+
+class Counting(Add):
+    """Counts its calls on what it is called with, which cannot be copied."""
+
+    def forward(self, x: Tensor, calls: Iterator[int]) -> Tensor:  # type: ignore[override]
+        next(calls)
+        return super().forward(x)
+
+
+def test_a_block_whose_call_cannot_be_copied_stays() -> None:
+    model = Around(Counting(), lambda body, x: body(x, count_up()))
+    assert found_in(model)[0] == []
+
+
+def count_up() -> Iterator[int]:
+    yield from range(9)
 
 
 def test_a_block_that_the_model_looks_into_stays_and_says_why() -> None:

@@ -84,6 +84,7 @@ class Matches:
 
 
 def matches_of(confirmation: Confirmation, front: Sequence[ConfirmedRow]) -> Matches:
+    """Every model of the front, and those among them whose matches are confirmed."""
     most = confirmation.final.lab.phases.confirm.max_baseline_models
     trials = tuple([row.trial for row in front if row.trial is not None])
     chosen = spread_out([float(row.cost) for row in front], most)

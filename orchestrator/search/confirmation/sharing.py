@@ -29,7 +29,7 @@ from orchestrator.stored import read_cache
 SHARED = "confirming"
 """Attribute of the study: what its processes confirm now; None where they confirm nothing."""
 HELPED = "helped"
-"""Attribute of the study: whether a process of another command has helped with it."""
+"""Attribute of the study: whether a process beside the leader has ever helped with it."""
 SETTLED_SECONDS = 0.2
 """Seconds between two looks at what is settled."""
 
